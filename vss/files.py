@@ -1,0 +1,96 @@
+"""Files that are either whole or absent: temporary file, then rename. JSON with a schema number. Hashes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vss.errors import VssError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@contextlib.contextmanager
+def atomic(path: Path | str) -> Iterator[Path]:
+    """Give a temporary path in the same folder; on success rename it to `path`, on any error remove it.
+
+    The temporary name keeps the suffix of `path`, since writers (numpy, PIL, onnx) look at it.
+    A full disk or a folder that cannot be written is one `VssError`.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise _write_error(path, error) from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _write_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_error(path: Path, error: OSError) -> VssError:
+    reason = error.strerror or str(error)
+    return VssError(f"{path} cannot be written ({reason}); free some space or choose another place.")
+
+
+def write_json(path: Path | str, data: Mapping[str, Any]) -> Path:
+    """Write JSON atomically, stable key order as given, NaN refused."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
+    return Path(path)
+
+
+def read_json(path: Path | str, *, kind: str, schema: int) -> dict[str, Any]:
+    """Read a JSON object that carries `kind` and `schema`; older schemas are accepted, newer ones refused."""
+    path = Path(path)
+    try:
+        data = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise VssError(f"{path} does not exist; expected a {kind} file.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise VssError(f"{path} is not JSON ({error}); expected a {kind} file.") from error
+    if not isinstance(data, dict) or data.get("kind") != kind:
+        found = data.get("kind") if isinstance(data, dict) else type(data).__name__
+        raise VssError(f"{path} holds {found!r}; expected a file of kind {kind!r}.")
+    if not isinstance(data.get("schema"), int) or data["schema"] > schema:
+        raise VssError(
+            f"{path} has schema {data.get('schema')!r}; this version reads up to {schema}: upgrade vss to read it."
+        )
+    return data
+
+
+def sha256_file(path: Path | str) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(data: Any) -> str:
+    """Hex SHA-256 of canonical JSON (sorted keys, no spaces)."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def sha256_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Hex SHA-256 over names, dtypes, shapes and bytes of a state dict, independent of its order and device."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

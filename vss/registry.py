@@ -1,0 +1,96 @@
+"""Names to things: models, datasets, criteria, backends.
+
+A registry refuses a second owner of a name and answers an unknown name with the closest one. A user's package adds its
+own entries without a fork, either by the entry-point group `vss.plugins` (each entry point names a module whose import
+registers things) or by `--plugin MODULE` on the command line, which calls `load_plugin`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
+
+from vss.errors import VssError, unknown
+
+T = TypeVar("T")
+ENTRY_POINT_GROUP = "vss.plugins"
+
+
+class Registry(Generic[T]):
+    """A dictionary of named things of one kind, with aliases.
+
+    >>> colours = Registry[int]("colour")
+    >>> colours.add("red", 1, aliases=["r"])
+    1
+    >>> colours["r"], colours.canonical("r"), colours.names()
+    (1, 'red', ['red'])
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._items: dict[str, T] = {}
+        self._aliases: dict[str, str] = {}
+
+    def add(self, name: str, item: T, *, aliases: Iterable[str] = ()) -> T:
+        """Register `item`; raises `VssError` when the name or an alias is taken."""
+        aliases = list(aliases)
+        for key in (name, *aliases):
+            if key in self._items or key in self._aliases:
+                raise VssError(f"{self.kind} {key!r} is registered already by {self[key]!r}; choose another name.")
+        self._items[name] = item
+        self._aliases.update(dict.fromkeys(aliases, name))
+        return item
+
+    def register(self, name: str, *, aliases: Iterable[str] = ()) -> Callable[[T], T]:
+        """Decorator form of `add`."""
+        return lambda item: self.add(name, item, aliases=aliases)
+
+    def canonical(self, name: str) -> str:
+        """The registered name behind a name or an alias."""
+        name = self._aliases.get(name, name)
+        if name not in self._items:
+            load_entry_points()
+            name = self._aliases.get(name, name)
+        if name not in self._items:
+            raise unknown(self.kind, name, [*self._items, *self._aliases])
+        return name
+
+    def __getitem__(self, name: str) -> T:
+        return self._items[self.canonical(name)]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._items or name in self._aliases
+
+    def names(self) -> list[str]:
+        """The canonical names, sorted."""
+        load_entry_points()
+        return sorted(self._items)
+
+    def aliases(self, name: str) -> list[str]:
+        """The other names of a canonical name."""
+        return sorted(alias for alias, target in self._aliases.items() if target == name)
+
+
+def load_plugin(module: str) -> None:
+    """Import a user's module so that it registers its own nets, datasets and criteria."""
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise VssError(
+            f"plugin module {module!r} cannot be imported ({error}); install it or put its folder on PYTHONPATH."
+        ) from error
+
+
+_entry_points_loaded = False
+
+
+def load_entry_points() -> None:
+    """Import every module named by the entry-point group `vss.plugins`, once per process."""
+    global _entry_points_loaded
+    if _entry_points_loaded:
+        return
+    _entry_points_loaded = True
+    for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+        point.load()
