@@ -1,0 +1,91 @@
+"""torchvision ResNets as feature pyramids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vss.errors import VssError
+
+STAGES = ("layer1", "layer2", "layer3", "layer4")
+
+
+class ResNetFeatures(nn.Module):
+    """A torchvision ResNet without its classifier.
+
+    (N, 3, H, W) -> [(N, C1, H/4, W/4), (N, C2, H/8, ..), (N, C3, H/16, ..), (N, C4, H/32, ..)]; strides 2 of the last
+    stages turn into dilation where `dilate` says so, in the order (layer2, layer3, layer4).
+    """
+
+    def __init__(self, depth: int, *, dilate: tuple[bool, bool, bool] = (False, False, False)) -> None:
+        super().__init__()
+        from torchvision.models import resnet
+
+        if depth < 50 and any(dilate):
+            raise ValueError(f"ResNet-{depth} has basic blocks, which torchvision does not dilate; leave dilate off")
+        factory = getattr(resnet, f"resnet{depth}")
+        options = {"replace_stride_with_dilation": list(dilate)} if any(dilate) else {}
+        net = factory(weights=None, **options)
+        self.stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
+        for stage in STAGES:
+            setattr(self, stage, getattr(net, stage))
+        expansion = 1 if depth < 50 else 4
+        self.channels = [width * expansion for width in (64, 128, 256, 512)]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """x: (N, 3, H, W). Returns the four stage outputs, finest first."""
+        x = self.stem(x)
+        features = []
+        for stage in STAGES:
+            x = getattr(self, stage)(x)
+            features.append(x)
+        return features
+
+
+def load_backbone(backbone: nn.Module, path: Path | str) -> None:
+    """Load local ImageNet weights in torchvision's ResNet layout into a `ResNetFeatures`; the classifier is left out.
+
+    `path` is a .safetensors, .pt or .pth file; pickles of code are refused (`weights_only=True`).
+    """
+    state = read_state_dict(path)
+    renames = {"conv1.": "stem.0.", "bn1.": "stem.1."}
+    state = {
+        next((new + key[len(old) :] for old, new in renames.items() if key.startswith(old)), key): value
+        for key, value in state.items()
+        if not key.startswith("fc.")
+    }
+    try:
+        backbone.load_state_dict(state)
+    except RuntimeError as error:
+        raise VssError(f"{path} does not fit this backbone: {str(error).splitlines()[1].strip()}") from error
+
+
+def read_state_dict(path: Path | str) -> dict[str, Tensor]:
+    """Read a flat state dict from safetensors or from a torch file, never running code from it."""
+    import pickle
+
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    if not path.is_file():
+        raise VssError(f"weights file {path} does not exist.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise VssError(f"{path} is truncated or no safetensors file ({error}); copy it again.") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise VssError(
+            f"{path} cannot be read as weights alone ({str(error).splitlines()[0]}); expected a state dict saved by "
+            "torch.save or safetensors: re-save model.state_dict() from the code that made it."
+        ) from error
+    for key in ("state_dict", "model", "model_state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise VssError(f"{path} holds no state dict of tensors; re-save model.state_dict() from the code that made it.")
+    return {key.removeprefix("module."): value for key, value in state.items()}

@@ -1,0 +1,37 @@
+"""Structured channel pruning: groups -> scores -> budget -> plan -> cut.
+
+>>> plan = make_plan(model, example, criterion="l1", budget={"kind": "macs", "keep": 0.5})   # doctest: +SKIP
+>>> small = apply_plan(model, plan)                                                          # doctest: +SKIP
+"""
+
+from vss.prune.apply import apply_plan, masked, recalibrate_bn
+from vss.prune.budget import Budget
+from vss.prune.cost import CostModel, count
+from vss.prune.criteria import CRITERIA, Criterion, make_criterion
+from vss.prune.groups import Group, Groups, Locked, Slot
+from vss.prune.make import make_plan, verify
+from vss.prune.plan import Plan
+from vss.prune.stats import COLLECTORS, collect
+from vss.prune.trace import find_groups
+
+__all__ = [
+    "COLLECTORS",
+    "CRITERIA",
+    "Budget",
+    "CostModel",
+    "Criterion",
+    "Group",
+    "Groups",
+    "Locked",
+    "Plan",
+    "Slot",
+    "apply_plan",
+    "collect",
+    "count",
+    "find_groups",
+    "make_criterion",
+    "make_plan",
+    "masked",
+    "recalibrate_bn",
+    "verify",
+]

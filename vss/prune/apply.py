@@ -1,0 +1,165 @@
+"""Cut a network by a plan, or mask it: pure tensor slicing, no tracing, no data, no criterion."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vss.errors import VssError
+from vss.files import sha256_tensors
+from vss.prune.plan import Plan
+
+
+def apply_plan(model: nn.Module, plan: Plan, *, check_weights: bool = True) -> nn.Module:
+    """Return a smaller copy of `model`; the original is untouched.
+
+    Args:
+        model: the network that the plan was made for.
+        plan: what to keep.
+        check_weights: refuse a model whose weights are not those of the plan. Off where only the shapes matter, as in
+            rebuilding a checkpoint before its weights are loaded.
+
+    Raises:
+        VssError: a plan of another network or of other weights.
+    """
+    check_plan(model, plan, check_weights=check_weights)
+    small = copy.deepcopy(model)
+    tensors = _tensors(small)
+    sizes_before = {name: tuple(value.shape) for name, value in tensors.items()}
+    for name, dims in removed_positions(plan).items():
+        value = tensors[name].data
+        for dim, gone in dims.items():
+            stay = torch.ones(value.shape[dim], dtype=torch.bool)
+            stay[gone] = False
+            value = value.index_select(dim, stay.nonzero().flatten().to(value.device))
+        _replace(small, name, value)
+    touched = {name.rpartition(".")[0] for name in removed_positions(plan)}
+    for name in touched:
+        _sync_attributes(small.get_submodule(name), sizes_before.get(f"{name}.weight"))
+    return small
+
+
+def masked(model: nn.Module, plan: Plan) -> nn.Module:
+    """Return a copy of the same shape in which every removed slice is zero; it computes what `apply_plan`'s net does.
+
+    The running variance is left alone, since 0/sqrt(0 + eps) is 0 as well and 1/0 never arises.
+    """
+    check_plan(model, plan, check_weights=False)
+    model = copy.deepcopy(model)
+    tensors = _tensors(model)
+    with torch.no_grad():
+        for name, dims in removed_positions(plan).items():
+            if name.endswith("running_var"):
+                continue
+            for dim, gone in dims.items():
+                tensors[name].index_fill_(dim, gone.to(tensors[name].device), 0)
+    return model
+
+
+def removed_positions(plan: Plan) -> dict[str, dict[int, Tensor]]:
+    """Tensor name -> dim -> positions that go (int64), from all groups of the plan."""
+    table: dict[str, dict[int, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+    for group in plan.groups:
+        gone = group.removed()
+        if len(gone):
+            for slot in group.slots:
+                table[slot.tensor][slot.dim].append(slot.slot().indices(gone))
+    return {name: {dim: torch.cat(parts) for dim, parts in dims.items()} for name, dims in table.items()}
+
+
+def check_plan(model: nn.Module, plan: Plan, *, check_weights: bool) -> None:
+    """Refuse a plan that names another network, other shapes or other weights."""
+    name = getattr(model, "name", "") or type(model).__name__
+    if plan.model != name:
+        raise VssError(f"the plan is for model {plan.model!r} and was given a {name!r}; make a plan for this one.")
+    tensors = _tensors(model)
+    for group in plan.groups:
+        for slot in group.slots:
+            value = tensors.get(slot.tensor)
+            needed = slot.offset + group.channels * slot.block
+            if value is None or slot.dim >= value.ndim or value.shape[slot.dim] < needed:
+                found = "none" if value is None else tuple(value.shape)
+                raise VssError(
+                    f"the plan needs {needed} slices along dim {slot.dim} of {slot.tensor} and found {found}; "
+                    f"it was made for other options or for an uncut {name!r}."
+                )
+    if check_weights and sha256_tensors(model.state_dict()) != plan.weights_sha256:
+        raise VssError(
+            f"the plan was made for other weights of {name!r} (hash {plan.weights_sha256[:12]}); "
+            "give the checkpoint it was made from, or make a new plan."
+        )
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def _replace(model: nn.Module, name: str, value: Tensor) -> None:
+    parent, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(parent)
+    old = getattr(owner, leaf)
+    if isinstance(old, nn.Parameter):
+        setattr(owner, leaf, nn.Parameter(value.contiguous(), requires_grad=old.requires_grad))
+    else:
+        owner.register_buffer(leaf, value.contiguous(), persistent=leaf not in owner._non_persistent_buffers_set)
+
+
+def _sync_attributes(module: nn.Module, before: tuple[int, ...] | None) -> None:
+    """Make a layer's size attributes say what its tensors now say."""
+    weight = getattr(module, "weight", None)
+    if isinstance(module, nn.modules.conv._ConvNd):
+        if module.groups > 1:  # depthwise is the only grouped convolution that is ever cut
+            module.groups = module.in_channels = module.out_channels = weight.shape[0]
+        elif module.transposed:
+            module.in_channels, module.out_channels = weight.shape[:2]
+        else:
+            module.out_channels, module.in_channels = weight.shape[:2]
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        owner = weight if weight is not None else module.running_mean
+        module.num_features = owner.shape[0]
+    elif isinstance(module, nn.GroupNorm):
+        module.num_groups = module.num_groups * weight.shape[0] // before[0]
+        module.num_channels = weight.shape[0]
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = weight.shape[0]
+
+
+@torch.no_grad()
+def recalibrate_bn(
+    model: nn.Module, batches: Iterable[Tensor], *, forward: Callable[[nn.Module, Tensor], Any] | None = None
+) -> int:
+    """Recompute batch-norm running statistics as the plain average over `batches` of (N, 3, H, W); forward only.
+
+    Removing channels changes what later layers see; this is done before any accuracy without fine-tuning is reported.
+    A batch norm on 1x1 maps needs N > 1. Returns the number of batches seen.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    if not norms:
+        return 0
+    training, momenta = model.training, [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    model.eval()
+    for norm in norms:
+        norm.train()
+    count = 0
+    for count, batch in enumerate(batches, start=1):
+        (forward or _call)(model, batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.train(training)
+    if not count:
+        raise VssError("batch norms were to be recalibrated on no batches; give at least one.")
+    return count
+
+
+def _call(model: nn.Module, batch: Tensor) -> Any:
+    return model.forward_train(batch) if hasattr(model, "forward_train") else model(batch)

@@ -1,0 +1,155 @@
+"""From scores to kept channels under a budget.
+
+One walk for all kinds of budget: channels are sorted by (score, group, channel), and the walk removes them from the
+lowest on, never below a group's floor; alignment is applied inside the walk by moving each group's kept count to the
+nearest allowed one. The cost falls as the walk advances, so the smallest walk that meets the budget is found by
+bisection. No group is ever vetoed to "keep all" and none is ever emptied (torch-pruning does both: a global
+threshold that would empty a group makes it keep everything, and ties overshoot).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor
+
+from vss.errors import VssError
+from vss.prune.cost import CostModel
+from vss.prune.groups import Group
+
+
+class Budget(BaseModel):
+    """How much may stay.
+
+    Attributes:
+        kind: what is counted: channels, params or macs.
+        keep: fraction that stays, in (0, 1]; 0.5 halves the count.
+        scope: "global" ranks all channels together; "local" removes the same fraction from every group.
+        floor: least fraction of a group that stays (at least one channel always does).
+        align: kept counts are multiples of this, where the group is wider than it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["channels", "params", "macs"] = "macs"
+    keep: float = Field(default=0.5, gt=0, le=1)
+    scope: Literal["global", "local"] = "global"
+    floor: float = Field(default=0.1, ge=0, le=1)
+    align: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _floor_leaves_room(self) -> Self:
+        if self.kind == "channels" and self.floor > self.keep:
+            raise ValueError(f"floor {self.floor} is above keep {self.keep}")
+        return self
+
+    @classmethod
+    def make(cls, **options: Any) -> Budget:
+        """Build with one clear sentence for bad values."""
+        try:
+            return cls(**options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"]) or "budget"
+            raise VssError(f"budget: {field} is {first['input']!r}; {first['msg']}.") from error
+
+
+def allowed_counts(group: Group, budget: Budget) -> Tensor:
+    """For each walked count 0..C of a group, the count that really stays (int64, length C + 1).
+
+    Entry i answers "i channels would stay": at least the floor, whole units, the nearest multiple of `align`.
+    """
+    total, unit = group.channels, group.unit
+    floor = max(1, int(total * budget.floor))
+    step = budget.align if total > budget.align else 1
+    if step % unit and unit % step:
+        step = unit
+    step = max(step, unit)
+    choices = sorted({count for count in [*range(step, total + 1, step), total] if count >= floor})
+    table = torch.tensor(choices)
+    wanted = torch.arange(total + 1)
+    distance = (table[None, :] - wanted[:, None]).abs()
+    return table[distance.argmin(dim=1)]
+
+
+def rank(groups: list[Group], scores: dict[str, Tensor]) -> Tensor:
+    """Group index of each removal step, lowest score first: (sum of channels,) int64; ties by (group, channel)."""
+    values, owners, channels = [], [], []
+    for index, group in enumerate(groups):
+        values.append(scores[group.id].double())
+        owners.append(torch.full((group.channels,), index))
+        channels.append(torch.arange(group.channels))
+    order = torch.argsort(torch.cat(values), stable=True)
+    return torch.cat(owners)[order]
+
+
+def search(groups: list[Group], scores: dict[str, Tensor], cost: CostModel, budget: Budget) -> dict[str, Tensor]:
+    """Kept channel numbers (ascending int64) per group id for the longest-kept network within the budget.
+
+    Args:
+        groups: in model order.
+        scores: (C,) float, higher is more important, comparable across groups when the scope is global.
+        cost: analytic cost of the network.
+        budget: what to meet.
+
+    Raises:
+        VssError: the floors make the budget unreachable (says what is the least that can be reached).
+    """
+    tables = [allowed_counts(group, budget) for group in groups]
+    if budget.kind == "channels" and budget.scope == "local":  # the published integer rule, no search
+        counts = [int(t[int(g.channels * budget.keep + 1e-9)]) for g, t in zip(groups, tables, strict=True)]
+        return _pick(groups, scores, counts)
+    target = budget.keep * cost.total(budget.kind, groups, [group.channels for group in groups])
+    counts = _global_counts(groups, scores, tables) if budget.scope == "global" else _local_counts(groups, tables)
+    length = counts.shape[0] - 1
+
+    def spent(step: int) -> float:
+        return cost.total(budget.kind, groups, counts[step].tolist())
+
+    least = spent(length)
+    if least > target * (1 + 1e-9):
+        whole = target / budget.keep
+        raise VssError(
+            f"the budget asks for {budget.keep:.3f} of the {budget.kind} and the floor of {budget.floor} a group allows "
+            f"no less than {least / whole:.3f}; ask for more or lower the floor."
+        )
+    low, high = 0, length
+    while low < high:
+        middle = (low + high) // 2
+        if spent(middle) <= target * (1 + 1e-9):
+            high = middle
+        else:
+            low = middle + 1
+    return _pick(groups, scores, counts[low].tolist())
+
+
+def _pick(groups: list[Group], scores: dict[str, Tensor], counts: list[int]) -> dict[str, Tensor]:
+    return {g.id: top_channels(scores[g.id], count, g.unit) for g, count in zip(groups, counts, strict=True)}
+
+
+def _global_counts(groups: list[Group], scores: dict[str, Tensor], tables: list[Tensor]) -> Tensor:
+    """(steps + 1, groups) kept counts along the global walk."""
+    owners = rank(groups, scores)
+    removed = torch.zeros(len(owners) + 1, len(groups), dtype=torch.int64)
+    removed[1:] = torch.nn.functional.one_hot(owners, len(groups)).cumsum(dim=0)
+    columns = zip(groups, tables, removed.unbind(dim=1), strict=True)
+    return torch.stack([table[group.channels - gone] for group, table, gone in columns], dim=1)
+
+
+def _local_counts(groups: list[Group], tables: list[Tensor], *, steps: int = 1000) -> Tensor:
+    """(steps + 1, groups) kept counts when every group loses the fraction step / steps, cut to whole channels."""
+    left = steps - torch.arange(steps + 1)
+    return torch.stack([t[g.channels * left // steps] for g, t in zip(groups, tables, strict=True)], dim=1)
+
+
+def top_channels(scores: Tensor, count: int, unit: int = 1) -> Tensor:
+    """The `count` best channels, ascending; ties keep the higher channel number, as the walk removes lower ones first.
+
+    With a unit above 1 whole blocks of neighbours are ranked by their mean score.
+    """
+    blocks = scores.double().reshape(-1, unit).mean(dim=1)
+    order = torch.argsort(blocks, stable=True)
+    chosen = order[len(order) - count // unit :].sort().values
+    return (chosen[:, None] * unit + torch.arange(unit)).reshape(-1)

@@ -1,0 +1,141 @@
+"""`make_plan`: groups, one calibration pass, scores, budget search, plan. Pure: the network is not changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vss.errors import VssError
+from vss.files import sha256_tensors
+from vss.prune.budget import Budget, search
+from vss.prune.cost import CostModel
+from vss.prune.criteria import CRITERIA, Criterion, make_criterion, score_groups
+from vss.prune.groups import Groups
+from vss.prune.plan import Plan, plan_group
+from vss.prune.stats import Batch, Loss, Stats, collect
+from vss.prune.trace import find_groups
+
+
+def make_plan(
+    model: nn.Module,
+    example: Tensor,
+    *,
+    criterion: str | Criterion = "l1",
+    budget: Budget | dict[str, Any] | None = None,
+    batches: Iterable[Batch] | None = None,
+    loss: Loss | None = None,
+    seed: int = 0,
+    keep: Iterable[str] = (),
+    groups: Groups | None = None,
+    calibration: dict[str, Any] | None = None,
+    forward: Callable[[nn.Module, Tensor], Any] | None = None,
+) -> Plan:
+    """Decide which channels stay.
+
+    Args:
+        model: the network; neither its weights nor its state change.
+        example: an input of the size at which MACs count, (N, 3, H, W).
+        criterion: a registered name or a `Criterion` with options.
+        budget: what may stay; default half the MACs.
+        batches: calibration batches, whatever `loss` takes; needed by criteria with statistics.
+        loss: (model, batch) -> scalar mean loss over all heads.
+        seed: for criteria that draw.
+        keep: layers whose channels stay.
+        groups: result of `find_groups`, to save the tracing when it is known.
+        calibration: facts about the calibration set, written into the plan.
+        forward: how to call the model so that all heads are reached.
+
+    Returns:
+        The plan, deterministic for equal arguments.
+    """
+    criterion = make_criterion(criterion) if isinstance(criterion, str) else criterion
+    budget = budget if isinstance(budget, Budget) else Budget.make(**(budget or {}))
+    groups = groups or find_groups(model, example, forward=forward, keep=keep)
+    members = list(groups)
+    if not members:
+        raise VssError("no prunable channels were found; every layer is locked: see `vss prune --dry-run`.")
+    collected, seen = collect(model, members, criterion.needs, batches, loss)
+    scores = score_groups(criterion, members, Stats(model, collected, seed=seed))
+    cost = CostModel.measure(model, example)
+    kept = search(members, scores, cost, budget)
+    counts = [len(kept[group.id]) for group in members]
+    full = [group.channels for group in members]
+    return Plan(
+        model=getattr(model, "name", "") or type(model).__name__,
+        options=dict(getattr(model, "options", {})),
+        num_classes=getattr(model, "num_classes", None),
+        weights_sha256=sha256_tensors(model.state_dict()),
+        criterion=criterion_name(criterion),
+        criterion_options=criterion.options(),
+        budget=budget.model_dump(),
+        calibration={**(calibration or {}), "batches": seen, "input_size": list(example.shape[-2:])},
+        seed=seed,
+        cost_before={kind: cost.total(kind, members, full) for kind in ("channels", "params", "macs")},
+        cost_after={kind: cost.total(kind, members, counts) for kind in ("channels", "params", "macs")},
+        groups=tuple(plan_group(group, kept[group.id]) for group in members),
+    )
+
+
+def criterion_name(criterion: Criterion) -> str:
+    """The registered name of a criterion, or its class name when it is a user's own."""
+    names = [name for name in CRITERIA.names() if CRITERIA[name] is type(criterion)]
+    return names[0] if names else type(criterion).__name__
+
+
+def verify(model: nn.Module, small: nn.Module, plan: Plan, sizes: Iterable[tuple[int, int]]) -> dict[str, Any]:
+    """Prove a cut: masked network == sliced network, same heads, forward and backward at every size.
+
+    Args:
+        model: before.
+        small: what `apply_plan(model, plan)` returned, before any training.
+        plan: the plan.
+        sizes: at least two (H, W).
+
+    Returns:
+        Figures for the report: `masked_max_abs`, `masked_max_rel` (relative to the largest output), `sizes`, `outputs`.
+
+    Raises:
+        VssError: a relative difference above 1e-4, an output of another shape or a missing gradient.
+    """
+    from vss.prune.apply import masked
+    from vss.prune.trace import default_forward, flatten
+
+    mask = masked(model, plan).eval()
+    generator = torch.Generator().manual_seed(0)
+    device = next(small.parameters()).device
+    worst_abs, worst_rel, shapes = 0.0, 0.0, []
+    for size in sizes:
+        x = torch.randn(2, 3, *size, generator=generator).to(device)
+        with torch.no_grad():
+            wanted, got = flatten(default_forward(mask, x)), flatten(default_forward(small.eval(), x))
+        if [t.shape for t in wanted] != [t.shape for t in got]:
+            raise VssError(f"the cut network's outputs have shapes {[tuple(t.shape) for t in got]}; the heads changed.")
+        for a, b in zip(wanted, got, strict=True):
+            difference = float((a - b).abs().max())
+            worst_abs = max(worst_abs, difference)
+            worst_rel = max(worst_rel, difference / (float(a.abs().max()) + 1e-12))
+        _check_backward(small, x)
+        shapes.append([list(t.shape) for t in got])
+    if worst_rel > 1e-4:
+        raise VssError(f"the cut network differs from the masked one by {worst_rel:.2e} (relative; at most 1e-4).")
+    return {"masked_max_abs": worst_abs, "masked_max_rel": worst_rel, "sizes": [list(s) for s in sizes], "outputs": shapes}
+
+
+def _check_backward(model: nn.Module, x: Tensor) -> None:
+    """Every parameter of the cut network gets a finite gradient in evaluation mode."""
+    from vss.prune.trace import default_forward, flatten
+
+    names = [name for name, _ in model.named_parameters()]
+    with torch.enable_grad():
+        flags = [p.requires_grad for p in model.parameters()]
+        model.requires_grad_(True)
+        total = torch.stack([out.square().mean() for out in flatten(default_forward(model, x))]).sum()
+        grads = torch.autograd.grad(total, list(model.parameters()), allow_unused=True)
+        for parameter, flag in zip(model.parameters(), flags, strict=True):
+            parameter.requires_grad_(flag)
+    for name, grad in zip(names, grads, strict=True):
+        if grad is None or not torch.isfinite(grad).all():
+            raise VssError(f"the cut network gives no finite gradient for {name}.")
