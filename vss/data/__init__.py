@@ -1,0 +1,33 @@
+"""Data sets: files to pairs, pairs to tensors, checks, and generated sets to try everything on."""
+
+from __future__ import annotations
+
+from vss.data.images import BadSampleError
+from vss.data.labels import IGNORE, LabelTable, UnknownLabelsError
+from vss.data.loader import EpochSampler, make_loader
+from vss.data.pairs import DATASETS, Pair, SegData, guess_layout, open_data
+from vss.data.stats import class_frequencies, class_weights, count_classes
+from vss.data.synthetic import write_defects, write_street
+from vss.data.transforms import Augment, Preprocess, SegSplit
+
+__all__ = [
+    "DATASETS",
+    "IGNORE",
+    "Augment",
+    "BadSampleError",
+    "EpochSampler",
+    "LabelTable",
+    "Pair",
+    "Preprocess",
+    "SegData",
+    "SegSplit",
+    "UnknownLabelsError",
+    "class_frequencies",
+    "class_weights",
+    "count_classes",
+    "guess_layout",
+    "make_loader",
+    "open_data",
+    "write_defects",
+    "write_street",
+]

@@ -1,0 +1,215 @@
+"""Look at every file of a data root and say what is wrong with it, all at once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vss.data.images import BadSampleError, open_rgb, read_stored_mask, thread_map
+from vss.data.labels import UnknownLabelsError
+from vss.data.layouts import guess_layout
+from vss.data.pairs import open_root
+from vss.data.segdata import Pair, SegData
+from vss.data.stats import ClassCounts, Progress
+from vss.errors import VssError
+
+NEAR_BITS = 2
+"""Two images are near duplicates when their 64-bit difference hashes differ in at most this many bits."""
+
+
+@dataclass
+class Finding:
+    """What one pair holds."""
+
+    pair: Pair
+    split: str
+    size: tuple[int, int] | None = None
+    counts: np.ndarray | None = None
+    content: str | None = None
+    hash64: int = 0
+    corrupt: list[str] = field(default_factory=list)
+    mismatch: str | None = None
+    unknown: list[int] = field(default_factory=list)
+    bad_mask: str | None = None
+
+
+def difference_hash(image: Image.Image) -> int:
+    """64 bits: is each of 8 x 8 grey cells darker than its right neighbour (dHash)."""
+    grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BILINEAR), dtype=np.int16)
+    return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "big")
+
+
+def inspect(data: SegData, split: str, pair: Pair) -> Finding:
+    """Decode both files of a pair and note what they hold; damage is noted, not raised."""
+    found = Finding(pair=pair, split=split)
+    try:
+        image = open_rgb(pair.image)
+        found.size = (image.height, image.width)
+        found.content = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
+        found.hash64 = difference_hash(image)
+    except BadSampleError as error:
+        found.corrupt.append(str(error))
+    try:
+        stored = read_stored_mask(pair.mask)
+    except BadSampleError as error:
+        found.corrupt.append(str(error))
+        return found
+    if found.size is not None and stored.shape != found.size:
+        sizes = [f"{width}x{height}" for height, width in (stored.shape, found.size)]
+        found.mismatch = f"mask {pair.mask} is {sizes[0]}, its image {sizes[1]}"
+        return found
+    try:
+        found.counts = np.bincount(data.decode(stored).ravel(), minlength=256)
+    except UnknownLabelsError as error:
+        found.unknown, found.bad_mask = error.values, f"mask {pair.mask} {error}"
+    except VssError as error:
+        found.bad_mask = f"mask {pair.mask} {error}"
+    return found
+
+
+def _class_table(data: SegData, findings: list[Finding]) -> tuple[dict[str, dict[str, float]], float]:
+    rows = [found.counts for found in findings if found.counts is not None]
+    table = np.array(rows, np.int64).reshape(-1, 256)
+    counts = ClassCounts.of(table[:, : data.num_classes], ignored=int(table[:, data.ignore_index].sum()))
+    total = max(1, int(counts.pixels.sum()))
+    classes = {
+        name: {"pixels": int(pixels), "pixels_pct": 100 * int(pixels) / total, "images": int(images)}
+        for name, pixels, images in zip(data.class_names, counts.pixels, counts.images, strict=True)
+    }
+    return classes, 100 * counts.ignored / max(1, total + counts.ignored)
+
+
+def _split_report(data: SegData, findings: list[Finding]) -> dict[str, Any]:
+    classes, ignored_pct = _class_table(data, findings)
+    sides = [found.size for found in findings if found.size]
+    sizes = Counter(f"{width}x{height}" for height, width in sides)
+    return {
+        "pairs": len(findings),
+        "sizes": {
+            "distinct": len(sizes),
+            "height": [min(side[0] for side in sides), max(side[0] for side in sides)] if sides else [],
+            "width": [min(side[1] for side in sides), max(side[1] for side in sides)] if sides else [],
+            "common": dict(sizes.most_common(5)),
+        },
+        "classes": classes,
+        "ignored_pct": ignored_pct,
+    }
+
+
+def duplicates(findings: Iterable[Finding]) -> list[list[str]]:
+    """Groups of images with equal pixels that lie in more than one split, as `split/id`."""
+    groups: dict[str, list[Finding]] = defaultdict(list)
+    for found in findings:
+        if found.content is not None:
+            groups[found.content].append(found)
+    return [
+        [f"{found.split}/{found.pair.id}" for found in group]
+        for group in groups.values()
+        if len({found.split for found in group}) > 1
+    ]
+
+
+def near_duplicates(findings: list[Finding], *, bits: int = NEAR_BITS) -> list[list[str]]:
+    """Pairs of images from different splits whose difference hashes differ in at most `bits` bits, as `split/id`."""
+    usable = [found for found in findings if found.content is not None]
+    hashes = np.array([found.hash64 for found in usable], np.uint64)
+    pairs = []
+    for index, found in enumerate(usable):
+        distance = np.bitwise_count(hashes[index + 1 :] ^ hashes[index])
+        for offset in np.flatnonzero(distance <= bits):
+            other = usable[index + 1 + int(offset)]
+            if other.split != found.split and other.content != found.content:
+                pairs.append([f"{found.split}/{found.pair.id}", f"{other.split}/{other.pair.id}"])
+    return pairs
+
+
+def _summary(count: int, what: str, examples: Iterable[object]) -> str:
+    shown = [str(example) for example in examples][:3]
+    return f"{count} {what}: {'; '.join(shown)}{' and more' if count > len(shown) else ''}"
+
+
+def _problems(data: SegData, report: dict[str, Any], findings: list[Finding]) -> list[str]:
+    lists = (
+        ("images without a mask", report["images_without_mask"]),
+        ("files that cannot be read", report["corrupt"]),
+        ("masks of another size than their image", [found.mismatch for found in findings if found.mismatch]),
+        ("masks with labels outside the classes", [found.bad_mask for found in findings if found.bad_mask]),
+        ("images that are in more than one split", [" = ".join(group) for group in report["duplicates"]]),
+    )
+    problems = [_summary(len(items), what, items) for what, items in lists if items]
+    problems += [f"split {split!r} is empty" for split, pairs in data.splits.items() if not pairs]
+    return problems if data.splits else [*problems, "there is no split"]
+
+
+def _warnings(data: SegData, report: dict[str, Any]) -> list[str]:
+    lists = (
+        ("masks without an image, not used", report["masks_without_image"]),
+        ("stray copies, not used", report["strays"]),
+        ("near duplicates over splits", [" ~ ".join(group) for group in report.get("near_duplicates", [])]),
+    )
+    warnings = [_summary(len(items), what, items) for what, items in lists if items]
+    classes = report["splits"].get("train", {}).get("classes", {})
+    unseen = [name for name, row in classes.items() if row["pixels"] == 0]
+    return [*warnings, _summary(len(unseen), "classes that no training mask holds", unseen)] if unseen else warnings
+
+
+def check(
+    data: SegData | Path | str,
+    name: str | None = None,
+    *,
+    near: bool = False,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Read every image and mask and report, as a JSON-able dict.
+
+    Keys: `dataset root classes protocol`; `splits`, per split: `pairs`, `sizes` (`distinct height width common`),
+    `classes` (per name: `pixels pixels_pct images`), `ignored_pct`; the lists `images_without_mask masks_without_image
+    strays corrupt size_mismatches unknown_labels duplicates` (and `near_duplicates` with `near`); `problems` and
+    `warnings` (sentences); `ok` (no problem). With a folder, `name` is the dataset, or else the layout is guessed.
+    Raises `VssError` for a folder of no known layout.
+    """
+    if not isinstance(data, SegData):
+        data = open_root(name or _guessed(Path(data)), data)
+    jobs = [(split, pair) for split, pairs in data.splits.items() for pair in pairs]
+    opened: SegData = data
+    findings: list[Finding] = []
+    for found in thread_map(lambda job: inspect(opened, *job), jobs, workers):
+        findings.append(found)
+        if progress is not None:
+            progress(len(findings), len(jobs))
+    report: dict[str, Any] = {
+        "dataset": data.name,
+        "root": str(data.root),
+        "classes": list(data.class_names),
+        "protocol": data.protocol,
+        "splits": {s: _split_report(data, [found for found in findings if found.split == s]) for s in data.splits},
+        "images_without_mask": [str(path) for path in data.orphans.images_without_mask],
+        "masks_without_image": [str(path) for path in data.orphans.masks_without_image],
+        "strays": [str(path) for path in data.orphans.strays],
+        "corrupt": [sentence for found in findings for sentence in found.corrupt],
+        "size_mismatches": [str(found.pair.mask) for found in findings if found.mismatch],
+        "unknown_labels": [{"mask": str(f.pair.mask), "values": f.unknown} for f in findings if f.bad_mask],
+        "duplicates": duplicates(findings),
+    }
+    if near:
+        report["near_duplicates"] = near_duplicates(findings)
+    report["problems"] = _problems(data, report, findings)
+    report["warnings"] = _warnings(data, report)
+    return report | {"ok": not report["problems"]}
+
+
+def _guessed(root: Path) -> str:
+    name = guess_layout(root) if root.is_dir() else "camvid"
+    if name is None:
+        raise VssError(
+            f"the layout of {root} is not known; name the dataset, or give the folder that holds the splits."
+        )
+    return name

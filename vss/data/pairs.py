@@ -1,0 +1,286 @@
+"""Folders of images and masks: which files belong together, and what the stored mask values mean.
+
+A dataset is one function `open(root) -> SegData` in the registry `DATASETS`. It lists and matches files and reads no
+pixels (except `ksdd2`, which needs to know the masks that hold a defect). `open_data` adds the checks that a run needs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from vss.data.images import BadSampleError, check_mask_mode, list_images, read_header, read_stored_mask, thread_map
+from vss.data.labels import (
+    CAMVID_NAMES,
+    CAMVID_PALETTE,
+    CITYSCAPES,
+    IGNORE,
+    LabelTable,
+    binary_table,
+    camvid_table,
+    cityscapes_table,
+    generic_palette,
+)
+from vss.data.layouts import SPLITS, guess_layout, read_class_names, require_layout
+from vss.data.segdata import Matcher, Pair, SegData, by_stem, check_sizes
+from vss.errors import VssError
+from vss.registry import Registry
+
+__all__ = ["DATASETS", "Pair", "SegData", "guess_layout", "open_data", "open_root"]
+
+log = logging.getLogger(__name__)
+
+VAL_FRACTION = 0.15
+COPY = re.compile(r" \(copy( \d+)?\)$| - Copy( \(\d+\))?$", re.IGNORECASE)
+
+
+DATASETS: Registry[Callable[[Path], SegData]] = Registry("dataset")
+
+
+def _protocol(root: Path, layout: str, classes: str, splits: dict[str, list[Pair]]) -> str:
+    counts = ", ".join(f"{len(pairs)} {split}" for split, pairs in splits.items())
+    return (
+        f"{root.resolve().name} ({layout} layout): {classes}, {counts} images, "
+        "one confusion matrix over the whole split, at the stated resolution"
+    )
+
+
+@DATASETS.register("camvid")
+def camvid(root: Path) -> SegData:
+    """CamVid in the layout of SegNet: `{train,val,test}/NAME.*`, `{train,val,test}annot/NAME.png`, 0..10 and 11 = void.
+
+    An optional `classes.txt` (11 names, or 12 with void last) gives other names.
+    """
+    require_layout(root, "camvid")
+    names: tuple[str, ...] = CAMVID_NAMES
+    if (root / "classes.txt").is_file():
+        given = read_class_names(root / "classes.txt")
+        if len(given) not in (11, 12):
+            raise VssError(
+                f"{root / 'classes.txt'} names {len(given)} classes; the camvid layout has 11 and void: use the "
+                "'masks' layout for other classes."
+            )
+        names = given[:11]
+    matcher = Matcher()
+    for split in SPLITS:
+        if (root / split).is_dir() or (root / f"{split}annot").is_dir():
+            images, masks = by_stem(list_images(root / split)), by_stem(list_images(root / f"{split}annot"))
+            matcher.add(split, images=images, masks=masks)
+    return SegData(
+        name="camvid",
+        root=root,
+        class_names=names,
+        palette=np.array(CAMVID_PALETTE, np.uint8),
+        splits=matcher.splits,
+        decode=camvid_table(),
+        protocol=_protocol(root, "CamVid", "11 classes, void ignored", matcher.splits),
+        orphans=matcher.orphans(),
+    )
+
+
+def _cityscapes_masks(root: Path, split: str, kind: str) -> dict[str, Path]:
+    suffix = f"_gtFine_{kind}"
+    found = (path for path in list_images(root / "gtFine" / split, recursive=True) if path.stem.endswith(suffix))
+    return by_stem(found, lambda path: path.stem.removesuffix(suffix))
+
+
+def _is_placeholder(pair: Pair, decode: LabelTable) -> bool:
+    """Whether a mask holds ignored values only, as the published test masks do."""
+    try:
+        return bool((decode(read_stored_mask(pair.mask)) == IGNORE).all())
+    except VssError as error:  # a damaged mask is no placeholder; it is refused, by name, when it is read
+        log.warning("%s: %s", pair.mask, error)
+        return False
+
+
+@DATASETS.register("cityscapes")
+def cityscapes(root: Path) -> SegData:
+    """Cityscapes, 19 train classes, from `labelTrainIds` files where every image has one, else from `labelIds`.
+
+    The test split is left out when it has no masks or the published placeholders.
+    """
+    require_layout(root, "cityscapes")
+    images = {
+        split: by_stem(
+            list_images(root / "leftImg8bit" / split, recursive=True),
+            lambda path: path.stem.removesuffix("_leftImg8bit"),
+        )
+        for split in SPLITS
+        if (root / "leftImg8bit" / split).is_dir()
+    }
+    masks = {
+        kind: {split: _cityscapes_masks(root, split, kind) for split in images}
+        for kind in ("labelTrainIds", "labelIds")
+    }
+    covered = {
+        kind: sum(len(images[split].keys() & found[split].keys()) for split in images if split != "test")
+        for kind, found in masks.items()
+    }
+    kind = "labelTrainIds" if covered["labelTrainIds"] >= covered["labelIds"] else "labelIds"
+    decode = cityscapes_table(kind)
+    matcher = Matcher()
+    for split, found in images.items():
+        if split == "test" and not masks[kind][split]:
+            log.info("%s: the test split has no masks and is left out", root)
+            continue
+        matcher.add(split, images=found, masks=masks[kind][split])
+    test = matcher.splits.get("test")
+    if test and _is_placeholder(test[0], decode):
+        log.info("%s: the masks of the test split are placeholders; the split is left out", root)
+        del matcher.splits["test"]
+    return SegData(
+        name="cityscapes",
+        root=root,
+        class_names=tuple(name for name, _, _ in CITYSCAPES),
+        palette=np.array([colour for _, _, colour in CITYSCAPES], np.uint8),
+        splits=matcher.splits,
+        decode=decode,
+        protocol=_protocol(root, "Cityscapes", f"19 train classes from {kind}, the rest ignored", matcher.splits),
+        orphans=matcher.orphans(),
+    )
+
+
+def _has_defect(pair: Pair) -> bool:
+    try:
+        return bool(read_stored_mask(pair.mask).any())
+    except BadSampleError as error:  # the pair stays in its split and is refused, by name, when it is read
+        log.warning("%s", error)
+        return False
+
+
+def carve_val(
+    pairs: list[Pair], defective: list[bool], *, fraction: float = VAL_FRACTION, seed: int = 0
+) -> tuple[list[Pair], list[Pair]]:
+    """(train, val): `fraction` of the defective and of the sound pairs, chosen by the SHA-256 of seed and id.
+
+    The choice is a pure function of the ids and the seed. A kind with two pairs or more gives one or more to each side.
+    """
+    chosen: set[str] = set()
+    for kind in (True, False):
+        ids = [pair.id for pair, is_defective in zip(pairs, defective, strict=True) if is_defective is kind]
+        ids.sort(key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+        count = max(1, round(fraction * len(ids))) if len(ids) > 1 else 0
+        chosen.update(ids[:count])
+    return [pair for pair in pairs if pair.id not in chosen], [pair for pair in pairs if pair.id in chosen]
+
+
+@DATASETS.register("ksdd2", aliases=["ksdd"])
+def ksdd2(root: Path) -> SegData:
+    """Surface defects in the layout of KolektorSDD2: `{train,test}/NAME.png`, `NAME_GT.png` with 0 and 255.
+
+    There is no published validation split: unless there is a folder `val`, 15 % of train become it, defective and sound
+    alike, deterministically; test is untouched. Stray `NAME (copy).png` files are named in a warning and left out.
+    """
+    require_layout(root, "ksdd2")
+    matcher = Matcher()
+    for split in SPLITS:
+        if not (root / split).is_dir():
+            continue
+        files = list_images(root / split)
+        strays = [path for path in files if COPY.search(path.stem)]
+        matcher.strays += strays
+        files = [path for path in files if path not in strays]
+        images = by_stem(path for path in files if not path.stem.endswith("_GT"))
+        masks = by_stem(
+            (path for path in files if path.stem.endswith("_GT")), lambda path: path.stem.removesuffix("_GT")
+        )
+        matcher.add(split, images=images, masks=masks)
+    if matcher.strays:
+        log.warning("left out stray copies: %s", ", ".join(str(path) for path in matcher.strays))
+    if len(matcher.splits.get("train", [])) > 1 and "val" not in matcher.splits:
+        train = matcher.splits["train"]
+        kept, val = carve_val(train, list(thread_map(_has_defect, train)))
+        tail = {split: pairs for split, pairs in matcher.splits.items() if split != "train"}
+        matcher.splits = {"train": kept, "val": val, **tail}
+    return SegData(
+        name="ksdd2",
+        root=root,
+        class_names=("background", "defect"),
+        palette=np.array([(0, 0, 0), (255, 64, 64)], np.uint8),
+        splits=matcher.splits,
+        decode=binary_table(),
+        protocol=_protocol(root, "KSDD2", "background and defect, val carved from train by id", matcher.splits),
+        orphans=matcher.orphans(),
+    )
+
+
+def _by_relative_path(folder: Path) -> dict[str, Path]:
+    paths = list_images(folder, recursive=True)
+    return by_stem(paths, lambda path: path.relative_to(folder).with_suffix("").as_posix())
+
+
+@DATASETS.register("masks")
+def masks(root: Path) -> SegData:
+    """Your own data: `images/SPLIT/**`, `masks/SPLIT/**` with the same names, `classes.txt` with one name a line.
+
+    Mask values are line numbers from 0; 255 is ignored.
+    """
+    require_layout(root, "masks")
+    names = read_class_names(root / "classes.txt")
+    matcher = Matcher()
+    splits = sorted({path.name for kind in ("images", "masks") for path in (root / kind).iterdir() if path.is_dir()})
+    for split in sorted(splits, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name)):
+        images, annotations = (_by_relative_path(root / kind / split) for kind in ("images", "masks"))
+        matcher.add(split, images=images, masks=annotations)
+    return SegData(
+        name="masks",
+        root=root,
+        class_names=names,
+        palette=generic_palette(len(names)),
+        splits=matcher.splits,
+        decode=LabelTable.identity(len(names)),
+        protocol=_protocol(root, "masks", f"{len(names)} classes, 255 ignored", matcher.splits),
+        orphans=matcher.orphans(),
+    )
+
+
+def open_root(name: str, root: Path | str) -> SegData:
+    """The dataset as its reader finds it, orphans included; raises `VssError` for a wrong name or folder."""
+    root = Path(root)
+    reader = DATASETS[name]
+    if not root.exists():
+        raise VssError(f"data root {root} does not exist; give the folder that holds the {name!r} data.")
+    if not root.is_dir():
+        raise VssError(f"data root {root} is a file; give the folder that holds the {name!r} data.")
+    return reader(root)
+
+
+def _header_problem(pair: Pair) -> BadSampleError | None:
+    try:
+        (image, _), (mask, mode) = read_header(pair.image), read_header(pair.mask)
+        check_mask_mode(pair.mask, mode)
+        check_sizes(pair, image=image, mask=mask)
+    except BadSampleError as error:
+        return error
+    return None
+
+
+def open_data(name: str, root: Path | str) -> SegData:
+    """Open a dataset for use: every image has a mask of its size, no split is empty. Raises `VssError` otherwise.
+
+    Reads the headers of all files, not their pixels; label values are checked when a mask is read, and all at once by
+    `vss.data.check`.
+    """
+    data = open_root(name, root)
+    if data.orphans.images_without_mask:
+        first, count = data.orphans.images_without_mask[0], len(data.orphans.images_without_mask)
+        raise VssError(
+            f"image {first} has no mask ({count} such image{'s' if count > 1 else ''} in {data.root}); expected one "
+            "mask per image with the same name: add the masks or move the images away."
+        )
+    if data.orphans.masks_without_image:
+        shown = ", ".join(str(path) for path in data.orphans.masks_without_image[:3])
+        log.warning("%d masks have no image and are not used: %s", len(data.orphans.masks_without_image), shown)
+    empty = [split for split, pairs in data.splits.items() if not pairs]
+    if empty or not data.splits:
+        what = f"split {empty[0]!r}" if empty else "every split"
+        raise VssError(f"{what} of {data.root} is empty; expected images with masks ({name} layout): add them.")
+    for problem in thread_map(_header_problem, [pair for pairs in data.splits.values() for pair in pairs]):
+        if problem is not None:
+            raise problem
+    return data

@@ -1,0 +1,118 @@
+"""The nouns of this room: a pair, a data set, and the matching of images to masks by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vss.data.images import BadSampleError, open_rgb, read_stored_mask
+from vss.data.labels import IGNORE
+from vss.errors import VssError, unknown
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One image and its mask; `id` is unique within the split."""
+
+    id: str
+    image: Path
+    mask: Path
+
+
+@dataclass(frozen=True)
+class Orphans:
+    """Files of a data root that belong to no pair; `strays` are copies such as `NAME (copy).png`."""
+
+    images_without_mask: tuple[Path, ...] = ()
+    masks_without_image: tuple[Path, ...] = ()
+    strays: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SegData:
+    """A segmentation data set on disk.
+
+    `class_names`: K names. `palette`: (K, 3) uint8 RGB. `splits`: name -> pairs sorted by id. `decode`: (H, W) stored
+    mask values -> (H, W) uint8 in 0..K-1 or `ignore_index`, raising `VssError` for other values. `protocol`: the
+    sentence to print beside every number. `orphans`: files that found no partner, listed by `check`, refused by
+    `open_data`.
+    """
+
+    name: str
+    root: Path
+    class_names: tuple[str, ...]
+    ignore_index: int = IGNORE
+    palette: np.ndarray
+    splits: dict[str, list[Pair]]
+    decode: Callable[[np.ndarray], np.ndarray]
+    protocol: str
+    orphans: Orphans = field(default_factory=Orphans)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.class_names)
+
+    def pairs(self, split: str) -> list[Pair]:
+        """The pairs of one split; raises `VssError` when there is no such split."""
+        if split not in self.splits:
+            raise unknown(f"split of {self.name} in {self.root}", split, self.splits)
+        return self.splits[split]
+
+    def read_mask(self, path: Path) -> np.ndarray:
+        """(H, W) uint8, 0..K-1 or `ignore_index`. Raises `BadSampleError` with the file name."""
+        stored = read_stored_mask(path)
+        try:
+            return self.decode(stored)
+        except VssError as error:
+            raise BadSampleError(f"mask {path} {error}: fix the mask or the list of classes.") from error
+
+    def read(self, pair: Pair) -> tuple[Image.Image, np.ndarray]:
+        """(8-bit RGB image, decoded mask) of one size. Raises `BadSampleError` with the file name."""
+        image, mask = open_rgb(pair.image), self.read_mask(pair.mask)
+        check_sizes(pair, image=(image.height, image.width), mask=(mask.shape[0], mask.shape[1]))
+        return image, mask
+
+
+def check_sizes(pair: Pair, *, image: tuple[int, int], mask: tuple[int, int]) -> None:
+    """Refuse a mask of another size (H, W) than its image."""
+    if image != mask:
+        raise BadSampleError(
+            f"mask {pair.mask} is {mask[1]}x{mask[0]} and its image {pair.image.name} is {image[1]}x{image[0]} "
+            "(width x height); expected equal sizes: export the mask again at the size of the image."
+        )
+
+
+@dataclass
+class Matcher:
+    """Collects pairs over the splits, with the files that found no partner."""
+
+    splits: dict[str, list[Pair]] = field(default_factory=dict)
+    images_without_mask: list[Path] = field(default_factory=list)
+    masks_without_image: list[Path] = field(default_factory=list)
+    strays: list[Path] = field(default_factory=list)
+
+    def add(self, split: str, *, images: dict[str, Path], masks: dict[str, Path]) -> None:
+        """Match two {stem: path} tables into one split."""
+        both = sorted(images.keys() & masks.keys())
+        self.splits[split] = [Pair(id=key, image=images[key], mask=masks[key]) for key in both]
+        self.images_without_mask += [images[key] for key in sorted(images.keys() - masks.keys())]
+        self.masks_without_image += [masks[key] for key in sorted(masks.keys() - images.keys())]
+
+    def orphans(self) -> Orphans:
+        """The files that found no partner."""
+        return Orphans(tuple(self.images_without_mask), tuple(self.masks_without_image), tuple(self.strays))
+
+
+def by_stem(paths: Iterable[Path], key: Callable[[Path], str] = lambda path: path.stem) -> dict[str, Path]:
+    """{key: path}; two files with one key (`a.jpg` and `a.png`) are a `VssError`."""
+    table: dict[str, Path] = {}
+    for path in paths:
+        if key(path) in table:
+            raise VssError(f"{table[key(path)]} and {path.name} share one name; keep one of the two files.")
+        table[key(path)] = path
+    return table

@@ -1,0 +1,207 @@
+"""From a file to a tensor: one preprocessing object for every consumer, joint augmentation, and the split as a Dataset.
+
+Images stay uint8 RGB until `Preprocess.normalise`, so that training, calibration, evaluation, the exported graph and an
+engine share one definition of the input. Randomness is a pure function of (seed, epoch, index): it does not depend on
+the order of reading, the number of workers or the state of the global generators.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from vss.data.labels import IGNORE
+from vss.data.segdata import Pair, SegData
+from vss.errors import VssError
+from vss.files import sha256_json
+
+Triple = tuple[float, float, float]
+Size = tuple[PositiveInt, PositiveInt]
+Key = int | tuple[int, int]
+
+
+def resize_image(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
+    """8-bit RGB image -> (3, H, W) uint8 by bilinear resampling with antialiasing (Pillow)."""
+    if (image.height, image.width) != size:
+        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def resize_mask(mask: np.ndarray | Image.Image, size: tuple[int, int]) -> torch.Tensor:
+    """(h, w) class indices 0..255 -> (H, W) int64 by nearest neighbour at pixel centres (Pillow)."""
+    picture = mask if isinstance(mask, Image.Image) else Image.fromarray(np.asarray(mask, dtype=np.uint8))
+    if (picture.height, picture.width) != size:
+        picture = picture.resize((size[1], size[0]), Image.Resampling.NEAREST)
+    return torch.from_numpy(np.array(picture).astype(np.int64))
+
+
+class Preprocess(BaseModel):
+    """What happens to every image: resize to `size` (H, W), then (x / 255 - mean) / std per RGB channel.
+
+    `mean` and `std` are in units of 0..1; the defaults are those of ImageNet.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: Size
+    mean: Triple = (0.485, 0.456, 0.406)
+    std: Triple = (0.229, 0.224, 0.225)
+
+    @field_validator("std")
+    @classmethod
+    def _positive(cls, value: Triple) -> Triple:
+        if min(value) <= 0:
+            raise ValueError(f"std is {value}; expected three numbers above 0")
+        return value
+
+    def image(self, image: Image.Image) -> torch.Tensor:
+        """Any 8-bit image -> (3, H, W) uint8 RGB."""
+        return resize_image(image if image.mode == "RGB" else image.convert("RGB"), self.size)
+
+    def mask(self, mask: np.ndarray | Image.Image) -> torch.Tensor:
+        """(h, w) class indices -> (H, W) int64."""
+        return resize_mask(mask, self.size)
+
+    def normalise(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., 3, H, W) uint8 -> float32, (x / 255 - mean) / std, on the device of `x`."""
+        mean, std = self._statistics(x)
+        return (x.float() / 255 - mean) / std
+
+    def denormalise(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., 3, H, W) float -> uint8, the inverse of `normalise`, rounded and clamped."""
+        mean, std = self._statistics(x)
+        return ((x.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+    def _statistics(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if x.ndim < 3 or x.shape[-3] != 3:
+            raise VssError(f"images of shape {tuple(x.shape)} came; expected (..., 3, H, W) in RGB.")
+        mean = torch.tensor(self.mean, dtype=torch.float32, device=x.device).view(3, 1, 1)
+        return mean, torch.tensor(self.std, dtype=torch.float32, device=x.device).view(3, 1, 1)
+
+    @property
+    def sha256(self) -> str:
+        """Hex SHA-256 of the values."""
+        return sha256_json(self.model_dump(mode="json"))
+
+
+class Augment(BaseModel):
+    """Joint augmentation of an image and its mask; the defaults suit street scenes, and every part can be switched off.
+
+    Scale by a factor from `scale` (relative to the preprocessing size), pad (image with the mean colour, mask with
+    255) and crop to `crop` (H, W; None: the preprocessing size), mirror with probability `hflip`, jitter the colours by
+    up to the given factors (torchvision's `ColorJitter`). `scale=(1, 1)`, `hflip=0` and jitters of 0 change nothing.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scale: tuple[float, float] = (0.75, 1.5)
+    crop: Size | None = None
+    hflip: float = Field(0.5, ge=0, le=1)
+    brightness: float = Field(0.25, ge=0, le=1)
+    contrast: float = Field(0.25, ge=0, le=1)
+    saturation: float = Field(0.25, ge=0, le=1)
+    hue: float = Field(0.0, ge=0, le=0.5)
+
+    @field_validator("scale")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1]:
+            raise ValueError(f"scale is {value}; expected 0 < low <= high")
+        return value
+
+    def __call__(
+        self, image: Image.Image, mask: np.ndarray, *, preprocess: Preprocess, seed: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(RGB image, (h, w) class indices) -> ((3, H, W) uint8, (H, W) int64), a pure function of `seed`.
+
+        The image is resampled once, from its own size to the scaled size.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            factor = float(torch.empty(()).uniform_(*self.scale))
+            size = (max(1, round(preprocess.size[0] * factor)), max(1, round(preprocess.size[1] * factor)))
+            pair = (tv_tensors.Image(resize_image(image, size)), tv_tensors.Mask(resize_mask(mask, size)))
+            image_out, mask_out = _pipeline(self, preprocess)(*pair)
+        return image_out.as_subclass(torch.Tensor).contiguous(), mask_out.as_subclass(torch.Tensor).contiguous()
+
+
+@functools.lru_cache(maxsize=16)
+def _pipeline(augment: Augment, preprocess: Preprocess) -> v2.Transform:
+    """The part after scaling. Transforms hold no state, so they are built once."""
+    fill: dict[Any, Any] = {
+        tv_tensors.Image: [round(255 * value) for value in preprocess.mean],
+        tv_tensors.Mask: IGNORE,
+    }
+    steps: list[v2.Transform] = [v2.RandomCrop(augment.crop or preprocess.size, pad_if_needed=True, fill=fill)]
+    if augment.hflip:
+        steps.append(v2.RandomHorizontalFlip(augment.hflip))
+    if augment.brightness or augment.contrast or augment.saturation or augment.hue:
+        jitter = {name: getattr(augment, name) for name in ("brightness", "contrast", "saturation", "hue")}
+        steps.append(v2.ColorJitter(**jitter))
+    return v2.Compose(steps)
+
+
+def sample_seed(seed: int, epoch: int, index: int) -> int:
+    """A 63-bit seed, well mixed, from three integers."""
+    words = np.random.SeedSequence([seed, epoch, index]).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(1))
+
+
+def _limited(pairs: list[Pair], limit: int | None) -> list[Pair]:
+    if limit is None or limit >= len(pairs):
+        return list(pairs)
+    return [pairs[index * len(pairs) // limit] for index in range(limit)]
+
+
+class SegSplit(Dataset[dict[str, Any]]):
+    """One split as a torch Dataset of `{"image": (3, H, W) uint8, "mask": (H, W) int64, "index": int}`.
+
+    A key is an index, or (index, epoch): with `augment`, the randomness of a sample is a pure function of
+    (seed, epoch, index). `limit` keeps that many pairs, spread evenly over the split.
+    """
+
+    def __init__(
+        self,
+        data: SegData,
+        split: str,
+        preprocess: Preprocess,
+        augment: Augment | None = None,
+        seed: int = 0,
+        limit: int | None = None,
+    ) -> None:
+        if limit is not None and limit < 1:
+            raise VssError(f"limit is {limit}; expected 1 or more images, or no limit.")
+        self.data, self.split, self.preprocess, self.augment, self.seed = data, split, preprocess, augment, seed
+        self.pairs = _limited(data.pairs(split), limit)
+        if not self.pairs:
+            raise VssError(f"split {split!r} of {data.root} is empty; expected images with masks: add them.")
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        index, epoch = key if isinstance(key, tuple) else (key, 0)
+        index = range(len(self.pairs))[index]
+        image, mask = self.data.read(self.pairs[index])
+        if self.augment is None:
+            return {"image": self.preprocess.image(image), "mask": self.preprocess.mask(mask), "index": index}
+        x, y = self.augment(image, mask, preprocess=self.preprocess, seed=sample_seed(self.seed, epoch, index))
+        return {"image": x, "mask": y, "index": index}
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of the pairs, in index order."""
+        return [pair.id for pair in self.pairs]
+
+    def sha256(self) -> str:
+        """Hex SHA-256 over the split's ids and file sizes: changes when images are added, removed or replaced."""
+        rows = [[pair.id, pair.image.stat().st_size, pair.mask.stat().st_size] for pair in self.pairs]
+        return sha256_json(rows)
