@@ -1,0 +1,112 @@
+"""Words and figures of the page: metric keys as labels, values as text, nested facts as tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MINUS, TIMES, THIN = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{NARROW NO-BREAK SPACE}"
+_UNITS = {
+    "pct": "%", "mib": "MiB", "gib": "GiB", "ms": "ms", "us": "us", "mhz": "MHz", "m": "M", "g": "G", "w": "W",
+    "s": "s", "seconds": "s", "bytes": "bytes",
+}  # fmt: skip
+_WORDS = {
+    "miou": "mIoU", "iou": "IoU", "fwiou": "frequency-weighted IoU", "acc": "accuracy", "macs": "MACs",
+    "fps": "images/s", "params": "parameters", "cpu": "CPU", "ram": "RAM", "os": "OS", "cuda": "CUDA", "onnx": "ONNX", "vss": "vss",
+    "sha256": "SHA-256", "lr": "learning rate", "val": "validation", "id": "id", "bn": "BatchNorm",
+    "speedup": "speed-up",
+}  # fmt: skip
+
+
+def label(key: str) -> str:
+    """A metric key as a reader's label with its unit.
+
+    >>> label("latency_ms_p50"), label("miou_pct"), label("speedup_per_mac_reduction")
+    ('latency p50 (ms)', 'mIoU (%)', 'speed-up per mac reduction')
+    """
+    parts = key.split("_")
+    unit = next((part for part in parts[1:] if part in _UNITS), None)
+    words = [_WORDS.get(part, part) for part in parts if part != unit]
+    return " ".join(words) + (f" ({_UNITS[unit]})" if unit else "")
+
+
+def number(value: float, digits: int | None = None) -> str:
+    """A number for reading: four significant digits, or `digits` decimals; a true minus, thousands set apart."""
+    if isinstance(value, int) and digits is None:
+        text = f"{value:,}".replace(",", THIN)
+    elif digits is not None:
+        text = f"{value:,.{digits}f}".replace(",", THIN)
+    elif value == 0:
+        text = "0"
+    elif abs(value) < 1e-3 or abs(value) >= 1e7:
+        text = f"{value:.2e}"
+    else:
+        decimals = max(0, 3 - math.floor(math.log10(abs(value))))
+        text = f"{value:,.{decimals}f}".replace(",", THIN)
+        text = text.rstrip("0").rstrip(".") if "." in text else text
+    return text.replace("-", MINUS)
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """A difference: always with its sign, except for what rounds to zero."""
+    if round(value, digits) == 0:
+        return number(0.0, digits)
+    return ("+" if value > 0 else "") + number(value, digits)
+
+
+def show(value: Any) -> str:
+    """Any JSON scalar or flat list as text."""
+    if value is None:
+        return "\N{EM DASH}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return number(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {show(item)}" for key, item in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        deep = any(isinstance(item, Mapping | list | tuple) for item in value)
+        return ("; " if deep else ", ").join(show(item) for item in value)
+    return str(value)
+
+
+def block(data: Mapping[str, Any], title: str = "", *, judge: bool = False) -> dict[str, Any]:
+    """Nested facts as {title, pairs, table, blocks}: scalars are pairs, alike dictionaries one table, others blocks.
+
+    A list of dictionaries is a table too. `pairs` is [(label, text, state)]; where `judge`, the state of
+    true is "good" and of false "bad".
+    """
+    pairs = [(label(key), show(value), _state(value, judge)) for key, value in data.items() if not _nested(value)]
+    nested = {key: value for key, value in data.items() if _nested(value)}
+    inner = {key: value for key, value in nested.items() if isinstance(value, Mapping)}
+    table = _table(list(inner.items())) if len(inner) > 1 and _alike(list(inner.values())) else None
+    blocks = [] if table else [block(value, label(key), judge=judge) for key, value in inner.items()]
+    for key, value in nested.items():
+        if not isinstance(value, Mapping):
+            rows = [(str(index + 1), row) for index, row in enumerate(value)]
+            blocks.append({"title": label(key), "pairs": [], "table": _table(rows), "blocks": []})
+    return {"title": title, "pairs": pairs, "table": table, "blocks": blocks}
+
+
+def _state(value: Any, judge: bool) -> str:
+    return ("good" if value else "bad") if judge and isinstance(value, bool) else ""
+
+
+def _nested(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(item, Mapping) for item in value)
+    return isinstance(value, Mapping) and bool(value)
+
+
+def _alike(rows: list[Mapping[str, Any]]) -> bool:
+    """Dictionaries of scalars that share most of their keys belong in one table."""
+    keys = [set(row) for row in rows]
+    flat = all(not _nested(item) for row in rows for item in row.values())
+    return flat and len(set.intersection(*keys)) * 2 >= len(set.union(*keys))
+
+
+def _table(rows: list[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    keys = list(dict.fromkeys(key for _, row in rows for key in row))
+    body = [(name.replace("_", " "), [show(row.get(key)) for key in keys]) for name, row in rows]
+    return {"head": [label(key) for key in keys], "body": body}
