@@ -1,0 +1,19 @@
+"""From a network to an artefact that runs elsewhere: export, backends, bench, gate. Importing this needs no onnx."""
+
+from vss.deploy.backends import BACKENDS, Backend, Binding, BuildSpec, Session, TorchSession
+from vss.deploy.bench import bench, bench_end_to_end
+from vss.deploy.export import export
+from vss.deploy.gate import gate
+
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "Binding",
+    "BuildSpec",
+    "Session",
+    "TorchSession",
+    "bench",
+    "bench_end_to_end",
+    "export",
+    "gate",
+]

@@ -1,0 +1,184 @@
+"""Latency of sessions that take turns in one run: the engine alone, and the whole way from a file to labels."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from vss.deploy.session import Session
+from vss.deploy.windows import Measure, Timing, Trace, interleave, speedup
+from vss.environment import environment
+from vss.errors import VssError
+
+if TYPE_CHECKING:
+    from vss.data.transforms import Preprocess
+
+STAGES = ("decode", "resize", "feed", "engine", "labels")
+
+
+class StagedPredictor(Protocol):
+    """What `vss.evaluate.engine_predictor` gives: prediction in three steps."""
+
+    def feed(self, images: Tensor) -> dict[str, np.ndarray]: ...
+    def infer(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
+    def finish(self, outputs: Mapping[str, np.ndarray], count: int) -> Tensor: ...
+
+
+def bench(
+    sessions: Mapping[str, Session],
+    feeds: Mapping[str, Mapping[str, np.ndarray]],
+    *,
+    warmup: int = 10,
+    window_seconds: float = 0.25,
+    windows: int = 8,
+    spread: float = 0.03,
+    min_seconds: float = 2.0,
+    max_seconds: float = 60.0,
+) -> dict[str, Any]:
+    """Time `session.run` (with the copies it makes), all sessions interleaved in one run.
+
+    Args:
+        sessions: name -> session; the first is the baseline of the speed-ups.
+        feeds: name -> what to feed that session; the same images for all, or the ratio means nothing.
+        warmup, window_seconds, windows, spread, min_seconds, max_seconds: see `vss.deploy.windows.Timing`.
+
+    Returns:
+        JSON-ready: `kind` "vss.bench", `schema`, `mode` "engine", `stable`, `baseline`, `rounds`, `seconds`, `timing`,
+        `sessions` {name: batch, n, latency_ms_p50, _p90, _p99, _mean, throughput_fps, spread, describe},
+        `speedup` {name: ratio, low, high} over the baseline, `environment`.
+
+    Raises:
+        VssError: no session, a session without a feed, batches that differ, or a feed that a session refuses.
+    """
+    if sessions.keys() != feeds.keys():
+        raise VssError(f"sessions {sorted(sessions)} and feeds {sorted(feeds)} must have the same names.")
+    batches = {name: len(next(iter(feed.values()))) for name, feed in feeds.items()}
+    if len(set(batches.values())) > 1:
+        raise VssError(f"batches differ ({batches}); a speed-up compares equal work.")
+    timing = Timing(warmup, window_seconds, windows, spread, min_seconds, max_seconds)
+    before = environment()
+    trace = interleave({name: _engine(session, feeds[name]) for name, session in sessions.items()}, timing)
+    result = _result("engine", trace, timing, batches, before)
+    for name, row in result["sessions"].items():
+        row["describe"] = sessions[name].describe()
+    return result
+
+
+def bench_end_to_end(
+    predictors: Mapping[str, StagedPredictor], paths: Sequence[Path], preprocess: Preprocess, **timing: Any
+) -> dict[str, Any]:
+    """Time the way from an image file to labels, one image at a time, predictors interleaved in one run.
+
+    Stages: `decode` (file to RGB), `resize` (to uint8 at the engine's size), `feed` (normalise or reorder, copy),
+    `engine` (`session.run` with its copies), `labels` (argmax, when the engine gives logits).
+
+    Args:
+        predictors: name -> `vss.evaluate.engine_predictor(...)`; the first is the baseline.
+        paths: image files, taken in turn; each predictor goes through all of them in the same order.
+        timing: arguments of `vss.deploy.windows.Timing`.
+
+    Returns:
+        As `bench`, with `mode` "end_to_end" and per session `stages_ms_p50` {stage: ms}.
+    """
+    if not paths:
+        raise VssError("no image files to measure with.")
+    settings = Timing(**timing)
+    before = environment()
+    measures = {name: _whole_way(predictor, paths, preprocess) for name, predictor in predictors.items()}
+    trace = interleave(measures, settings)
+    result = _result("end_to_end", trace, settings, dict.fromkeys(predictors, 1), before)
+    for name, row in result["sessions"].items():
+        medians = np.median(np.concatenate(trace.windows[name]), axis=0) / 1e6
+        row["stages_ms_p50"] = dict(zip(STAGES, medians.tolist(), strict=True))
+    return result
+
+
+def _engine(session: Session, feed: Mapping[str, np.ndarray]) -> Measure:
+    def measure() -> tuple[int, ...]:
+        start = time.perf_counter_ns()
+        session.run(feed)
+        return (time.perf_counter_ns() - start,)
+
+    return measure
+
+
+def _whole_way(predictor: StagedPredictor, paths: Sequence[Path], preprocess: Preprocess) -> Measure:
+    from PIL import Image
+
+    files = itertools.cycle(paths)
+
+    def measure() -> tuple[int, ...]:
+        path = next(files)
+        marks = [time.perf_counter_ns()]
+        with Image.open(path) as image:
+            rgb = image.convert("RGB")
+        marks.append(time.perf_counter_ns())
+        pixels = preprocess.image(rgb).unsqueeze(0)
+        marks.append(time.perf_counter_ns())
+        feed = predictor.feed(pixels)
+        marks.append(time.perf_counter_ns())
+        outputs = predictor.infer(feed)
+        marks.append(time.perf_counter_ns())
+        predictor.finish(outputs, 1)
+        marks.append(time.perf_counter_ns())
+        return tuple(after - before for before, after in itertools.pairwise(marks))
+
+    return measure
+
+
+def _result(
+    mode: str, trace: Trace, timing: Timing, batches: Mapping[str, int], before: dict[str, Any]
+) -> dict[str, Any]:
+    baseline = next(iter(trace.windows))
+    after = environment()
+    return {
+        "kind": "vss.bench",
+        "schema": 1,
+        "mode": mode,
+        "stable": trace.stable,
+        "baseline": baseline,
+        "rounds": len(trace.windows[baseline]),
+        "seconds": trace.seconds,
+        "timing": asdict(timing),
+        "sessions": {
+            name: {**latency(windows, batches[name]), "spread": _finite(trace.spread[name])}
+            for name, windows in trace.windows.items()
+        },
+        "speedup": {
+            name: speedup(trace.windows[baseline], windows)
+            for name, windows in trace.windows.items()
+            if name != baseline
+        },
+        "environment": before,
+        "environment_after": {
+            "clock_mhz": after["cpu"]["clock_mhz"],
+            "load_average": after["load_average"],
+            "devices": after["devices"],
+        },
+    }
+
+
+def latency(windows: Sequence[np.ndarray], batch: int) -> dict[str, Any]:
+    """Figures of one session from its (calls, stages) windows of nanoseconds; a latency is that of one call."""
+    times = np.concatenate([window.sum(1) for window in windows]) / 1e6
+    p50, p90, p99 = np.percentile(times, [50, 90, 99]).tolist()
+    return {
+        "batch": batch,
+        "n": len(times),
+        "latency_ms_p50": p50,
+        "latency_ms_p90": p90,
+        "latency_ms_p99": p99,
+        "latency_ms_mean": float(times.mean()),
+        "throughput_fps": batch * 1e3 / float(times.mean()),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None

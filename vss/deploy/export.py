@@ -1,0 +1,198 @@
+"""PyTorch -> ONNX by the dynamo exporter, cleaned up, checked and proven equal to the network on CPU."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from vss.deploy import surgeon
+from vss.deploy.graph import SegGraph
+from vss.deploy.parity import Tolerance, parity
+from vss.deploy.session import need
+from vss.errors import VssError
+from vss.files import atomic, sha256_file, sha256_tensors
+from vss.version import __version__
+
+if TYPE_CHECKING:
+    from vss.data.transforms import Preprocess
+
+EXAMPLE_BATCH = 2  # the exporter can specialise a dimension of 1 without a word
+MAX_BYTES = 2**31 - 1  # one protobuf message
+NOISY = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch._export")
+
+
+def export(
+    model: nn.Module,
+    path: Path | str,
+    *,
+    size: tuple[int, int],
+    preprocess: Preprocess | None = None,
+    labels: bool = False,
+    labels_dtype: str = "int32",
+    opset: int = 20,
+    dynamic_size: bool = False,
+    parity_sizes: Sequence[tuple[int, int]] | None = None,
+    parity_batches: Sequence[int] = (1, 2, 3),
+    tolerance: Tolerance | None = None,
+    class_names: Sequence[str] | None = None,
+    plan_sha256: str | None = None,
+) -> dict[str, Any]:
+    """Write `path` (whole or not at all) and return what was written and measured.
+
+    The graph takes `image`: float32 (N, 3, H, W) normalised, or with `preprocess` uint8 (N, H, W, 3) RGB. It gives
+    `logits` float32 (N, K, H, W), or with `labels` `labels` int32 or uint8 (N, H, W). N is dynamic. `model` is left as
+    it is: a copy on the CPU in eval mode is exported.
+
+    Args:
+        size: (H, W); multiples of `model.size_multiple`.
+        opset: 20 is the newest that TensorRT 10 reads and the oldest with float16 Q/DQ.
+        dynamic_size: H and W are dynamic too (multiples of `size_multiple`); costs shape arithmetic in the graph.
+        parity_sizes: (H, W) at which the ONNX is compared with torch, one per batch size in `parity_batches`; the
+            default is `size`, and with `dynamic_size` two larger ones as well.
+        tolerance: of that comparison, see `vss.deploy.parity.Tolerance`.
+        class_names, plan_sha256: written to the metadata.
+
+    Returns:
+        JSON-ready: onnx, sha256, bytes, opset, inputs, outputs, nodes_before, nodes_after, passes, parity, metadata.
+
+    Raises:
+        VssError: size, option or missing package; a network that cannot be exported; a result that differs.
+    """
+    _check_request(model, size, class_names)
+    onnx = need("onnx", "export")
+    need("onnxscript", "export by torch.onnx")
+    network: Any = copy.deepcopy(model).cpu().eval()
+    wrapped = SegGraph(network, preprocess=preprocess, labels=labels, labels_dtype=labels_dtype).eval()
+    metadata = _metadata(model, size, preprocess, class_names, plan_sha256)
+    with atomic(path) as temporary:
+        _trace(wrapped, temporary, size, opset, dynamic_size)
+        cleaned, report = surgeon.clean(onnx.load(str(temporary)), metadata)
+        inputs, outputs = _declare(wrapped, size, dynamic_size, labels_dtype)
+        surgeon.check(cleaned, inputs, outputs)
+        onnx.save(cleaned, str(temporary))
+        sizes = _parity_sizes(size, network.size_multiple, dynamic_size, parity_sizes, len(parity_batches))
+        report["parity"] = parity(wrapped, temporary, list(zip(parity_batches, sizes, strict=True)), tolerance)
+        report |= {"sha256": sha256_file(temporary), "bytes": temporary.stat().st_size}
+    describe = {"inputs": inputs, "outputs": outputs}
+    shapes = {
+        kind: {name: {"dtype": dtype, "shape": list(dims)} for name, (dtype, dims) in values.items()}
+        for kind, values in describe.items()
+    }
+    return {"onnx": Path(path).name, "opset": opset, **shapes, **report, "metadata": metadata}
+
+
+def _check_request(model: Any, size: tuple[int, int], class_names: Sequence[str] | None) -> None:
+    multiple, (height, width) = model.size_multiple, size
+    if height < 1 or width < 1 or height % multiple or width % multiple:
+        up = " x ".join(str(max(1, -(-side // multiple)) * multiple) for side in size)
+        raise VssError(f"{model.name} takes sizes that are multiples of {multiple}, got {height} x {width}; use {up}.")
+    if class_names is not None and len(class_names) != model.num_classes:
+        raise VssError(f"{model.name} has {model.num_classes} classes, got {len(class_names)} class names.")
+    weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    if weights >= MAX_BYTES:
+        raise VssError(f"the weights take {weights} bytes; one ONNX file holds less than {MAX_BYTES}.")
+
+
+def _metadata(
+    model: Any,
+    size: tuple[int, int],
+    preprocess: Preprocess | None,
+    class_names: Sequence[str] | None,
+    plan_sha256: str | None,
+) -> dict[str, str]:
+    data = {
+        "vss.version": __version__,
+        "vss.model": model.name,
+        "vss.options": json.dumps(model.options, sort_keys=True),
+        "vss.size": json.dumps(list(size)),
+        "vss.weights_sha256": sha256_tensors(model.state_dict()),
+        "vss.preprocess_sha256": preprocess.sha256 if preprocess is not None else None,
+        "vss.classes": json.dumps(list(class_names)) if class_names is not None else None,
+        "vss.plan_sha256": plan_sha256,
+    }
+    return {key: value for key, value in data.items() if value is not None}
+
+
+def _declare(
+    graph: SegGraph, size: tuple[int, int], dynamic_size: bool, labels_dtype: str
+) -> tuple[dict[str, tuple], dict[str, tuple]]:
+    """What the file must declare: name -> (dtype, dims)."""
+    sides: tuple[int | str, ...] = _symbols(graph.model.size_multiple) if dynamic_size else size
+    image = ("uint8", ("batch", *sides, 3)) if graph.nhwc else ("float32", ("batch", 3, *sides))
+    if graph.labels:
+        return {"image": image}, {"labels": (labels_dtype, ("batch", *sides))}
+    return {"image": image}, {"logits": ("float32", ("batch", graph.model.num_classes, *sides))}
+
+
+def _symbols(multiple: int) -> tuple[str, str]:
+    return ("height", "width") if multiple == 1 else (f"{multiple}*height", f"{multiple}*width")
+
+
+def _trace(graph: SegGraph, path: Path, size: tuple[int, int], opset: int, dynamic_size: bool) -> None:
+    """One call of torch.onnx.export, without its progress output."""
+    height, width = size
+    shape, dtype = ((height, width, 3), torch.uint8) if graph.nhwc else ((3, height, width), torch.float32)
+    dims: dict[int, Any] = {0: torch.export.Dim("batch")}
+    if dynamic_size:
+        multiple, first = graph.model.size_multiple, 1 if graph.nhwc else 2
+        dims |= {first + axis: multiple * torch.export.Dim(name) for axis, name in enumerate(("height", "width"))}
+    with _quiet():
+        try:
+            torch.onnx.export(
+                graph,
+                (torch.zeros(EXAMPLE_BATCH, *shape, dtype=dtype),),
+                str(path),
+                dynamo=True,
+                opset_version=opset,
+                input_names=["image"],
+                output_names=["labels" if graph.labels else "logits"],
+                dynamic_shapes={"image": dims},
+                external_data=False,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            why = str(error.__cause__ or error).strip().splitlines()[0]
+            raise VssError(f"{graph.model.name} cannot be exported to ONNX opset {opset} ({why}).") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter deprecates and announces things that are no concern of a user: errors alone come through."""
+    loggers = [logging.getLogger(name) for name in NOISY]
+    before = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for category in (DeprecationWarning, FutureWarning, UserWarning):
+                warnings.simplefilter("ignore", category)
+            yield
+    finally:
+        for each, level in zip(loggers, before, strict=True):
+            each.setLevel(level)
+
+
+def _parity_sizes(
+    size: tuple[int, int],
+    multiple: int,
+    dynamic_size: bool,
+    asked: Sequence[tuple[int, int]] | None,
+    count: int,
+) -> list[tuple[int, int]]:
+    if asked is None:
+        step = 2 * multiple if dynamic_size else 0
+        return [(size[0] + index * step, size[1] + index // 2 * step) for index in range(count)]
+    if len(asked) != count:
+        raise VssError(f"{len(asked)} parity sizes for {count} batch sizes; give one size per batch.")
+    if not dynamic_size and any(tuple(each) != tuple(size) for each in asked):
+        raise VssError(f"the graph is fixed to {size[0]} x {size[1]}; other parity sizes need dynamic_size=True.")
+    return [(height, width) for height, width in asked]

@@ -1,0 +1,61 @@
+"""What is exported: a network with its pre- and post-processing as one module of plain operators."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from vss.errors import VssError
+
+if TYPE_CHECKING:
+    from vss.data.transforms import Preprocess
+
+LABEL_DTYPES = {"int32": torch.int32, "uint8": torch.uint8}
+
+
+class SegGraph(nn.Module):
+    """`image` -> `logits` or `labels`.
+
+    Args:
+        model: SegModel.
+        preprocess: when given, the input is uint8 NHWC RGB and the normalisation is one Mul and one Add in the graph.
+        labels: end in the argmax over the full-size logits.
+        labels_dtype: "int32", or "uint8" by way of float32, since TensorRT casts to UINT8 from floating point only.
+        native: labels from `model.predict`, which never makes full-size logits; for running in torch, not for export.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        preprocess: Preprocess | None = None,
+        labels: bool = False,
+        labels_dtype: str = "int32",
+        native: bool = False,
+    ) -> None:
+        super().__init__()
+        if labels_dtype not in LABEL_DTYPES:
+            raise VssError(f"labels_dtype is {labels_dtype!r}; expected one of {', '.join(LABEL_DTYPES)}.")
+        self.model: Any = model
+        self.nhwc, self.labels, self.native = preprocess is not None, labels, native
+        self.dtype = LABEL_DTYPES[labels_dtype]
+        if preprocess is not None:
+            mean, std = (torch.tensor(values, dtype=torch.float64) for values in (preprocess.mean, preprocess.std))
+            self.register_buffer("scale", (1 / (255 * std)).float().view(1, 3, 1, 1), persistent=False)
+            self.register_buffer("shift", (-mean / std).float().view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """image: (N, 3, H, W) float32 normalised, or (N, H, W, 3) uint8 RGB. Returns (N, K, H, W) or (N, H, W)."""
+        if self.nhwc:
+            image = image.to(torch.float32).permute(0, 3, 1, 2) * self.scale + self.shift
+        if not self.labels:
+            return self.model(image)
+        if self.native:
+            return self.model.predict(image).to(self.dtype)
+        labels = self.model(image).argmax(1)
+        return labels.to(torch.float32).to(torch.uint8) if self.dtype == torch.uint8 else labels.to(self.dtype)

@@ -1,0 +1,105 @@
+"""Is an ONNX file the network it was exported from? Outputs are compared, and every differing label is judged."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vss.deploy.backends import BACKENDS, Session
+from vss.deploy.graph import SegGraph
+from vss.errors import VssError
+
+WORST: tuple[str, ...] = ("max_abs", "max_rel", "max_lead")
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What may differ, relative to the largest absolute logit of the torch network.
+
+    Args:
+        relative: largest difference of a logit; also the largest lead that torch's winning class may have over the
+            class the engine chose, so that a differing label is allowed at a tie and nowhere else.
+        agreement: smallest share of pixels with the same label, 0..1.
+    """
+
+    relative: float = 1e-4
+    agreement: float = 0.999
+
+
+def parity(
+    graph: SegGraph,
+    onnx: Path,
+    shapes: Sequence[tuple[int, tuple[int, int]]],
+    tolerance: Tolerance | None = None,
+) -> dict[str, Any]:
+    """Run torch and onnxruntime (CPU) on the same seeded noise.
+
+    Args:
+        graph: the wrapper that was exported.
+        shapes: (N, (H, W)) per comparison.
+
+    Returns:
+        {"shapes": [{"input", "logit_scale", "max_abs", "max_rel", "max_lead", "argmax_agreement"}...], and the worst
+        of each over the shapes}. `max_abs` and `max_rel` are absent for graphs that end in labels.
+
+    Raises:
+        VssError: outside the tolerance.
+    """
+    tolerance = tolerance or Tolerance()
+    network = copy.copy(graph)
+    network.labels = False
+    session = BACKENDS["onnxruntime"].open(onnx)
+    try:
+        rows = [_compare(network, session, batch, size, seed) for seed, (batch, size) in enumerate(shapes)]
+    finally:
+        session.close()
+    worst: dict[str, float] = {key: max(row[key] for row in rows) for key in WORST if key in rows[0]}
+    worst["argmax_agreement"] = min(row["argmax_agreement"] for row in rows)
+    for row in rows:
+        _judge(row, tolerance)
+    return {"shapes": rows, **worst}
+
+
+def _compare(network: SegGraph, session: Session, batch: int, size: tuple[int, int], seed: int) -> dict[str, Any]:
+    image = noise(batch, size, nhwc=network.nhwc, seed=seed)
+    with torch.inference_mode():
+        expected = network(image)
+    name, found = next(iter(session.run({"image": image.numpy()}).items()))
+    got = torch.from_numpy(found)
+    scale = float(expected.abs().max())
+    row: dict[str, Any] = {"input": list(image.shape), "logit_scale": scale}
+    if name == "logits":
+        row["max_abs"] = float((got - expected).abs().max())
+        row["max_rel"] = row["max_abs"] / max(scale, 1e-12)
+        got = got.argmax(1)
+    got = got.long()
+    chosen = expected.gather(1, got.unsqueeze(1)).squeeze(1)
+    row["max_lead"] = float((expected.amax(1) - chosen).max()) / max(scale, 1e-12)
+    row["argmax_agreement"] = float((expected.argmax(1) == got).double().mean())
+    return row
+
+
+def noise(batch: int, size: tuple[int, int], *, nhwc: bool, seed: int) -> Tensor:
+    """Seeded test images: uint8 (N, H, W, 3) over the full range, or float32 (N, 3, H, W) of unit variance."""
+    generator = torch.Generator().manual_seed(seed)
+    if nhwc:
+        return torch.randint(0, 256, (batch, *size, 3), dtype=torch.uint8, generator=generator)
+    return torch.randn(batch, 3, *size, generator=generator)
+
+
+def _judge(row: dict[str, Any], tolerance: Tolerance) -> None:
+    figures = [(key, row[key], tolerance.relative) for key in ("max_rel", "max_lead") if key in row]
+    for key, value, limit in figures:
+        if not value <= limit:
+            raise VssError(f"the ONNX differs from torch at {row['input']}: {key} {value:.3g}, allowed {limit:.3g}.")
+    if not row["argmax_agreement"] >= tolerance.agreement:
+        raise VssError(
+            f"the ONNX differs from torch at {row['input']}: labels agree on {row['argmax_agreement']:.6f} of the "
+            f"pixels, at least {tolerance.agreement} expected."
+        )

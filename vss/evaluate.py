@@ -1,0 +1,188 @@
+"""One evaluation for everything that predicts: a torch network and an engine go through the same function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from vss import ops
+from vss.errors import VssError
+from vss.metrics import SegMetrics, confusion_per_image
+
+if TYPE_CHECKING:
+    from vss.data.transforms import Preprocess
+
+Predictor = Callable[[Tensor], Tensor]
+"""uint8 (N, 3, H, W) RGB -> integer (N, H, W) labels."""
+
+
+class _Binding(Protocol):
+    @property
+    def shape(self) -> tuple[int | None, ...]: ...
+    @property
+    def dtype(self) -> str: ...
+
+
+class _Session(Protocol):
+    """What is used of `vss.deploy.Session`."""
+
+    @property
+    def inputs(self) -> Mapping[str, Any]: ...
+    @property
+    def outputs(self) -> Mapping[str, Any]: ...
+    def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
+
+
+def evaluate(
+    predict: Predictor,
+    dataset: Dataset,
+    *,
+    num_classes: int,
+    class_names: Sequence[str],
+    ignore_index: int = 255,
+    batch_size: int = 8,
+    workers: int = 0,
+    progress: bool = False,
+    boundary: bool = True,
+    per_image: bool = False,
+) -> dict[str, Any]:
+    """Score a predictor over a split, from one confusion matrix.
+
+    Args:
+        predict: see `Predictor`; from `torch_predictor`, `engine_predictor` or anywhere else.
+        dataset: `[i]` -> {"image": uint8 (3, H, W), "mask": int64 (H, W)}, all of one size.
+        class_names: K names, in label order.
+        boundary: also boundary IoU.
+        per_image: also `confusion_per_image`, an (n, K, K) int64 numpy array in the order of the dataset, for the
+            bootstrap of `vss.deploy.gate`; it is no JSON, take it out before writing the result.
+
+    Returns:
+        The scores of `vss.metrics.scores` and `boundary_iou_pct`, in percent; `classes`, `images` (their number) and
+        `resolution` [H, W] at which truth and prediction were compared.
+
+    Raises:
+        VssError: an empty split, a class count that does not fit, labels of another shape or outside of the classes.
+    """
+    total = len(dataset)  # type: ignore[arg-type]
+    if not total:
+        raise VssError("the split holds no images; nothing can be evaluated.")
+    if len(class_names) != num_classes:
+        raise VssError(f"{len(class_names)} class names for {num_classes} classes.")
+    metric = SegMetrics(num_classes, ignore_index, boundary=boundary)
+    confusions: list[Tensor] = []
+    resolution = [0, 0]
+    loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers)
+    for batch in _track(loader, progress):
+        target = batch["mask"]
+        labels = predict(batch["image"]).to("cpu")
+        if labels.shape != target.shape or labels.is_floating_point():
+            got = f"{labels.dtype} {tuple(labels.shape)}"
+            raise VssError(f"the predictor gave {got}; expected integer labels of shape {tuple(target.shape)}.")
+        metric.update(labels, target)
+        if per_image:
+            confusions.append(confusion_per_image(labels, target, num_classes, ignore_index))
+        resolution = list(target.shape[-2:])
+    result = {**metric.compute(), "classes": list(class_names), "images": total, "resolution": resolution}
+    if per_image:
+        result["confusion_per_image"] = torch.cat(confusions).numpy()
+    return result
+
+
+def _track(loader: Iterable[Any], progress: bool) -> Iterable[Any]:
+    if not progress:
+        return loader
+    from rich.progress import track
+
+    return track(loader, description="evaluate")
+
+
+def torch_predictor(model: nn.Module, preprocess: Preprocess, device: str | torch.device = "cpu") -> Predictor:
+    """A predictor from a SegModel, which is moved to `device` and set to eval mode here and now."""
+    network: Any = model.to(device).eval()
+
+    def predict(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return network.predict(preprocess.normalise(images.to(device, non_blocking=True)))
+
+    return predict
+
+
+def engine_predictor(session: _Session, preprocess: Preprocess) -> EnginePredictor:
+    """A predictor from an opened engine; what has to be done around it is read off its bindings."""
+    return EnginePredictor(session, preprocess)
+
+
+class EnginePredictor:
+    """uint8 (N, 3, H, W) RGB -> labels, by way of `feed`, `infer` and `finish`, which a benchmark times one by one.
+
+    The input `image` is uint8 NHWC (normalisation in the graph) or floating-point NCHW (normalised here); the output
+    is `labels`, or `logits` of any resolution. An engine with a fixed batch gets the last images repeated.
+
+    Raises:
+        VssError: bindings that are none of these, or an engine for another size than `preprocess`.
+    """
+
+    def __init__(self, session: _Session, preprocess: Preprocess) -> None:
+        self.session, self.preprocess = session, preprocess
+        self.batch, self.nhwc, self.dtype = _input(session, tuple(preprocess.size))
+        self.output = _output(session)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """images: (N, 3, H, W) uint8. Returns (N, H, W) integer labels."""
+        chunks = images.split(self.batch) if self.batch else (images,)
+        return torch.cat([self.finish(self.infer(self.feed(chunk)), len(chunk)) for chunk in chunks])
+
+    def feed(self, images: Tensor) -> dict[str, np.ndarray]:
+        """Pad to the engine's batch, normalise or reorder, copy to contiguous host memory."""
+        if self.batch and len(images) < self.batch:
+            images = torch.cat([images, images[-1:].expand(self.batch - len(images), -1, -1, -1)])
+        if self.nhwc:
+            return {"image": np.ascontiguousarray(images.permute(0, 2, 3, 1).cpu().numpy())}
+        floats = self.preprocess.normalise(images).cpu().numpy()
+        return {"image": np.ascontiguousarray(floats, dtype=self.dtype)}
+
+    def infer(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The engine alone, with the copies that its session makes."""
+        return self.session.run(feed)
+
+    def finish(self, outputs: Mapping[str, np.ndarray], count: int) -> Tensor:
+        """Labels (count, H, W): the engine's own, or the argmax of its logits at the size of the input."""
+        result = torch.from_numpy(outputs[self.output])[:count]
+        if self.output == "labels":
+            return result
+        height, width = self.preprocess.size
+        return ops.seg_argmax(result, (height, width))
+
+
+def _input(session: _Session, size: tuple[int, ...]) -> tuple[int | None, bool, str]:
+    """Fixed batch or None, whether NHWC, numpy dtype."""
+    binding: _Binding | None = session.inputs.get("image")
+    if binding is None or len(session.inputs) != 1 or len(binding.shape) != 4:
+        found = {name: str(each) for name, each in session.inputs.items()}
+        raise VssError(f"the engine takes {found}; expected one input 'image' of four dimensions: export it with vss.")
+    batch, *rest = binding.shape
+    nhwc = binding.dtype == "uint8" and rest[2] == 3
+    if not nhwc and not (binding.dtype in ("float32", "float16") and rest[0] == 3):
+        raise VssError(
+            f"the engine takes image as {binding}; expected uint8 (N, H, W, 3) or float32 (N, 3, H, W): "
+            "export it with vss."
+        )
+    sides = rest[:2] if nhwc else rest[1:]
+    if any(have not in (None, want) for have, want in zip(sides, size, strict=True)):
+        raise VssError(
+            f"the engine is built for {sides[0]} x {sides[1]} and the preprocessing gives {size[0]} x {size[1]}; "
+            "export and evaluate at the same size."
+        )
+    return batch, nhwc, binding.dtype
+
+
+def _output(session: _Session) -> str:
+    names = [name for name in ("labels", "logits") if name in session.outputs]
+    if not names:
+        raise VssError(f"the engine gives {sorted(session.outputs)}; expected 'labels' or 'logits'.")
+    return names[0]
