@@ -16,7 +16,7 @@ from vss.prune.plan import Plan
 
 
 def apply_plan(model: nn.Module, plan: Plan, *, check_weights: bool = True) -> nn.Module:
-    """Return a smaller copy of `model`; the original is untouched.
+    """Return a smaller copy of `model`; the original is untouched. The copy's `plans` says how it was cut.
 
     Args:
         model: the network that the plan was made for.
@@ -41,6 +41,7 @@ def apply_plan(model: nn.Module, plan: Plan, *, check_weights: bool = True) -> n
     touched = {name.rpartition(".")[0] for name in removed_positions(plan)}
     for name in touched:
         _sync_attributes(small.get_submodule(name), sizes_before.get(f"{name}.weight"))
+    small.plans = (*getattr(model, "plans", ()), plan)
     return small
 
 

@@ -114,6 +114,8 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, sizes: Iterable[tuple
         if [t.shape for t in wanted] != [t.shape for t in got]:
             raise VssError(f"the cut network's outputs have shapes {[tuple(t.shape) for t in got]}; the heads changed.")
         for a, b in zip(wanted, got, strict=True):
+            if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+                raise VssError("the cut network gives NaN or infinite outputs; check the checkpoint's weights.")
             difference = float((a - b).abs().max())
             worst_abs = max(worst_abs, difference)
             worst_rel = max(worst_rel, difference / (float(a.abs().max()) + 1e-12))

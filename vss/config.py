@@ -1,0 +1,205 @@
+"""Recipes: one YAML file says a whole run. Unknown keys are refused with the closest name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vss.errors import VssError, unknown
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class Section(BaseModel):
+    """A part of a recipe; no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Section):
+    """Which images, at which size, how augmented."""
+
+    dataset: str = "camvid"
+    root: str = "data"
+    size: tuple[int, int] = Field(default=(360, 480), description="H, W of every image that enters the network")
+    augment: dict[str, Any] = {}
+    limit: int | None = Field(default=None, ge=1, description="use only the first images of each split")
+    workers: int = Field(default=0, ge=0)
+
+
+class ModelConfig(Section):
+    """Which network, and where its first weights come from."""
+
+    name: str = "unet"
+    options: dict[str, Any] = {}
+    backbone_weights: str | None = None
+    checkpoint: str | None = Field(default=None, description="start from this checkpoint and do not train")
+
+
+class FitConfig(Section):
+    """One training or fine-tuning phase."""
+
+    epochs: int = Field(default=50, ge=0)
+    batch_size: int = Field(default=8, ge=1, description="images per process and step")
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(default=0.01, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    poly_power: float = Field(default=0.9, ge=0, description="lr falls as (1 - step/steps)^power")
+    warmup_steps: int = Field(default=0, ge=0)
+    grad_clip: float | None = Field(default=None, gt=0)
+    ema: float | None = Field(default=None, gt=0, lt=1, description="decay of the averaged weights; null: off")
+    class_weights: Literal["none", "median", "log"] = "none"
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    aux_weight: float = Field(default=0.4, ge=0)
+    distill: float = Field(default=0.0, ge=0, description="weight of the distillation term from the unpruned net")
+    temperature: float = Field(default=2.0, gt=0)
+    val_every: int = Field(default=1, ge=1, description="epochs between validations")
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+    num_nodes: int = Field(default=1, ge=1)
+    strategy: str = "auto"
+
+
+class BudgetConfig(Section):
+    """As `vss.prune.Budget`."""
+
+    kind: Literal["channels", "params", "macs"] = "macs"
+    keep: float = Field(default=0.5, gt=0, le=1)
+    scope: Literal["global", "local"] = "global"
+    floor: float = Field(default=0.1, ge=0, le=1)
+    align: int = Field(default=1, ge=1)
+
+
+class PruneConfig(Section):
+    """How channels are scored and how many stay."""
+
+    criterion: str = "taylor"
+    options: dict[str, Any] = {}
+    budget: BudgetConfig = BudgetConfig()
+    batches: int = Field(default=30, ge=1, description="calibration batches, from the training split")
+    batch_size: int = Field(default=8, ge=1)
+    steps: int = Field(default=1, ge=1, description="prune in so many rounds, re-scoring each time")
+    epochs_between: int = Field(default=0, ge=0, description="fine-tuning epochs between rounds")
+    recalibrate: int = Field(default=50, ge=0, description="batches for batch-norm statistics after the cut")
+    keep: tuple[str, ...] = ()
+
+
+class ExportConfig(Section):
+    """What the ONNX file contains."""
+
+    opset: int = Field(default=20, ge=18, le=25)
+    labels: bool = Field(default=True, description="argmax in the graph")
+    labels_dtype: Literal["int32", "uint8"] = "int32"
+    preprocess: bool = Field(default=True, description="uint8 images in, normalisation in the graph")
+
+
+class BuildConfig(Section):
+    """Which runtime."""
+
+    backend: str = "onnxruntime"
+    threads: int | None = Field(default=None, ge=1)
+
+
+class GateConfig(Section):
+    """How much worse may the engine be than the network it was made from, and the pruned net than the baseline."""
+
+    metric: str = "miou_pct"
+    max_drop: float = Field(default=0.1, ge=0, description="points, engine against the same network in torch")
+    max_drop_from_baseline: float | None = Field(default=None, ge=0)
+
+
+class BenchConfig(Section):
+    """How long to measure."""
+
+    min_seconds: float = Field(default=2.0, gt=0)
+    max_seconds: float = Field(default=30.0, gt=0)
+    batch_size: int = Field(default=1, ge=1)
+    images: int = Field(default=16, ge=1, description="real images that go round")
+
+
+class Recipe(Section):
+    """A whole run: train, prune, fine-tune, evaluate, export, build, gate, bench, report."""
+
+    name: str = "run"
+    seed: int = 0
+    split: Literal["val", "test"] = Field(default="test", description="split of the reported numbers")
+    eval_batch_size: int = Field(default=8, ge=1)
+    control: bool = Field(default=True, description="also fine-tune the unpruned net, for a fair comparison")
+    panels: int = Field(default=4, ge=0, description="qualitative pictures in the report")
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: FitConfig = FitConfig()
+    prune: PruneConfig = PruneConfig()
+    finetune: FitConfig = FitConfig(epochs=20, lr=0.005)
+    export: ExportConfig = ExportConfig()
+    build: BuildConfig = BuildConfig()
+    gate: GateConfig = GateConfig()
+    bench: BenchConfig = BenchConfig()
+
+
+def recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a packaged recipe by name or any YAML file by path, then apply `a.b=c` overrides (c is YAML)."""
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        if name not in recipes():
+            raise unknown("recipe", name, recipes())
+        path = RECIPES / f"{name}.yaml"
+    try:
+        data = yaml.safe_load(path.read_text()) or {}
+    except FileNotFoundError as error:
+        raise VssError(f"recipe {path} does not exist; packaged ones: {', '.join(recipes())}.") from error
+    except yaml.YAMLError as error:
+        raise VssError(f"recipe {path} is no YAML: {str(error).splitlines()[0]}.") from error
+    if not isinstance(data, dict):
+        raise VssError(f"recipe {path} holds a {type(data).__name__}; expected keys and values.")
+    data.setdefault("name", path.stem)
+    for override in overrides:
+        _override(data, override)
+    return parse(Recipe, data, source=str(path))
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise VssError(f"--set takes key.path=value and got {override!r}.")
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise VssError(f"--set {override}: {parent!r} is a value, not a section.")
+    data[leaf] = yaml.safe_load(value)
+
+
+def parse(kind: type[Section], data: dict[str, Any], *, source: str) -> Any:
+    """Validate into `kind`; the first fault becomes one sentence."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = [str(part) for part in first["loc"]]
+        if first["type"] == "extra_forbidden":
+            raise unknown(f"key in {source}", ".".join(path), _keys(kind)) from error
+        raise VssError(f"{source}: {'.'.join(path)} is {first['input']!r}; {first['msg']}.") from error
+
+
+def _keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
+    """All dotted keys of a section, sub-sections included."""
+    keys = []
+    for name, field in kind.model_fields.items():
+        nested = field.annotation
+        if isinstance(nested, type) and issubclass(nested, BaseModel):
+            keys += _keys(nested, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys

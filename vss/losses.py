@@ -1,0 +1,63 @@
+"""Losses over label maps with void pixels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class SegLoss(nn.Module):
+    """Mean per-pixel cross-entropy over non-void pixels, plus weighted auxiliary heads.
+
+    Args:
+        weights: (K,) class weights or None.
+        ignore_index: label of void pixels.
+        aux_weight: factor of every head other than `out` (0.4 in DeepLabV3 and PSPNet).
+        label_smoothing: as in `torch.nn.functional.cross_entropy`.
+    """
+
+    def __init__(
+        self,
+        *,
+        weights: Tensor | None = None,
+        ignore_index: int = 255,
+        aux_weight: float = 0.4,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("weights", weights, persistent=False)
+        self.ignore_index, self.aux_weight, self.label_smoothing = ignore_index, aux_weight, label_smoothing
+
+    def forward(self, outputs: dict[str, Tensor], target: Tensor) -> Tensor:
+        """outputs: {head: (N, K, H, W)}, target: (N, H, W) int64. Returns a scalar; 0 where all pixels are void."""
+        total = torch.zeros((), device=target.device)
+        for head, logits in outputs.items():
+            total = total + (1.0 if head == "out" else self.aux_weight) * self._cross_entropy(logits.float(), target)
+        return total
+
+    def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+        if not (target != self.ignore_index).any():
+            return logits.sum() * 0.0
+        return F.cross_entropy(
+            logits,
+            target,
+            weight=self.weights,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+        )
+
+
+def distillation(student: Tensor, teacher: Tensor, target: Tensor, *, temperature: float, ignore_index: int) -> Tensor:
+    """Per-pixel KL(teacher || student) at a temperature, times its square (Hinton et al., 2015), over non-void pixels.
+
+    Args:
+        student, teacher: (N, K, H, W) logits.
+        target: (N, H, W) int64; only its void pixels matter here.
+    """
+    valid = (target != ignore_index).to(student.dtype)
+    soft = F.log_softmax(teacher.float() / temperature, dim=1)
+    pixels = F.kl_div(
+        F.log_softmax(student.float() / temperature, dim=1), soft, reduction="none", log_target=True
+    ).sum(dim=1)
+    return temperature**2 * (pixels * valid).sum() / valid.sum().clamp(min=1)

@@ -1,0 +1,431 @@
+"""`vss run`: all steps in order, each skipped when its inputs have not changed, each resumable.
+
+A step is up to date when the hash of everything it depends on (its part of the recipe, the data's fingerprint, the
+steps before it) is the one in its record and the files it wrote still have their hashes.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vss import checkpoint, steps
+from vss.config import Recipe
+from vss.deploy import BACKENDS, BuildSpec, bench, bench_end_to_end, export, gate
+from vss.environment import environment
+from vss.errors import GateFailed, VssError
+from vss.evaluate import engine_predictor, torch_predictor
+from vss.files import atomic, read_json, sha256_file, sha256_json, write_json
+from vss.page import write_page
+from vss.report import write_report
+from vss.steps import Project
+from vss.version import __version__
+
+log = logging.getLogger(__name__)
+KIND, SCHEMA = "vss.step", 1
+Result = dict[str, Any]
+
+
+@dataclass
+class Runner:
+    """Runs steps, remembers them in `out/steps/`."""
+
+    out: Path
+    say: Callable[[str, str, float, str], None]
+    records: list[Result] = field(default_factory=list)
+    keys: dict[str, str] = field(default_factory=dict)
+
+    def __call__(
+        self, name: str, depends: Any, after: list[str], outputs: list[str], work: Callable[[], Result]
+    ) -> Result:
+        """Do `work` unless its record is up to date.
+
+        Args:
+            name: of the step.
+            depends: JSON-able data that the result depends on.
+            after: names of steps whose results it reads.
+            outputs: files it writes, relative to `out`.
+            work: returns JSON-able figures.
+        """
+        key = sha256_json([name, __version__, depends, [self.keys[step] for step in after]])
+        self.keys[name] = key
+        record = self.out / "steps" / f"{name}.json"
+        if record.is_file():
+            old = read_json(record, kind=KIND, schema=SCHEMA)
+            if old["key"] == key and all(self._same(path, digest) for path, digest in old["outputs"].items()):
+                return self._done(name, "skipped", old["seconds"], "up to date", old["result"])
+        start = time.monotonic()
+        try:
+            result = work()
+        except BaseException as error:
+            self._done(name, "failed", time.monotonic() - start, str(error) or type(error).__name__, {})
+            raise
+        seconds = time.monotonic() - start
+        hashes = {path: sha256_file(self.out / path) for path in outputs}
+        saved = {"kind": KIND, "schema": SCHEMA, "key": key, "seconds": seconds, "outputs": hashes, "result": result}
+        write_json(record, saved)
+        return self._done(name, "ok", seconds, result.get("detail", ""), result)
+
+    def _same(self, path: str, digest: str) -> bool:
+        file = self.out / path
+        return file.is_file() and sha256_file(file) == digest
+
+    def _done(self, name: str, status: str, seconds: float, detail: str, result: Result) -> Result:
+        self.records.append({"name": name, "status": status, "seconds": seconds, "detail": detail})
+        self.say(name, status, seconds, detail)
+        return result
+
+
+def run(
+    recipe: Recipe,
+    out: Path | str,
+    *,
+    say: Callable[[str, str, float, str], None] | None = None,
+    progress: bool = True,
+    command: str = "",
+) -> Result:
+    """Do a whole recipe; returns the report, which is also `out/report.json` beside `out/report.html`.
+
+    Raises:
+        GateFailed: after everything is written, when a gate did not pass.
+    """
+    out = Path(out)
+    job = _Job(Project.open(recipe), out, Runner(out, say or _log), progress, command)
+    try:
+        report = job.everything()
+    except BaseException as error:
+        job.write_failed(error)
+        raise
+    for verdict in report["gate"].get("checks", [report["gate"]]):
+        if not verdict["passed"]:
+            raise GateFailed(f"gate {verdict['sentence']} See {out / 'report.html'}.")
+    return report
+
+
+def _log(name: str, status: str, seconds: float, detail: str) -> None:
+    log.info("%s: %s (%.1f s) %s", name, status, seconds, detail)
+
+
+@dataclass
+class _Job:
+    project: Project
+    out: Path
+    step: Runner
+    progress: bool
+    command: str
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.project.recipe
+
+    def everything(self) -> Result:
+        train = self.train()
+        pruned = self.prune()
+        finetuned = self.finetune("finetune", "pruned.safetensors", "prune")
+        control = self.finetune("control", "baseline.safetensors", "train") if self.recipe.control else None
+        nets = {"baseline": "train", "pruned": "prune", "finetuned": "finetune"}
+        if control:
+            nets["control"] = "control"
+        scores = {name: self.score(name, after) for name, after in nets.items()}
+        engines = {name: self.engine(name, after) for name, after in (("baseline", "train"), ("finetuned", "finetune"))}
+        gates = self.gates()
+        timing = self.bench()
+        pictures = self.panels()
+        report = self.report(train, pruned, finetuned, control, scores, engines, gates, timing, pictures)
+        write_report(self.out / "report.json", report)
+        write_page(self.out / "report.json", self.out / "report.html")
+        return report
+
+    # -- networks -----------------------------------------------------------------------------------------------------
+
+    def train(self) -> Result:
+        recipe, project = self.recipe, self.project
+        fit = recipe.train.model_dump(mode="json") | {"workers": recipe.data.workers}
+        depends = [recipe.seed, recipe.data.model_dump(mode="json"), recipe.model.model_dump(mode="json"), fit]
+        depends += [project.split(name).sha256() for name in ("train", "val")]
+        if recipe.model.checkpoint:
+            depends.append(sha256_file(recipe.model.checkpoint))
+
+        def work() -> Result:
+            model = project.build_model()
+            if recipe.model.checkpoint:
+                project.save(model, self.out / "baseline.safetensors")
+                return {"detail": f"taken from {recipe.model.checkpoint}", "curves": []}
+            result = steps.train(project, model, recipe.train, self.folder("train", depends), progress=self.progress)
+            project.save(model, self.out / "baseline.safetensors", {"val_miou_pct": result["best_miou_pct"]})
+            return _fit_facts(result)
+
+        return self.step("train", depends, [], ["baseline.safetensors"], work)
+
+    def folder(self, name: str, depends: Any) -> Path:
+        """Where a fit works: named by what it depends on, so that a changed recipe never resumes an old fit."""
+        return self.out / name / sha256_json(depends)[:12]
+
+    def prune(self) -> Result:
+        config = self.recipe.prune
+        between = self.recipe.finetune.model_dump(mode="json") if config.epochs_between else None
+        depends = [config.model_dump(mode="json"), between]
+
+        def work() -> Result:
+            model = checkpoint.load(self.out / "baseline.safetensors")
+            _, facts = steps.prune(self.project, model, config, self.out, progress=self.progress)
+            facts["locked"] = steps.locked(self.project, model)
+            kept = ", ".join(f"{share:.1%} of {kind}" for kind, share in facts["kept"].items())
+            return facts | {"detail": f"{facts['criterion']}: kept {kept}"}
+
+        return self.step("prune", depends, ["train"], ["plan.json", "pruned.safetensors"], work)
+
+    def finetune(self, name: str, source: str, after: str) -> Result:
+        config = self.recipe.finetune
+        target = "finetuned.safetensors" if name == "finetune" else f"{name}.safetensors"
+        depends = [config.model_dump(mode="json"), source]
+
+        def work() -> Result:
+            model = checkpoint.load(self.out / source)
+            teacher = checkpoint.load(self.out / "baseline.safetensors") if config.distill else None
+            folder = self.folder(name, [*depends, self.step.keys[after]])
+            result = steps.train(self.project, model, config, folder, teacher=teacher, progress=self.progress)
+            self.project.save(model, self.out / target, {"val_miou_pct": result["best_miou_pct"]})
+            return _fit_facts(result)
+
+        return self.step(name, depends, [after], [target], work)
+
+    # -- figures ------------------------------------------------------------------------------------------------------
+
+    def score(self, name: str, after: str) -> Result:
+        """Metrics of a network in torch; the per-image confusion matrices go beside, for the gate's interval."""
+        recipe = self.recipe
+        path, images = self.out / f"{name}.safetensors", f"scores/{name}.npy"
+
+        def work() -> Result:
+            model = checkpoint.load(path)
+            result = steps.torch_score(self.project, model)
+            self._write_confusion(images, result.pop("confusion_per_image"))
+            row = steps.size_row(name, model, self.project, path)
+            return {"row": row, "metrics": result, "detail": f"mIoU {result['miou_pct']:.2f}"}
+
+        depends = [recipe.split, self.project.split(recipe.split).sha256()]
+        return self.step(f"evaluate-{name}", depends, [after], [images], work)
+
+    def _write_confusion(self, name: str, value: np.ndarray) -> None:
+        with atomic(self.out / name) as temporary:
+            np.save(temporary, value.astype(np.int32))
+
+    def engine(self, name: str, after: str) -> Result:
+        """ONNX, artefact, and the same evaluation on the engine."""
+        recipe, project = self.recipe, self.project
+        onnx, artefact, images = f"engine/{name}.onnx", f"engine/{name}.engine.onnx", f"scores/engine-{name}.npy"
+
+        def work() -> Result:
+            model = checkpoint.load(self.out / f"{name}.safetensors")
+            plans = getattr(model, "plans", ())
+            exported = export(
+                model,
+                self.out / onnx,
+                size=project.preprocess.size,
+                preprocess=project.preprocess if recipe.export.preprocess else None,
+                labels=recipe.export.labels,
+                labels_dtype=recipe.export.labels_dtype,
+                opset=recipe.export.opset,
+                class_names=project.data.class_names,
+                plan_sha256=plans[-1].sha256() if plans else None,
+            )
+            backend = available(recipe.build.backend)
+            backend.build(self.out / onnx, self.out / artefact, BuildSpec())
+            session = backend.open(self.out / artefact, threads=recipe.build.threads)
+            metrics = project.score(engine_predictor(session, project.preprocess))
+            session.close()
+            self._write_confusion(images, metrics.pop("confusion_per_image"))
+            return {
+                "export": exported,
+                "metrics": metrics,
+                "size_mib": (self.out / artefact).stat().st_size / 2**20,
+                "detail": f"{backend.name}: mIoU {metrics['miou_pct']:.2f}",
+            }
+
+        depends = [recipe.export.model_dump(mode="json"), recipe.build.model_dump(mode="json"), recipe.split]
+        return self.step(f"engine-{name}", depends, [f"evaluate-{name}", after], [onnx, artefact, images], work)
+
+    def gates(self) -> Result:
+        config = self.recipe.gate
+
+        def loaded(name: str) -> Result:
+            record = read_json(self.out / "steps" / f"{name}.json", kind=KIND, schema=SCHEMA)
+            images = name.removeprefix("evaluate-")
+            return record["result"]["metrics"] | {"confusion_per_image": np.load(self.out / f"scores/{images}.npy")}
+
+        def work() -> Result:
+            pairs = [("evaluate-finetuned", "engine-finetuned", config.max_drop, "engine against torch")]
+            if config.max_drop_from_baseline is not None:
+                start = "evaluate-control" if self.recipe.control else "evaluate-baseline"
+                pairs.append((start, "engine-finetuned", config.max_drop_from_baseline, "engine against the baseline"))
+            checks = []
+            for before, after, drop, what in pairs:
+                verdict = gate(loaded(before), loaded(after), metric=config.metric, max_drop=drop)
+                checks.append({"what": what, **verdict})
+            passed = all(check["passed"] for check in checks)
+            worst = next((check for check in checks if not check["passed"]), checks[0])
+            return {**worst, "passed": passed, "checks": checks, "detail": worst["sentence"]}
+
+        after = ["evaluate-finetuned", "engine-finetuned", "evaluate-baseline"]
+        after += ["evaluate-control"] if self.recipe.control else []
+        return self.step("gate", config.model_dump(mode="json"), after, [], work)
+
+    def bench(self) -> Result:
+        """Both engines interleaved, engine only and end to end."""
+        recipe, project, config = self.recipe, self.project, self.recipe.bench
+
+        def work() -> Result:
+            backend = available(recipe.build.backend)
+            paths = {"engine baseline": "engine/baseline.engine.onnx", "engine pruned": "engine/finetuned.engine.onnx"}
+            sessions = {
+                name: backend.open(self.out / path, threads=recipe.build.threads) for name, path in paths.items()
+            }
+            split = project.split(recipe.split)
+            pixels = np.stack([split[i % len(split)]["image"].numpy() for i in range(config.batch_size)])
+            predictors = {name: engine_predictor(s, project.preprocess) for name, s in sessions.items()}
+            import torch
+
+            feeds = {name: p.feed(torch.from_numpy(pixels)) for name, p in predictors.items()}
+            limits = {"min_seconds": config.min_seconds, "max_seconds": config.max_seconds}
+            engine = bench(sessions, feeds, **limits)
+            files = [split.pairs[i].image for i in steps.spread(split.pairs, config.images)]
+            whole = bench_end_to_end(predictors, files, project.preprocess, **limits)
+            for session in sessions.values():
+                session.close()
+            ratio = engine["speedup"]["engine pruned"]["ratio"]
+            stable = "" if engine["stable"] else ", not stable"
+            return {"engine": engine, "end_to_end": whole, "detail": f"{ratio:.2f}x on {backend.name}{stable}"}
+
+        depends = [config.model_dump(mode="json"), recipe.build.model_dump(mode="json")]
+        return self.step("bench", depends, ["engine-baseline", "engine-finetuned"], [], work)
+
+    def panels(self) -> Result:
+        """Pictures: image, truth, and what each network says."""
+        from vss.pictures import write_panels
+
+        recipe, project = self.recipe, self.project
+        split = project.split(recipe.split)
+        chosen = list(steps.spread(split.pairs, recipe.panels))
+
+        def work() -> Result:
+            backend = available(recipe.build.backend)
+            session = backend.open(self.out / "engine/finetuned.engine.onnx", threads=recipe.build.threads)
+            nets = {name: checkpoint.load(self.out / f"{name}.safetensors") for name in ("baseline", "pruned")}
+            predictors = {name: torch_predictor(net, project.preprocess) for name, net in nets.items()}
+            predictors["engine"] = engine_predictor(session, project.preprocess)
+            panels = write_panels(self.out, split, chosen, predictors, project.data.palette)
+            return {"panels": panels, "detail": f"{len(panels)} images"}
+
+        outputs = [f"panels/{split.ids[i].replace('/', '_')}-image.png" for i in chosen]
+        after = ["evaluate-baseline", "evaluate-pruned", "engine-finetuned"]
+        return self.step("panels", [recipe.panels, recipe.split], after, outputs, work)
+
+    # -- report -------------------------------------------------------------------------------------------------------
+
+    def report(
+        self,
+        train: Result,
+        pruned: Result,
+        finetuned: Result,
+        control: Result | None,
+        scores: dict[str, Result],
+        engines: dict[str, Result],
+        gates: Result,
+        timing: Result,
+        pictures: Result,
+    ) -> Result:
+        names = {"baseline": "engine baseline", "finetuned": "engine pruned"}
+        rows = [_row(name, scores[name]["row"], scores[name]["metrics"]) for name in scores]
+        for name, title in names.items():
+            static = scores[name]["row"] | {"size_mib": engines[name]["size_mib"]}
+            timed = _timing(timing["engine"], timing["end_to_end"], title)
+            if title == "engine pruned":
+                ratio = scores["baseline"]["row"]["macs_g"] / static["macs_g"]
+                timed["speedup_per_mac_reduction"] = timed["speedup"] / ratio
+            rows.append(_row(title, static, engines[name]["metrics"]) | timed)
+        iou = {name: result["metrics"]["iou_pct"] for name, result in scores.items()}
+        iou |= {names[name]: result["metrics"]["iou_pct"] for name, result in engines.items()}
+        curves = {"train": train["curves"], "finetune": finetuned["curves"]}
+        if control:
+            curves["control"] = control["curves"]
+        return self._frame("ok") | {
+            "rows": rows,
+            "curves": {name: rows for name, rows in curves.items() if rows},
+            "groups": [{"id": g, "before": w[0], "after": w[1]} for g, w in pruned["widths"].items()],
+            "locked": pruned["locked"],
+            "classes": list(self.project.data.class_names),
+            "palette": self.project.data.palette.tolist(),
+            "iou_pct": iou,
+            "panels": pictures["panels"],
+            "checks": pruned["checks"],
+            "bench": {"engine": timing["engine"], "end_to_end": timing["end_to_end"]},
+            "gate": gates,
+            "plan": {key: pruned[key] for key in ("criterion", "options", "budget", "calibration", "kept")},
+            "export": {names[name]: result["export"] for name, result in engines.items()},
+        }
+
+    def _frame(self, status: str) -> Result:
+        size = "x".join(map(str, self.project.preprocess.size))
+        files = ("baseline.safetensors", "plan.json", "finetuned.safetensors", "engine/finetuned.onnx")
+        hashes = {name: sha256_file(self.out / name) for name in files if (self.out / name).is_file()}
+        hashes["preprocess"] = self.project.preprocess.sha256
+        return {
+            "kind": "vss.report",
+            "schema": 1,
+            "name": self.recipe.name,
+            "status": status,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "seconds": sum(record["seconds"] for record in self.step.records),
+            "command": self.command or None,
+            "protocol": f"{self.project.data.protocol} Reported split: {self.recipe.split}; resolution {size}.",
+            "environment": environment(),
+            "recipe": self.recipe.model_dump(mode="json"),
+            "inputs": hashes,
+            "steps": self.step.records,
+        }
+
+    def write_failed(self, error: BaseException) -> None:
+        """A report of what was done before the failure, so that the page says where it stopped."""
+        if self.step.records and not isinstance(error, GateFailed):
+            write_report(self.out / "report.json", self._frame("failed"))
+            write_page(self.out / "report.json", self.out / "report.html")
+
+
+def available(name: str) -> Any:
+    """A backend that can run here, or the sentence that says what is missing."""
+    backend = BACKENDS[name]
+    reason = backend.unavailable()
+    if reason:
+        raise VssError(reason)
+    return backend
+
+
+def _fit_facts(result: Result) -> Result:
+    detail = f"best val mIoU {result['best_miou_pct']:.2f} in epoch {result['best_epoch']}"
+    return {key: result[key] for key in ("best_epoch", "best_miou_pct", "steps", "epochs", "curves")} | {
+        "detail": detail
+    }
+
+
+def _row(name: str, static: Result, metrics: Result) -> Result:
+    keys = ("miou_pct", "pixel_acc_pct", "class_acc_pct", "fwiou_pct", "boundary_iou_pct")
+    return static | {"name": name} | {key: metrics[key] for key in keys}
+
+
+def _timing(engine: Result, whole: Result, name: str) -> Result:
+    session, request = engine["sessions"][name], whole["sessions"][name]
+    return {
+        "latency_ms_p50": session["latency_ms_p50"],
+        "latency_ms_p90": session["latency_ms_p90"],
+        "latency_ms_p99": session["latency_ms_p99"],
+        "fps": session["throughput_fps"],
+        "speedup": engine["speedup"].get(name, {"ratio": 1.0})["ratio"],
+        "end_to_end_ms_p50": request["latency_ms_p50"],
+    }

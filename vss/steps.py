@@ -1,0 +1,282 @@
+"""The steps of the job, each a function from inputs to files and figures. The command line and `vss run` call these.
+
+This is the place where data, networks, pruning, training and deployment meet; each of those knows nothing of the rest.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from vss import checkpoint, models
+from vss.config import FitConfig, PruneConfig, Recipe
+from vss.data import Augment, Preprocess, SegData, SegSplit, class_weights, make_loader, open_data
+from vss.errors import VssError
+from vss.evaluate import Predictor, evaluate, torch_predictor
+from vss.losses import SegLoss
+from vss.prune import Budget, Plan, apply_plan, count, find_groups, make_criterion, make_plan, recalibrate_bn, verify
+
+
+@dataclass(frozen=True)
+class Project:
+    """A recipe with its data opened.
+
+    Attributes:
+        recipe: what to do.
+        data: the data set.
+        preprocess: the one preprocessing of every step.
+    """
+
+    recipe: Recipe
+    data: SegData
+    preprocess: Preprocess
+
+    @classmethod
+    def open(cls, recipe: Recipe) -> Project:
+        """Open the data set and check what can be checked before anything is computed."""
+        data = open_data(recipe.data.dataset, recipe.data.root)
+        preprocess = Preprocess(size=recipe.data.size)
+        project = cls(recipe, data, preprocess)
+        project.augment  # noqa: B018  (a wrong augmentation is refused now, not after an epoch)
+        make_criterion(recipe.prune.criterion, **recipe.prune.options)
+        models.MODELS.canonical(recipe.model.name)
+        return project
+
+    @functools.cached_property
+    def augment(self) -> Augment:
+        """Training augmentation; unknown keys are refused."""
+        from vss.config import parse
+
+        return parse(Augment, self.recipe.data.augment, source="data.augment")
+
+    def split(self, name: str, *, augment: bool = False) -> SegSplit:
+        """A split at the network's size."""
+        augmentation = self.augment if augment else None
+        return SegSplit(self.data, name, self.preprocess, augmentation, self.recipe.seed, self.recipe.data.limit)
+
+    def build_model(self) -> nn.Module:
+        """The unpruned network of the recipe, seeded, or the one in `model.checkpoint`."""
+        config = self.recipe.model
+        if config.checkpoint:
+            return checkpoint.load(config.checkpoint)
+        torch.manual_seed(self.recipe.seed)
+        model = models.build(config.name, len(self.data.class_names), **config.options)
+        models.check_multiple(config.name, self.preprocess.size, model.size_multiple)
+        if config.backbone_weights:
+            models.load_backbone(model.backbone, config.backbone_weights)
+        return model
+
+    def save(self, model: nn.Module, path: Path, metrics: dict[str, float] | None = None) -> None:
+        """Write a checkpoint that knows its preprocessing and classes."""
+        info = {"dataset": self.data.name, "metrics": metrics or {}, "recipe": self.recipe.name}
+        checkpoint.save(
+            model, path, preprocess=self.preprocess.model_dump(mode="json"), classes=self.data.class_names, info=info
+        )
+
+    def loader(self, name: str, config: FitConfig, rank: int, world: int) -> DataLoader[Any]:
+        """Training (shuffled, augmented) or validation loader of one process."""
+        train = name == "train"
+        return make_loader(
+            self.split(name, augment=train),
+            batch_size=config.batch_size,
+            shuffle=train,
+            seed=self.recipe.seed,
+            workers=self.recipe.data.workers,
+            drop_last=train,
+            rank=rank,
+            world=world,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def calibration(self, batches: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Fixed batches of training images, no augmentation: ((N, 3, H, W) float32, (N, H, W) int64)."""
+        loader = make_loader(self.split("train"), batch_size=batch_size, shuffle=True, seed=self.recipe.seed)
+        loader.sampler.set_epoch(1_000_000)  # an order of its own, the same in every round and run
+        for index, batch in enumerate(loader):
+            if index == batches:
+                return
+            yield self.preprocess.normalise(batch["image"]), batch["mask"]
+
+    def score(self, predict: Predictor, *, split: str | None = None, per_image: bool = True) -> dict[str, Any]:
+        """The metrics of a predictor on the recipe's split."""
+        return evaluate(
+            predict,
+            self.split(split or self.recipe.split),
+            num_classes=len(self.data.class_names),
+            class_names=self.data.class_names,
+            ignore_index=self.data.ignore_index,
+            batch_size=self.recipe.eval_batch_size,
+            workers=self.recipe.data.workers,
+            per_image=per_image,
+        )
+
+
+def train(
+    project: Project,
+    model: nn.Module,
+    config: FitConfig,
+    run_dir: Path,
+    *,
+    teacher: nn.Module | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train or fine-tune `model` in place; see `vss.train.fit`."""
+    from vss.train import FitData, fit
+
+    weights = None
+    if config.class_weights != "none":
+        weights = class_weights(project.data, "train", config.class_weights)
+    data = FitData(
+        train=lambda rank, world: project.loader("train", config, rank, world),
+        val=lambda rank, world: project.loader("val", config, rank, world),
+        normalise=project.preprocess.normalise,
+        class_names=project.data.class_names,
+        ignore_index=project.data.ignore_index,
+        class_weights=weights,
+    )
+    return fit(
+        model, data, config, run_dir, save=project.save, seed=project.recipe.seed, teacher=teacher, progress=progress
+    )
+
+
+def calibration_loss(project: Project) -> Any:
+    """(model, (images, masks)) -> the unweighted task loss over all heads."""
+    loss = SegLoss(ignore_index=project.data.ignore_index, aux_weight=project.recipe.train.aux_weight)
+
+    def call(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return loss(model.forward_train(batch[0]), batch[1])
+
+    return call
+
+
+def plan_once(project: Project, model: nn.Module, config: PruneConfig, budget: Budget) -> Plan:
+    """Groups, one calibration pass on training images, budget search."""
+    height, width = project.preprocess.size
+    criterion = make_criterion(config.criterion, **config.options)
+    split = project.split("train")
+    images = min(config.batches * config.batch_size, len(split))
+    return make_plan(
+        model,
+        torch.zeros(1, 3, height, width),
+        criterion=criterion,
+        budget=budget,
+        batches=project.calibration(config.batches, config.batch_size) if criterion.needs else None,
+        loss=calibration_loss(project),
+        seed=project.recipe.seed,
+        keep=config.keep,
+        calibration={
+            "dataset": project.data.name,
+            "split": "train",
+            "split_sha256": split.sha256(),
+            "images": images if criterion.needs else 0,
+            "preprocess_sha256": project.preprocess.sha256,
+            "batch_norm": "eval",
+        },
+    )
+
+
+def prune(
+    project: Project, model: nn.Module, config: PruneConfig, out: Path, *, progress: bool = True
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Score, cut and prove, in one round or several; writes `plan.json` and `pruned.safetensors` into `out`.
+
+    Args:
+        project: data and recipe.
+        model: the trained network; not changed.
+        config: criterion, budget, rounds.
+        out: folder.
+
+    Returns:
+        The cut network with recalibrated batch norms, and figures for the report.
+    """
+    final = Budget.make(**config.budget.model_dump())
+    reached, plan, small, checks = 1.0, None, model, {}
+    for step in range(1, config.steps + 1):
+        target = 1 - (1 - final.keep) * step / config.steps
+        budget = final.model_copy(update={"keep": min(1.0, target / reached)})
+        now = plan_once(project, small, config, budget)
+        cut = apply_plan(small, now)
+        checks = verify(small, cut, now, two_sizes(project.preprocess.size, getattr(model, "size_multiple", 1)))
+        plan = now if plan is None else plan.then(now)
+        reached = plan.cost_after[final.kind] / plan.cost_before[final.kind]
+        recalibrate(project, cut, config)
+        if config.epochs_between and step < config.steps:
+            between = project.recipe.finetune.model_copy(update={"epochs": config.epochs_between, "val_every": 1})
+            train(project, cut, between, out / f"round-{step}", teacher=None, progress=progress)
+        small = cut
+    plan.save(out / "plan.json")
+    project.save(small, out / "pruned.safetensors")
+    return small, {"checks": checks, "plan_sha256": plan.sha256(), **describe(plan)}
+
+
+def recalibrate(project: Project, model: nn.Module, config: PruneConfig) -> None:
+    """Batch-norm statistics of the cut network from training images."""
+    if config.recalibrate:
+        batches = project.calibration(config.recalibrate, config.batch_size)
+        recalibrate_bn(model, (images for images, _ in batches if len(images) > 1))
+
+
+def two_sizes(size: tuple[int, int], multiple: int) -> list[tuple[int, int]]:
+    """The network's size and a smaller, differently shaped one, both legal; proofs do not need large images."""
+    step = max(32, multiple)
+    small = [max(step, side // 2 // step * step) for side in size]
+    return [(small[0], small[1]), (small[0] + step, small[1])]
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """What a report says of a plan."""
+    before, after = plan.cost_before, plan.cost_after
+    return {
+        "criterion": plan.criterion,
+        "options": plan.criterion_options,
+        "budget": plan.budget,
+        "calibration": plan.calibration,
+        "widths": {group: list(widths) for group, widths in plan.widths().items()},
+        "kept": {kind: after[kind] / before[kind] for kind in before},
+    }
+
+
+def locked(project: Project, model: nn.Module) -> list[dict[str, Any]]:
+    """Layers that pruning cannot narrow, with the reason."""
+    groups = find_groups(model, torch.zeros(1, 3, *project.preprocess.size), keep=project.recipe.prune.keep)
+    return [{"layer": lock.layer, "reason": lock.reason} for lock in groups.locked]
+
+
+def size_row(name: str, model: nn.Module, project: Project, path: Path) -> dict[str, Any]:
+    """The static half of a table row."""
+    return {"name": name, **count(model, project.preprocess.size), "size_mib": path.stat().st_size / 2**20}
+
+
+def torch_score(project: Project, model: nn.Module, *, split: str | None = None) -> dict[str, Any]:
+    """Metrics of a network in torch, on the GPU where there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    result = project.score(torch_predictor(model, project.preprocess, device), split=split)
+    model.to("cpu")
+    return result
+
+
+def spread(items: list[Any], amount: int) -> Iterable[int]:
+    """`amount` indices evenly over a list."""
+    amount = min(amount, len(items))
+    return [index * len(items) // amount for index in range(amount)]
+
+
+def project_of(path: Path | str, *, data_root: str | None, dataset: str | None, recipe: Recipe) -> Project:
+    """A project around a checkpoint: its own data set name and image size unless others are given."""
+    saved = checkpoint.read(path)
+    if saved.preprocess is None:
+        raise VssError(f"{path} does not say its preprocessing; save it with vss.save(..., preprocess=...).")
+    data = {"dataset": dataset or saved.info.get("dataset", recipe.data.dataset), "size": saved.preprocess["size"]}
+    if data_root:
+        data["root"] = data_root
+    recipe = Recipe.model_validate(
+        recipe.model_dump() | {"data": recipe.data.model_dump() | data, "model": {"checkpoint": str(path)}}
+    )
+    return Project(recipe, open_data(recipe.data.dataset, recipe.data.root), Preprocess(**saved.preprocess))

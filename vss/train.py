@@ -1,0 +1,287 @@
+"""`fit`: training and fine-tuning, one function, on Lightning.
+
+Lightning owns devices, precision, processes and resuming. Here is only what it cannot know: the loss, the schedule, the
+metric, and that a run killed at any moment and started again ends in the very same weights. For that, everything
+random is a function of (seed, epoch, image), and the resume file is written at the end of every epoch.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812
+import torch
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from vss.config import FitConfig
+from vss.errors import VssError
+from vss.files import read_json, write_json
+from vss.losses import SegLoss, distillation
+from vss.metrics import SegMetrics
+
+Loader = Callable[[int, int], DataLoader[Any]]  # (rank, world size) -> this process's loader
+CURVES, SCHEMA = "vss.curves", 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitData:
+    """What `fit` needs to know of the data.
+
+    Attributes:
+        train, val: (rank, world) -> loader of {"image": uint8 (N,3,H,W), "mask": int64 (N,H,W)}.
+        normalise: uint8 images -> what the network takes.
+        class_names: K names.
+        ignore_index: label of void.
+        class_weights: (K,) or None.
+    """
+
+    train: Loader
+    val: Loader
+    normalise: Callable[[Tensor], Tensor]
+    class_names: tuple[str, ...]
+    ignore_index: int = 255
+    class_weights: Tensor | None = None
+
+
+def fit(
+    model: nn.Module,
+    data: FitData,
+    config: FitConfig,
+    run_dir: Path | str,
+    *,
+    save: Callable[[nn.Module, Path, dict[str, float]], None],
+    seed: int = 0,
+    teacher: nn.Module | None = None,
+    progress: bool = True,
+    extra_loss: Callable[[nn.Module], None] | None = None,
+) -> dict[str, Any]:
+    """Train `model` in place; it ends with the weights of the best validation epoch.
+
+    Args:
+        model: a `SegModel` (or any module with `forward_train` and `predict`).
+        data: loaders and class facts.
+        config: schedule.
+        run_dir: everything is written here; a run that was killed resumes from it.
+        save: writes a checkpoint: (model, path, metrics).
+        seed: of the whole run.
+        teacher: unpruned network for distillation; needs `config.distill` > 0.
+        extra_loss: called after each backward with the model, to add to gradients (sparse training).
+
+    Returns:
+        {"best": path, "best_epoch", "best_miou_pct", "steps", "epochs", "curves": [rows]}.
+    """
+    run_dir = Path(run_dir)
+    L.seed_everything(seed, workers=True, verbose=False)
+    best = _Best(run_dir, save)
+    task = _Task(model, data, config, seed=seed, teacher=teacher, extra_loss=extra_loss)
+    trainer = _trainer(config, run_dir, best, progress=progress)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*(isinstance|LeafSpec|treespec).*deprecated.*")
+        warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists.*")
+        trainer.fit(task, ckpt_path=_resume_file(run_dir), weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    model.load_state_dict(best.read())
+    return {**best.summary(), "steps": trainer.global_step, "epochs": trainer.current_epoch}
+
+
+def _trainer(config: FitConfig, run_dir: Path, best: _Best, *, progress: bool) -> L.Trainer:
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    keep = ModelCheckpoint(
+        dirpath=run_dir / "lightning", filename="resume", save_top_k=1, enable_version_counter=False,
+        save_on_train_epoch_end=True,
+    )
+    callbacks: list[Callback] = [keep]
+    if config.ema is not None:
+        callbacks.append(EMAWeightAveraging(decay=config.ema))
+    callbacks.append(best)
+    if progress:
+        callbacks.append(RichProgressBar(leave=False))
+    return L.Trainer(
+        max_epochs=config.epochs,
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        strategy=config.strategy,
+        precision=config.precision,
+        gradient_clip_val=config.grad_clip,
+        check_val_every_n_epoch=config.val_every,
+        callbacks=callbacks,
+        logger=[CSVLogger(run_dir, name="csv"), TensorBoardLogger(run_dir, name="tensorboard")],
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+        use_distributed_sampler=False,
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        deterministic="warn",
+        default_root_dir=run_dir,
+    )
+
+
+def _resume_file(run_dir: Path) -> Path | None:
+    path = run_dir / "lightning" / "resume.ckpt"
+    return path if path.is_file() else None
+
+
+class _Task(L.LightningModule):
+    """Loss, schedule and validation metric."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: FitData,
+        config: FitConfig,
+        *,
+        seed: int,
+        teacher: nn.Module | None,
+        extra_loss: Callable[[nn.Module], None] | None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.data, self.config, self.seed, self.extra_loss = data, config, seed, extra_loss
+        self.loss = SegLoss(
+            weights=data.class_weights,
+            ignore_index=data.ignore_index,
+            aux_weight=config.aux_weight,
+            label_smoothing=config.label_smoothing,
+        )
+        self.metrics = SegMetrics(len(data.class_names), data.ignore_index)
+        self._teacher = [teacher.eval().requires_grad_(False)] if teacher is not None and config.distill else []
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self.data.train(self.trainer.global_rank, self.trainer.world_size)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self.data.val(self.trainer.global_rank, self.trainer.world_size)
+
+    def on_train_epoch_start(self) -> None:
+        # Dropout draws from the global generator: seeding it by epoch makes a resumed run equal to an unbroken one.
+        torch.manual_seed(self.seed * 1_000_003 + self.current_epoch)
+        for teacher in self._teacher:
+            teacher.to(self.device)
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+        images = self.data.normalise(batch["image"])
+        outputs = self.model.forward_train(images)
+        loss = self.loss(outputs, batch["mask"])
+        for teacher in self._teacher:
+            with torch.no_grad():
+                soft = teacher(images)
+            loss = loss + self.config.distill * distillation(
+                outputs["out"],
+                soft,
+                batch["mask"],
+                temperature=self.config.temperature,
+                ignore_index=self.data.ignore_index,
+            )
+        if not torch.isfinite(loss.detach()):
+            raise VssError(
+                f"the loss is {float(loss)} at step {self.global_step}; lower the learning rate "
+                f"(now {self.config.lr}) or use precision 32-true."
+            )
+        self.log("loss", loss, prog_bar=True, on_step=True, on_epoch=True, sync_dist=True)
+        return loss
+
+    def on_after_backward(self) -> None:
+        if self.extra_loss is not None:
+            self.extra_loss(self.model)
+
+    def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
+        self.metrics.update(self.model.predict(self.data.normalise(batch["image"])), batch["mask"])
+
+    def on_validation_epoch_end(self) -> None:
+        result = self.metrics.compute()
+        self.metrics.reset()
+        self.log("val_miou_pct", result["miou_pct"], prog_bar=True, rank_zero_only=True)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        config = self.config
+        groups = _decay_groups(self.model, config.weight_decay)
+        if config.optimizer == "sgd":
+            optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+        else:
+            optimizer = torch.optim.AdamW(groups, lr=config.lr)
+        total = max(1, int(self.trainer.estimated_stepping_batches))
+
+        def factor(step: int) -> float:
+            warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+            return warm * max(0.0, 1 - step / total) ** config.poly_power
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _decay_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
+    """Weights decay; biases and norm parameters (one-dimensional tensors) do not."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+class _Best(Callback):
+    """Keeps the weights of the best validation epoch, and the curves; both survive a kill."""
+
+    def __init__(self, run_dir: Path, save: Callable[[nn.Module, Path, dict[str, float]], None]) -> None:
+        self.path = run_dir / "best.safetensors"
+        self.curves_path = run_dir / "curves.json"
+        self.save = save
+        self.score, self.epoch = -1.0, -1
+        self.rows: list[dict[str, float]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"score": self.score, "epoch": self.epoch, "rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.score, self.epoch, self.rows = state_dict["score"], state_dict["epoch"], state_dict["rows"]
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Here the averaged weights, if any, stand in the model.
+        score = float(trainer.callback_metrics["val_miou_pct"])
+        if score > self.score:
+            self.score, self.epoch = score, trainer.current_epoch
+            if trainer.is_global_zero:
+                self.save(pl_module.model, self.path, {"val_miou_pct": score, "epoch": trainer.current_epoch})
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        metrics = trainer.callback_metrics
+        row = {
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+            "loss": float(metrics["loss_epoch"]),
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+        }
+        if (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch == 0:
+            row["val_miou_pct"] = float(metrics["val_miou_pct"])
+        self.rows = [*[old for old in self.rows if old["epoch"] < row["epoch"]], row]
+        if trainer.is_global_zero:
+            write_json(self.curves_path, {"kind": CURVES, "schema": SCHEMA, "rows": self.rows})
+
+    def read(self) -> dict[str, Tensor]:
+        from safetensors.torch import load_file
+
+        if not self.path.is_file():
+            raise VssError(
+                f"training ended without one validation, so no best epoch is known ({self.path}); "
+                "let val_every be at most the number of epochs."
+            )
+        return load_file(self.path)
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "best": str(self.path),
+            "best_epoch": self.epoch,
+            "best_miou_pct": self.score,
+            "curves": read_json(self.curves_path, kind=CURVES, schema=SCHEMA)["rows"],
+        }
