@@ -33,7 +33,7 @@ class Finding:
     """One line of the diagnosis.
 
     `status`: "ok"; "reference" (works, in slow Python); "warning" (works, deserves a look); "missing" (absent,
-    `fix` says how to get it); "broken" (there, and raises). `what` says what was found, `fix` what to do, empty when nothing.
+    `fix` says how to get it); "broken" (there, and raises). `what` was found; `fix` is what to do, or empty.
     """
 
     name: str
@@ -58,7 +58,7 @@ PACKAGES = (
     Package("lightning", "lightning", "vss train and vss finetune", True, 'pip install "lightning>=2.6"'),
     Package("onnx", "onnx", "vss export", True, "pip install onnx"),
     Package("onnxscript", "onnxscript", "vss export", True, "pip install onnxscript"),
-    Package("onnx-graphsurgeon", "onnx_graphsurgeon", "cleaning exported graphs", True, "pip install onnx-graphsurgeon"),
+    Package("onnx-graphsurgeon", "onnx_graphsurgeon", "cleaning up graphs", True, "pip install onnx-graphsurgeon"),
     Package("polygraphy", "polygraphy", "building TensorRT engines", True, "pip install polygraphy"),
     Package("tensorrt", "tensorrt", "TensorRT engines", False, 'pip install "vss[tensorrt]" (needs an NVIDIA GPU)'),
     Package("pycuda", "pycuda", "device memory of TensorRT engines", False, 'pip install "vss[tensorrt]"'),

@@ -33,6 +33,7 @@ _HEADS = {
     "speedup_per_mac_reduction": ("Speed-up / MAC reduction", "ratio"),
     "size_mib": ("File", "MiB"),
 }
+_REPEATED = {"bench": {"kind", "schema", "environment"}, "gate": {"sentence"}}
 _RELATIVE = {"params_m", "macs_g", "size_mib"}
 _STAGES = {
     "baseline": "as trained",
@@ -175,8 +176,33 @@ def _widths(report: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _latency(report: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """Bars to the median with a line to p99, one scale per place of measurement (torch rows, engine rows)."""
+def _latency(report: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Bars to the median with a line to p99, and where the time of the whole way goes."""
+    bars, stages = _latency_bars(report), _stages(report.get("bench", {}))
+    return {"bars": bars, "stages": stages} if bars or stages else None
+
+
+def _stages(bench: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Stacked bars of every session that was timed stage by stage (`stages_ms_p50`)."""
+    parts = [bench, *(value for value in bench.values() if isinstance(value, Mapping))]
+    sessions = {name: row for part in parts for name, row in (part.get("sessions") or {}).items()}
+    timed = {name: row["stages_ms_p50"] for name, row in sessions.items() if row.get("stages_ms_p50")}
+    if not timed:
+        return None
+    names = list(dict.fromkeys(stage for stages in timed.values() for stage in stages))
+    top = max(sum(stages.values()) for stages in timed.values()) or 1
+    rows = [
+        {
+            "name": name,
+            "total": sessions[name].get("latency_ms_p50") or sum(stages.values()),
+            "parts": [(n, names.index(n), ms, 100 * ms / top) for n, ms in stages.items()],
+        }
+        for name, stages in timed.items()
+    ]
+    return {"names": list(enumerate(names)), "rows": rows}
+
+
+def _latency_bars(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = [row for row in report.get("rows", []) if row.get("latency_ms_p50") is not None]
     top = max((row.get("latency_ms_p99") or row["latency_ms_p50"] for row in rows), default=0)
     return [
@@ -196,16 +222,23 @@ def _latency(report: Mapping[str, Any]) -> list[dict[str, Any]] | None:
 def _blocks(report: Mapping[str, Any], *keys: str) -> list[dict[str, Any]]:
     titles = {"checks": "Pruning checks", "gate": "Accuracy gate"}
     judged = {"checks", "gate"}
-    return [
-        block(report[key], titles.get(key, key.capitalize()), judge=key in judged) for key in keys if report.get(key)
-    ]
+    parts = {key: _without(report[key], _REPEATED.get(key, set())) for key in keys if report.get(key)}
+    return [block(part, titles.get(key, key.capitalize()), judge=key in judged) for key, part in parts.items()]
 
 
-def _reproduce(report: Mapping[str, Any]) -> dict[str, Any]:
+def _without(data: Any, keys: set[str]) -> Any:
+    """The facts without what the page says elsewhere; report.json keeps all of it."""
+    if not isinstance(data, Mapping):
+        return data
+    return {key: _without(value, keys) for key, value in data.items() if key not in keys}
+
+
+def _reproduce(report: Mapping[str, Any]) -> dict[str, Any] | None:
     command = report.get("command")
-    return {
+    found = {
         "command": shlex.join(command) if isinstance(command, list) else command,
         "inputs": report.get("inputs", {}),
         "blocks": _blocks(report, "recipe", "environment"),
         "nulls": report.get("nulls", {}),
     }
+    return found if any(found.values()) else None

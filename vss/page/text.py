@@ -12,8 +12,8 @@ _UNITS = {
     "s": "s", "seconds": "s", "bytes": "bytes",
 }  # fmt: skip
 _WORDS = {
-    "miou": "mIoU", "iou": "IoU", "fwiou": "frequency-weighted IoU", "acc": "accuracy", "macs": "MACs",
-    "fps": "images/s", "params": "parameters", "cpu": "CPU", "ram": "RAM", "os": "OS", "cuda": "CUDA", "onnx": "ONNX", "vss": "vss",
+    "miou": "mIoU", "iou": "IoU", "fwiou": "frequency-weighted IoU", "acc": "accuracy", "mac": "MAC", "macs": "MACs",
+    "fps": "images/s", "params": "parameters", "cpu": "CPU", "ram": "RAM", "os": "OS", "cuda": "CUDA", "onnx": "ONNX",
     "sha256": "SHA-256", "lr": "learning rate", "val": "validation", "id": "id", "bn": "BatchNorm",
     "speedup": "speed-up",
 }  # fmt: skip
@@ -23,7 +23,7 @@ def label(key: str) -> str:
     """A metric key as a reader's label with its unit.
 
     >>> label("latency_ms_p50"), label("miou_pct"), label("speedup_per_mac_reduction")
-    ('latency p50 (ms)', 'mIoU (%)', 'speed-up per mac reduction')
+    ('latency p50 (ms)', 'mIoU (%)', 'speed-up per MAC reduction')
     """
     parts = key.split("_")
     unit = next((part for part in parts[1:] if part in _UNITS), None)
@@ -78,14 +78,17 @@ def block(data: Mapping[str, Any], title: str = "", *, judge: bool = False) -> d
     true is "good" and of false "bad".
     """
     pairs = [(label(key), show(value), _state(value, judge)) for key, value in data.items() if not _nested(value)]
-    nested = {key: value for key, value in data.items() if _nested(value)}
-    inner = {key: value for key, value in nested.items() if isinstance(value, Mapping)}
-    table = _table(list(inner.items())) if len(inner) > 1 and _alike(list(inner.values())) else None
-    blocks = [] if table else [block(value, label(key), judge=judge) for key, value in inner.items()]
-    for key, value in nested.items():
-        if not isinstance(value, Mapping):
-            rows = [(str(index + 1), row) for index, row in enumerate(value)]
-            blocks.append({"title": label(key), "pairs": [], "table": _table(rows), "blocks": []})
+    inner = {key: value for key, value in data.items() if _nested(value) and isinstance(value, Mapping)}
+    lists = {key: value for key, value in data.items() if _nested(value) and not isinstance(value, Mapping)}
+    table, blocks = None, []
+    if len(inner) > 1 and _alike(list(inner.values())):
+        table = _table(list(inner.items()))
+        deeper = dict.fromkeys(key for row in inner.values() for key, item in row.items() if _nested(item))
+        inner = {key: {name: row[key] for name, row in inner.items() if key in row} for key in deeper}
+    blocks += [block(value, label(key), judge=judge) for key, value in inner.items()]
+    for key, rows in lists.items():
+        body = _table([(str(index + 1), row) for index, row in enumerate(rows)])
+        blocks.append({"title": label(key), "pairs": [], "table": body, "blocks": []})
     return {"title": title, "pairs": pairs, "table": table, "blocks": blocks}
 
 
@@ -100,13 +103,14 @@ def _nested(value: Any) -> bool:
 
 
 def _alike(rows: list[Mapping[str, Any]]) -> bool:
-    """Dictionaries of scalars that share most of their keys belong in one table."""
-    keys = [set(row) for row in rows]
-    flat = all(not _nested(item) for row in rows for item in row.values())
-    return flat and len(set.intersection(*keys)) * 2 >= len(set.union(*keys))
+    """Dictionaries that share most of their scalar keys belong in one table."""
+    keys = [{key for key, item in row.items() if not _nested(item)} for row in rows]
+    shared = set.intersection(*keys)
+    return bool(shared) and len(shared) * 2 >= len(set.union(*keys))
 
 
 def _table(rows: list[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
-    keys = list(dict.fromkeys(key for _, row in rows for key in row))
+    """Scalars only; what is nested in a row is shown below the table."""
+    keys = list(dict.fromkeys(key for _, row in rows for key, item in row.items() if not _nested(item)))
     body = [(name.replace("_", " "), [show(row.get(key)) for key in keys]) for name, row in rows]
     return {"head": [label(key) for key in keys], "body": body}

@@ -76,6 +76,8 @@ def verdict(report: Mapping[str, Any]) -> Verdict:
     sentences = [f"Step {step['name']} failed: {step.get('detail') or 'no detail was recorded'}." for step in broken]
     if report.get("status") == "failed" and not broken:
         sentences.append("The run is marked as failed.")
+    if gate.get("sentence"):
+        sentences.append(f"Gate {gate['sentence']}")
     tone = "bad" if failed or gate.get("passed") is False else "good" if gate.get("passed") else "neutral"
     fallback = f"{report['name']}: {report.get('status', '')}"
     return Verdict(headline or fallback, sentences + _more(found), tone, _tiles(found))

@@ -1,0 +1,141 @@
+"""The page as a whole: what it shows, what it leaves out, that it loads nothing."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vss.page import context, render, write_page
+from vss.report import write_report
+
+SECTIONS = "results pictures classes training widths latency checks locked steps reproduce".split()
+VOID_TAGS = {"meta", "img", "input", "br", "link"}
+
+
+class Page(HTMLParser):
+    """Sections with their text, attributes that load something, and tags that do not balance."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.sections: dict[str, str] = {}
+        self.loads: list[str] = []
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.scripts = 0
+        self._section = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        facts = dict(attrs)
+        self.scripts += tag == "script"
+        self.ids += [facts["id"]] if facts.get("id") else []
+        self.loads += [
+            facts[key] or "" for key in ("src", "href", "data", "poster", "action", "srcset") if key in facts
+        ]
+        if tag == "section":
+            self._section = facts["id"] or ""
+            self.sections[self._section] = ""
+        if tag not in VOID_TAGS:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID_TAGS:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data: str) -> None:
+        if self._section:
+            self.sections[self._section] += f" {data.strip()}"
+
+
+@pytest.fixture
+def page(report: dict[str, Any], tmp_path: Path) -> Page:
+    return Page(render(report, tmp_path))
+
+
+def squeezed(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_sections_all_there_in_order_and_balanced(page: Page) -> None:
+    assert list(page.sections) == SECTIONS
+    assert page.open == []
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_loads_nothing_from_outside(report: dict[str, Any], tmp_path: Path) -> None:
+    html = render(report, tmp_path)
+    page = Page(html)
+    assert page.scripts == 0
+    assert all(load.startswith(("data:image/png;base64,", "#")) for load in page.loads)
+    assert sum(load.startswith("data:image/png") for load in page.loads) == 5
+    assert "http" not in html
+    assert not re.search(r"@import|url\((?!#)", html)
+
+
+def test_results_table_has_every_figure(page: Page) -> None:
+    text = squeezed(page.sections["results"])
+    for figure in ("7.76", "8.00", "61.34", "58.20", "1.62\u00d7", "0.81", "11.30", "37.65", "three classes"):
+        assert figure in text
+    assert "finetuned after fine-tuning 2.91 \u221262 % 4.00 \u221250 % 61.02 \u22120.32" in text
+
+
+def test_classes_bars_and_change(page: Page, report: dict[str, Any], tmp_path: Path) -> None:
+    text = squeezed(page.sections["classes"])
+    assert "<kerb> 40.0 41.5 41.5 +1.5" in text
+    assert "car 54.0 51.5 absent" in text
+    html = render(report, tmp_path)
+    assert "&lt;kerb&gt;" in html and "<kerb>" not in html
+    assert html.count('style="width:41.50%"') == 2
+
+
+def test_widths_locked_steps_reproduce(page: Page) -> None:
+    assert "64 of 128 channels stay (50.0 %) in 2 groups" in squeezed(page.sections["widths"])
+    assert "enc.0: 64 to 16" in page.sections["widths"]
+    assert "head.out its channels are the classes" in squeezed(page.sections["locked"])
+    assert "train ok \u00b7 12.5 s export skipped" in squeezed(page.sections["steps"])
+    text = squeezed(page.sections["reproduce"])
+    assert "vss run 'street unet'" in text and "ab12" * 16 in text and "kind macs" in text
+
+
+def test_checks_and_latency(page: Page) -> None:
+    text = squeezed(page.sections["checks"])
+    assert "masked equals sliced yes" in text and "3.10e\u221206" in text and "42.8" in text
+    text = squeezed(page.sections["latency"])
+    assert "engine baseline 42.00 ms \u00b7 p99 44.00" in text
+    assert "25.00 ms \u00b7 decode 5.0, engine 20.0" in text
+
+
+def test_true_is_praised_only_where_it_is_a_check(report: dict[str, Any], tmp_path: Path) -> None:
+    html = render(report, tmp_path)
+    assert re.search(r'masked equals sliced</dt><dd class="good">yes', html)
+    assert re.search(r"modified</dt><dd>yes", html)
+
+
+def test_sections_without_data_are_left_out(tmp_path: Path) -> None:
+    report = {"name": "r", "status": "ok", "rows": [{"name": "baseline", "miou_pct": 50.0}]}
+    page = Page(render(report, tmp_path))
+    assert list(page.sections) == ["results"]
+    assert "MACs" not in page.sections["results"].split("Every figure")[0]
+
+
+def test_latency_bars_share_one_scale(report: dict[str, Any], tmp_path: Path) -> None:
+    _, latency = context(report, tmp_path)["sections"]["latency"]
+    bars = {bar["name"]: bar for bar in latency["bars"]}
+    assert bars["baseline"]["to_p50"] == pytest.approx(100)
+    assert bars["engine baseline"]["to_p50"] == pytest.approx(100 * 42 / 58.2)
+    assert bars["engine baseline"]["to_p99"] == pytest.approx(100 * 44 / 58.2)
+
+
+def test_write_page_from_file(report: dict[str, Any], tmp_path: Path) -> None:
+    source = write_report(tmp_path / "report.json", report)
+    html = write_page(source, tmp_path / "out" / "report.html").read_text()
+    assert html.startswith("<!doctype html>") and "Half the MACs" in html
+    assert html == render(report, tmp_path)

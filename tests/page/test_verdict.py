@@ -1,0 +1,68 @@
+"""The sentences follow the numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vss.page.verdict import facts, verdict
+
+
+def of(macs: float, miou: float, speedup: float | None = None, **report: Any) -> str:
+    rows = [
+        {"name": "baseline", "macs_g": 10.0, "miou_pct": 60.0},
+        {"name": "finetuned", "macs_g": macs, "miou_pct": miou, "speedup": speedup},
+    ]
+    return verdict({"name": "r", "status": "ok", "rows": rows, **report}).headline.replace("\u202f", " ")
+
+
+@pytest.mark.parametrize(
+    ("macs", "miou", "speedup", "text"),
+    [
+        (5.0, 59.7, 1.62, "Half the MACs, 1.62\u00d7 faster, \u22120.3 mIoU after fine-tuning"),
+        (3.33, 60.4, 0.8, "A third of the MACs, 1.25\u00d7 slower, +0.4 mIoU after fine-tuning"),
+        (2.5, 60.0, 1.0, "A quarter of the MACs, no faster (1.00\u00d7), 0.00 mIoU after fine-tuning"),
+        (6.3, 55.0, None, "37 % fewer MACs, \u22125.0 mIoU after fine-tuning"),
+        (10.0, 59.98, None, "The same MACs, \u22120.02 mIoU after fine-tuning"),
+        (12.0, 60.0, None, "20 % more MACs, 0.00 mIoU after fine-tuning"),
+    ],
+)
+def test_headline(macs: float, miou: float, speedup: float | None, text: str) -> None:
+    assert of(macs, miou, speedup) == text
+
+
+def test_gate_and_failures_set_the_tone() -> None:
+    assert of(5, 59, gate={"passed": False}).endswith("; gate failed")
+    failed = verdict({"name": "r", "status": "ok", "rows": [], "gate": {"passed": False}})
+    assert (failed.headline, failed.tone) == ("The gate failed", "bad")
+    steps = [{"name": "export", "status": "failed", "detail": "disk full"}]
+    broken = verdict({"name": "r", "status": "failed", "rows": [], "steps": steps})
+    assert broken.tone == "bad" and broken.sentences == ["Step export failed: disk full."]
+    assert broken.headline == "r: failed"
+
+
+def test_full_report(report: dict[str, Any]) -> None:
+    found = facts(report)
+    assert (found.mac_ratio, found.speedup, found.timed_on) == (0.5, 1.62, "engine")
+    assert found.param_ratio == pytest.approx(2.91 / 7.76)
+    text = verdict(report)
+    assert text.tone == "good"
+    assert text.sentences[0] == "Pruning cost 20.3 points of mIoU and fine-tuning brought back 20.0."
+    assert text.sentences[1] == "The engine scores the same as torch."
+    assert "2.00\u00d7 cut in MACs gave a 1.62\u00d7 speed-up (engine), 0.81 of" in text.sentences[2]
+    assert [figure for figure, _ in text.tiles] == ["\u221250 %", "\u221262 %", "1.62\u00d7", "\u22120.32"]
+
+
+def test_speedup_from_medians_when_no_row_states_it(report: dict[str, Any]) -> None:
+    del report["rows"][4]["speedup"]
+    assert facts(report).speedup == pytest.approx(42.0 / 26.0)
+    report["rows"] = report["rows"][:3]
+    assert facts(report).speedup == pytest.approx(58.2 / 36.9)
+    assert facts(report).timed_on == "torch"
+
+
+def test_engine_that_differs_from_torch_says_by_how_much(report: dict[str, Any]) -> None:
+    report["rows"][4]["miou_pct"] = 60.0
+    assert "The engine differs from torch by \u22121.02 points." in verdict(report).sentences
+    assert facts(report).miou_after == 60.0
