@@ -1,8 +1,8 @@
 """A crude street in one-point perspective, with the 11 classes of CamVid and void.
 
 `draw_street` composes a scene from near-flat shapes and gives it texture, light, haze, blur and sensor noise. Colours
-of different classes overlap (grey cars on grey roads, pale houses under a pale sky), and poles, signs, fences and people
-are small and rare, so that a net has to use shape and place too.
+of different classes overlap (grey cars on grey roads, pale houses under a pale sky), and poles, signs, fences and
+people are small and rare, so that a net has to use shape and place too.
 """
 
 from __future__ import annotations
@@ -164,8 +164,8 @@ def _pole(street: Street, depth: float, across: float) -> None:
     x, y, unit = street.x(depth, across), street.y(depth), street.h * depth
     top = y - unit * rng.uniform(0.45, 0.95)
     colour = vary(rng, METAL if rng.random() < 0.7 else (165, 165, 160), 15)
-    canvas.line([(x, y), (x, top)], colour, max(1.6, 0.022 * unit), POLE)
-    kind, size = rng.random(), max(2.5, unit * rng.uniform(0.035, 0.07))
+    canvas.line([(x, y), (x, top)], colour, max(2.0, 0.03 * unit), POLE)
+    kind, size = rng.random(), max(3.0, unit * rng.uniform(0.04, 0.08))
     if kind < 0.35:
         canvas.ellipse((x, top), (size, size), pick(rng, SIGNS), SIGN)
         canvas.ellipse((x, top), (size * 0.6, size * 0.6), pick(rng, SIGNS))
@@ -178,7 +178,7 @@ def _pole(street: Street, depth: float, across: float) -> None:
         light = ((230, 60, 50), (235, 190, 60), (70, 220, 120))[lamp]
         canvas.ellipse((x, top + size * (0.5 + lamp)), (0.4 * size, 0.4 * size), light)
     else:
-        canvas.line([(x, top), (x - np.sign(across) * 0.12 * unit, top)], colour, max(1, 0.015 * unit), POLE)
+        canvas.line([(x, top), (x - np.sign(across) * 0.12 * unit, top)], colour, max(1, 0.02 * unit), POLE)
 
 
 def _rail(street: Street, depth: float, across: float) -> None:

@@ -1,0 +1,36 @@
+"""Fixtures that several rooms share: generated data sets, made once per session, and the real data where it is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from vss.data.synthetic import write_defects, write_street
+
+
+@pytest.fixture(scope="session")
+def street_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A street set in the CamVid layout: 24 train, 6 val, 8 test images of about 72x96."""
+    root = tmp_path_factory.mktemp("data") / "street"
+    return write_street(root, seed=1, counts={"train": 24, "val": 6, "test": 8}, size=((68, 76), (92, 100)))
+
+
+@pytest.fixture(scope="session")
+def defect_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A defect set in the KSDD2 layout: 40 train images, 5 defective, and 16 test images, 2 defective."""
+    root = tmp_path_factory.mktemp("data") / "defects"
+    return write_defects(root, seed=1, counts={"train": 40, "test": 16}, size=((92, 100), (44, 48)))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data: VSS_DATA, or `shared/data` beside the repository; skips where there is none."""
+    given = os.environ.get("VSS_DATA")
+    root = Path(given) if given else Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not root.is_dir():
+        pytest.skip(
+            f"needs the real data: {root} does not exist; set VSS_DATA to the folder that holds camvid/ and others"
+        )
+    return root

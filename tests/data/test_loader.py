@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vss.data import Augment, BadSampleError, EpochSampler, Preprocess, SegSplit, make_loader, open_data
+from vss.errors import VssError
+
+
+@pytest.fixture
+def split(street_root: Path) -> SegSplit:
+    return SegSplit(open_data("camvid", street_root), "train", Preprocess(size=(48, 64)), Augment(), seed=3)
+
+
+def keys(sampler: EpochSampler, epoch: int = 0) -> list[tuple[int, int]]:
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+def test_order_is_a_function_of_seed_and_epoch() -> None:
+    one = EpochSampler(50, shuffle=True, seed=4)
+    first = keys(one, 3)
+    torch.manual_seed(1)
+    assert keys(EpochSampler(50, shuffle=True, seed=4), 3) == first
+    assert sorted(index for index, _ in first) == list(range(50)) and {epoch for _, epoch in first} == {3}
+    others = [keys(one, 4), keys(EpochSampler(50, shuffle=True, seed=5), 3)]
+    assert all([index for index, _ in other] != [index for index, _ in first] for other in others)
+    assert keys(EpochSampler(5, shuffle=False), 2) == [(index, 2) for index in range(5)]
+
+
+@pytest.mark.parametrize(("length", "world"), [(10, 3), (8, 4), (2, 5), (7, 1)])
+def test_ranks(length: int, world: int) -> None:
+    def shares(pad: bool) -> list[list[int]]:
+        samplers = [EpochSampler(length, shuffle=pad, rank=rank, world=world, pad=pad) for rank in range(world)]
+        for sampler in samplers:
+            assert len(list(sampler)) == len(sampler)
+        return [[index for index, _ in sampler] for sampler in samplers]
+
+    training, evaluation = shares(True), shares(False)
+    each = -(-length // world)
+    assert [len(share) for share in training] == [each] * world
+    counts = np.bincount(np.concatenate(training), minlength=length)
+    assert counts.min() >= 1 and counts.max() - counts.min() <= 1
+    assert evaluation == [list(range(length))[rank::world] for rank in range(world)]
+
+
+def test_one_process_and_two_see_the_same_global_batch(split: SegSplit) -> None:
+    whole = make_loader(split, batch_size=8, shuffle=True, seed=2)
+    halves = [make_loader(split, batch_size=4, shuffle=True, seed=2, rank=rank, world=2) for rank in (0, 1)]
+    for batch, *parts in zip(whole, *halves, strict=True):
+        assert set(batch["index"].tolist()) == {i for part in parts for i in part["index"].tolist()}
+
+
+def test_workers_do_not_change_the_batches(split: SegSplit) -> None:
+    before = torch.get_rng_state()
+    loaders = [make_loader(split, batch_size=5, shuffle=True, seed=2, workers=workers) for workers in (0, 2)]
+    for epoch in (0, 1):
+        for loader in loaders:
+            assert isinstance(loader.sampler, EpochSampler)
+            loader.sampler.set_epoch(epoch)
+        batches = [list(loader) for loader in loaders]
+        assert [len(batch["index"]) for batch in batches[0]] == [5, 5, 5, 5, 4]
+        for one, two in zip(*batches, strict=True):
+            assert all(torch.equal(one[name], two[name]) for name in ("image", "mask", "index"))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_batch_shapes_and_drop_last(split: SegSplit) -> None:
+    loader = make_loader(split, batch_size=5, shuffle=True, drop_last=True)
+    batches = list(loader)
+    assert len(batches) == len(loader) == 4
+    assert batches[0]["image"].shape == (5, 3, 48, 64) and batches[0]["image"].dtype == torch.uint8
+    assert batches[0]["mask"].shape == (5, 48, 64) and batches[0]["mask"].dtype == torch.int64
+    with pytest.raises(VssError, match="gives 24 images per process, fewer than one batch of 25"):
+        make_loader(split, batch_size=25, shuffle=True, drop_last=True)
+    with pytest.raises(VssError, match="batch size 0 came"):
+        make_loader(split, batch_size=0, shuffle=True)
+    with pytest.raises(VssError, match="rank 2 of 2 came"):
+        make_loader(split, batch_size=1, shuffle=True, rank=2, world=2)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_file_is_one_sentence_with_workers_too(camvid_root: Path, workers: int) -> None:
+    path = camvid_root / "train" / "a1.png"
+    data = open_data("camvid", camvid_root)
+    path.write_bytes(path.read_bytes()[:60])
+    loader = make_loader(SegSplit(data, "train", Preprocess(size=(8, 8))), batch_size=3, shuffle=False, workers=workers)
+    with pytest.raises(BadSampleError) as caught:
+        list(loader)
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
