@@ -72,6 +72,7 @@ def export(
     need("onnxscript", "export by torch.onnx")
     network: Any = copy.deepcopy(model).cpu().eval()
     wrapped = SegGraph(network, preprocess=preprocess, labels=labels, labels_dtype=labels_dtype).eval()
+    sizes = _parity_sizes(size, network.size_multiple, dynamic_size, parity_sizes, len(parity_batches))
     metadata = _metadata(model, size, preprocess, class_names, plan_sha256)
     with atomic(path) as temporary:
         _trace(wrapped, temporary, size, opset, dynamic_size)
@@ -79,7 +80,6 @@ def export(
         inputs, outputs = _declare(wrapped, size, dynamic_size, labels_dtype)
         surgeon.check(cleaned, inputs, outputs)
         onnx.save(cleaned, str(temporary))
-        sizes = _parity_sizes(size, network.size_multiple, dynamic_size, parity_sizes, len(parity_batches))
         report["parity"] = parity(wrapped, temporary, list(zip(parity_batches, sizes, strict=True)), tolerance)
         report |= {"sha256": sha256_file(temporary), "bytes": temporary.stat().st_size}
     describe = {"inputs": inputs, "outputs": outputs}

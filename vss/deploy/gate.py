@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from vss.errors import VssError
-from vss.metrics import miou_pct
 
 ROUNDING = 1e-9  # so that 50.1 - 50.0 is a drop of 0.1
 
@@ -88,6 +87,8 @@ def drop_interval(
 
 def _resampled_miou(weights: np.ndarray, confusion: np.ndarray) -> np.ndarray:
     """weights: (samples, n) counts. Returns (samples,) mIoU in percent."""
+    from vss.metrics import miou_pct
+
     classes = confusion.shape[-1]
     sums = weights.astype(np.float64) @ confusion.reshape(len(confusion), -1).astype(np.float64)
     return miou_pct(torch.from_numpy(sums.reshape(-1, classes, classes))).numpy()

@@ -69,9 +69,9 @@ def interleave(measures: Mapping[str, Measure], timing: Timing) -> Trace:
     for measure in measures.values():
         for _ in range(timing.warmup):
             measure()
-    start = time.perf_counter()
     names, stable, spread = list(measures), False, dict.fromkeys(measures, float("inf"))
     with _no_collection():
+        start = time.perf_counter()
         while True:
             for order in (names, names[::-1]):
                 for name in order:

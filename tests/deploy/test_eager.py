@@ -1,0 +1,65 @@
+"""vss.deploy.eager: torch behind the bindings of an engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vss.deploy import BACKENDS, Binding, BuildSpec, TorchSession
+from vss.errors import VssError
+
+
+def test_logits_session_equals_the_network(tiny: Any) -> None:
+    session = TorchSession(tiny, (32, 48))
+    assert session.inputs == {"image": Binding((None, 3, 32, 48), "float32")}
+    assert session.outputs == {"logits": Binding((None, 5, 32, 48), "float32")}
+    x = torch.randn(2, 3, 32, 48)
+    assert np.array_equal(session.run({"image": x.numpy()})["logits"], tiny(x).detach().numpy())
+
+
+def test_same_bindings_and_labels_as_the_engine(exported: SimpleNamespace, tiny: Any, preprocess: Any) -> None:
+    engine = BACKENDS["onnxruntime"].open(exported.labels[0])
+    session = TorchSession(tiny, (32, 48), preprocess=preprocess, labels=True, labels_dtype="uint8")
+    assert (session.inputs, session.outputs) == (engine.inputs, engine.outputs)
+    image = np.random.default_rng(0).integers(0, 256, (3, 32, 48, 3), dtype=np.uint8)
+    found, expected = (each.run({"image": image})["labels"] for each in (session, engine))
+    assert found.dtype == expected.dtype == np.uint8
+    assert (found == expected).mean() > 0.999
+
+
+def test_threads_are_set_while_it_runs_and_put_back(tiny: Any) -> None:
+    seen: list[int] = []
+
+    class Spy(type(tiny)):  # type: ignore[misc]
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(torch.get_num_threads())
+            return super().forward(x)
+
+    before = torch.get_num_threads()
+    session = TorchSession(Spy(), (32, 48), threads=before + 1)
+    session.run({"image": np.zeros((1, 3, 32, 48), np.float32)})
+    assert seen == [before + 1]
+    assert torch.get_num_threads() == before
+    assert session.describe()["threads"] == before + 1
+    assert session.describe()["metadata"]["model"] == "tiny"
+
+
+def test_backend_opens_networks_and_checkpoints(tiny: Any, tmp_path: Path) -> None:
+    backend = BACKENDS["torch"]
+    x = {"image": np.ones((1, 3, 32, 48), np.float32)}
+    opened = [
+        backend.open(tiny, size=(32, 48)),
+        backend.open(tmp_path / "net", size=(32, 48), load=lambda path: tiny if path.name == "net" else None),
+    ]
+    first, second = (each.run(x)["logits"] for each in opened)
+    assert np.array_equal(first, second)
+    assert backend.unavailable() is None
+    with pytest.raises(VssError, match="needs `load`"):
+        backend.open(tmp_path / "net", size=(32, 48))
+    with pytest.raises(VssError, match="runs checkpoints, it does not build"):
+        backend.build(Path("a.onnx"), Path("b"), BuildSpec())
