@@ -1,0 +1,61 @@
+// The torch host: per op one block that checks, allocates and calls the kernel. Schemas, references and fakes are in
+// vss/ops/reference.py; the dispatcher prefers these kernels as soon as this library is loaded.
+#include <torch/library.h>
+
+#include "host.h"
+#include "seg_argmax.h"
+
+namespace vss {
+namespace {
+
+// seg_argmax -----------------------------------------------------------------------------------------------------
+
+Tensor seg_argmax(const Tensor& logits, at::IntArrayRef size, bool align_corners) {
+    constexpr const char* op = "seg_argmax";
+    check_dim(op, "logits", "(N, K, h, w)", logits, 4);
+    check_dtype(op, "logits", logits);
+    check_int32(op, "logits", logits);
+    TORCH_CHECK_VALUE(logits.size(1) >= 1 && logits.size(1) <= kSegArgmaxMaxClasses, op,
+                      ": labels are uint8, so logits must have 1 to 256 classes, got ", logits.size(1), ".");
+    TORCH_CHECK_VALUE(logits.size(2) >= 1 && logits.size(3) >= 1, op, ": logits has no pixels, got shape ",
+                      logits.sizes(), ".");
+    TORCH_CHECK_VALUE(size.size() == 2 && size[0] >= 1 && size[1] >= 1 && std::max(size[0], size[1]) <= 2147483647, op,
+                      ": size must be two positive integers (H, W), got ", size, ".");
+    Tensor labels = at::empty({logits.size(0), size[0], size[1]}, logits.options().dtype(at::kByte));
+    if (labels.numel() == 0) return labels;
+    SegArgmaxParams p{};
+    p.logits = logits.const_data_ptr();
+    p.dtype = dtype_of(logits);
+    p.batch = logits.size(0), p.classes = logits.size(1), p.in_h = logits.size(2), p.in_w = logits.size(3);
+    p.out_h = size[0], p.out_w = size[1];
+    p.stride_n = logits.stride(0), p.stride_c = logits.stride(1);
+    p.stride_h = logits.stride(2), p.stride_w = logits.stride(3);
+    p.align_corners = align_corners;
+    p.labels = labels.mutable_data_ptr<uint8_t>();
+    p.threads = cpu_threads();
+    Tensor workspace;
+    if (logits.is_cpu()) {
+        workspace = at::empty({seg_argmax_workspace(p)}, logits.options().dtype(at::kFloat));
+        p.workspace = workspace.mutable_data_ptr<float>();
+    }
+    launch(op, logits, p, seg_argmax_cpu, VSS_CUDA_LAUNCHER(seg_argmax_cuda));
+    return labels;
+}
+
+void register_ops(torch::Library& library) {
+    library.impl("seg_argmax", seg_argmax);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(vss, CPU, library) {
+    register_ops(library);
+}
+
+#ifdef VSS_WITH_CUDA
+TORCH_LIBRARY_IMPL(vss, CUDA, library) {
+    register_ops(library);
+}
+#endif
+
+}  // namespace vss

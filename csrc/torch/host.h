@@ -1,0 +1,80 @@
+// What every op of the torch host shares: argument checks with full messages, and the status of a kernel.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <c10/util/Exception.h>
+
+#ifdef VSS_WITH_CUDA
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#endif
+
+#include <algorithm>
+#include <limits>
+#include <optional>
+
+#include "common.h"
+
+namespace vss {
+
+using at::Tensor;
+
+inline bool is_half_or_float(const Tensor& t) {
+    const auto type = t.scalar_type();
+    return type == at::kFloat || type == at::kHalf || type == at::kBFloat16;
+}
+
+inline void check_dtype(const char* op, const char* name, const Tensor& t) {
+    TORCH_CHECK_VALUE(is_half_or_float(t), op, ": ", name, " must be float32, float16 or bfloat16, got ", t.dtype(),
+                      "; convert it with ", name, ".float().");
+}
+
+inline void check_dim(const char* op, const char* name, const char* layout, const Tensor& t, int64_t dim) {
+    TORCH_CHECK_VALUE(t.dim() == dim, op, ": ", name, " must be ", layout, ", got shape ", t.sizes(), ".");
+}
+
+inline void check_int32(const char* op, const char* name, const Tensor& t) {
+    for (const int64_t size : t.sizes()) {
+        TORCH_CHECK_VALUE(size <= std::numeric_limits<int32_t>::max(), op, ": ", name, " of shape ", t.sizes(),
+                          " has a side over the int32 range.");
+    }
+}
+
+inline DType dtype_of(const Tensor& t) {
+    return t.scalar_type() == at::kFloat ? DType::f32 : t.scalar_type() == at::kHalf ? DType::f16 : DType::bf16;
+}
+
+inline void check_status(const char* op, Status status) {
+    TORCH_CHECK(status != Status::launch_failed, op, ": the CUDA kernel could not be launched.");
+    TORCH_CHECK(status == Status::ok, op, ": the kernel refused its arguments.");
+}
+
+inline int cpu_threads() {
+    return std::max(1, at::get_num_threads());
+}
+
+// Runs `cpu(params)` or `cuda(params, stream)`, on the device and current stream of `t`.
+template <typename Params>
+void launch(const char* op, const Tensor& t, const Params& params, Status (*cpu)(const Params&),
+            [[maybe_unused]] Status (*cuda)(const Params&, CUstream_st*)) {
+#ifdef VSS_WITH_CUDA
+    if (t.is_cuda()) {
+        const c10::cuda::CUDAGuard guard(t.device());
+        check_status(op, cuda(params, c10::cuda::getCurrentCUDAStream().stream()));
+        return;
+    }
+#endif
+    TORCH_CHECK(t.is_cpu(), op, ": there is no native kernel for device ", t.device(), ".");
+    check_status(op, cpu(params));
+}
+
+}  // namespace vss
+
+// Without CUDA the launchers are not linked in: name them through this.
+#ifdef VSS_WITH_CUDA
+#define VSS_CUDA_LAUNCHER(function) (function)
+#else
+#define VSS_CUDA_LAUNCHER(function) nullptr
+#endif
