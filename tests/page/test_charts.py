@@ -27,7 +27,13 @@ def test_phases_follow_one_another() -> None:
 def test_epochs_from_zero_do_not_overlap() -> None:
     points = [{"epoch": 0, "loss": 2.0}, {"epoch": 1, "loss": 1.0}]
     lines, _ = lines_of({"a": points, "b": points}, "loss")
-    assert [line.x for line in lines] == [[0, 1], [2, 3]]
+    assert [line.x for line in lines] == [[1, 2], [3, 4]]
+
+
+def test_the_control_runs_beside_fine_tuning() -> None:
+    points = [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0}]
+    lines, _ = lines_of({"train": points, "finetune": points, "control": points, "more": points}, "loss")
+    assert [line.x for line in lines] == [[1, 2], [3, 4], [3, 4], [5, 6]]
 
 
 def test_steps_where_an_epoch_is_missing() -> None:

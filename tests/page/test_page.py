@@ -12,7 +12,7 @@ import pytest
 from vss.page import context, render, write_page
 from vss.report import write_report
 
-SECTIONS = "results pictures classes training widths latency checks locked steps reproduce".split()
+SECTIONS = ["results", "pictures", "classes", "training", "widths", "latency", "checks", "locked", "steps", "reproduce"]
 VOID_TAGS = {"meta", "img", "input", "br", "link"}
 
 

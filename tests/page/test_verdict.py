@@ -54,6 +54,16 @@ def test_full_report(report: dict[str, Any]) -> None:
     assert [figure for figure, _ in text.tiles] == ["\u221250 %", "\u221262 %", "1.62\u00d7", "\u22120.32"]
 
 
+def test_control_and_each_gate_comparison_are_named(report: dict[str, Any]) -> None:
+    report["rows"].append({"name": "control", "miou_pct": 62.0})
+    checks = [{"what": "engine against torch", "sentence": "passed: a drop of 0.0."}, {"sentence": "failed: 3.0."}]
+    report["gate"] = {"passed": False, "sentence": "failed: 3.0.", "checks": checks}
+    text = verdict(report)
+    assert text.sentences[:2] == ["Gate, engine against torch: passed: a drop of 0.0.", "Gate failed: 3.0."]
+    wanted = "The unpruned control, fine-tuned as long, reaches 62.00 %: \u22120.98 points for the pruned network."
+    assert wanted in text.sentences
+
+
 def test_speedup_from_medians_when_no_row_states_it(report: dict[str, Any]) -> None:
     del report["rows"][4]["speedup"]
     assert facts(report).speedup == pytest.approx(42.0 / 26.0)

@@ -33,12 +33,13 @@ _HEADS = {
     "speedup_per_mac_reduction": ("Speed-up / MAC reduction", "ratio"),
     "size_mib": ("File", "MiB"),
 }
-_REPEATED = {"bench": {"kind", "schema", "environment"}, "gate": {"sentence"}}
+_REPEATED = {"bench": {"kind", "schema", "environment"}, "gate": {"sentence", "detail"}}
 _RELATIVE = {"params_m", "macs_g", "size_mib"}
 _STAGES = {
     "baseline": "as trained",
     "pruned": "before fine-tuning",
     "finetuned": "after fine-tuning",
+    "control": "unpruned, fine-tuned as long",
     "engine baseline": "on the engine",
     "engine pruned": "on the engine",
 }
@@ -87,6 +88,7 @@ def context(report: Mapping[str, Any], root: Path) -> dict[str, Any]:
         "report": report,
         "verdict": verdict(report),
         "machine": " · ".join(dict.fromkeys(str(part) for part in machine if part)),
+        "created": str(report.get("created") or "")[:16].replace("T", " "),
         "sections": sections,
     }
 
@@ -228,6 +230,8 @@ def _blocks(report: Mapping[str, Any], *keys: str) -> list[dict[str, Any]]:
 
 def _without(data: Any, keys: set[str]) -> Any:
     """The facts without what the page says elsewhere; report.json keeps all of it."""
+    if isinstance(data, list):
+        return [_without(item, keys) for item in data]
     if not isinstance(data, Mapping):
         return data
     return {key: _without(value, keys) for key, value in data.items() if key not in keys}

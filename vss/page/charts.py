@@ -23,6 +23,7 @@ _SERIES = ("#0a0011", "#0a0012", "#0a0013", "#0a0014")
 _VARIABLES = {_INK: "--ink", _MUTED: "--muted", _LINE: "--line", _CARD: "--card"} | {
     colour: f"--series-{index}" for index, colour in enumerate(_SERIES)
 }
+_ROLES = {"train": 0, "finetune": 1, "control": 3}
 _CURVES = (
     ("val_miou_pct", "Validation mIoU", "mIoU (%)", "linear"),
     ("loss", "Training loss", "loss", "log"),
@@ -64,18 +65,23 @@ def curves(report: Mapping[str, Any]) -> list[Chart]:
 
 
 def lines_of(phases: Mapping[str, Sequence[Mapping[str, Any]]], key: str) -> tuple[list[Line], str]:
-    """The phases that logged `key`, each shifted to begin where the one before ended, and the name of the x axis."""
-    use = "epoch" if all(p.get("epoch") is not None for points in phases.values() for p in points) else "step"
-    offset, lines = 0.0, []
-    for name, points in phases.items():
-        places = [p[use] for p in points if p.get(use) is not None]
-        pairs = [(p[use] + offset, p[key]) for p in points if p.get(key) is not None and p.get(use) is not None]
-        if pairs:
-            x, y = _thin(pairs)
-            lines.append(Line(name, x, y))
-        if places:
-            spacing = 1.0 if use == "epoch" and min(places) < 1 else 0.0
-            offset += max(places) + spacing
+    """The phases that logged `key`, each shifted to begin where the one before ended, and the name of the x axis.
+
+    The control is trained beside fine-tuning, so it begins where fine-tuning does. Epochs counted from 0 are drawn
+    where they end, at 1, 2, ...
+    """
+    points = [point for phase in phases.values() for point in phase]
+    use = "epoch" if all(point.get("epoch") is not None for point in points) else "step"
+    first = 1.0 if use == "epoch" and any(point["epoch"] < 1 for point in points) else 0.0
+    end, lines = 0.0, []
+    starts: dict[str, float] = {}
+    for name, phase in phases.items():
+        starts[name] = starts.get("finetune", end) if name == "control" else end
+        pairs = [(p[use] + first + starts[name], p.get(key)) for p in phase if p.get(use) is not None]
+        end = max([end, *(x for x, _ in pairs)])
+        known = [(x, y) for x, y in pairs if y is not None]
+        if known:
+            lines.append(Line(name, *_thin(known)))
     return lines, f"{use}s"
 
 
@@ -114,9 +120,9 @@ def _draw(key: str, lines: list[Line], axis: str, unit: str, scale: str, mark: f
 def _lines(axes: Axes, lines: list[Line], mark: float | None) -> None:
     marker = "o" if max(len(line.x) for line in lines) <= 24 else ""
     for index, line in enumerate(lines):
-        colour = _SERIES[index % len(_SERIES)]
+        colour = _SERIES[_ROLES.get(line.name, index % len(_SERIES))]
         axes.plot(line.x, line.y, color=colour, linewidth=2, marker=marker, markersize=3.5, label=line.name)
-        if index:
+        if index and line.name != "control":
             axes.axvline(line.x[0], color=_LINE, linewidth=1, zorder=0)
     if mark is not None:
         axes.axhline(mark, color=_MUTED, linewidth=1, linestyle=(0, (4, 4)), zorder=0, label=f"best: {mark:.1f}")

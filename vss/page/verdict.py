@@ -37,6 +37,7 @@ class Facts(NamedTuple):
     miou_pruned: float | None
     miou_tuned: float | None
     miou_engine: float | None
+    miou_control: float | None
 
     @property
     def miou_after(self) -> float | None:
@@ -60,6 +61,7 @@ def facts(report: Mapping[str, Any]) -> Facts:
         miou_pruned=rows.get("pruned", {}).get("miou_pct"),
         miou_tuned=rows.get("finetuned", {}).get("miou_pct"),
         miou_engine=engine.get("miou_pct"),
+        miou_control=rows.get("control", {}).get("miou_pct"),
     )
 
 
@@ -76,11 +78,20 @@ def verdict(report: Mapping[str, Any]) -> Verdict:
     sentences = [f"Step {step['name']} failed: {step.get('detail') or 'no detail was recorded'}." for step in broken]
     if report.get("status") == "failed" and not broken:
         sentences.append("The run is marked as failed.")
-    if gate.get("sentence"):
-        sentences.append(f"Gate {gate['sentence']}")
+    sentences += _gate_sentences(gate)
     tone = "bad" if failed or gate.get("passed") is False else "good" if gate.get("passed") else "neutral"
     fallback = f"{report['name']}: {report.get('status', '')}"
     return Verdict(headline or fallback, sentences + _more(found), tone, _tiles(found))
+
+
+def _gate_sentences(gate: Mapping[str, Any]) -> list[str]:
+    """What the gate says, one sentence per comparison it made."""
+    checks = gate.get("checks") or [gate]
+    return [
+        f"Gate, {c['what']}: {c['sentence']}" if c.get("what") else f"Gate {c['sentence']}"
+        for c in checks
+        if c.get("sentence")
+    ]
 
 
 def _more(found: Facts) -> list[str]:
@@ -92,6 +103,11 @@ def _more(found: Facts) -> list[str]:
             sentences.append(
                 f"Pruning cost {number(cost, 1)} points of mIoU and fine-tuning brought back {number(back, 1)}."
             )
+    if found.miou_control is not None and tuned is not None:
+        control, ahead = number(found.miou_control, 2), signed(tuned - found.miou_control, 2)
+        sentences.append(
+            f"The unpruned control, fine-tuned as long, reaches {control} %: {ahead} points for the pruned network."
+        )
     if engine is not None and tuned is not None:
         gap = engine - tuned
         same = "scores the same as torch" if abs(gap) < 0.005 else f"differs from torch by {signed(gap, 2)} points"
