@@ -113,6 +113,19 @@ def test_checks_and_latency(page: Page) -> None:
     assert "25.00 ms \u00b7 decode 5.0, engine 20.0" in text
 
 
+def test_a_gate_of_several_comparisons_is_one_table(report: dict[str, Any], tmp_path: Path) -> None:
+    check = {"what": "engine against torch", "passed": False, "drop": 0.25, "sentence": "failed: too much."}
+    report["gate"] = {
+        **check,
+        "detail": "failed: too much.",
+        "checks": [check, {**check, "what": "other", "drop": 2.5}],
+    }
+    html = render(report, tmp_path)
+    text = squeezed(Page(html).sections["checks"])
+    assert "passed no checks passed drop engine against torch no 0.25 other no 2.5" in text
+    assert html.count("failed: too much.") == 2  # once per comparison, in the head
+
+
 def test_true_is_praised_only_where_it_is_a_check(report: dict[str, Any], tmp_path: Path) -> None:
     html = render(report, tmp_path)
     assert re.search(r'masked equals sliced</dt><dd class="good">yes', html)

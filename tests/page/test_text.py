@@ -60,7 +60,7 @@ def test_alike_dictionaries_become_one_table_and_what_is_nested_follows() -> Non
 
 
 def test_unlike_dictionaries_and_lists_of_rows_become_blocks() -> None:
-    made = block({"a": {"x": 1}, "b": {"y": 2}, "rows": [{"n": 1}, {"n": 2}]})
+    made = block({"a": {"x": 1}, "b": {"y": 2}, "rows": [{"n": 1}, {"what": "w", "n": 2}]})
     assert made["table"] is None and [part["title"] for part in made["blocks"]] == ["a", "b", "rows"]
-    assert made["blocks"][2]["table"]["body"] == [("1", ["1"]), ("2", ["2"])]
+    assert made["blocks"][2]["table"]["body"] == [("1", ["1"]), ("w", ["2"])]
     assert made["blocks"][0]["pairs"] == [("x", "1", "")]

@@ -224,6 +224,9 @@ def _latency_bars(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _blocks(report: Mapping[str, Any], *keys: str) -> list[dict[str, Any]]:
     titles = {"checks": "Pruning checks", "gate": "Accuracy gate"}
     judged = {"checks", "gate"}
+    gate = report.get("gate", {})
+    if gate.get("checks"):  # the rest repeats one of them
+        report = {**report, "gate": {key: gate[key] for key in ("passed", "checks") if key in gate}}
     parts = {key: _without(report[key], _REPEATED.get(key, set())) for key in keys if report.get(key)}
     return [block(part, titles.get(key, key.capitalize()), judge=key in judged) for key, part in parts.items()]
 

@@ -87,9 +87,15 @@ def block(data: Mapping[str, Any], title: str = "", *, judge: bool = False) -> d
         inner = {key: {name: row[key] for name, row in inner.items() if key in row} for key in deeper}
     blocks += [block(value, label(key), judge=judge) for key, value in inner.items()]
     for key, rows in lists.items():
-        body = _table([(str(index + 1), row) for index, row in enumerate(rows)])
+        body = _table([_named(index, row) for index, row in enumerate(rows)])
         blocks.append({"title": label(key), "pairs": [], "table": body, "blocks": []})
     return {"title": title, "pairs": pairs, "table": table, "blocks": blocks}
+
+
+def _named(index: int, row: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """A row of a list is headed by its `name` or `what`, else by its place from 1."""
+    key = next((key for key in ("name", "what") if isinstance(row.get(key), str)), None)
+    return (row[key], {k: v for k, v in row.items() if k != key}) if key else (str(index + 1), row)
 
 
 def _state(value: Any, judge: bool) -> str:
