@@ -192,6 +192,7 @@ def test_boundary_equals_the_papers_erosion_by_max_pool() -> None:
 
 
 def _distributed(rank: int, store: str, expected: dict) -> None:
+    torch.set_num_threads(1)  # a forked process has no OpenMP pool
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     try:
         pred, target = random_labels(8)
@@ -206,4 +207,5 @@ def test_two_processes_give_the_scores_of_one(tmp_path: os.PathLike) -> None:
     pred, target = random_labels(8)
     metric = SegMetrics(5, VOID, boundary=True)
     metric.update(pred, target)
-    mp.spawn(_distributed, args=(os.path.join(tmp_path, "store"), metric.compute()), nprocs=2)
+    arguments = (os.path.join(tmp_path, "store"), metric.compute())
+    mp.start_processes(_distributed, args=arguments, nprocs=2, start_method="fork")

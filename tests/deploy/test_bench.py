@@ -47,12 +47,12 @@ def test_known_times_and_their_ratio() -> None:
     feed = {"image": np.zeros((4, 2), np.float32)}
     result = bench({"slow": Sleeper(0.009), "fast": Sleeper(0.003)}, {"slow": feed, "fast": feed}, **QUICK)
     slow, fast = result["sessions"]["slow"], result["sessions"]["fast"]
-    assert 9 <= slow["latency_ms_p50"] < 12
-    assert 3 <= fast["latency_ms_p50"] < 5
+    assert 9 <= slow["latency_ms_p50"] < 14
+    assert 3 <= fast["latency_ms_p50"] < 6
     assert result["speedup"].keys() == {"fast"}
     ratio = result["speedup"]["fast"]
     assert ratio["ratio"] == pytest.approx(slow["latency_ms_p50"] / fast["latency_ms_p50"])
-    assert 2 < ratio["low"] <= ratio["ratio"] <= ratio["high"] < 3.5
+    assert 1.5 < ratio["low"] <= ratio["ratio"] <= ratio["high"] < 5
     assert slow["throughput_fps"] == pytest.approx(4 * 1000 / slow["latency_ms_mean"])
     assert slow["latency_ms_p50"] <= slow["latency_ms_p90"] <= slow["latency_ms_p99"]
     assert result["baseline"] == "slow"
@@ -147,8 +147,8 @@ def test_end_to_end_times_every_stage(tmp_path: Path) -> None:
     stages = result["sessions"]["one"]["stages_ms_p50"]
     assert tuple(stages) == STAGES
     for stage, low in (("resize", 3), ("feed", 2), ("engine", 6), ("labels", 4)):
-        assert low <= stages[stage] < low + 2, stage
-    assert 0 < stages["decode"] < 5
+        assert low <= stages[stage] < low + 4, stage
+    assert 0 < stages["decode"] < 10
     assert result["sessions"]["one"]["latency_ms_p50"] >= 15
     assert result["mode"] == "end_to_end"
     assert one.seen[:4] == two.seen[:4] == [(0, 10, 20), (1, 10, 20), (0, 10, 20), (1, 10, 20)]

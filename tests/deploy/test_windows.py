@@ -29,8 +29,8 @@ def test_order_is_abba_after_the_warm_up() -> None:
     assert calls[:4] == ["a", "a", "b", "b"]
     timed = [name for name, _ in itertools.groupby(calls[4:])]
     assert timed == ["a", "b", "a", "b", "a"]  # A B B A A B B A, neighbours merged
-    assert len(calls) == 4 + 4 * 2 * (1 + 3)  # 4 rounds of 2 windows: one untimed call and 3 timed ones
-    assert [len(window) for window in trace.windows["a"]] == [3, 3, 3, 3]
+    assert len(calls) == 4 + 4 * 2 * (1 + 1)  # 4 rounds of 2 windows: one untimed call and a timed one
+    assert [len(window) for window in trace.windows["a"]] == [1, 1, 1, 1]
     assert trace.stable
     assert trace.spread == {"a": 0.0, "b": 0.0}
 
@@ -82,6 +82,22 @@ def test_speedup_is_a_ratio_of_medians_with_an_interval() -> None:
     noisy = speedup(windows_of([290, 300, 310, 300, 295, 305]), windows_of([100, 95, 105, 110, 90, 100]))
     assert noisy["ratio"] == pytest.approx(3.0)
     assert 2.6 < noisy["low"] < 3.0 < noisy["high"] < 3.4
+
+
+def test_few_rounds_give_no_interval() -> None:
+    assert speedup(windows_of([300] * 3), windows_of([100] * 3)) == {"ratio": 3.0, "low": None, "high": None}
+
+
+def test_warm_up_of_slow_calls_is_cut_short() -> None:
+    calls: list[float] = []
+
+    def slow() -> tuple[int, ...]:
+        calls.append(time.perf_counter())
+        time.sleep(0.03)
+        return (1,)
+
+    interleave({"a": slow}, Timing(100, 1e-9, 2, 0.5, 0.0, 0.5))
+    assert len(calls) <= 2 + 2 * 2  # the warm-up ends after 50 ms, then two rounds
 
 
 def test_common_drift_cancels() -> None:

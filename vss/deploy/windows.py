@@ -12,6 +12,7 @@ import numpy as np
 
 from vss.errors import VssError
 
+MIN_ROUNDS = 4
 Measure = Callable[[], tuple[int, ...]]
 """One timed call: nanoseconds per stage."""
 
@@ -21,9 +22,10 @@ class Timing:
     """How long to measure.
 
     Args:
-        warmup: untimed calls per session before anything is timed; one more opens every window, so that the threads
-            of the runtime that ran before have stopped spinning.
-        window_seconds: length of one window of one session (at least 3 calls).
+        warmup: untimed calls per session before anything is timed (fewer, at least one, when they take longer than a
+            tenth of `max_seconds`); one more opens every window, so that the threads of the runtime that ran before
+            have stopped spinning.
+        window_seconds: length of one window of one session (at least one call).
         windows: the last so many windows of each session decide on stability; also the fewest that are taken.
         spread: stable means that, for every session, the interquartile range of the medians of those windows is at
             most this share of their median.
@@ -67,8 +69,7 @@ def interleave(measures: Mapping[str, Measure], timing: Timing) -> Trace:
         raise VssError("nothing to measure: give at least one session.")
     windows: dict[str, list[np.ndarray]] = {name: [] for name in measures}
     for measure in measures.values():
-        for _ in range(timing.warmup):
-            measure()
+        _warm_up(measure, timing)
     names, stable, spread = list(measures), False, dict.fromkeys(measures, float("inf"))
     with _no_collection():
         start = time.perf_counter()
@@ -84,6 +85,14 @@ def interleave(measures: Mapping[str, Measure], timing: Timing) -> Trace:
                 return Trace(windows, stable, spread, elapsed)
 
 
+def _warm_up(measure: Measure, timing: Timing) -> None:
+    end = time.perf_counter() + timing.max_seconds / 10
+    for _ in range(timing.warmup):
+        measure()
+        if time.perf_counter() > end:
+            return
+
+
 def spread_of(windows: list[np.ndarray]) -> float:
     """Interquartile range of the window medians over their median; (calls, stages) arrays of nanoseconds."""
     medians = np.array([np.median(window.sum(1)) for window in windows])
@@ -94,7 +103,7 @@ def spread_of(windows: list[np.ndarray]) -> float:
 def _window(measure: Measure, seconds: float) -> np.ndarray:
     measure()
     end = time.perf_counter_ns() + int(seconds * 1e9)
-    calls = [measure(), measure(), measure()]
+    calls = [measure()]
     while time.perf_counter_ns() < end:
         calls.append(measure())
     return np.array(calls, dtype=np.int64)
@@ -115,17 +124,20 @@ def _no_collection() -> Iterator[None]:
 
 def speedup(
     baseline: list[np.ndarray], candidate: list[np.ndarray], *, samples: int = 500, seed: int = 0
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Ratio of the medians of one run, above 1 when the candidate is faster.
 
     Args:
         baseline, candidate: windows of the same rounds.
 
     Returns:
-        {"ratio", "low", "high"}: the ratio of the pooled medians and its 95 % bootstrap interval over rounds.
+        {"ratio", "low", "high"}: the ratio of the pooled medians and its 95 % bootstrap interval over rounds; the
+        interval is None below `MIN_ROUNDS`, where it would look narrower than it is.
     """
     rounds = len(baseline)
     before, after = ([window.sum(1) for window in each] for each in (baseline, candidate))
+    if rounds < MIN_ROUNDS:
+        return {"ratio": _ratio(before, after), "low": None, "high": None}
     picks = np.random.default_rng(seed).integers(0, rounds, (samples, rounds))
     ratios = [_ratio([before[i] for i in pick], [after[i] for i in pick]) for pick in picks]
     low, high = np.percentile(ratios, [2.5, 97.5])
