@@ -21,7 +21,7 @@ LAYERS = (
     ("ops", "losses", "metrics", "_C"),
     ("data", "models", "prune"),
     ("train", "evaluate", "deploy"),
-    ("checkpoint", "steps", "pictures", "run", "sweep", "doctor", "command", "console", "cli"),
+    ("checkpoint", "steps", "pictures", "run", "runner", "sweep", "doctor", "command", "console", "cli"),
 )
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 NEIGHBOURS_ALLOWED = {0, 1, 4}

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from vss.version import __version__
 
-
 if TYPE_CHECKING:
     from vss import data, deploy, models, ops, prune
     from vss.checkpoint import load, save

@@ -148,7 +148,9 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         raise VssError(f"{path} is a safetensors file without a vss header; save it with vss.save.")
     meta = json.loads(text)
     if meta["schema"] > SCHEMA:
-        raise VssError(f"checkpoint {path} has schema {meta['schema']}; this version reads up to {SCHEMA}: upgrade vss.")
+        raise VssError(
+            f"checkpoint {path} has schema {meta['schema']}; this version reads up to {SCHEMA}: upgrade vss."
+        )
     if sha256_tensors(state) != meta["weights_sha256"]:
         raise VssError(f"checkpoint {path} is damaged: its weights do not have the hash it was saved with.")
     return meta, state

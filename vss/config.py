@@ -164,20 +164,21 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     if not isinstance(data, dict):
         raise VssError(f"recipe {path} holds a {type(data).__name__}; expected keys and values.")
     data.setdefault("name", path.stem)
-    for override in overrides:
-        _override(data, override)
+    for setting in overrides:
+        override(data, setting)
     return parse(Recipe, data, source=str(path))
 
 
-def _override(data: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
+def override(data: dict[str, Any], setting: str) -> None:
+    """Apply one `a.b=c` to nested dictionaries in place; c is read as YAML."""
+    key, equals, value = setting.partition("=")
     if not equals or not key:
-        raise VssError(f"--set takes key.path=value and got {override!r}.")
+        raise VssError(f"--set takes key.path=value and got {setting!r}.")
     *parents, leaf = key.split(".")
     for parent in parents:
         data = data.setdefault(parent, {})
         if not isinstance(data, dict):
-            raise VssError(f"--set {override}: {parent!r} is a value, not a section.")
+            raise VssError(f"--set {setting}: {parent!r} is a value, not a section.")
     data[leaf] = yaml.safe_load(value)
 
 

@@ -57,7 +57,7 @@ def distillation(student: Tensor, teacher: Tensor, target: Tensor, *, temperatur
     """
     valid = (target != ignore_index).to(student.dtype)
     soft = F.log_softmax(teacher.float() / temperature, dim=1)
-    pixels = F.kl_div(
-        F.log_softmax(student.float() / temperature, dim=1), soft, reduction="none", log_target=True
-    ).sum(dim=1)
+    pixels = F.kl_div(F.log_softmax(student.float() / temperature, dim=1), soft, reduction="none", log_target=True).sum(
+        dim=1
+    )
     return temperature**2 * (pixels * valid).sum() / valid.sum().clamp(min=1)

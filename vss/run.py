@@ -1,15 +1,11 @@
-"""`vss run`: all steps in order, each skipped when its inputs have not changed, each resumable.
-
-A step is up to date when the hash of everything it depends on (its part of the recipe, the data's fingerprint, the
-steps before it) is the one in its record and the files it wrote still have their hashes.
-"""
+"""`vss run`: all steps in order, each skipped when its inputs have not changed (vss.runner), each resumable."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,65 +17,13 @@ from vss.deploy import BACKENDS, BuildSpec, bench, bench_end_to_end, export, gat
 from vss.environment import environment
 from vss.errors import GateFailed, VssError
 from vss.evaluate import engine_predictor, torch_predictor
-from vss.files import atomic, read_json, sha256_file, sha256_json, write_json
+from vss.files import atomic, sha256_file, sha256_json
 from vss.page import write_page
 from vss.report import write_report
+from vss.runner import Result, Runner
 from vss.steps import Project
-from vss.version import __version__
 
 log = logging.getLogger(__name__)
-KIND, SCHEMA = "vss.step", 1
-Result = dict[str, Any]
-
-
-@dataclass
-class Runner:
-    """Runs steps, remembers them in `out/steps/`."""
-
-    out: Path
-    say: Callable[[str, str, float, str], None]
-    records: list[Result] = field(default_factory=list)
-    keys: dict[str, str] = field(default_factory=dict)
-
-    def __call__(
-        self, name: str, depends: Any, after: list[str], outputs: list[str], work: Callable[[], Result]
-    ) -> Result:
-        """Do `work` unless its record is up to date.
-
-        Args:
-            name: of the step.
-            depends: JSON-able data that the result depends on.
-            after: names of steps whose results it reads.
-            outputs: files it writes, relative to `out`.
-            work: returns JSON-able figures.
-        """
-        key = sha256_json([name, __version__, depends, [self.keys[step] for step in after]])
-        self.keys[name] = key
-        record = self.out / "steps" / f"{name}.json"
-        if record.is_file():
-            old = read_json(record, kind=KIND, schema=SCHEMA)
-            if old["key"] == key and all(self._same(path, digest) for path, digest in old["outputs"].items()):
-                return self._done(name, "skipped", old["seconds"], "up to date", old["result"])
-        start = time.monotonic()
-        try:
-            result = work()
-        except BaseException as error:
-            self._done(name, "failed", time.monotonic() - start, str(error) or type(error).__name__, {})
-            raise
-        seconds = time.monotonic() - start
-        hashes = {path: sha256_file(self.out / path) for path in outputs}
-        saved = {"kind": KIND, "schema": SCHEMA, "key": key, "seconds": seconds, "outputs": hashes, "result": result}
-        write_json(record, saved)
-        return self._done(name, "ok", seconds, result.get("detail", ""), result)
-
-    def _same(self, path: str, digest: str) -> bool:
-        file = self.out / path
-        return file.is_file() and sha256_file(file) == digest
-
-    def _done(self, name: str, status: str, seconds: float, detail: str, result: Result) -> Result:
-        self.records.append({"name": name, "status": status, "seconds": seconds, "detail": detail})
-        self.say(name, status, seconds, detail)
-        return result
 
 
 def run(
@@ -256,9 +200,8 @@ class _Job:
         config = self.recipe.gate
 
         def loaded(name: str) -> Result:
-            record = read_json(self.out / "steps" / f"{name}.json", kind=KIND, schema=SCHEMA)
-            images = name.removeprefix("evaluate-")
-            return record["result"]["metrics"] | {"confusion_per_image": np.load(self.out / f"scores/{images}.npy")}
+            images = np.load(self.out / f"scores/{name.removeprefix('evaluate-')}.npy")
+            return self.step.result(name)["metrics"] | {"confusion_per_image": images}
 
         def work() -> Result:
             pairs = [("evaluate-finetuned", "engine-finetuned", config.max_drop, "engine against torch")]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812
+import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -26,6 +26,13 @@ from vss.errors import VssError
 from vss.files import read_json, write_json
 from vss.losses import SegLoss, distillation
 from vss.metrics import SegMetrics
+
+try:
+    import lightning as L
+    from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
+    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+except ModuleNotFoundError as error:
+    raise VssError(f"training needs {error.name}; install it with: pip install lightning tensorboard") from error
 
 Loader = Callable[[int, int], DataLoader[Any]]  # (rank, world size) -> this process's loader
 CURVES, SCHEMA = "vss.curves", 1
@@ -98,13 +105,15 @@ def _trainer(config: FitConfig, run_dir: Path, best: _Best, *, progress: bool) -
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     keep = ModelCheckpoint(
-        dirpath=run_dir / "lightning", filename="resume", save_top_k=1, enable_version_counter=False,
+        dirpath=run_dir / "lightning",
+        filename="resume",
+        save_top_k=1,
+        enable_version_counter=False,
         save_on_train_epoch_end=True,
     )
-    callbacks: list[Callback] = [keep]
+    callbacks: list[Callback] = [best, keep]
     if config.ema is not None:
         callbacks.append(EMAWeightAveraging(decay=config.ema))
-    callbacks.append(best)
     if progress:
         callbacks.append(RichProgressBar(leave=False))
     return L.Trainer(
@@ -199,11 +208,6 @@ class _Task(L.LightningModule):
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
         self.metrics.update(self.model.predict(self.data.normalise(batch["image"])), batch["mask"])
 
-    def on_validation_epoch_end(self) -> None:
-        result = self.metrics.compute()
-        self.metrics.reset()
-        self.log("val_miou_pct", result["miou_pct"], prog_bar=True, rank_zero_only=True)
-
     def configure_optimizers(self) -> dict[str, Any]:
         config = self.config
         groups = _decay_groups(self.model, config.weight_decay)
@@ -247,8 +251,10 @@ class _Best(Callback):
         self.score, self.epoch, self.rows = state_dict["score"], state_dict["epoch"], state_dict["rows"]
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Here the averaged weights, if any, stand in the model.
-        score = float(trainer.callback_metrics["val_miou_pct"])
+        # This callback stands before the averaging one, so here the averaged weights, if any, are in the model.
+        score = float(pl_module.metrics.compute()["miou_pct"])
+        pl_module.metrics.reset()
+        pl_module.log("val_miou_pct", score, prog_bar=True, rank_zero_only=True)
         if score > self.score:
             self.score, self.epoch = score, trainer.current_epoch
             if trainer.is_global_zero:

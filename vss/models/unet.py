@@ -56,7 +56,5 @@ def _up(cin: int, cout: int, kind: str) -> nn.Module:
     if kind == "transpose":
         return nn.ConvTranspose2d(cin, cout, 2, stride=2)
     if kind == "bilinear":
-        return nn.Sequential(
-            nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False), nn.Conv2d(cin, cout, 1)
-        )
+        return nn.Sequential(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False), nn.Conv2d(cin, cout, 1))
     raise ValueError(f"up is {kind!r}; expected 'transpose' or 'bilinear'")

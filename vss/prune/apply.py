@@ -152,8 +152,9 @@ def recalibrate_bn(
     for norm in norms:
         norm.train()
     count = 0
-    for count, batch in enumerate(batches, start=1):
+    for batch in batches:
         (forward or _call)(model, batch)
+        count += 1
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.train(training)

@@ -112,8 +112,8 @@ def search(groups: list[Group], scores: dict[str, Tensor], cost: CostModel, budg
     if least > target * (1 + 1e-9):
         whole = target / budget.keep
         raise VssError(
-            f"the budget asks for {budget.keep:.3f} of the {budget.kind} and the floor of {budget.floor} a group allows "
-            f"no less than {least / whole:.3f}; ask for more or lower the floor."
+            f"the budget asks for {budget.keep:.3f} of the {budget.kind} and the floor of {budget.floor} a group "
+            f"allows no less than {least / whole:.3f}; ask for more or lower the floor."
         )
     low, high = 0, length
     while low < high:

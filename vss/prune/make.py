@@ -123,7 +123,12 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, sizes: Iterable[tuple
         shapes.append([list(t.shape) for t in got])
     if worst_rel > 1e-4:
         raise VssError(f"the cut network differs from the masked one by {worst_rel:.2e} (relative; at most 1e-4).")
-    return {"masked_max_abs": worst_abs, "masked_max_rel": worst_rel, "sizes": [list(s) for s in sizes], "outputs": shapes}
+    return {
+        "masked_max_abs": worst_abs,
+        "masked_max_rel": worst_rel,
+        "sizes": [list(s) for s in sizes],
+        "outputs": shapes,
+    }
 
 
 def _check_backward(model: nn.Module, x: Tensor) -> None:

@@ -137,6 +137,4 @@ class Plan(_Strict):
 def plan_group(group: Group, kept: torch.Tensor) -> PlanGroup:
     """A group and its kept channel numbers as plan data."""
     slots = tuple(PlanSlot(**vars(slot)) for slot in group.slots)
-    return PlanGroup(
-        id=group.id, channels=group.channels, kept=tuple(kept.tolist()), slots=slots, unit=group.unit
-    )
+    return PlanGroup(id=group.id, channels=group.channels, kept=tuple(kept.tolist()), slots=slots, unit=group.unit)

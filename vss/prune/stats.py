@@ -101,7 +101,8 @@ def collect(
     with _scoring_mode(model):
         collectors = {name: COLLECTORS[name](model, groups) for name in needs}
         gradients = any(collector.gradients for collector in collectors.values())
-        for count, batch in enumerate(batches, start=1):
+        for batch in batches:
+            count += 1
             model.zero_grad(set_to_none=True)
             with torch.set_grad_enabled(gradients):
                 value = loss(model, batch)

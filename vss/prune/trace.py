@@ -53,9 +53,7 @@ def find_groups(
     graph = tp.DependencyGraph()
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        graph.build_dependency(
-            model, example.cpu(), forward_fn=_to_outputs(forward or default_forward), verbose=False
-        )
+        graph.build_dependency(model, example.cpu(), forward_fn=_to_outputs(forward or default_forward), verbose=False)
     keep = set(keep)
     groups, locked = [], []
     for tp_group in graph.get_all_groups():

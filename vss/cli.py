@@ -1,0 +1,393 @@
+"""The command line: `vss train prune finetune evaluate export build bench report run data methods doctor`.
+
+Every command builds a recipe from its flags and calls a function of `vss.steps` or `vss.run`. Bad input ends in one
+sentence and exit code 2, a failed gate in exit code 1.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+from rich.logging import RichHandler
+
+from vss.console import (
+    COLUMNS,
+    budget_of,
+    err,
+    options_of,
+    out,
+    recipe_of,
+    say,
+    show_table,
+    size_of,
+    write_figures,
+)
+from vss.errors import GateFailed, VssError
+from vss.registry import load_plugin
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+data_app = typer.Typer(no_args_is_help=True, help="Check a data set, or generate one.")
+app.add_typer(data_app, name="data")
+
+Set = Annotated[list[str] | None, typer.Option("--set", help="a.b=value, any key of the recipe", metavar="KEY=VALUE")]
+Data = Annotated[str | None, typer.Option("--dataset", help="camvid, cityscapes, ksdd2, masks")]
+Root = Annotated[str | None, typer.Option("--data-root", help="folder of the data set")]
+Save = Annotated[Path, typer.Option("--save", help="folder or file to write")]
+Ckpt = Annotated[Path, typer.Option("--ckpt", help="a .safetensors checkpoint")]
+Size = Annotated[str | None, typer.Option("--input-size", help="H,W", metavar="H,W")]
+RecipeName = Annotated[str | None, typer.Option("--recipe", help="start from this recipe")]
+Epochs = Annotated[int | None, typer.Option("--epochs")]
+Batch = Annotated[int | None, typer.Option("--batch-size")]
+Seed = Annotated[int | None, typer.Option("--seed")]
+ReportFile = Annotated[Path | None, typer.Option("--report", help="write the figures as JSON")]
+Split = Annotated[str, typer.Option("--split", help="train, val or test")]
+
+
+def main() -> None:
+    """Entry point: sentences for people, exit codes for scripts."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=err, show_path=False)])
+    for noisy in ("torch", "onnxscript", "onnx_ir", "lightning", "matplotlib", "httpx"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        app(standalone_mode=True)
+    except GateFailed as error:
+        err.print(f"[red]{error}", soft_wrap=True, highlight=False)
+        raise SystemExit(error.exit_code) from None
+    except VssError as error:
+        err.print(f"[red]error:[/] {error}", soft_wrap=True, highlight=False, markup=True)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        err.print("interrupted; the same command goes on from here")
+        raise SystemExit(130) from None
+
+
+@app.callback()
+def _globals(
+    plugin: Annotated[
+        list[str] | None, typer.Option(help="import this module first: it registers nets, data, criteria")
+    ] = None,
+) -> None:
+    for module in plugin or []:
+        load_plugin(module)
+
+
+@app.command()
+def train(
+    save: Save = Path("runs/train"),
+    recipe: RecipeName = None,
+    dataset: Data = None,
+    data_root: Root = None,
+    model: Annotated[str | None, typer.Option(help="name of a network")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="name=value, an option of the network")] = None,
+    input_size: Size = None,
+    epochs: Epochs = None,
+    batch_size: Batch = None,
+    lr: Annotated[float | None, typer.Option()] = None,
+    devices: Annotated[str | None, typer.Option(help="number of devices, or auto")] = None,
+    num_nodes: Annotated[int | None, typer.Option()] = None,
+    seed: Seed = None,
+    overrides: Set = None,
+) -> None:
+    """Train a network; the best validation epoch is SAVE/best.safetensors. A killed training goes on when repeated."""
+    from vss import steps
+
+    job = recipe_of(
+        recipe, overrides, data__dataset=dataset, data__root=data_root, data__size=size_of(input_size),
+        model__name=model, model__options=options_of(option), train__epochs=epochs, train__batch_size=batch_size,
+        train__lr=lr, train__devices=devices, train__num_nodes=num_nodes, seed=seed,
+    )  # fmt: skip
+    project = steps.Project.open(job)
+    net = project.build_model()
+    result = steps.train(project, net, job.train, save)
+    out.print(f"best val mIoU {result['best_miou_pct']:.2f} in epoch {result['best_epoch']}: {result['best']}")
+
+
+@app.command()
+def prune(
+    ckpt: Ckpt,
+    method: Annotated[str, typer.Option(help="a criterion: vss methods")] = "taylor",
+    option: Annotated[list[str] | None, typer.Option(help="name=value, an option of the criterion")] = None,
+    global_ratio: Annotated[float | None, typer.Option(help="remove this fraction of all channels")] = None,
+    local_ratio: Annotated[float | None, typer.Option(help="remove this fraction of every group")] = None,
+    macs: Annotated[float | None, typer.Option(help="keep this fraction of the MACs")] = None,
+    params: Annotated[float | None, typer.Option(help="keep this fraction of the parameters")] = None,
+    align: Annotated[int, typer.Option(help="kept widths are multiples of this")] = 1,
+    floor: Annotated[float, typer.Option(help="least fraction of a group that stays")] = 0.1,
+    iterative: Annotated[int, typer.Option(help="rounds of scoring and cutting")] = 1,
+    batches: Annotated[int, typer.Option(help="calibration batches")] = 30,
+    save: Save = Path("runs/prune"),
+    dataset: Data = None,
+    data_root: Root = None,
+    seed: Seed = None,
+    overrides: Set = None,
+    dry_run: Annotated[bool, typer.Option(help="print widths and locked layers, write nothing")] = False,
+) -> None:
+    """Score channels on training images, cut the network, prove the cut; writes plan.json and pruned.safetensors."""
+    from vss import checkpoint, steps
+
+    budget = budget_of(global_ratio, local_ratio, macs, params) | {"align": align, "floor": floor}
+    section = {
+        "criterion": method, "options": options_of(option) or {}, "budget": budget, "steps": iterative,
+        "batches": batches,
+    }  # fmt: skip
+    job = recipe_of(None, overrides, prune=section, seed=seed)
+    project = steps.project_of(ckpt, data_root=data_root, dataset=dataset, recipe=job)
+    net = checkpoint.load(ckpt)
+    if dry_run:
+        plan = steps.plan_once(project, net, job.prune, steps.Budget.make(**job.prune.budget.model_dump()))
+        figures = steps.describe(plan) | {"locked": steps.locked(project, net)}
+    else:
+        _, figures = steps.prune(project, net, job.prune, save)
+        figures["locked"] = steps.locked(project, net)
+    widths = [{"name": g, "before": a, "after": b} for g, (a, b) in figures["widths"].items()]
+    show_table(widths, {"name": "group", "before": "before", "after": "after"})
+    for lock in figures["locked"]:
+        out.print(f"locked: {lock['layer']}: {lock['reason']}")
+    out.print("kept: " + ", ".join(f"{share:.1%} of the {kind}" for kind, share in figures["kept"].items()))
+    if not dry_run:
+        out.print(f"masked == sliced to {figures['checks']['masked_max_rel']:.1e} (relative); wrote {save}/plan.json")
+
+
+@app.command()
+def finetune(
+    ckpt: Ckpt,
+    save: Save = Path("runs/finetune"),
+    recipe: RecipeName = None,
+    teacher: Annotated[Path | None, typer.Option(help="unpruned checkpoint to distil from")] = None,
+    distill: Annotated[float | None, typer.Option(help="weight of the distillation term")] = None,
+    dataset: Data = None,
+    data_root: Root = None,
+    epochs: Epochs = None,
+    batch_size: Batch = None,
+    lr: Annotated[float | None, typer.Option()] = None,
+    seed: Seed = None,
+    overrides: Set = None,
+) -> None:
+    """Train a (pruned) checkpoint further, with the same `fit` as training."""
+    from vss import checkpoint, steps
+
+    if teacher and distill is None:
+        distill = 1.0
+    job = recipe_of(
+        recipe, overrides, finetune__epochs=epochs, finetune__batch_size=batch_size, finetune__lr=lr,
+        finetune__distill=distill, seed=seed,
+    )  # fmt: skip
+    project = steps.project_of(ckpt, data_root=data_root, dataset=dataset, recipe=job)
+    net = checkpoint.load(ckpt)
+    result = steps.train(project, net, job.finetune, save, teacher=checkpoint.load(teacher) if teacher else None)
+    out.print(f"best val mIoU {result['best_miou_pct']:.2f} in epoch {result['best_epoch']}: {result['best']}")
+
+
+@app.command()
+def evaluate(
+    candidate: Annotated[Path, typer.Option("--candidate", "--ckpt", help="a checkpoint, or an ONNX file")],
+    baseline: Annotated[Path | None, typer.Option(help="compare with this one")] = None,
+    split: Split = "test",
+    dataset: Data = None,
+    data_root: Root = None,
+    input_size: Size = None,
+    max_drop: Annotated[float | None, typer.Option(help="gate: points of mIoU that may be lost")] = None,
+    report: ReportFile = None,
+) -> None:
+    """Score a checkpoint or an engine, alone or against a baseline."""
+    from vss import command
+
+    figures = command.evaluate(
+        candidate,
+        baseline,
+        split=split,
+        dataset=dataset,
+        data_root=data_root,
+        size=size_of(input_size),
+        max_drop=max_drop,
+    )
+    show_table(figures["rows"], COLUMNS | {"pixel_acc_pct": "pixel acc %", "fwiou_pct": "FWIoU %"})
+    write_figures(report, "vss.evaluation", figures)
+    if "gate" in figures:
+        out.print(figures["gate"]["sentence"])
+        if not figures["gate"]["passed"]:
+            raise GateFailed(f"gate {figures['gate']['sentence']}")
+
+
+@app.command()
+def export(
+    ckpt: Ckpt,
+    save: Save = Path("model.onnx"),
+    labels: Annotated[bool, typer.Option(help="argmax in the graph")] = False,
+    labels_dtype: Annotated[str, typer.Option(help="int32 or uint8")] = "int32",
+    preprocess: Annotated[bool, typer.Option(help="uint8 images in, normalisation in the graph")] = False,
+    input_size: Size = None,
+    dynamic_size: Annotated[bool, typer.Option(help="H and W dynamic as well")] = False,
+    opset: Annotated[int, typer.Option()] = 20,
+    report: ReportFile = None,
+) -> None:
+    """Write typed ONNX and prove parity with torch at three shapes."""
+    from vss import command
+
+    figures = command.export_checkpoint(
+        ckpt, save, labels=labels, labels_dtype=labels_dtype, preprocess=preprocess, size=size_of(input_size),
+        dynamic_size=dynamic_size, opset=opset,
+    )  # fmt: skip
+    show_table(figures["parity"]["rows"], {key: key for key in figures["parity"]["rows"][0]}, "parity with torch")
+    out.print(f"{figures['nodes_before']} nodes, {figures['nodes_after']} after clean-up; wrote {save}")
+    write_figures(report, "vss.export", figures)
+
+
+@app.command()
+def build(
+    onnx: Annotated[Path, typer.Option(help="an exported file")],
+    save: Save = Path("model.engine"),
+    backend: Annotated[str, typer.Option(help="onnxruntime")] = "onnxruntime",
+    optimise: Annotated[str | None, typer.Option(help="onnxruntime: basic or extended, once at build time")] = None,
+) -> None:
+    """Make the artefact that a runtime loads."""
+    from vss.deploy import BuildSpec
+    from vss.run import available
+
+    out.print(f"wrote {available(backend).build(onnx, save, BuildSpec(optimise))}")
+
+
+@app.command()
+def bench(
+    candidate: Annotated[Path, typer.Option(help="an engine or a checkpoint")],
+    baseline: Annotated[Path | None, typer.Option(help="the one to be faster than")] = None,
+    backend: Annotated[str, typer.Option()] = "onnxruntime",
+    threads: Annotated[int | None, typer.Option()] = None,
+    batch_size: Annotated[int, typer.Option()] = 1,
+    max_seconds: Annotated[float, typer.Option()] = 30.0,
+    report: ReportFile = None,
+) -> None:
+    """Time engines, interleaved window by window, until stable."""
+    from vss import command
+
+    figures = command.bench_engines(
+        candidate, baseline, backend=backend, threads=threads, batch=batch_size, max_seconds=max_seconds
+    )
+    rows = [
+        {"name": name, **session, "speedup": figures["speedup"].get(name, {}).get("ratio")}
+        for name, session in figures["sessions"].items()
+    ]
+    heads = {"latency_ms_p90": "p90 ms", "latency_ms_p99": "p99 ms", "throughput_fps": "FPS"}
+    show_table(rows, {"name": "engine", "latency_ms_p50": "p50 ms", **heads, "speedup": "speed-up"})
+    if not figures["stable"]:
+        out.print("[yellow]not stable: the machine is too noisy for these figures; see `spread`")
+    write_figures(report, "vss.bench", figures)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="folder of a run")]) -> None:
+    """Write report.html from report.json again."""
+    from vss.page import write_page
+
+    out.print(f"wrote {write_page(run / 'report.json', run / 'report.html')}")
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="a packaged recipe or a YAML file")],
+    to: Annotated[Path | None, typer.Option("--out", help="folder; default runs/RECIPE")] = None,
+    overrides: Set = None,
+    dry_run: Annotated[bool, typer.Option(help="print the recipe in full and stop")] = False,
+) -> None:
+    """Do a whole recipe: train, prune, fine-tune, evaluate, export, build, gate, bench, report. Resumes."""
+    job = recipe_of(recipe, overrides)
+    if dry_run:
+        out.print(yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False), highlight=False)
+        return
+
+    from vss.run import run as run_recipe
+
+    folder = to or Path("runs") / job.name
+    command = "vss " + shlex.join(sys.argv[1:])
+    try:
+        result = run_recipe(job, folder, say=say, command=command)
+    except GateFailed:
+        _final(folder)
+        raise
+    show_table(result["rows"], COLUMNS, job.name)
+    out.print(f"report: {folder / 'report.html'}")
+
+
+def _final(folder: Path) -> None:
+    from vss.report import read_report
+
+    show_table(read_report(folder / "report.json")["rows"], COLUMNS)
+
+
+@app.command()
+def methods() -> None:
+    """List pruning criteria: what they need and where they come from."""
+    from vss.prune import CRITERIA
+
+    rows = [
+        {"name": name, "aliases": ", ".join(CRITERIA.aliases(name)), "needs": ", ".join(CRITERIA[name].needs) or
+         "weights", "source": CRITERIA[name].source}
+        for name in CRITERIA.names()
+    ]  # fmt: skip
+    show_table(rows, {"name": "criterion", "aliases": "also", "needs": "needs", "source": "source"})
+
+
+@data_app.command("check")
+def data_check(
+    root: Path,
+    dataset: Data = None,
+    report: ReportFile = None,
+    near: Annotated[bool, typer.Option(help="also look for near duplicates")] = False,
+) -> None:
+    """Count, match, measure and read every image and mask of a data set."""
+    from vss.data import check
+
+    figures = check(root, dataset, near=near)
+    for split, facts in figures["splits"].items():
+        out.print(f"{split}: {facts['pairs']} pairs, sizes {facts['sizes']}", highlight=False)
+        rows = [{"name": name, **row} for name, row in facts["classes"].items()]
+        show_table(rows, {"name": "class", "pixels_pct": "pixels %", "images": "images"})
+    for warning in figures["warnings"]:
+        out.print(f"[yellow]warning:[/] {warning}", highlight=False)
+    for problem in figures["problems"]:
+        out.print(f"[red]problem:[/] {problem}", highlight=False)
+    write_figures(report, "vss.data_check", figures)
+    if not figures["ok"]:
+        raise VssError(f"{root} has {len(figures['problems'])} problems; mend them before training.")
+    out.print(f"[green]ok[/]: {figures['dataset']}")
+
+
+@data_app.command("make")
+def data_make(
+    kind: Annotated[str, typer.Argument(help="street (CamVid layout) or defects (KSDD2 layout)")],
+    root: Path,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Generate a data set from a seed."""
+    from vss.data import write_defects, write_street
+    from vss.errors import unknown
+
+    makers = {"street": write_street, "defects": write_defects}
+    if kind not in makers:
+        raise unknown("generated data set", kind, makers)
+    makers[kind](root, seed=seed)
+    out.print(f"wrote {root}")
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Say what is native, what is missing and how to get it."""
+    from vss.doctor import diagnose, to_json
+
+    findings = diagnose()
+    if as_json:
+        out.print_json(json.dumps(to_json(findings)))
+        return
+    rows = [{"name": f.name, "status": f.status, "what": f.what, "fix": f.fix} for f in findings]
+    show_table(rows, {"name": "part", "status": "status", "what": "what", "fix": "how to get it"})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""What `vss evaluate`, `vss export` and `vss bench` do: any mix of checkpoints and engines, from their files alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vss import checkpoint, steps
+from vss.config import Recipe
+from vss.data import Preprocess
+from vss.deploy import BACKENDS, Session, bench, export, gate
+from vss.errors import VssError
+from vss.evaluate import Predictor, engine_predictor, torch_predictor
+from vss.prune import count
+from vss.run import available
+
+
+def evaluate(
+    candidate: Path,
+    baseline: Path | None,
+    *,
+    split: str,
+    dataset: str | None,
+    data_root: str | None,
+    size: list[int] | None,
+    max_drop: float | None,
+) -> dict[str, Any]:
+    """Score one or two files (checkpoints or ONNX); with two, also the drop and, with `max_drop`, a gate."""
+    rows, results = [], []
+    for name, path in (("baseline", baseline), ("candidate", candidate)):
+        if path is None:
+            continue
+        reference = path if path.suffix == ".safetensors" else baseline or candidate
+        project, predict, static = _opened(path, reference, split, dataset, data_root, size)
+        result = project.score(predict, split=split)
+        results.append(result)
+        rows.append({"name": name, "file": str(path), **static, **_scalars(result)})
+    figures: dict[str, Any] = {"split": split, "rows": rows}
+    if len(results) == 2:
+        figures["gate"] = gate(results[0], results[1], max_drop=100.0 if max_drop is None else max_drop)
+    return figures
+
+
+def _opened(
+    path: Path, reference: Path, split: str, dataset: str | None, data_root: str | None, size: list[int] | None
+) -> tuple[steps.Project, Predictor, dict[str, Any]]:
+    recipe = Recipe.model_validate({"split": split if split in ("val", "test") else "test"})
+    static = {"size_mib": path.stat().st_size / 2**20 if path.is_file() else None}
+    if path.suffix == ".safetensors":
+        project = steps.project_of(path, data_root=data_root, dataset=dataset, recipe=recipe)
+        if size:
+            project = steps.Project(
+                project.recipe, project.data, project.preprocess.model_copy(update={"size": tuple(size)})
+            )
+        model = checkpoint.load(path)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        static |= count(model, project.preprocess.size)
+        return project, torch_predictor(model, project.preprocess, device), static
+    session = available("onnxruntime").open(path)
+    preprocess = preprocess_of(session, size)
+    if dataset is None or data_root is None:
+        raise VssError(f"{path} is an engine and does not know its data; give --dataset and --data-root.")
+    settings = {"dataset": dataset, "root": data_root, "size": list(preprocess.size)}
+    project = steps.Project.open(recipe.model_copy(update={"data": type(recipe.data).model_validate(settings)}))
+    project = steps.Project(project.recipe, project.data, preprocess)
+    return project, engine_predictor(session, preprocess), static
+
+
+def preprocess_of(session: Session, size: list[int] | None) -> Preprocess:
+    """The preprocessing that an exported file carries in its metadata."""
+    import json
+
+    stored = session.describe().get("metadata", {}).get("preprocess")
+    values = json.loads(stored) if stored else {}
+    shape = next(iter(session.inputs.values())).shape
+    fixed = [side for side in (shape[1:3] if shape[-1] == 3 else shape[2:4]) if isinstance(side, int)]
+    if size or len(fixed) == 2:
+        values["size"] = size or fixed
+    if "size" not in values:
+        raise VssError("the engine takes images of any size; give --input-size H,W.")
+    return Preprocess(**values)
+
+
+def _scalars(result: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in result.items() if key != "confusion_per_image"}
+
+
+def export_checkpoint(
+    ckpt: Path,
+    path: Path,
+    *,
+    labels: bool,
+    labels_dtype: str,
+    preprocess: bool,
+    size: list[int] | None,
+    dynamic_size: bool,
+    opset: int,
+) -> dict[str, Any]:
+    """Export a checkpoint at its own size and with its own preprocessing, unless another size is given."""
+    saved = checkpoint.read(ckpt)
+    if saved.preprocess is None and (preprocess or not size):
+        raise VssError(f"{ckpt} does not say its preprocessing; give --input-size and leave --preprocess off.")
+    own = Preprocess(**saved.preprocess) if saved.preprocess else None
+    if own and size:
+        own = own.model_copy(update={"size": tuple(size)})
+    return export(
+        saved.model,
+        path,
+        size=tuple(size) if size else own.size,
+        preprocess=own if preprocess else None,
+        labels=labels,
+        labels_dtype=labels_dtype,
+        dynamic_size=dynamic_size,
+        opset=opset,
+        class_names=list(saved.classes) or None,
+        plan_sha256=saved.plans[-1].sha256() if saved.plans else None,
+    )
+
+
+def bench_engines(
+    candidate: Path, baseline: Path | None, *, backend: str, threads: int | None, batch: int, max_seconds: float
+) -> dict[str, Any]:
+    """Time one or two files; checkpoints run in torch, ONNX files in `backend`."""
+    paths = {"baseline": baseline, "candidate": candidate}
+    sessions = {name: _session(path, backend, threads) for name, path in paths.items() if path is not None}
+    rng = np.random.default_rng(0)
+    feeds = {name: {key: _noise(rng, b, batch) for key, b in s.inputs.items()} for name, s in sessions.items()}
+    try:
+        return bench(sessions, feeds, max_seconds=max_seconds, min_seconds=min(2.0, max_seconds))
+    finally:
+        for session in sessions.values():
+            session.close()
+
+
+def _session(path: Path, backend: str, threads: int | None) -> Session:
+    if path.suffix == ".safetensors":
+        saved = checkpoint.read(path)
+        if saved.preprocess is None:
+            raise VssError(f"{path} does not say its input size; save it with vss.save(..., preprocess=...).")
+        return BACKENDS["torch"].open(saved.model, threads=threads, size=tuple(saved.preprocess["size"]), labels=True)
+    return available(backend).open(path, threads=threads)
+
+
+def _noise(rng: np.random.Generator, binding: Any, batch: int) -> np.ndarray:
+    shape = [batch, *binding.shape[1:]]
+    if any(not isinstance(side, int) for side in shape):
+        raise VssError(f"the engine's input is {binding}; benches need a fixed H and W: export without --dynamic-size.")
+    if binding.dtype == "uint8":
+        return rng.integers(0, 256, shape, dtype=np.uint8)
+    return rng.standard_normal(shape).astype(binding.dtype)

@@ -1,0 +1,116 @@
+"""What the commands share: recipes from flags, tables, figures as JSON, progress lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from vss.config import Recipe, load_recipe, override, parse
+from vss.errors import VssError
+
+out, err = Console(), Console(stderr=True)
+
+COLUMNS = {
+    "name": "network",
+    "params_m": "params M",
+    "macs_g": "MACs G",
+    "miou_pct": "mIoU %",
+    "boundary_iou_pct": "boundary IoU %",
+    "latency_ms_p50": "p50 ms",
+    "end_to_end_ms_p50": "end to end ms",
+    "fps": "FPS",
+    "speedup": "speed-up",
+    "speedup_per_mac_reduction": "speed-up / MAC reduction",
+    "size_mib": "MiB",
+}
+
+
+def recipe_of(name: str | None, overrides: list[str] | None, **flags: Any) -> Any:
+    """A recipe from a name, flags (dotted with __) and --set overrides, in that order."""
+    pairs = {key.replace("__", "."): value for key, value in flags.items() if value is not None}
+    settings = [
+        f"{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}" for key, value in pairs.items()
+    ]
+    settings += overrides or []
+    if name:
+        return load_recipe(name, settings)
+    data: dict[str, Any] = {}
+    for setting in settings:
+        override(data, setting)
+    return parse(Recipe, data, source="the command line")
+
+
+def size_of(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        height, width = (int(part) for part in text.lower().replace("x", ",").split(","))
+    except ValueError as error:
+        raise VssError(f"--input-size takes H,W (for example 360,480) and got {text!r}.") from error
+    return [height, width]
+
+
+def options_of(pairs: list[str] | None) -> dict[str, Any] | None:
+    if not pairs:
+        return None
+    result = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise VssError(f"an option is given as name=value and got {pair!r}.")
+        result[key] = yaml.safe_load(value)
+    return result
+
+
+def write_figures(report: Path | None, kind: str, figures: dict[str, Any]) -> None:
+    if report:
+        from vss.environment import environment
+        from vss.files import write_json
+
+        write_json(report, {"kind": kind, "schema": 1, "environment": environment(), **figures})
+        out.print(f"wrote {report}")
+
+
+def show_table(rows: list[dict[str, Any]], columns: dict[str, str], title: str = "") -> None:
+    table = Table(title=title or None)
+    used = {key: head for key, head in columns.items() if any(row.get(key) is not None for row in rows)}
+    for key, head in used.items():
+        table.add_column(head, justify="left" if key == "name" else "right")
+    for row in rows:
+        table.add_row(*(show(row.get(key)) for key in used))
+    out.print(table)
+
+
+def show(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def budget_of(
+    global_ratio: float | None, local_ratio: float | None, macs: float | None, params: float | None
+) -> dict[str, Any]:
+    given = [
+        ("--global-ratio", global_ratio, "channels", "global"),
+        ("--local-ratio", local_ratio, "channels", "local"),
+        ("--macs", macs, "macs", "global"),
+        ("--params", params, "params", "global"),
+    ]
+    chosen = [item for item in given if item[1] is not None]
+    if len(chosen) != 1:
+        raise VssError("give exactly one of --global-ratio, --local-ratio, --macs and --params.")
+    flag, value, kind, scope = chosen[0]
+    if kind == "channels":
+        if not 0 <= value < 1:
+            raise VssError(f"{flag} is {value}; expected a fraction to remove, at least 0 and below 1.")
+        value = 1 - value
+    elif not 0 < value <= 1:
+        raise VssError(f"{flag} is {value}; expected a fraction to keep, above 0 and at most 1.")
+    return {"kind": kind, "scope": scope, "keep": value}
+
+
+def say(name: str, status: str, seconds: float, detail: str) -> None:
+    colour = {"ok": "green", "failed": "red", "skipped": "cyan"}[status]
+    out.print(f"[{colour}]{status:>7}[/] {name:<20} {seconds:7.1f} s  {detail}", highlight=False, soft_wrap=True)
