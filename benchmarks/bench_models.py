@@ -82,7 +82,8 @@ def main() -> None:
         rows.append(row)
         ratio = row["speedup"]["onnxruntime"]
         times = {key: f"{each['latency_ms_p50']:.1f} ms" for key, each in row["sessions"].items()}
-        LOG.info("%s %s speed-up %.2f [%s, %s]", name, times, ratio["ratio"], ratio["low"], ratio["high"])
+        interval = "" if ratio["low"] is None else f" [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+        LOG.info("%s %s speed-up %.2f%s", name, times, ratio["ratio"], interval)
         LOG.info("  %s after %d rounds", "stable" if row["stable"] else "not stable", row["rounds"])
     result = {"kind": "vss.bench.models", "schema": 1, "environment": about, "rows": rows}
     if arguments.write:
