@@ -342,7 +342,7 @@ def data_check(
     near: Annotated[bool, typer.Option(help="also look for near duplicates")] = False,
 ) -> None:
     """Count, match, measure and read every image and mask of a data set."""
-    from vss.data import check
+    from vss.data.check import check
 
     figures = check(root, dataset, near=near)
     for split, facts in figures["splits"].items():

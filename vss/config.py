@@ -59,7 +59,9 @@ class FitConfig(Section):
     distill: float = Field(default=0.0, ge=0, description="weight of the distillation term from the unpruned net")
     temperature: float = Field(default=2.0, gt=0)
     val_every: int = Field(default=1, ge=1, description="epochs between validations")
-    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = Field(
+        default="auto", description="auto: bf16-mixed where the hardware has it, else 32-true"
+    )
     accelerator: str = "auto"
     devices: int | str = "auto"
     num_nodes: int = Field(default=1, ge=1)

@@ -352,7 +352,7 @@ def available(name: str) -> Any:
 
 def _fit_facts(result: Result) -> Result:
     detail = f"best val mIoU {result['best_miou_pct']:.2f} in epoch {result['best_epoch']}"
-    return {key: result[key] for key in ("best_epoch", "best_miou_pct", "steps", "epochs", "curves")} | {
+    return {key: result[key] for key in ("best_epoch", "best_miou_pct", "steps", "epochs", "precision", "curves")} | {
         "detail": detail
     }
 

@@ -98,7 +98,8 @@ def fit(
     if trainer.interrupted:
         raise KeyboardInterrupt
     model.load_state_dict(best.read())
-    return {**best.summary(), "steps": trainer.global_step, "epochs": trainer.current_epoch}
+    facts = {"steps": trainer.global_step, "epochs": trainer.current_epoch, "precision": precision_of(config)}
+    return {**best.summary(), **facts}
 
 
 def _trainer(config: FitConfig, run_dir: Path, best: _Best, *, progress: bool) -> L.Trainer:
@@ -122,7 +123,7 @@ def _trainer(config: FitConfig, run_dir: Path, best: _Best, *, progress: bool) -
         devices=config.devices,
         num_nodes=config.num_nodes,
         strategy=config.strategy,
-        precision=config.precision,
+        precision=precision_of(config),
         gradient_clip_val=config.grad_clip,
         check_val_every_n_epoch=config.val_every,
         callbacks=callbacks,
@@ -135,6 +136,16 @@ def _trainer(config: FitConfig, run_dir: Path, best: _Best, *, progress: bool) -
         deterministic="warn",
         default_root_dir=run_dir,
     )
+
+
+def precision_of(config: FitConfig) -> str:
+    """Lightning's name of the precision; "auto" is bf16-mixed where the device computes in bfloat16 natively."""
+    if config.precision != "auto":
+        return config.precision
+    if torch.cuda.is_available() and config.accelerator != "cpu":
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16-mixed" if native else "32-true"
 
 
 def _resume_file(run_dir: Path) -> Path | None:
