@@ -36,11 +36,13 @@ from vss.files import write_json  # noqa: E402
 
 LOG = logging.getLogger("bench_ops")
 COLD_BYTES = 256 * 2**20
+WARM_UP = 2
+FEWEST_ROUNDS, SECONDS_PER_ROW = 3, 20.0  # a slow row stops after so many rounds once it has taken so long
 Side = Callable[..., object]
 
 
 def sides(case: Case) -> dict[str, Side]:
-    return {"native": getattr(ops, case.op), "plain": PLAIN[case.op]}
+    return {"native": getattr(torch.ops.vss, case.op), "plain": PLAIN[case.op]}
 
 
 def to_device(value: Any, device: str) -> Any:
@@ -81,15 +83,19 @@ def timed(side: Side, args: Args, device: str) -> float:
 def measure_time(case: Case, *, rounds: int, device: str) -> dict[str, Any]:
     pool, both = copies(case, device), sides(case)
     times: dict[str, list[float]] = {name: [] for name in both}
-    for turn in range(rounds + 2):
+    begin = time.perf_counter()
+    for turn in range(rounds + WARM_UP):
         for name, side in both.items():
             elapsed = timed(side, next(pool), device)
-            if turn >= 2:
+            if turn >= WARM_UP:
                 times[name].append(elapsed)
+        if len(times["plain"]) >= FEWEST_ROUNDS and time.perf_counter() - begin > SECONDS_PER_ROW:
+            break
     row: dict[str, Any] = {f"{name}_ms_p50": statistics.median(values) for name, values in times.items()}
     row |= {f"{name}_ms_max": max(values) for name, values in times.items()}
     ratios = [plain / native for native, plain in zip(times["native"], times["plain"], strict=True)]
     row |= {"speedup": statistics.median(ratios), "speedup_min": min(ratios), "speedup_max": max(ratios)}
+    row["rounds"] = len(ratios)
     row["input_mib"] = tensor_bytes(case.inputs()) / 2**20
     return row
 

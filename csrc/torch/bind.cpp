@@ -2,6 +2,7 @@
 // vss/ops/reference.py; the dispatcher prefers these kernels as soon as this library is loaded.
 #include <torch/library.h>
 
+#include "greedy.h"
 #include "host.h"
 #include "seg_argmax.h"
 
@@ -42,8 +43,47 @@ Tensor seg_argmax(const Tensor& logits, at::IntArrayRef size, bool align_corners
     return labels;
 }
 
+// greedy_order ---------------------------------------------------------------------------------------------------
+
+std::tuple<Tensor, Tensor> greedy_order(at::TensorList similarity) {
+    constexpr const char* op = "greedy_order";
+    int64_t total = 0;
+    for (const Tensor& a : similarity) {
+        TORCH_CHECK_VALUE(a.dim() == 2 && a.size(0) == a.size(1), op,
+                          ": a similarity matrix must be (C, C), got shape ", a.sizes(), ".");
+        TORCH_CHECK_VALUE(a.size(0) >= 1 && a.size(0) <= kGreedyMaxChannels, op,
+                          ": a similarity matrix must have 1 to 65536 channels, got ", a.size(0), ".");
+        TORCH_CHECK_VALUE(a.scalar_type() == at::kFloat, op, ": a similarity matrix must be float32, got ", a.dtype(),
+                          ".");
+        check_same_device(op, similarity[0], a);
+        total += a.size(0);
+    }
+    const auto options = similarity[0].options();
+    Tensor order = at::empty({total}, options.dtype(at::kLong)), value = at::empty({total}, options.dtype(at::kDouble));
+    std::vector<GreedyMatrix> matrices;
+    std::vector<Tensor> held;
+    for (int64_t offset = 0; const Tensor& a : similarity) {
+        held.push_back(a.stride(1) == 1 || a.size(1) == 1 ? a : a.contiguous());
+        const Tensor& m = held.back();
+        matrices.push_back({m.const_data_ptr<float>(), m.size(0), m.stride(0),
+                            order.mutable_data_ptr<int64_t>() + offset, value.mutable_data_ptr<double>() + offset});
+        offset += m.size(0);
+    }
+    GreedyParams p{matrices.data(), static_cast<int64_t>(matrices.size()), cpu_threads(), nullptr};
+    const ItemsOnDevice<GreedyMatrix> items(matrices, order);
+    Tensor workspace;
+    if (order.is_cpu()) {
+        workspace = at::empty({greedy_workspace(p)}, options.dtype(at::kDouble));
+        p.workspace = workspace.mutable_data_ptr<double>();
+    }
+    p.matrices = items.data();
+    launch(op, order, p, greedy_cpu, VSS_CUDA_LAUNCHER(greedy_cuda));
+    return {order, value};
+}
+
 void register_ops(torch::Library& library) {
     library.impl("seg_argmax", seg_argmax);
+    library.impl("greedy_order", greedy_order);
 }
 
 }  // namespace

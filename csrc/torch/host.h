@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
 #include <c10/util/Exception.h>
 
 #ifdef VSS_WITH_CUDA
@@ -14,6 +15,8 @@
 #include <algorithm>
 #include <limits>
 #include <optional>
+#include <tuple>
+#include <vector>
 
 #include "common.h"
 
@@ -51,14 +54,36 @@ inline void check_status(const char* op, Status status) {
     TORCH_CHECK(status == Status::ok, op, ": the kernel refused its arguments.");
 }
 
+inline void check_same_device(const char* op, const Tensor& first, const Tensor& other) {
+    TORCH_CHECK_VALUE(first.device() == other.device(), op, ": all tensors must be on one device, got ", first.device(),
+                      " and ", other.device(), ".");
+}
+
+// A list of plain structs where the kernel reads it: on the host as it is, else copied to the device of `t`.
+template <typename Item>
+class ItemsOnDevice {
+  public:
+    ItemsOnDevice(const std::vector<Item>& items, const Tensor& t) : data_(items.data()) {
+        if (t.is_cpu()) return;
+        const auto bytes = static_cast<int64_t>(items.size() * sizeof(Item));
+        copy_ = at::from_blob(const_cast<Item*>(items.data()), {bytes}, at::kByte).to(t.device());
+        data_ = static_cast<const Item*>(copy_.const_data_ptr());
+    }
+    const Item* data() const { return data_; }
+
+  private:
+    Tensor copy_;
+    const Item* data_;
+};
+
 inline int cpu_threads() {
     return std::max(1, at::get_num_threads());
 }
 
 // Runs `cpu(params)` or `cuda(params, stream)`, on the device and current stream of `t`.
-template <typename Params>
+template <typename Params, typename Cuda>
 void launch(const char* op, const Tensor& t, const Params& params, Status (*cpu)(const Params&),
-            [[maybe_unused]] Status (*cuda)(const Params&, CUstream_st*)) {
+            [[maybe_unused]] Cuda cuda) {
 #ifdef VSS_WITH_CUDA
     if (t.is_cuda()) {
         const c10::cuda::CUDAGuard guard(t.device());

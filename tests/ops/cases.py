@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Widths of the 45 channel groups of deeplabv3_resnet50 (torchvision, auxiliary head, classifiers kept).
+DEEPLAB_GROUPS = (64,) * 7 + (128,) * 8 + (256,) * 21 + (512,) * 7 + (1024, 2048)
+
 Args = tuple[Any, ...]
 Floors = Callable[[str], Callable[..., Any]]
 
@@ -79,7 +82,28 @@ SEG_ARGMAX = (
     _seg("bfloat16", (2, 7, 16, 16), (64, 64), dtype=torch.bfloat16),
 )
 
-ALL: tuple[Case, ...] = SEG_ARGMAX
+
+def similarity(channels: int, *, seed: int = 0, layout: str = "contiguous") -> Tensor:
+    """|cosine| similarities of random rows: symmetric, in 0..1, diagonal 0."""
+    rows = torch.nn.functional.normalize(normal(channels, max(4, channels // 8), seed=seed), dim=1)
+    lower = (rows @ rows.T).abs().tril(-1)
+    return arrange(lower + lower.T, layout)
+
+
+def _greedy(name: str, *channels: int, bench: bool = False, layout: str = "contiguous") -> Case:
+    return Case("greedy_order", name, lambda: ([similarity(c, seed=c, layout=layout) for c in channels],), bench)
+
+
+GREEDY_ORDER = (
+    _greedy("2048", 2048, bench=True),
+    _greedy("deeplabv3_resnet50 groups", *DEEPLAB_GROUPS, bench=True),
+    _greedy("one channel", 1),
+    _greedy("several", 17, 1, 64, 33),
+    _greedy("strided", 31, 16, layout="strided"),
+    _greedy("transposed", 31, 16, layout="transposed"),
+)
+
+ALL: tuple[Case, ...] = GREEDY_ORDER + SEG_ARGMAX
 
 
 def of(op: str) -> list[Case]:

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from vss.ops import reference
 
-__all__ = ["NAMES", "build_info", "load_error", "reference", "seg_argmax", "status"]
+__all__ = ["NAMES", "build_info", "greedy_order", "greedy_orders", "load_error", "reference", "seg_argmax", "status"]
 
-NAMES = ("seg_argmax",)
+NAMES = ("greedy_order", "seg_argmax")
 
 
 def _load() -> tuple[dict[str, Any] | None, str | None]:
@@ -68,3 +68,25 @@ def seg_argmax(logits: Tensor, size: Sequence[int], align_corners: bool = False)
     class wins an exact tie; a NaN counts as the largest value, as in `torch.argmax`.
     """
     return torch.ops.vss.seg_argmax(logits, size, align_corners)
+
+
+def greedy_order(similarity: Tensor) -> tuple[Tensor, Tensor]:
+    """Greedy redundancy elimination: remove the channel with the largest sum of similarities to those left, C times.
+
+    similarity: (C, C) float32, symmetric (row k is read for column k); a diagonal that is not 0 counts
+    returns: order (C,) int64, order[t] is removed at step t; value (C,) float64, value[c] is c's sum when removed
+
+    O(C^2) with float64 sums; a tie goes to the lowest index, a NaN counts as the largest value. The elimination of
+    SIRFP (AAAI 2025), which forms all sums anew at every step.
+    """
+    order, value = torch.ops.vss.greedy_order([similarity])
+    return order, value
+
+
+def greedy_orders(similarity: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """`greedy_order` of several matrices in one call: one launch on CUDA, shared out among threads on CPU."""
+    if not similarity:
+        return []
+    sizes = [a.shape[0] for a in similarity]
+    order, value = torch.ops.vss.greedy_order(list(similarity))
+    return list(zip(order.split(sizes), value.split(sizes), strict=True))

@@ -42,6 +42,13 @@ def _check_dim(op: str, name: str, layout: str, x: Tensor, dim: int) -> None:
     _check(x.dim() == dim, f"{op}: {name} must be {layout}, got shape {list(x.shape)}.")
 
 
+def _check_same_device(op: str, first: Tensor, other: Tensor) -> None:
+    _check(
+        first.device == other.device,
+        f"{op}: all tensors must be on one device, got {first.device} and {other.device}.",
+    )
+
+
 # seg_argmax ----------------------------------------------------------------------------------------------------------
 
 
@@ -80,3 +87,51 @@ _define(
     seg_argmax,
     _seg_argmax_fake,
 )
+
+
+# greedy_order ---------------------------------------------------------------------------------------------------------
+
+MAX_CHANNELS = 65536
+
+
+def _check_greedy_order(similarity: Sequence[Tensor]) -> None:
+    op = "greedy_order"
+    for a in similarity:
+        shape = list(a.shape)
+        _check(
+            a.dim() == 2 and a.shape[0] == a.shape[1], f"{op}: a similarity matrix must be (C, C), got shape {shape}."
+        )
+        _check(
+            1 <= a.shape[0] <= MAX_CHANNELS,
+            f"{op}: a similarity matrix must have 1 to {MAX_CHANNELS} channels, got {a.shape[0]}.",
+        )
+        _check(a.dtype == torch.float32, f"{op}: a similarity matrix must be float32, got {a.dtype}.")
+        _check_same_device(op, similarity[0], a)
+
+
+def _greedy_one(a: Tensor) -> tuple[Tensor, Tensor]:
+    count = a.shape[0]
+    sums, alive = a.double().sum(1), torch.ones(count, dtype=torch.bool, device=a.device)
+    order, value = torch.empty(count, dtype=torch.int64, device=a.device), torch.empty_like(sums)
+    for step in range(count):
+        left = alive.nonzero()[:, 0]
+        k = left[sums[left].argmax()]
+        order[step], value[k], alive[k] = k, sums[k], False
+        sums -= a[k].double()
+    return order, value
+
+
+def greedy_order(similarity: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Reference of `vss.ops.greedy_orders`: the incremental form, one matrix after the other; results concatenated."""
+    _check_greedy_order(similarity)
+    orders, values = zip(*map(_greedy_one, similarity), strict=True)
+    return torch.cat(orders), torch.cat(values)
+
+
+def _greedy_order_fake(similarity: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    _check_greedy_order(similarity)
+    total = sum(a.shape[0] for a in similarity)
+    return similarity[0].new_empty(total, dtype=torch.int64), similarity[0].new_empty(total, dtype=torch.float64)
+
+
+_define("greedy_order(Tensor[] similarity) -> (Tensor order, Tensor value)", greedy_order, _greedy_order_fake)
