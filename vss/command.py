@@ -106,10 +106,11 @@ def export_checkpoint(
     own = Preprocess(**saved.preprocess) if saved.preprocess else None
     if own and size:
         own = own.model_copy(update={"size": tuple(size)})
+    height, width = size or (own.size if own else (0, 0))
     return export(
         saved.model,
         path,
-        size=tuple(size) if size else own.size,
+        size=(height, width),
         preprocess=own if preprocess else None,
         labels=labels,
         labels_dtype=labels_dtype,

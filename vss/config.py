@@ -184,7 +184,7 @@ def override(data: dict[str, Any], setting: str) -> None:
     data[leaf] = yaml.safe_load(value)
 
 
-def parse(kind: type[Section], data: dict[str, Any], *, source: str) -> Any:
+def parse(kind: type[BaseModel], data: dict[str, Any], *, source: str) -> Any:
     """Validate into `kind`; the first fault becomes one sentence."""
     try:
         return kind.model_validate(data)

@@ -101,7 +101,8 @@ def budget_of(
     chosen = [item for item in given if item[1] is not None]
     if len(chosen) != 1:
         raise VssError("give exactly one of --global-ratio, --local-ratio, --macs and --params.")
-    flag, value, kind, scope = chosen[0]
+    flag, given_value, kind, scope = chosen[0]
+    value = float(given_value or 0.0)
     if kind == "channels":
         if not 0 <= value < 1:
             raise VssError(f"{flag} is {value}; expected a fraction to remove, at least 0 and below 1.")

@@ -26,6 +26,7 @@ class SegLoss(nn.Module):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
+        self.weights: Tensor | None
         self.register_buffer("weights", weights, persistent=False)
         self.ignore_index, self.aux_weight, self.label_smoothing = ignore_index, aux_weight, label_smoothing
 

@@ -236,7 +236,7 @@ class _Job:
             import torch
 
             feeds = {name: p.feed(torch.from_numpy(pixels)) for name, p in predictors.items()}
-            limits = {"min_seconds": config.min_seconds, "max_seconds": config.max_seconds}
+            limits: dict[str, Any] = {"min_seconds": config.min_seconds, "max_seconds": config.max_seconds}
             engine = bench(sessions, feeds, **limits)
             files = [split.pairs[i].image for i in steps.spread(split.pairs, config.images)]
             whole = bench_end_to_end(predictors, files, project.preprocess, **limits)

@@ -61,7 +61,7 @@ class Project:
         augmentation = self.augment if augment else None
         return SegSplit(self.data, name, self.preprocess, augmentation, self.recipe.seed, self.recipe.data.limit)
 
-    def build_model(self) -> nn.Module:
+    def build_model(self) -> Any:
         """The unpruned network of the recipe, seeded, or the one in `model.checkpoint`."""
         config = self.recipe.model
         if config.checkpoint:
@@ -70,7 +70,7 @@ class Project:
         model = models.build(config.name, len(self.data.class_names), **config.options)
         models.check_multiple(config.name, self.preprocess.size, model.size_multiple)
         if config.backbone_weights:
-            models.load_backbone(model.backbone, config.backbone_weights)
+            models.load_backbone(model.get_submodule("backbone"), config.backbone_weights)
         return model
 
     def save(self, model: nn.Module, path: Path, metrics: dict[str, float] | None = None) -> None:
@@ -98,7 +98,8 @@ class Project:
     def calibration(self, batches: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Fixed batches of training images, no augmentation: ((N, 3, H, W) float32, (N, H, W) int64)."""
         loader = make_loader(self.split("train"), batch_size=batch_size, shuffle=True, seed=self.recipe.seed)
-        loader.sampler.set_epoch(1_000_000)  # an order of its own, the same in every round and run
+        sampler: Any = loader.sampler
+        sampler.set_epoch(1_000_000)  # an order of its own, the same in every round and run
         for index, batch in enumerate(loader):
             if index == batches:
                 return
@@ -150,7 +151,7 @@ def calibration_loss(project: Project) -> Any:
     """(model, (images, masks)) -> the unweighted task loss over all heads."""
     loss = SegLoss(ignore_index=project.data.ignore_index, aux_weight=project.recipe.train.aux_weight)
 
-    def call(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def call(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
         return loss(model.forward_train(batch[0]), batch[1])
 
     return call
@@ -197,14 +198,17 @@ def prune(
         The cut network with recalibrated batch norms, and figures for the report.
     """
     final = Budget.make(**config.budget.model_dump())
-    reached, plan, small, checks = 1.0, None, model, {}
+    reached, small = 1.0, model
+    checks: dict[str, Any] = {}
+    plans: list[Plan] = []
     for step in range(1, config.steps + 1):
         target = 1 - (1 - final.keep) * step / config.steps
         budget = final.model_copy(update={"keep": min(1.0, target / reached)})
         now = plan_once(project, small, config, budget)
         cut = apply_plan(small, now)
         checks = verify(small, cut, now, two_sizes(project.preprocess.size, getattr(model, "size_multiple", 1)))
-        plan = now if plan is None else plan.then(now)
+        plan = plans[-1].then(now) if plans else now
+        plans.append(plan)
         reached = plan.cost_after[final.kind] / plan.cost_before[final.kind]
         recalibrate(project, cut, config)
         if config.epochs_between and step < config.steps:

@@ -138,7 +138,7 @@ def _trainer(config: FitConfig, run_dir: Path, best: _Best, *, progress: bool) -
     )
 
 
-def precision_of(config: FitConfig) -> str:
+def precision_of(config: FitConfig) -> Any:
     """Lightning's name of the precision; "auto" is bf16-mixed where the device computes in bfloat16 natively."""
     if config.precision != "auto":
         return config.precision
@@ -167,7 +167,7 @@ class _Task(L.LightningModule):
         extra_loss: Callable[[nn.Module], None] | None,
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.data, self.config, self.seed, self.extra_loss = data, config, seed, extra_loss
         self.loss = SegLoss(
             weights=data.class_weights,
@@ -219,7 +219,7 @@ class _Task(L.LightningModule):
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
         self.metrics.update(self.model.predict(self.data.normalise(batch["image"])), batch["mask"])
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         config = self.config
         groups = _decay_groups(self.model, config.weight_decay)
         if config.optimizer == "sgd":
@@ -261,7 +261,7 @@ class _Best(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.score, self.epoch, self.rows = state_dict["score"], state_dict["epoch"], state_dict["rows"]
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         # This callback stands before the averaging one, so here the averaged weights, if any, are in the model.
         score = float(pl_module.metrics.compute()["miou_pct"])
         pl_module.metrics.reset()
@@ -279,7 +279,7 @@ class _Best(Callback):
             "loss": float(metrics["loss_epoch"]),
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
         }
-        if (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch == 0:
+        if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0:
             row["val_miou_pct"] = float(metrics["val_miou_pct"])
         self.rows = [*[old for old in self.rows if old["epoch"] < row["epoch"]], row]
         if trainer.is_global_zero:

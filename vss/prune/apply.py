@@ -28,7 +28,7 @@ def apply_plan(model: nn.Module, plan: Plan, *, check_weights: bool = True) -> n
         VssError: a plan of another network or of other weights.
     """
     check_plan(model, plan, check_weights=check_weights)
-    small = copy.deepcopy(model)
+    small: Any = copy.deepcopy(model)
     tensors = _tensors(small)
     sizes_before = {name: tuple(value.shape) for name, value in tensors.items()}
     for name, dims in removed_positions(plan).items():
@@ -40,7 +40,7 @@ def apply_plan(model: nn.Module, plan: Plan, *, check_weights: bool = True) -> n
         _replace(small, name, value)
     touched = {name.rpartition(".")[0] for name in removed_positions(plan)}
     for name in touched:
-        _sync_attributes(small.get_submodule(name), sizes_before.get(f"{name}.weight"))
+        _sync_attributes(small.get_submodule(name), sizes_before.get(f"{name}.weight", ()))
     small.plans = (*getattr(model, "plans", ()), plan)
     return small
 
@@ -110,9 +110,9 @@ def _replace(model: nn.Module, name: str, value: Tensor) -> None:
         owner.register_buffer(leaf, value.contiguous(), persistent=leaf not in owner._non_persistent_buffers_set)
 
 
-def _sync_attributes(module: nn.Module, before: tuple[int, ...] | None) -> None:
+def _sync_attributes(module: Any, before: tuple[int, ...]) -> None:
     """Make a layer's size attributes say what its tensors now say."""
-    weight = getattr(module, "weight", None)
+    weight: Any = getattr(module, "weight", None)
     if isinstance(module, nn.modules.conv._ConvNd):
         if module.groups > 1:  # depthwise is the only grouped convolution that is ever cut
             module.groups = module.in_channels = module.out_channels = weight.shape[0]
@@ -123,7 +123,7 @@ def _sync_attributes(module: nn.Module, before: tuple[int, ...] | None) -> None:
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):
-        owner = weight if weight is not None else module.running_mean
+        owner: Any = weight if weight is not None else module.running_mean
         module.num_features = owner.shape[0]
     elif isinstance(module, nn.GroupNorm):
         module.num_groups = module.num_groups * weight.shape[0] // before[0]
@@ -163,5 +163,5 @@ def recalibrate_bn(
     return count
 
 
-def _call(model: nn.Module, batch: Tensor) -> Any:
+def _call(model: Any, batch: Tensor) -> Any:
     return model.forward_train(batch) if hasattr(model, "forward_train") else model(batch)

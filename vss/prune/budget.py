@@ -99,8 +99,8 @@ def search(groups: list[Group], scores: dict[str, Tensor], cost: CostModel, budg
     """
     tables = [allowed_counts(group, budget) for group in groups]
     if budget.kind == "channels" and budget.scope == "local":  # the published integer rule, no search
-        counts = [int(t[int(g.channels * budget.keep + 1e-9)]) for g, t in zip(groups, tables, strict=True)]
-        return _pick(groups, scores, counts)
+        exact = [int(t[int(g.channels * budget.keep + 1e-9)]) for g, t in zip(groups, tables, strict=True)]
+        return _pick(groups, scores, exact)
     target = budget.keep * cost.total(budget.kind, groups, [group.channels for group in groups])
     counts = _global_counts(groups, scores, tables) if budget.scope == "global" else _local_counts(groups, tables)
     length = counts.shape[0] - 1

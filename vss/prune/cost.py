@@ -73,7 +73,7 @@ class CostModel:
 
 
 def _counter(weight: str, positions: dict[str, int]) -> Callable[..., None]:
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(module, nn.Linear):
             positions[weight] += output.numel() // module.out_features
         elif module.transposed:

@@ -62,7 +62,7 @@ class Plan(_Strict):
     `weights_sha256` is the hash of the state dict that the plan was made for; `apply_plan` refuses another one.
     """
 
-    kind: Literal["vss.plan"] = KIND
+    kind: Literal["vss.plan"] = "vss.plan"
     schema_: int = Field(default=SCHEMA, alias="schema")
     model: str
     options: dict[str, Any] = {}
