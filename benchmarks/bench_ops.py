@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "ops"), str(ROOT / "benchmarks")]
 
 from cases import ALL, Args, Case  # noqa: E402
-from plain import PLAIN  # noqa: E402
+from plain import FLOOR, PLAIN  # noqa: E402
 
 import vss  # noqa: E402
 from vss import ops  # noqa: E402
@@ -42,7 +42,8 @@ Side = Callable[..., object]
 
 
 def sides(case: Case) -> dict[str, Side]:
-    return {"native": getattr(torch.ops.vss, case.op), "plain": PLAIN[case.op]}
+    floor = {"floor": FLOOR[case.op]} if case.op in FLOOR else {}
+    return {"native": getattr(torch.ops.vss, case.op), "plain": PLAIN[case.op]} | floor
 
 
 def to_device(value: Any, device: str) -> Any:
@@ -96,6 +97,9 @@ def measure_time(case: Case, *, rounds: int, device: str) -> dict[str, Any]:
     ratios = [plain / native for native, plain in zip(times["native"], times["plain"], strict=True)]
     row |= {"speedup": statistics.median(ratios), "speedup_min": min(ratios), "speedup_max": max(ratios)}
     row["rounds"] = len(ratios)
+    if "floor" in times:
+        over = [native / floor for native, floor in zip(times["native"], times["floor"], strict=True)]
+        row["over_floor"] = statistics.median(over)
     row["input_mib"] = tensor_bytes(case.inputs()) / 2**20
     return row
 
@@ -129,7 +133,7 @@ def peak_memory(case: Case, name: str, device: str) -> dict[str, int]:
 
 def measure_memory(case: Case, device: str) -> dict[str, Any]:
     row: dict[str, Any] = {}
-    for name in sides(case):
+    for name in ("native", "plain"):
         command = [sys.executable, __file__, "--memory-of", case.id, name, "--device", device]
         command += ["--threads", str(torch.get_num_threads())]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -170,9 +174,9 @@ def run(arguments: argparse.Namespace) -> None:
         row |= measure_memory(case, arguments.device)
         rows.append(row)
         LOG.info(
-            "%-45s %9.2f ms  plain %9.2f ms  %7.1fx   peak %8.2f MiB  plain %8.2f MiB",
+            "%-45s %9.2f ms  plain %9.2f ms  %7.1fx   peak %8.2f MiB  plain %8.2f MiB%s",
             case.id, row["native_ms_p50"], row["plain_ms_p50"], row["speedup"], row["native_peak_mib"],
-            row["plain_peak_mib"],
+            row["plain_peak_mib"], f"   {row['over_floor']:.2f}x floor" if "over_floor" in row else "",
         )  # fmt: skip
     if arguments.write:
         suite = "ops" if arguments.op is None else f"ops-{arguments.op}"

@@ -4,6 +4,7 @@
 
 #include "greedy.h"
 #include "host.h"
+#include "map_stats.h"
 #include "seg_argmax.h"
 
 namespace vss {
@@ -81,9 +82,39 @@ std::tuple<Tensor, Tensor> greedy_order(at::TensorList similarity) {
     return {order, value};
 }
 
+// map_stats ------------------------------------------------------------------------------------------------------
+
+Tensor map_stats(const Tensor& x, c10::string_view padding) {
+    constexpr const char* op = "map_stats";
+    check_dim(op, "x", "(B, C, H, W)", x, 4);
+    check_dtype(op, "x", x);
+    check_int32(op, "x", x);
+    TORCH_CHECK_VALUE(x.size(2) >= 1 && x.size(3) >= 1, op, ": x has no positions, got shape ", x.sizes(), ".");
+    TORCH_CHECK_VALUE(padding == "replicate" || padding == "zeros", op,
+                      ": padding must be 'replicate' or 'zeros', got '", padding, "'.");
+    Tensor stats = at::empty({x.size(0), x.size(1), kMapStats}, x.options().dtype(at::kFloat));
+    if (stats.numel() == 0) return stats;
+    MapStatsParams p{};
+    p.maps = x.const_data_ptr();
+    p.dtype = dtype_of(x);
+    p.batch = x.size(0), p.channels = x.size(1), p.height = x.size(2), p.width = x.size(3);
+    p.stride_n = x.stride(0), p.stride_c = x.stride(1), p.stride_h = x.stride(2), p.stride_w = x.stride(3);
+    p.zero_padding = padding == "zeros";
+    p.stats = stats.mutable_data_ptr<float>();
+    p.threads = cpu_threads();
+    Tensor workspace;
+    if (x.is_cpu()) {
+        workspace = at::empty({map_stats_workspace(p)}, stats.options());
+        p.workspace = workspace.mutable_data_ptr<float>();
+    }
+    launch(op, x, p, map_stats_cpu, VSS_CUDA_LAUNCHER(map_stats_cuda));
+    return stats;
+}
+
 void register_ops(torch::Library& library) {
     library.impl("seg_argmax", seg_argmax);
     library.impl("greedy_order", greedy_order);
+    library.impl("map_stats", map_stats);
 }
 
 }  // namespace

@@ -103,7 +103,32 @@ GREEDY_ORDER = (
     _greedy("transposed", 31, 16, layout="transposed"),
 )
 
-ALL: tuple[Case, ...] = GREEDY_ORDER + SEG_ARGMAX
+
+def _stats(name: str, *shape: int, padding: str = "replicate", bench: bool = False, **options: Any) -> Case:
+    return Case("map_stats", name, lambda: (normal(*shape, **options), padding), bench)
+
+
+MAP_STATS = (
+    _stats("256 maps of 90x120", 8, 256, 90, 120, bench=True),
+    _stats("64 maps of 180x240", 8, 64, 180, 240, bench=True),
+    _stats("256 maps of 90x120 channels_last", 8, 256, 90, 120, bench=True, layout="channels_last"),
+    _stats("256 maps of 90x120 bfloat16", 8, 256, 90, 120, bench=True, dtype=torch.bfloat16),
+    _stats("odd", 2, 7, 13, 19),
+    _stats("odd, zeros", 2, 7, 13, 19, padding="zeros"),
+    _stats("one position", 3, 5, 1, 1),
+    _stats("one position, zeros", 3, 5, 1, 1, padding="zeros"),
+    _stats("one row", 1, 3, 1, 40),
+    _stats("one column", 1, 3, 40, 1, padding="zeros"),
+    _stats("empty batch", 0, 3, 4, 5),
+    _stats("channels_last", 2, 37, 9, 11, layout="channels_last"),
+    _stats("channels_last, zeros", 2, 37, 9, 11, layout="channels_last", padding="zeros"),
+    _stats("strided", 2, 5, 8, 9, layout="strided"),
+    _stats("transposed", 2, 5, 8, 9, layout="transposed"),
+    _stats("float16", 2, 18, 16, 17, dtype=torch.float16),
+    _stats("bfloat16 channels_last", 2, 18, 16, 17, dtype=torch.bfloat16, layout="channels_last"),
+)
+
+ALL: tuple[Case, ...] = GREEDY_ORDER + MAP_STATS + SEG_ARGMAX
 
 
 def of(op: str) -> list[Case]:

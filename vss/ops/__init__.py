@@ -18,9 +18,21 @@ from torch import Tensor
 
 from vss.ops import reference
 
-__all__ = ["NAMES", "build_info", "greedy_order", "greedy_orders", "load_error", "reference", "seg_argmax", "status"]
+__all__ = [
+    "NAMES",
+    "STATS",
+    "build_info",
+    "greedy_order",
+    "greedy_orders",
+    "load_error",
+    "map_stats",
+    "reference",
+    "seg_argmax",
+    "status",
+]
 
-NAMES = ("greedy_order", "seg_argmax")
+NAMES = ("greedy_order", "map_stats", "seg_argmax")
+STATS = reference.STATS
 
 
 def _load() -> tuple[dict[str, Any] | None, str | None]:
@@ -90,3 +102,16 @@ def greedy_orders(similarity: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     sizes = [a.shape[0] for a in similarity]
     order, value = torch.ops.vss.greedy_order(list(similarity))
     return list(zip(order.split(sizes), value.split(sizes), strict=True))
+
+
+def map_stats(x: Tensor, *, padding: str = "replicate") -> Tensor:
+    """Sums over every feature map, in one read of x: what norms, means, FGP and SIRFP's edge term need.
+
+    x: (B, C, H, W) float32, float16 or bfloat16, any strides
+    padding: "replicate" or "zeros" around a map for the edge columns (SIRFP pads with zeros and so sees false edges)
+    returns: (B, C, 7) float32, columns `STATS`: sums of |x|, x, x^2, max(x, 0), max(-x, 0), M, M^2
+
+    M is the Sobel magnitude sqrt(gx^2 + gy^2) with [[-.5 0 .5] [-1 0 1] [-.5 0 .5]] and its transpose. Sums are float32
+    within a row (CPU) or a thread's strip (CUDA) and float64 beyond. NaN and infinity propagate.
+    """
+    return torch.ops.vss.map_stats(x, padding)

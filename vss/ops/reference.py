@@ -135,3 +135,54 @@ def _greedy_order_fake(similarity: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 _define("greedy_order(Tensor[] similarity) -> (Tensor order, Tensor value)", greedy_order, _greedy_order_fake)
+
+
+# map_stats ------------------------------------------------------------------------------------------------------------
+
+STATS = ("abs_sum", "sum", "square_sum", "positive_sum", "negative_sum", "edge_sum", "edge_square_sum")
+_SOBEL = ((-0.5, 0.0, 0.5), (-1.0, 0.0, 1.0), (-0.5, 0.0, 0.5))
+
+
+def _check_map_stats(x: Tensor, padding: str) -> None:
+    op = "map_stats"
+    _check_dim(op, "x", "(B, C, H, W)", x, 4)
+    _check_float(op, "x", x)
+    _check(x.shape[2] >= 1 and x.shape[3] >= 1, f"{op}: x has no positions, got shape {list(x.shape)}.")
+    _check(padding in ("replicate", "zeros"), f"{op}: padding must be 'replicate' or 'zeros', got {padding!r}.")
+
+
+def _edges(x: Tensor, padding: str) -> Tensor:
+    """Sobel magnitude of float maps (B, C, H, W)."""
+    batch, channels, height, width = x.shape
+    flat = x.reshape(batch * channels, 1, height, width)
+    padded = F.pad(flat, (1, 1, 1, 1), mode="replicate" if padding == "replicate" else "constant")
+    kernel = torch.tensor(_SOBEL, dtype=x.dtype, device=x.device)
+    both = F.conv2d(padded, torch.stack([kernel, kernel.T])[:, None])
+    return both.square().sum(1).sqrt().view(x.shape)
+
+
+def map_stats(x: Tensor, padding: str = "replicate") -> Tensor:
+    """Reference of `vss.ops.map_stats`: one pass over the maps per statistic, in float32."""
+    _check_map_stats(x, padding)
+    values = x.float()
+    if x.shape[0] * x.shape[1] == 0:
+        return values.new_empty((*x.shape[:2], len(STATS)))
+    edges = _edges(values, padding)
+    columns = (
+        values.abs(),
+        values,
+        values.square(),
+        values.clamp(min=0),
+        (-values).clamp(min=0),
+        edges,
+        edges.square(),
+    )
+    return torch.stack([column.double().sum((2, 3)).float() for column in columns], 2)
+
+
+def _map_stats_fake(x: Tensor, padding: str = "replicate") -> Tensor:
+    _check_map_stats(x, padding)
+    return x.new_empty((x.shape[0], x.shape[1], len(STATS)), dtype=torch.float32)
+
+
+_define("map_stats(Tensor x, str padding='replicate') -> Tensor", map_stats, _map_stats_fake)
