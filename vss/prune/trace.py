@@ -7,6 +7,7 @@ The graph is read once: every entry of a torch-pruning group becomes slots with 
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -15,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vss.errors import VssError
+from vss.errors import VssError, unknown
 from vss.prune.groups import Group, Groups, Locked, Role, Slot
+from vss.prune.probe import unsound
+from vss.prune.ties import find_components, is_depthwise
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 ConvTranspose = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
@@ -41,31 +44,50 @@ def find_groups(
         model: any `nn.Module`; it is copied, never changed.
         example: an input, (N, 3, H, W).
         forward: how to call the model so that *all* heads are reached; default `forward_train` where there is one.
-        keep: names of layers whose output channels stay.
+        keep: names of layers whose output channels stay; a container stands for the layers in it.
 
     Returns:
-        Groups in model order. The channels of the network's outputs are always locked.
+        Groups in model order. The channels of the network's outputs are always locked, and so is a group whose
+        removal differs from zeroing it on a random image.
+
+    A network may help where its graph is silent. `ties` (see `vss.prune.ties`) names pairs of layers whose channels
+    live together. A layer that scales channels by tensors of its own, such as a norm layer that torch does not know,
+    declares `channel_params = {"scale": 1, "bias": 1}`: names of its parameters and buffers, and the dim of their
+    channels; they count as a norm layer's, and a channel whose parameters are all zero must come out zero.
+
+    Raises:
+        VssError: `keep` or `ties` name no layer; torch-pruning is missing; the network gives NaN.
     """
     tp = _torch_pruning()
     model = copy.deepcopy(model).cpu().eval().requires_grad_(True)
-    names = {module: name for name, module in model.named_modules()}
-    parameters = dict(model.named_parameters())
+    layers = _Layers(model, keep)
     graph = tp.DependencyGraph()
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        graph.build_dependency(model, example.cpu(), forward_fn=_to_outputs(forward or default_forward), verbose=False)
-    keep = set(keep)
+        graph.build_dependency(
+            model,
+            example.cpu(),
+            forward_fn=_to_outputs(forward or default_forward),
+            unwrapped_parameters=layers.declared_parameters(),
+            verbose=False,
+        )
+        tp_groups = list(graph.get_all_groups())
     groups, locked = [], []
-    for tp_group in graph.get_all_groups():
-        name, channels = _root(tp_group, names), 1 + max(max(item.root_idxs) for item in tp_group)
+    for component in find_components(tp_groups, graph, model):
+        members = [(tp_groups[index], block) for index, block in component.members]
         try:
-            groups.append(_convert(tp_group, graph, names, parameters, keep))
+            groups.append(_convert(members, component.problem, graph, layers))
         except _Lock as reason:
-            locked.append(Locked(name, channels, str(reason)))
+            locked += [
+                Locked(layers.root(group), 1 + max(max(item.root_idxs) for item in group), str(reason))
+                for group, _ in members
+            ]
     groups, clashes = _without_clashes(groups)
-    order = {name: position for position, name in enumerate(names.values())}
-    groups.sort(key=lambda group: order[group.id])
-    return Groups(tuple(groups), tuple(sorted(locked + clashes, key=lambda lock: order.get(lock.layer, -1))))
+    faults = unsound(model, example.cpu(), groups, lambda net, x: flatten((forward or default_forward)(net, x)))
+    locked += [Locked(group.id, group.channels, faults[group.id]) for group in groups if group.id in faults]
+    groups = [group for group in groups if group.id not in faults]
+    groups.sort(key=lambda group: layers.order[group.id])
+    return Groups(tuple(groups), tuple(sorted(locked + clashes, key=lambda lock: layers.order.get(lock.layer, -1))))
 
 
 def default_forward(model: nn.Module, x: Tensor) -> Any:
@@ -95,48 +117,89 @@ def flatten(output: Any) -> list[Tensor]:
     return [leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
-def _root(tp_group: Any, names: dict[nn.Module, str]) -> str:
-    """The first named layer of a group, in model order."""
-    order = {module: position for position, module in enumerate(names)}
-    members = [item.dep.target.module for item in tp_group if isinstance(item.dep.target.module, nn.Module)]
-    named = sorted((order[module], names[module]) for module in members if module in names)
-    return named[0][1] if named else str(tp_group[0].dep.target.name)
+class _Layers:
+    """Names of a network's modules and tensors, and what was asked of them."""
+
+    def __init__(self, model: nn.Module, keep: Iterable[str]) -> None:
+        self.names = {module: name for name, module in model.named_modules()}
+        self.order = {name: position for position, name in enumerate(self.names.values())}
+        self.modules = dict(model.named_modules())
+        self.tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        self.parameter_names = {id(value): name for name, value in model.named_parameters()}
+        self.keep = tuple(keep)
+        for name in self.keep:
+            if name not in self.modules:
+                raise unknown("layer to keep", name, [name for name in self.modules if name])
+
+    def kept(self, name: str) -> bool:
+        """Whether a layer, or a part of the network that it belongs to, was asked to stay."""
+        return any(name == stays or name.startswith(f"{stays}.") for stays in self.keep)
+
+    def root(self, tp_group: Any) -> str:
+        """The first named layer of a graph group, in model order."""
+        named = [self.names[m] for item in tp_group if (m := item.dep.target.module) in self.names]
+        return min(named, key=self.order.__getitem__) if named else str(tp_group[0].dep.target.name)
+
+    def declared_parameters(self) -> list[tuple[nn.Parameter, int]]:
+        """Parameters of modules that declare `channel_params`, each with the dim of its channels."""
+        pairs = [
+            (value, dim)
+            for module in self.names
+            for key, dim in getattr(module, "channel_params", {}).items()
+            if isinstance(value := getattr(module, key), nn.Parameter)
+        ]
+        return list({id(value): (value, dim) for value, dim in pairs}.values())
+
+    def parameter(self, value: nn.Parameter, dim: int) -> tuple[Role, list[tuple[str, int]]]:
+        """Role and (tensor, dim) pairs of a parameter that no standard layer owns."""
+        name = self.parameter_names[id(value)]
+        owner, _, leaf = name.rpartition(".")
+        declared: dict[str, int] = getattr(self.modules[owner], "channel_params", {})
+        if leaf not in declared:
+            return "param", [(name, dim)]
+        prefix = f"{owner}." if owner else ""
+        return "norm", [(prefix + key, dim) for key, dim in declared.items() if prefix + key in self.tensors]
 
 
-def _convert(
-    tp_group: Any, graph: Any, names: dict[nn.Module, str], parameters: dict[str, nn.Parameter], keep: set[str]
-) -> Group:
-    parameter_names = {id(value): name for name, value in parameters.items()}
-    channels = 1 + max(tp_group[0].root_idxs)
+def _convert(members: list[tuple[Any, int]], problem: str, graph: Any, layers: _Layers) -> Group:
+    """One group of slots from graph groups that belong together, each with its block of channels."""
+    if problem:
+        raise _Lock(problem)
+    channels = min((1 + max(group[0].root_idxs)) // block for group, block in members)
     slots: dict[tuple[str, int, int], Slot] = {}
     producers, unit = [], 1
-    for item in tp_group:
-        target = item.dep.target
-        kind = type(target.module).__name__
-        if kind == "_OutputOp":
+    for item, factor in ((item, block) for group, block in members for item in group):
+        module = item.dep.target.module
+        if type(module).__name__ == "_OutputOp":
             raise _Lock("its channels are an output of the network")
-        if isinstance(target.module, nn.Parameter):
-            pairs = [(parameter_names[id(target.module)], target.pruning_dim)]
-            role: Role = "param"
-        elif target.module in names:
-            name = names[target.module]
-            is_output = graph.is_out_channel_pruning_fn(item.dep.handler)
-            role, pairs = layer_tensors(target.module, name, is_output=is_output)
-            if role == "producer":
-                producers.append(name)
-                if name in keep:
-                    raise _Lock("it was asked to stay")
-            unit = max(unit, _unit(target.module, name, channels))
+        if isinstance(module, nn.Parameter):
+            role, pairs = layers.parameter(module, item.dep.target.pruning_dim)
+        elif module in layers.names:
+            name, is_output = layers.names[module], graph.is_out_channel_pruning_fn(item.dep.handler)
+            role, pairs = layer_tensors(module, name, is_output=is_output)
+            if is_output and pairs and layers.kept(name):
+                raise _Lock("it was asked to stay")
+            producers += [name] if role == "producer" else []
+            unit = math.lcm(unit, _unit(module, name, channels * factor, is_output=is_output, block=factor))
         else:
             continue
-        for offset, block in _affine(item.idxs, item.root_idxs, channels):
+        for offset, block in _affine(item.idxs, item.root_idxs, channels * factor):
             for tensor, dim in pairs:
-                slots.setdefault((tensor, dim, offset), Slot(tensor, dim, offset, block, role))
+                slot = Slot(tensor, dim, offset, block * factor, role)
+                _check_fits(slot, channels, layers.tensors[tensor])
+                slots.setdefault((tensor, dim, offset), slot)
     if not producers:
         raise _Lock("no layer with weights produces these channels")
-    order = {name: position for position, name in enumerate(names.values())}
-    in_model_order = sorted(slots.values(), key=lambda slot: order.get(slot.tensor.rpartition(".")[0], -1))
-    return Group(min(producers, key=order.__getitem__), channels, tuple(in_model_order), unit)
+    in_model_order = sorted(slots.values(), key=lambda slot: layers.order.get(slot.tensor.rpartition(".")[0], -1))
+    return Group(min(producers, key=layers.order.__getitem__), channels, tuple(in_model_order), unit)
+
+
+def _check_fits(slot: Slot, channels: int, value: Tensor) -> None:
+    """Refuse slots beyond a tensor's end (a broadcast over channels) and several filters that answer to one channel."""
+    if slot.offset + channels * slot.block > value.shape[slot.dim]:
+        raise _Lock(f"its channels meet the {value.shape[slot.dim]} of {slot.tensor} by broadcasting")
+    if slot.role == "producer" and slot.block > 1:
+        raise _Lock(f"{slot.block} filters of {slot.tensor} answer to each of its channels")
 
 
 def layer_tensors(module: nn.Module, name: str, *, is_output: bool) -> tuple[Role, list[tuple[str, int]]]:
@@ -148,9 +211,7 @@ def layer_tensors(module: nn.Module, name: str, *, is_output: bool) -> tuple[Rol
     if isinstance(module, BatchNorm | nn.GroupNorm | nn.modules.instancenorm._InstanceNorm):
         return "norm", pairs(dict.fromkeys(_NORM_TENSORS, 0))
     if isinstance(module, Conv | ConvTranspose) and module.groups > 1:
-        if module.groups == module.in_channels == module.out_channels:
-            return "norm", pairs({"weight": 0, "bias": 0})  # depthwise: one filter a channel, like a scale
-        raise _Lock(f"{name} is a grouped convolution ({module.groups} groups), which is not cut")
+        return _grouped(module, name, is_output=is_output), pairs({"weight": 0, "bias": 0} if is_output else {})
     if isinstance(module, Conv | nn.Linear):
         return ("producer", pairs({"weight": 0, "bias": 0})) if is_output else ("consumer", pairs({"weight": 1}))
     if isinstance(module, ConvTranspose):
@@ -162,13 +223,32 @@ def layer_tensors(module: nn.Module, name: str, *, is_output: bool) -> tuple[Rol
     raise _Lock(f"{name} is a {type(module).__name__}, which is not cut")
 
 
-def _unit(module: nn.Module, name: str, channels: int) -> int:
-    """Channels that only go together: a group norm keeps its statistics when whole norm groups leave."""
-    if not isinstance(module, nn.GroupNorm):
+def _grouped(module: Any, name: str, *, is_output: bool) -> Role:
+    """The role of a grouped convolution: where every channel has filters of its own alone, they are like a scale."""
+    if is_depthwise(module):
+        return "norm"
+    if module.transposed or module.groups == module.out_channels < module.in_channels:
+        raise _Lock(f"{name} is a grouped convolution ({module.groups} groups), which is not cut")
+    if not is_output:
+        return "consumer"
+    return "producer" if module.in_channels == module.out_channels else "norm"
+
+
+def _unit(module: nn.Module, name: str, channels: int, *, is_output: bool, block: int) -> int:
+    """Channels of the group that only go together.
+
+    A group norm keeps its statistics when whole norm groups leave; a grouped convolution loses whole groups. `channels`
+    are those of the layer, `block` of them for each channel of the group.
+    """
+    if isinstance(module, nn.GroupNorm):
+        if module.num_channels != channels:
+            raise _Lock(f"{name} normalises across a concatenation")
+        size = channels // module.num_groups
+    elif isinstance(module, Conv) and module.groups > 1:
+        size = (module.out_channels if is_output else module.in_channels) // module.groups
+    else:
         return 1
-    if module.num_channels != channels:
-        raise _Lock(f"{name} normalises across a concatenation")
-    return channels // module.num_groups
+    return math.lcm(size, block) // block
 
 
 def _affine(local: list[int], root: list[int], channels: int) -> list[tuple[int, int]]:
