@@ -114,8 +114,10 @@ def _sync_attributes(module: Any, before: tuple[int, ...]) -> None:
     """Make a layer's size attributes say what its tensors now say."""
     weight: Any = getattr(module, "weight", None)
     if isinstance(module, nn.modules.conv._ConvNd):
-        if module.groups > 1:  # depthwise is the only grouped convolution that is ever cut
-            module.groups = module.in_channels = module.out_channels = weight.shape[0]
+        if module.groups > 1:  # whole groups leave: the filters of a group keep their size
+            per_group = module.in_channels // module.groups
+            module.groups = module.groups * weight.shape[0] // before[0]
+            module.in_channels, module.out_channels = module.groups * per_group, weight.shape[0]
         elif module.transposed:
             module.in_channels, module.out_channels = weight.shape[:2]
         else:
@@ -144,20 +146,24 @@ def recalibrate_bn(
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not norms:
         return 0
-    training, momenta = model.training, [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
+    training = {module: module.training for module in model.modules()}
+    momenta = [norm.momentum for norm in norms]
     model.eval()
-    for norm in norms:
-        norm.train()
     count = 0
-    for batch in batches:
-        (forward or _call)(model, batch)
-        count += 1
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    model.train(training)
+    try:
+        for batch in batches:
+            if not count:  # statistics are forgotten only once there is something to replace them
+                for norm in norms:
+                    norm.reset_running_stats()
+                    norm.momentum = None
+                    norm.train()
+            (forward or _call)(model, batch)
+            count += 1
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, flag in training.items():
+            module.training = flag
     if not count:
         raise VssError("batch norms were to be recalibrated on no batches; give at least one.")
     return count

@@ -42,12 +42,13 @@ class CostModel:
             for name, module in model.named_modules()
             if isinstance(module, _COUNTED)
         ]
-        training = model.training
+        training = {module: module.training for module in model.modules()}
         try:
             with torch.no_grad():
                 (forward or nn.Module.__call__)(model.eval(), example)
         finally:
-            model.train(training)
+            for module, flag in training.items():
+                module.training = flag
             for hook in hooks:
                 hook.remove()
         shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}

@@ -53,6 +53,7 @@ def make_plan(
     """
     criterion = make_criterion(criterion) if isinstance(criterion, str) else criterion
     budget = budget if isinstance(budget, Budget) else Budget.make(**(budget or {}))
+    _check_finite(model)
     groups = groups or find_groups(model, example, forward=forward, keep=keep)
     members = list(groups)
     if not members:
@@ -77,6 +78,13 @@ def make_plan(
         cost_after={kind: cost.total(kind, members, counts) for kind in ("channels", "params", "macs")},
         groups=tuple(plan_group(group, kept[group.id]) for group in members),
     )
+
+
+def _check_finite(model: nn.Module) -> None:
+    """Scores of a network with NaN weights mean nothing, and a backward pass would spread them to every layer."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise VssError(f"the weights hold NaN or infinity in {name}; give a checkpoint that was not damaged.")
 
 
 def criterion_name(criterion: Criterion) -> str:
@@ -119,7 +127,7 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, sizes: Iterable[tuple
             difference = float((a - b).abs().max())
             worst_abs = max(worst_abs, difference)
             worst_rel = max(worst_rel, difference / (float(a.abs().max()) + 1e-12))
-        _check_backward(small, x)
+        _check_backward(small, mask, x)
         shapes.append([list(t.shape) for t in got])
     if worst_rel > 1e-4:
         raise VssError(f"the cut network differs from the masked one by {worst_rel:.2e} (relative; at most 1e-4).")
@@ -131,8 +139,18 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, sizes: Iterable[tuple
     }
 
 
-def _check_backward(model: nn.Module, x: Tensor) -> None:
-    """Every parameter of the cut network gets a finite gradient in evaluation mode."""
+def _check_backward(small: nn.Module, mask: nn.Module, x: Tensor) -> None:
+    """Every parameter of the cut network gets a finite gradient; one that the uncut network never uses need not."""
+    grads = _gradients(small, x)
+    unused = [name for name, grad in grads.items() if grad is None]
+    before = _gradients(mask, x) if unused else {}
+    for name, grad in grads.items():
+        if (grad is None and before[name] is not None) or (grad is not None and not torch.isfinite(grad).all()):
+            raise VssError(f"the cut network gives no finite gradient for {name}.")
+
+
+def _gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor | None]:
+    """Gradients of the sum of the outputs' mean squares in the mode that the model is in; `.grad` is left alone."""
     from vss.prune.trace import default_forward, flatten
 
     names = [name for name, _ in model.named_parameters()]
@@ -143,6 +161,4 @@ def _check_backward(model: nn.Module, x: Tensor) -> None:
         grads = torch.autograd.grad(total, list(model.parameters()), allow_unused=True)
         for parameter, flag in zip(model.parameters(), flags, strict=True):
             parameter.requires_grad_(flag)
-    for name, grad in zip(names, grads, strict=True):
-        if grad is None or not torch.isfinite(grad).all():
-            raise VssError(f"the cut network gives no finite gradient for {name}.")
+    return dict(zip(names, grads, strict=True))

@@ -90,7 +90,7 @@ def collect(
         loss: (model, batch) -> scalar mean loss of the batch over *all* heads.
 
     Returns:
-        ({collector: {group id: statistic}}, number of batches this process has seen).
+        ({collector: {group id: statistic}}, number of batches that all processes have seen).
     """
     needs = sorted(set(needs))
     if not needs:
@@ -111,16 +111,24 @@ def collect(
             for collector in collectors.values():
                 collector.step()
         results = {name: collector.finish() for name, collector in collectors.items()}
-    if sum_over_processes(torch.tensor(float(count))) == 0:
+    seen = int(sum_over_processes(torch.tensor(float(count))))
+    if seen == 0:
         raise VssError("the calibration set is empty; give at least one batch.")
-    return results, count
+    return results, seen
 
 
 def sum_over_processes(value: Tensor) -> Tensor:
-    """All-reduce (sum) in place where a process group runs; every process must call it in the same order."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(value)
-    return value
+    """Sum over processes where a process group runs; every process must call it in the same order.
+
+    NCCL only moves device memory, so a value on the CPU travels by way of the current CUDA device.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return value
+    home = value.device
+    if home.type == "cpu" and torch.distributed.get_backend() == "nccl":
+        value = value.cuda()
+    torch.distributed.all_reduce(value)
+    return value.to(home)
 
 
 @contextmanager
