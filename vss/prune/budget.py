@@ -9,6 +9,7 @@ threshold that would empty a group makes it keep everything, and ties overshoot)
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, Self
 
 import torch
@@ -64,9 +65,7 @@ def allowed_counts(group: Group, budget: Budget) -> Tensor:
     total, unit = group.channels, group.unit
     floor = max(1, int(total * budget.floor))
     step = budget.align if total > budget.align else 1
-    if step % unit and unit % step:
-        step = unit
-    step = max(step, unit)
+    step = math.lcm(step, unit)
     choices = sorted({count for count in [*range(step, total + 1, step), total] if count >= floor})
     table = torch.tensor(choices)
     wanted = torch.arange(total + 1)

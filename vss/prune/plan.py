@@ -63,7 +63,7 @@ class Plan(_Strict):
     """
 
     kind: Literal["vss.plan"] = "vss.plan"
-    schema_: int = Field(default=SCHEMA, alias="schema")
+    schema_: int = Field(default=SCHEMA, alias="schema", ge=1, le=SCHEMA)
     model: str
     options: dict[str, Any] = {}
     num_classes: int | None = None
