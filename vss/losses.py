@@ -56,7 +56,7 @@ def distillation(student: Tensor, teacher: Tensor, target: Tensor, *, temperatur
         student, teacher: (N, K, H, W) logits.
         target: (N, H, W) int64; only its void pixels matter here.
     """
-    valid = (target != ignore_index).to(student.dtype)
+    valid = (target != ignore_index).float()  # a half-precision count of pixels would overflow
     soft = F.log_softmax(teacher.float() / temperature, dim=1)
     pixels = F.kl_div(F.log_softmax(student.float() / temperature, dim=1), soft, reduction="none", log_target=True).sum(
         dim=1
