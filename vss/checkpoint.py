@@ -58,6 +58,7 @@ def save(
 
     The pruning history is read from `model.plans`, which `apply_plan` keeps.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
@@ -75,7 +76,10 @@ def save(
         "weights_sha256": sha256_tensors(state),
     }
     with atomic(path) as temporary:
-        save_file(_unshared(state), temporary, metadata={"vss": json.dumps(meta)})
+        try:
+            save_file(_unshared(state), temporary, metadata={"vss": json.dumps(meta)})
+        except SafetensorError as error:
+            raise VssError(f"{path} cannot be written ({error}); free some space or choose another place.") from error
     return Path(path)
 
 
@@ -146,11 +150,25 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         raise VssError(f"checkpoint {path} is truncated or damaged ({error}); copy it again or retrain.") from error
     if text is None:
         raise VssError(f"{path} is a safetensors file without a vss header; save it with vss.save.")
-    meta = json.loads(text)
+    meta = _read_header(path, text)
+    if sha256_tensors(state) != meta["weights_sha256"]:
+        raise VssError(f"checkpoint {path} is damaged: its weights do not have the hash it was saved with.")
+    return meta, state
+
+
+def _read_header(path: Path, text: str) -> dict[str, Any]:
+    try:
+        meta = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise VssError(f"checkpoint {path} is damaged: its header is not JSON ({error}); copy it again.") from error
+    if not isinstance(meta, dict) or meta.get("kind") != KIND or not isinstance(meta.get("schema"), int):
+        raise VssError(f"checkpoint {path} is damaged: its header is of no {KIND}; copy it again.")
     if meta["schema"] > SCHEMA:
         raise VssError(
             f"checkpoint {path} has schema {meta['schema']}; this version reads up to {SCHEMA}: upgrade vss."
         )
-    if sha256_tensors(state) != meta["weights_sha256"]:
-        raise VssError(f"checkpoint {path} is damaged: its weights do not have the hash it was saved with.")
-    return meta, state
+    needed = ("model", "options", "num_classes", "plans", "preprocess", "classes", "info", "weights_sha256")
+    missing = [key for key in needed if key not in meta]
+    if missing:
+        raise VssError(f"checkpoint {path} is damaged: its header lacks {', '.join(missing)}; copy it again.")
+    return meta

@@ -161,7 +161,9 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
         data = yaml.safe_load(path.read_text()) or {}
     except FileNotFoundError as error:
         raise VssError(f"recipe {path} does not exist; packaged ones: {', '.join(recipes())}.") from error
-    except yaml.YAMLError as error:
+    except OSError as error:
+        raise VssError(f"recipe {path} cannot be read ({error.strerror or error}).") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise VssError(f"recipe {path} is no YAML: {str(error).splitlines()[0]}.") from error
     if not isinstance(data, dict):
         raise VssError(f"recipe {path} holds a {type(data).__name__}; expected keys and values.")
@@ -181,7 +183,10 @@ def override(data: dict[str, Any], setting: str) -> None:
         data = data.setdefault(parent, {})
         if not isinstance(data, dict):
             raise VssError(f"--set {setting}: {parent!r} is a value, not a section.")
-    data[leaf] = yaml.safe_load(value)
+    try:
+        data[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise VssError(f"--set {setting}: {value!r} is no YAML value: {str(error).splitlines()[0]}.") from error
 
 
 def parse(kind: type[BaseModel], data: dict[str, Any], *, source: str) -> Any:

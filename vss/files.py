@@ -61,6 +61,8 @@ def read_json(path: Path | str, *, kind: str, schema: int) -> dict[str, Any]:
         data = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise VssError(f"{path} does not exist; expected a {kind} file.") from error
+    except OSError as error:
+        raise VssError(f"{path} cannot be read ({error.strerror or error}); expected a {kind} file.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise VssError(f"{path} is not JSON ({error}); expected a {kind} file.") from error
     if not isinstance(data, dict) or data.get("kind") != kind:

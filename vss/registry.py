@@ -61,6 +61,7 @@ class Registry(Generic[T]):
         return self._items[self.canonical(name)]
 
     def __contains__(self, name: str) -> bool:
+        load_entry_points()
         return name in self._items or name in self._aliases
 
     def names(self) -> list[str]:

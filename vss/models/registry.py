@@ -18,7 +18,7 @@ def build(name: str, num_classes: int, **options: Any) -> SegModel:
 
     Args:
         name: a name in `MODELS`.
-        num_classes: K, 2 to 256 (labels are uint8).
+        num_classes: K, 1 to 256 (labels are uint8).
         options: keyword options of that network; an unknown one is refused with the closest name.
     """
     factory = MODELS[name]
@@ -30,7 +30,7 @@ def build(name: str, num_classes: int, **options: Any) -> SegModel:
         raise VssError(f"num_classes is {num_classes}; expected 1 to 256, since labels are uint8.")
     try:
         model = factory(num_classes, **options)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise VssError(f"model {name!r} refuses options {options}: {error}.") from error
     model.name, model.options = MODELS.canonical(name), dict(options)
     return model
