@@ -145,7 +145,7 @@ class _Layers:
         pairs = [
             (value, dim)
             for module in self.names
-            for key, dim in getattr(module, "channel_params", {}).items()
+            for key, dim in declared_channels(module).items()
             if isinstance(value := getattr(module, key), nn.Parameter)
         ]
         return list({id(value): (value, dim) for value, dim in pairs}.values())
@@ -154,11 +154,16 @@ class _Layers:
         """Role and (tensor, dim) pairs of a parameter that no standard layer owns."""
         name = self.parameter_names[id(value)]
         owner, _, leaf = name.rpartition(".")
-        declared: dict[str, int] = getattr(self.modules[owner], "channel_params", {})
+        declared = declared_channels(self.modules[owner])
         if leaf not in declared:
             return "param", [(name, dim)]
         prefix = f"{owner}." if owner else ""
         return "norm", [(prefix + key, dim) for key, dim in declared.items() if prefix + key in self.tensors]
+
+
+def declared_channels(module: Any) -> dict[str, int]:
+    """Names of a module's own tensors that hold one value per channel -> dim of the channels; {} where it is silent."""
+    return dict(getattr(module, "channel_params", {}))
 
 
 def _convert(members: list[tuple[Any, int]], problem: str, graph: Any, layers: _Layers) -> Group:
