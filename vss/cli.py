@@ -6,6 +6,7 @@ sentence and exit code 2, a failed gate in exit code 1.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import shlex
@@ -36,6 +37,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 data_app = typer.Typer(no_args_is_help=True, help="Check a data set, or generate one.")
 app.add_typer(data_app, name="data")
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 Set = Annotated[list[str] | None, typer.Option("--set", help="a.b=value, any key of the recipe", metavar="KEY=VALUE")]
 Data = Annotated[str | None, typer.Option("--dataset", help="camvid, cityscapes, ksdd2, masks")]
 Root = Annotated[str | None, typer.Option("--data-root", help="folder of the data set")]
@@ -63,6 +65,11 @@ def main() -> None:
     except VssError as error:
         err.print(f"[red]error:[/] {error}", soft_wrap=True, highlight=False, markup=True)
         raise SystemExit(error.exit_code) from None
+    except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise
+        err.print(f"[red]error:[/] {error}; free some space or choose another place.", soft_wrap=True, highlight=False)
+        raise SystemExit(VssError.exit_code) from None
     except KeyboardInterrupt:
         err.print("interrupted; the same command goes on from here")
         raise SystemExit(130) from None

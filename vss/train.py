@@ -14,10 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -94,6 +91,7 @@ def fit(
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*(isinstance|LeafSpec|treespec).*deprecated.*")
         warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists.*")
+        warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
         trainer.fit(task, ckpt_path=_resume_file(run_dir), weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
@@ -252,7 +250,7 @@ class _Best(Callback):
         self.path = run_dir / "best.safetensors"
         self.curves_path = run_dir / "curves.json"
         self.save = save
-        self.score, self.epoch = -1.0, -1
+        self.score, self.epoch, self.latest = -1.0, -1, -1.0
         self.rows: list[dict[str, float]] = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -263,7 +261,7 @@ class _Best(Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         # This callback stands before the averaging one, so here the averaged weights, if any, are in the model.
-        score = float(pl_module.metrics.compute()["miou_pct"])
+        score = self.latest = float(pl_module.metrics.compute()["miou_pct"])
         pl_module.metrics.reset()
         pl_module.log("val_miou_pct", score, prog_bar=True, rank_zero_only=True)
         if score > self.score:
@@ -280,7 +278,7 @@ class _Best(Callback):
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
         }
         if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0:
-            row["val_miou_pct"] = float(metrics["val_miou_pct"])
+            row["val_miou_pct"] = self.latest
         self.rows = [*[old for old in self.rows if old["epoch"] < row["epoch"]], row]
         if trainer.is_global_zero:
             write_json(self.curves_path, {"kind": CURVES, "schema": SCHEMA, "rows": self.rows})

@@ -1,0 +1,173 @@
+"""`vss run`: every step on a generated set, skipping, resuming after kill -9, and what the report says."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import vss
+from vss import checkpoint
+from vss.config import Recipe
+from vss.errors import GateFailed
+from vss.prune import Plan, count
+from vss.run import run
+
+
+def recipe(root: Path, **changes: Any) -> Recipe:
+    settings: dict[str, Any] = {
+        "name": "tiny",
+        "data": {"dataset": "camvid", "root": str(root), "size": [48, 64], "augment": {"scale": [1, 1]}},
+        "model": {"name": "unet", "options": {"width": 8, "depth": 2}},
+        "train": {"epochs": 2, "batch_size": 4, "lr": 0.05, "precision": "32-true", "accelerator": "cpu"},
+        "prune": {"criterion": "taylor", "batches": 3, "batch_size": 4, "recalibrate": 3},
+        "finetune": {"epochs": 1, "batch_size": 4, "lr": 0.02, "precision": "32-true", "accelerator": "cpu"},
+        "bench": {"min_seconds": 0.1, "max_seconds": 0.5, "images": 2},
+        "panels": 2,
+    }
+    return Recipe.model_validate(settings | changes)
+
+
+@pytest.fixture(scope="module")
+def finished(street_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("run")
+    return out, run(recipe(street_root), out, progress=False)
+
+
+def test_the_table_has_every_network_and_adds_up(finished: tuple[Path, dict[str, Any]]) -> None:
+    out, report = finished
+    rows = {row["name"]: row for row in report["rows"]}
+    assert list(rows) == ["baseline", "pruned", "finetuned", "control", "engine baseline", "engine pruned"]
+    small = checkpoint.load(out / "finetuned.safetensors")
+    assert rows["finetuned"]["macs_g"] == count(small, (48, 64))["macs_g"]
+    assert 0.48 < rows["finetuned"]["macs_g"] / rows["baseline"]["macs_g"] <= 0.5
+    assert rows["control"]["params_m"] == rows["baseline"]["params_m"] > rows["pruned"]["params_m"]
+    ratio = rows["baseline"]["macs_g"] / rows["finetuned"]["macs_g"]
+    engine = rows["engine pruned"]
+    assert engine["speedup_per_mac_reduction"] == pytest.approx(engine["speedup"] / ratio)
+    assert engine["miou_pct"] == pytest.approx(rows["finetuned"]["miou_pct"], abs=0.1)
+    assert report["checks"]["masked_max_rel"] <= 1e-4
+    assert report["gate"]["passed"] and [step["status"] for step in report["steps"]] == ["ok"] * len(report["steps"])
+
+
+def test_report_files(finished: tuple[Path, dict[str, Any]]) -> None:
+    out, report = finished
+    page = (out / "report.html").read_text()
+    assert json.loads((out / "report.json").read_text())["rows"] == report["rows"]
+    assert page.count("data:image/") >= 2 * 5 and "src=\"http" not in page
+    assert len(list((out / "panels").glob("*.png"))) == 2 * 5
+
+
+def test_again_does_nothing_and_says_so(finished: tuple[Path, dict[str, Any]], street_root: Path) -> None:
+    out, first = finished
+    before = {path: path.stat().st_mtime_ns for path in (out / "steps").iterdir()}
+    second = run(recipe(street_root), out, progress=False)
+    assert {step["status"] for step in second["steps"]} == {"skipped"}
+    assert {path: path.stat().st_mtime_ns for path in (out / "steps").iterdir()} == before
+    assert second["rows"] == first["rows"]
+
+
+def test_a_change_redoes_what_depends_on_it(
+    finished: tuple[Path, dict[str, Any]], street_root: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished[0], tmp_path / "copy")
+    report = run(recipe(street_root, export={"labels": False}), tmp_path / "copy", progress=False)
+    status = {step["name"]: step["status"] for step in report["steps"]}
+    redone = {name for name, value in status.items() if value == "ok"}
+    assert redone == {"engine-baseline", "engine-finetuned", "gate", "bench", "panels"}
+
+
+def test_a_damaged_file_is_made_again(
+    finished: tuple[Path, dict[str, Any]], street_root: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished[0], tmp_path / "copy")
+    (tmp_path / "copy" / "engine" / "finetuned.onnx").write_bytes(b"broken")
+    report = run(recipe(street_root), tmp_path / "copy", progress=False)
+    assert {s["name"] for s in report["steps"] if s["status"] == "ok"} == {"engine-finetuned"}
+    assert report["rows"] == finished[1]["rows"]
+
+
+def test_pruned_checkpoint_reloads_in_a_new_process_without_tracing(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    path = finished[0] / "finetuned.safetensors"
+    x = torch.randn(2, 3, 48, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.save({"x": x, "y": vss.load(path)(x)}, tmp_path / "here.pt")
+    code = (
+        "import sys, torch, vss\n"
+        "data = torch.load(sys.argv[2], weights_only=True)\n"
+        "with torch.no_grad(): y = vss.load(sys.argv[1])(data['x'])\n"
+        "assert 'torch_pruning' not in sys.modules\n"
+        "assert torch.equal(y, data['y']), float((y - data['y']).abs().max())\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path), str(tmp_path / "here.pt")], check=True)
+
+
+def test_gate_from_baseline_fails_with_everything_written(
+    finished: tuple[Path, dict[str, Any]], street_root: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(finished[0], out)
+    harsh = recipe(
+        street_root,
+        gate={"max_drop_from_baseline": 0.0},
+        prune={"criterion": "random", "recalibrate": 0, "budget": {"keep": 0.06, "floor": 0.01}},
+        finetune={"epochs": 1, "batch_size": 4, "lr": 1e-9, "precision": "32-true", "accelerator": "cpu"},
+    )
+    with pytest.raises(GateFailed, match="drop of"):
+        run(harsh, out, progress=False)
+    report = json.loads((out / "report.json").read_text())
+    assert not report["gate"]["passed"] and (out / "report.html").is_file()
+
+
+def test_kill_9_at_any_step_ends_in_the_same_plan(
+    finished: tuple[Path, dict[str, Any]], street_root: Path, tmp_path: Path
+) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text(json.dumps(recipe(street_root).model_dump(mode="json")))
+    command = [sys.executable, "-m", "vss.cli", "run", str(job), "--out", str(tmp_path / "out")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    quiet: Any = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    for landmark in ("train/*/lightning/resume.ckpt", "steps/prune.json"):
+        process = subprocess.Popen(command, **quiet)
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "out").glob(landmark)) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, check=True, **quiet)
+    whole, again = finished[0], tmp_path / "out"
+    assert Plan.load(again / "plan.json") == Plan.load(whole / "plan.json")
+    for name in ("baseline", "pruned", "finetuned"):
+        a, b = checkpoint.read(whole / f"{name}.safetensors"), checkpoint.read(again / f"{name}.safetensors")
+        assert a.weights_sha256 == b.weights_sha256, name
+    steps = [json.loads((p / "steps" / "train.json").read_text())["result"]["steps"] for p in (whole, again)]
+    assert steps[0] == steps[1] == 2 * 6
+
+
+def test_iterative_pruning_composes_into_one_plan(street_root: Path, tmp_path: Path) -> None:
+    from vss import steps
+
+    job = recipe(
+        street_root,
+        prune={"criterion": "taylor", "batches": 2, "batch_size": 4, "recalibrate": 2, "steps": 3, "epochs_between": 1},
+    )
+    project = steps.Project.open(job)
+    model = project.build_model()
+    small, facts = steps.prune(project, model, job.prune, tmp_path, progress=False)
+    assert len(small.plans) == 3
+    assert 0.45 < facts["kept"]["macs"] <= 0.5
+    whole = Plan.load(tmp_path / "plan.json")
+    again = vss.prune.apply_plan(model, whole)
+    assert [p.shape for p in again.parameters()] == [p.shape for p in small.parameters()]
