@@ -92,7 +92,8 @@ def find_groups(
 
 def default_forward(model: nn.Module, x: Tensor) -> Any:
     """Call `forward_train` where the network has one (auxiliary heads included), else the network."""
-    return model.forward_train(x) if hasattr(model, "forward_train") else model(x)
+    call: Any = getattr(model, "forward_train", model)
+    return call(x)
 
 
 def _torch_pruning() -> Any:
@@ -190,6 +191,8 @@ def _convert(members: list[tuple[Any, int]], problem: str, graph: Any, layers: _
             continue
         for offset, block in _affine(item.idxs, item.root_idxs, channels * factor):
             for tensor, dim in pairs:
+                if tensor not in layers.tensors:  # a tied parameter has one name, that of its first owner
+                    raise _Lock(f"{tensor} is shared with another layer")
                 slot = Slot(tensor, dim, offset, block * factor, role)
                 _check_fits(slot, channels, layers.tensors[tensor])
                 slots.setdefault((tensor, dim, offset), slot)
@@ -248,6 +251,8 @@ def _unit(module: nn.Module, name: str, channels: int, *, is_output: bool, block
     if isinstance(module, nn.GroupNorm):
         if module.num_channels != channels:
             raise _Lock(f"{name} normalises across a concatenation")
+        if not module.affine:
+            raise _Lock(f"{name} is a GroupNorm without weights, whose size nothing records")
         size = channels // module.num_groups
     elif isinstance(module, Conv) and module.groups > 1:
         size = (module.out_channels if is_output else module.in_channels) // module.groups
