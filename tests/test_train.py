@@ -94,6 +94,15 @@ def test_distillation_pulls_towards_the_teacher(street_root: Path, tmp_path: Pat
     assert share(model) > 0.9 > share(alone)
 
 
+def test_a_network_in_evaluation_mode_is_trained_in_training_mode(street_root: Path, tmp_path: Path) -> None:
+    job = recipe(street_root, epochs=1)
+    project = steps.Project.open(job)
+    model = project.build_model().eval()
+    before = model.encoder[0][0][1].running_mean.clone()
+    steps.train(project, model, job.train, tmp_path, progress=False)
+    assert not torch.equal(before, model.encoder[0][0][1].running_mean)
+
+
 def test_norms_and_biases_do_not_decay() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
     decay, free = _decay_groups(net, 0.1)

@@ -84,6 +84,7 @@ def fit(
     """
     run_dir = Path(run_dir)
     L.seed_everything(seed, workers=True, verbose=False)
+    model.train()  # a loaded checkpoint comes in evaluation mode, and Lightning keeps the mode it finds
     best = _Best(run_dir, save)
     task = _Task(model, data, config, seed=seed, teacher=teacher, extra_loss=extra_loss)
     trainer = _trainer(config, run_dir, best, progress=progress)

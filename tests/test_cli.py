@@ -1,0 +1,198 @@
+"""The command line as people use it: the flags work, and every kind of bad input is one sentence with exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import vss
+from vss import models
+from vss.data import Preprocess
+
+
+def cli(*words: object, **more: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | more
+    command = [sys.executable, "-m", "vss.cli", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def refused(done: subprocess.CompletedProcess[str], *parts: str) -> None:
+    """Exit code 2 and one sentence that holds all the parts, and no traceback."""
+    text = " ".join(done.stderr.split())
+    assert done.returncode == 2, (done.returncode, done.stdout[-500:], done.stderr[-1500:])
+    assert "Traceback" not in done.stderr
+    assert all(part in text for part in parts), text
+
+
+@pytest.fixture(scope="module")
+def ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    model = models.build("unet", 11, width=8, depth=2)
+    path = tmp_path_factory.mktemp("ckpt") / "net.safetensors"
+    preprocess = Preprocess(size=(48, 64)).model_dump(mode="json")
+    from vss.data.labels import CAMVID_NAMES
+
+    return vss.save(model, path, preprocess=preprocess, classes=CAMVID_NAMES, info={"dataset": "camvid"})
+
+
+def test_the_chain_by_single_commands(ckpt: Path, street_root: Path, tmp_path: Path) -> None:
+    data = ["--data-root", street_root]
+    done = cli("prune", "--ckpt", ckpt, "--method", "taylor", "--macs", 0.5, "--batches", 2, *data, "--save", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "masked == sliced" in done.stdout and "locked: classifier" in done.stdout
+    pruned = tmp_path / "pruned.safetensors"
+    done = cli(
+        "finetune", "--ckpt", pruned, "--teacher", ckpt, "--epochs", 1, "--batch-size", 4, *data, "--save", tmp_path / "ft",
+        "--set", "finetune.accelerator=cpu",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    best = tmp_path / "ft" / "best.safetensors"
+    done = cli("export", "--ckpt", best, "--labels", "--preprocess", "--save", tmp_path / "m.onnx")
+    assert done.returncode == 0, done.stderr
+    done = cli("build", "--onnx", tmp_path / "m.onnx", "--save", tmp_path / "m.engine.onnx")
+    assert done.returncode == 0, done.stderr
+    report = tmp_path / "out.json"
+    done = cli(
+        "evaluate", "--baseline", best, "--candidate", tmp_path / "m.engine.onnx", "--dataset", "camvid", *data,
+        "--max-drop", 0.1, "--report", report,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(report.read_text())["rows"]
+    assert rows[0]["miou_pct"] == pytest.approx(rows[1]["miou_pct"], abs=0.1)
+    done = cli("bench", "--baseline", ckpt, "--candidate", best, "--max-seconds", 0.5, "--report", tmp_path / "b.json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "b.json").read_text())["sessions"]["candidate"]["latency_ms_p50"] > 0
+
+
+def test_a_failed_gate_is_exit_code_1(ckpt: Path, street_root: Path, tmp_path: Path) -> None:
+    better = vss.load(ckpt)
+    with torch.no_grad():  # one class everywhere is better than noise on one class
+        better.classifier.weight.zero_()
+        better.classifier.bias.copy_(torch.eye(11)[3])
+    good = vss.save(better, tmp_path / "good.safetensors", preprocess=Preprocess(size=(48, 64)).model_dump(mode="json"),
+                    classes=vss.checkpoint.read(ckpt).classes, info={"dataset": "camvid"})  # fmt: skip
+    pair = [cli("evaluate", "--ckpt", path, "--data-root", street_root, "--report", tmp_path / f"{i}.json")
+            for i, path in enumerate((good, ckpt))]  # fmt: skip
+    assert [done.returncode for done in pair] == [0, 0]
+    scores = [json.loads((tmp_path / f"{i}.json").read_text())["rows"][0]["miou_pct"] for i in range(2)]
+    first, second = (good, ckpt) if scores[0] > scores[1] else (ckpt, good)
+    done = cli("evaluate", "--baseline", first, "--candidate", second, "--data-root", street_root, "--max-drop", 0)
+    assert done.returncode == 1 and "failed" in done.stderr
+
+
+def test_dry_run_writes_nothing(ckpt: Path, street_root: Path, tmp_path: Path) -> None:
+    done = cli("prune", "--ckpt", ckpt, "--method", "l1", "--global-ratio", 0.5, "--data-root", street_root, "--save",
+               tmp_path / "no", "--dry-run")  # fmt: skip
+    assert done.returncode == 0 and "encoder.0.0.0" in done.stdout and "output of the network" in done.stdout
+    assert not (tmp_path / "no").exists()
+
+
+def test_names_that_do_not_exist(ckpt: Path, street_root: Path, tmp_path: Path) -> None:
+    refused(cli("run", "camvid_unett"), "unknown recipe", "camvid_unet")
+    refused(cli("run", "camvid_unet", "--set", "train.epoch=3"), "train.epoch", "train.epochs")
+    refused(cli("train", "--model", "unett", "--data-root", street_root), "unknown model", "'unet'")
+    refused(cli("train", "--dataset", "camvit", "--data-root", street_root), "unknown dataset", "'camvid'")
+    refused(
+        cli("prune", "--ckpt", ckpt, "--method", "tailor", "--macs", 0.5, "--data-root", street_root, "--save", tmp_path),
+        "unknown criterion", "'taylor'",
+    )  # fmt: skip
+    refused(cli("train", "--data-root", street_root, "--option", "widht=8"), "option of model 'unet'", "'width'")
+    refused(cli("--plugin", "no_such_module", "doctor"), "no_such_module", "PYTHONPATH")
+
+
+def test_numbers_outside_their_range(ckpt: Path, street_root: Path, tmp_path: Path) -> None:
+    prune = ["prune", "--ckpt", ckpt, "--data-root", street_root, "--save", tmp_path / "p", "--method", "l1"]
+    refused(cli(*prune, "--global-ratio", 1.0), "--global-ratio is 1.0", "below 1")
+    refused(cli(*prune, "--global-ratio", -0.1), "-0.1")
+    refused(cli(*prune, "--macs", 1.5), "--macs is 1.5")
+    refused(cli(*prune), "exactly one of")
+    refused(cli(*prune, "--macs", 0.01, "--floor", 0.5), "allows no less than")
+    refused(cli("train", "--data-root", street_root, "--input-size", "50,64", "--save", tmp_path / "t"), "multiples of 16",
+            "64x64")  # fmt: skip
+    refused(cli("train", "--data-root", street_root, "--input-size", "big"), "H,W")
+    assert not (tmp_path / "p").exists() and not (tmp_path / "t").exists()
+
+
+def damaged(street_root: Path, tmp_path: Path) -> Path:
+    root = tmp_path / "street"
+    shutil.copytree(street_root, root)
+    return root
+
+
+def train(root: Path, save: Path) -> subprocess.CompletedProcess[str]:
+    return cli("train", "--data-root", root, "--option", "width=4", "--option", "depth=2", "--input-size", "48,64",
+               "--epochs", 1, "--batch-size", 4, "--save", save)  # fmt: skip
+
+
+def test_data_that_is_wrong(street_root: Path, tmp_path: Path) -> None:
+    refused(cli("train", "--data-root", tmp_path / "nowhere"), "nowhere", "does not exist")
+    root = damaged(street_root, tmp_path / "a")
+    mask = sorted((root / "trainannot").iterdir())[0]
+    mask.unlink()
+    refused(train(root, tmp_path / "t"), mask.stem)
+    root = damaged(street_root, tmp_path / "b")
+    mask = sorted((root / "trainannot").iterdir())[0]
+    Image.new("L", (10, 10)).save(mask)
+    refused(train(root, tmp_path / "t"), mask.name, "10")
+    root = damaged(street_root, tmp_path / "c")
+    for mask in (root / "trainannot").iterdir():
+        Image.new("L", Image.open(mask).size, 77).save(mask)
+    refused(train(root, tmp_path / "t"), "77")
+    root = damaged(street_root, tmp_path / "d")
+    for image in (root / "train").iterdir():
+        image.write_bytes(image.read_bytes()[:300])
+    refused(train(root, tmp_path / "t"), "train")
+    root = damaged(street_root, tmp_path / "e")
+    for folder in ("val", "valannot"):
+        for file in (root / folder).iterdir():
+            file.unlink()
+    refused(train(root, tmp_path / "t"), "val")
+    assert not list((tmp_path / "t").glob("*.safetensors"))
+
+
+def test_files_that_are_wrong(ckpt: Path, street_root: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(ckpt.read_bytes()[:5000])
+    refused(cli("export", "--ckpt", cut, "--save", tmp_path / "m.onnx"), "cut.safetensors", "truncated")
+    code = tmp_path / "code.pt"
+    torch.save({"x": print}, code)
+    refused(cli("export", "--ckpt", code, "--save", tmp_path / "m.onnx"), "code.pt", ".safetensors")
+    refused(cli("train", "--data-root", street_root, "--model", "resnet18_seg", "--input-size", "64,64", "--set",
+                f"model.backbone_weights={code}", "--save", tmp_path / "t"), "code.pt", "weights")  # fmt: skip
+    (tmp_path / "m.engine.onnx").write_bytes(b"no onnx")
+    refused(cli("bench", "--candidate", tmp_path / "m.engine.onnx"), "m.engine.onnx")
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(ckpt: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "vss.cli", "export", "--ckpt", str(ckpt), "--save", str(tmp_path / "m.onnx")]
+    limited = "ulimit -f 16; trap '' XFSZ; exec \"$@\""  # files of at most 16 KiB, as a disk that fills up
+    done = subprocess.run(
+        ["bash", "-c", limited, "bash", *words], capture_output=True, text=True, check=False, env=os.environ
+    )
+    refused(done, "m.onnx", "free some space")
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_check_and_make(tmp_path: Path) -> None:
+    assert cli("data", "make", "defects", tmp_path / "d").returncode == 0
+    done = cli("data", "check", tmp_path / "d", "--report", tmp_path / "check.json")
+    assert done.returncode == 0 and "ok: ksdd2" in done.stdout
+    assert json.loads((tmp_path / "check.json").read_text())["ok"] is True
+    refused(cli("data", "make", "streets", tmp_path / "s"), "'street'")
+
+
+def test_doctor_and_methods() -> None:
+    done = cli("doctor", "--json")
+    findings = {f["name"]: f["status"] for f in json.loads(done.stdout)["findings"]}
+    assert findings["torch"] == "ok"
+    done = cli("methods")
+    assert done.returncode == 0 and "bn_taylor" in done.stdout
