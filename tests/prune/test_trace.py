@@ -272,7 +272,5 @@ def test_the_model_is_not_touched() -> None:
 
 
 def test_two_groups_never_own_one_slice(unet: Groups) -> None:
-    places = [
-        (s.tensor, s.dim, int(i)) for g in unet for s in g.slots for i in s.indices(torch.arange(g.channels))
-    ]
+    places = [(s.tensor, s.dim, int(i)) for g in unet for s in g.slots for i in s.indices(torch.arange(g.channels))]
     assert len(places) == len(set(places))
