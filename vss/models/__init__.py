@@ -1,8 +1,23 @@
-"""Networks by name: `build("unet", num_classes=11, width=16)`. A new network is one file here and no other change."""
+"""Networks by name: `build("unet", num_classes=11, width=16)`. A new network is one file here and no other change.
 
-from vss.models import resnet_seg, unet  # noqa: F401  (registers)
+A network that is not here takes part by `wrap(module, num_classes=...)`, or under a name of its own from a user's
+package (`MODELS.register`, see `vss.registry`).
+"""
+
+from vss.models import deeplabv3, fcn, lraspp, resnet_seg, segdecnet, segnet, unet  # noqa: F401  (registers)
+from vss.models.adapter import wrap
 from vss.models.backbones import load_backbone, read_state_dict
 from vss.models.base import SegModel, check_multiple
+from vss.models.defect import DefectModel
 from vss.models.registry import MODELS, build
 
-__all__ = ["MODELS", "SegModel", "build", "check_multiple", "load_backbone", "read_state_dict"]
+__all__ = [
+    "MODELS",
+    "DefectModel",
+    "SegModel",
+    "build",
+    "check_multiple",
+    "load_backbone",
+    "read_state_dict",
+    "wrap",
+]

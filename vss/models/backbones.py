@@ -45,21 +45,33 @@ class ResNetFeatures(nn.Module):
 
 
 def load_backbone(backbone: nn.Module, path: Path | str) -> None:
-    """Load local ImageNet weights in torchvision's ResNet layout into a `ResNetFeatures`; the classifier is left out.
+    """Load local ImageNet weights in the layout of torchvision's classifiers into a backbone; the head is left out.
 
-    `path` is a .safetensors, .pt or .pth file; pickles of code are refused (`weights_only=True`).
+    Fits every backbone here: `ResNetFeatures`, torchvision's own `IntermediateLayerGetter` around a ResNet or a
+    MobileNet, and SegNet's VGG. `path` is a .safetensors, .pt or .pth file; pickles of code are refused
+    (`weights_only=True`).
     """
-    state = read_state_dict(path)
-    renames = {"conv1.": "stem.0.", "bn1.": "stem.1."}
+    own = backbone.state_dict()
     state = {
-        next((new + key[len(old) :] for old, new in renames.items() if key.startswith(old)), key): value
-        for key, value in state.items()
-        if not key.startswith("fc.")
+        _backbone_key(key, own): value
+        for key, value in read_state_dict(path).items()
+        if not key.startswith(("fc.", "classifier."))
     }
     try:
         backbone.load_state_dict(state)
     except RuntimeError as error:
         raise VssError(f"{path} does not fit this backbone: {str(error).splitlines()[1].strip()}") from error
+
+
+def _backbone_key(key: str, own: dict[str, Tensor]) -> str:
+    """torchvision's name of a tensor in the names of a backbone with the tensors `own`."""
+    if "stem.0.weight" in own:
+        for old, new in {"conv1.": "stem.0.", "bn1.": "stem.1."}.items():
+            if key.startswith(old):
+                return new + key[len(old) :]
+    if not any(name.startswith("features.") for name in own):
+        return key.removeprefix("features.")
+    return key
 
 
 def read_state_dict(path: Path | str) -> dict[str, Tensor]:

@@ -22,8 +22,10 @@ class SegModel(nn.Module):
         num_classes: K.
         size_multiple: H and W of an input must be multiples of this.
         align_corners: the corner rule of the final resize.
+        task: "segmentation", or "defect" for networks that give a decision and a map (`DefectModel`).
     """
 
+    task: str = "segmentation"
     size_multiple: int = 1
     align_corners: bool = False
 

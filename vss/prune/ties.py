@@ -139,7 +139,9 @@ def _convolution_links(tp_groups: list[Any], graph: Any) -> Iterator[Link]:
     for module in inputs.keys() | outputs.keys():
         numbers = (*inputs[module], *outputs[module])
         problem = _unfit(module)
-        if len(inputs[module]) != 1:
+        if not inputs[module]:
+            problem = problem or "a grouped convolution makes it from the image"
+        elif len(inputs[module]) > 1:
             problem = problem or "a grouped convolution reads it beside other channels"
         for other in numbers[1:]:
             factor = 1 if problem else module.out_channels // module.in_channels
