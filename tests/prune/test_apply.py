@@ -180,7 +180,7 @@ def test_refusals_are_sentences() -> None:
         apply_plan(Residual(), plan)
     with pytest.raises(VssError, match="made for other weights of 'unet'"):
         apply_plan(seeded(NETS["unet"], seed=1), plan)
-    with pytest.raises(VssError, match="needs 4 slices along dim 0 of .* and found .*other options"):
+    with pytest.raises(VssError, match=r"needs 4 slices along dim 0 of .* and found .*other options"):
         apply_plan(models.build("unet", 5, width=2, depth=3), plan, check_weights=False)
     with pytest.raises(VssError, match="and found none"):
         apply_plan(models.build("unet", 5, width=4, depth=2), plan)

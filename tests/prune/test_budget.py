@@ -1,0 +1,204 @@
+"""Which counts are allowed, and that the walk meets a budget with the longest network, deterministically."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vss import models
+from vss.errors import VssError
+from vss.prune import Budget, CostModel, Group, Slot, find_groups
+from vss.prune.budget import allowed_counts, rank, search, top_channels
+
+from .nets import Concat, Residual
+
+
+def group(channels: int, name: str = "g", unit: int = 1) -> Group:
+    return Group(name, channels, (Slot(f"{name}.weight", 0),), unit)
+
+
+def free(groups: list[Group]) -> CostModel:
+    """One parameter a channel."""
+    return CostModel(
+        {g.slots[0].tensor: (g.channels,) for g in groups}, {}, frozenset(g.slots[0].tensor for g in groups)
+    )
+
+
+@pytest.mark.parametrize(
+    ("channels", "unit", "align", "floor", "choices"),
+    [
+        (8, 1, 1, 0.0, [1, 2, 3, 4, 5, 6, 7, 8]),
+        (8, 1, 1, 0.5, [4, 5, 6, 7, 8]),
+        (64, 1, 32, 0.1, [32, 64]),
+        (64, 1, 8, 0.3, [24, 32, 40, 48, 56, 64]),  # floor 19.2
+        (20, 1, 8, 0.1, [8, 16, 20]),  # the full width may stay whatever the alignment
+        (8, 1, 8, 0.1, [1, 2, 3, 4, 5, 6, 7, 8]),  # no wider than align: free
+        (8, 2, 1, 0.1, [2, 4, 6, 8]),
+        (16, 4, 8, 0.1, [8, 16]),
+        (48, 6, 8, 0.1, [24, 48]),  # both: the least common multiple
+        (32, 16, 8, 0.1, [16, 32]),
+        (1, 1, 1, 0.0, [1]),
+        (10, 10, 1, 0.0, [10]),
+    ],
+)
+def test_allowed_counts(channels: int, unit: int, align: int, floor: float, choices: list[int]) -> None:
+    table = allowed_counts(group(channels, unit=unit), Budget(align=align, floor=floor))
+    wanted = [min(choices, key=lambda c: (abs(c - i), c)) for i in range(channels + 1)]
+    assert table.tolist() == wanted
+    assert min(table.tolist()) >= 1 and sorted(set(table.tolist())) == choices
+
+
+def test_a_fixed_table() -> None:
+    assert allowed_counts(group(20), Budget(align=8, floor=0)).tolist() == [8] * 13 + [16] * 6 + [20] * 2
+
+
+@pytest.mark.parametrize(
+    ("channels", "removed", "kept"), [(64, 0.2, 51), (1024, 0.4, 614), (10, 0.3, 7), (32, 0.5, 16), (3, 0.9, 1)]
+)
+def test_local_channels_follow_the_published_integer_rule(channels: int, removed: float, kept: int) -> None:
+    groups, scores = [group(channels)], {"g": torch.rand(channels)}
+    budget = Budget(kind="channels", keep=1 - removed, scope="local", floor=0)
+    assert len(search(groups, scores, free(groups), budget)["g"]) == kept
+
+
+def test_ties_do_not_over_prune() -> None:
+    # a threshold rule that was asked for 2 of 48 removed all 8 dead channels
+    groups = [group(16, "a"), group(32, "b")]
+    scores = {"a": torch.ones(16), "b": torch.ones(32)}
+    scores["b"][:8] = 0
+    kept = search(groups, scores, free(groups), Budget(kind="channels", keep=46 / 48, floor=0))
+    assert [len(kept["a"]), len(kept["b"])] == [16, 30]
+    assert kept["b"].tolist() == list(range(2, 32))
+
+
+def test_a_group_of_tiny_scores_is_floored_and_the_rest_pays() -> None:
+    # a threshold that would empty the 16-wide group vetoed it: 16 and 24 stayed of the 24 asked for
+    groups = [group(16, "a"), group(32, "b")]
+    generator = torch.Generator().manual_seed(0)
+    scores = {"a": 1e-3 * torch.rand(16, generator=generator), "b": 1 + torch.rand(32, generator=generator)}
+    kept = search(groups, scores, free(groups), Budget(kind="channels", keep=0.5, floor=0.25))
+    assert [len(kept["a"]), len(kept["b"])] == [4, 20]
+    kept = search(groups, scores, free(groups), Budget(kind="channels", keep=0.5, floor=0))
+    assert [len(kept["a"]), len(kept["b"])] == [1, 23]
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_alignment_goes_to_the_nearest_multiple_and_never_vetoes(scope: str) -> None:
+    # round_to=32 at C=64: removing 0.6 left 64; the nearest multiple to 25 is 32
+    groups, scores = [group(64)], {"g": torch.arange(64.0)}
+    budget = Budget(kind="channels", keep=0.5 if scope == "global" else 0.4, scope=scope, align=32, floor=0)
+    assert search(groups, scores, free(groups), budget)["g"].tolist() == list(range(32, 64))
+
+
+def test_rank_orders_by_score_then_group_then_channel() -> None:
+    groups = [group(2, "a"), group(3, "b")]
+    assert rank(groups, {"a": torch.tensor([2.0, 1.0]), "b": torch.tensor([1.0, 2.0, 0.0])}).tolist() == [1, 0, 1, 0, 1]
+
+
+def test_top_channels_breaks_ties_by_keeping_the_higher_number() -> None:
+    assert top_channels(torch.ones(5), 2).tolist() == [3, 4]
+    assert top_channels(torch.tensor([3.0, 1.0, 2.0, 1.0]), 3).tolist() == [0, 2, 3]
+    assert top_channels(torch.tensor([9.0, 0.0, 4.0, 4.0, 1.0, 2.0]), 4, unit=2).tolist() == [0, 1, 2, 3]
+
+
+def fixture(make: object) -> tuple[nn.Module, list[Group], dict[str, Tensor], CostModel]:
+    torch.manual_seed(0)
+    net, x = make().eval(), torch.zeros(1, 3, 32, 32)  # type: ignore[operator]
+    groups = list(find_groups(net, x))
+    return net, groups, {g.id: torch.rand(g.channels) for g in groups}, CostModel.measure(net, x)
+
+
+@pytest.fixture(scope="module")
+def unet() -> tuple[nn.Module, list[Group], dict[str, Tensor], CostModel]:
+    return fixture(lambda: models.build("unet", 5, width=8, depth=3))
+
+
+@pytest.mark.parametrize("kind", ["channels", "params", "macs"])
+@pytest.mark.parametrize("scope", ["global", "local"])
+@pytest.mark.parametrize("keep", [0.3, 0.55, 0.9])
+def test_budgets_are_met_within_one_step(unet: tuple, kind: str, scope: str, keep: float) -> None:
+    _, groups, scores, cost = unet
+    kept = search(groups, scores, cost, Budget(kind=kind, keep=keep, scope=scope, floor=0.1))
+    counts = [len(kept[g.id]) for g in groups]
+    whole = cost.total(kind, groups, [g.channels for g in groups])
+    spent = cost.total(kind, groups, counts) / whole
+    assert spent <= keep + 1e-9
+    step = max(
+        cost.total(kind, groups, [c + (i == j) for j, c in enumerate(counts)]) / whole - spent
+        for i in range(len(groups))
+    )
+    slack = step if scope == "global" else 22 * step  # a local step takes one channel of many groups
+    assert keep - spent < slack
+    assert all(len(kept[g.id]) >= max(1, int(0.1 * g.channels)) for g in groups)
+
+
+@pytest.mark.parametrize("kind", ["channels", "params", "macs"])
+@pytest.mark.parametrize(("align", "floor", "make"), [(1, 0.0, Concat), (2, 0.3, Concat), (1, 0.2, Residual)])
+def test_search_is_the_shortest_walk_by_brute_force(kind: str, align: int, floor: float, make: object) -> None:
+    _, groups, scores, cost = fixture(make)
+    tables = [allowed_counts(g, Budget(align=align, floor=floor)).tolist() for g in groups]
+    channels = sorted((float(scores[g.id][c]), i, c) for i, g in enumerate(groups) for c in range(g.channels))
+    for keep in (0.35, 0.5, 0.7, 0.95):
+        whole = cost.total(kind, groups, [g.channels for g in groups])
+        left = [g.channels for g in groups]
+        walks = [list(left)]
+        for _, i, _ in channels:
+            left[i] -= 1
+            walks.append([table[count] for table, count in zip(tables, left, strict=True)])
+        fitting = [w for w in walks if cost.total(kind, groups, w) <= keep * whole + 1e-6]
+        budget = Budget(kind=kind, keep=keep, floor=min(floor, keep), align=align)
+        if not fitting:
+            with pytest.raises(VssError, match="allows no less than"):
+                search(groups, scores, cost, budget)
+            continue
+        kept = search(groups, scores, cost, budget)
+        assert [len(kept[g.id]) for g in groups] == fitting[0]
+        for g in groups:  # and within a group the best ones stay
+            ranked = sorted(range(g.channels), key=lambda c, g=g: (float(scores[g.id][c]), c))
+            assert kept[g.id].tolist() == sorted(ranked[g.channels - len(kept[g.id]) :])
+
+
+def test_cost_falls_along_every_walk(unet: tuple) -> None:
+    _, groups, scores, cost = unet
+    previous = [
+        cost.total("macs", groups, [len(search(groups, scores, cost, Budget(keep=k, floor=0))[g.id]) for g in groups])
+        for k in (0.9, 0.7, 0.5, 0.3, 0.1)
+    ]
+    assert all(a > b for a, b in itertools.pairwise(previous))
+
+
+def test_equal_scores_give_one_answer_whatever_the_seed(unet: tuple) -> None:
+    _, groups, _, cost = unet
+    scores = {g.id: torch.ones(g.channels) for g in groups}
+    torch.manual_seed(1)
+    one = search(groups, scores, cost, Budget(keep=0.7))
+    torch.manual_seed(2)
+    two = search(groups, scores, cost, Budget(keep=0.7))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_unreachable_budget_names_the_least(unet: tuple) -> None:
+    _, groups, scores, cost = unet
+    floors = [max(1, int(g.channels * 0.9)) for g in groups]
+    least = cost.total("macs", groups, floors) / cost.total("macs", groups, [g.channels for g in groups])
+    with pytest.raises(VssError, match=rf"0\.200 of the macs and the floor of 0\.9 .* no less than {least:.3f}; ask"):
+        search(groups, scores, cost, Budget(keep=0.2, floor=0.9))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"keep": 0}, "budget: keep is 0; .*greater than 0"),
+        ({"keep": 1.5}, r"budget: keep is 1\.5"),
+        ({"kind": "flops"}, "budget: kind is 'flops'; .*'channels', 'params' or 'macs'"),
+        ({"align": 0}, "budget: align is 0"),
+        ({"floors": 0.1}, "budget: floors is 0.1; Extra inputs"),
+        ({"kind": "channels", "keep": 0.2, "floor": 0.3}, "floor 0.3 is above keep 0.2"),
+    ],
+)
+def test_bad_budgets_are_sentences(options: dict, sentence: str) -> None:
+    with pytest.raises(VssError, match=sentence):
+        Budget.make(**options)
