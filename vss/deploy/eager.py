@@ -77,17 +77,16 @@ class TorchSession(Session):
         height, width = size
         nhwc, nchw = Binding((None, height, width, 3), "uint8"), Binding((None, 3, height, width), "float32")
         self.inputs = {"image": nchw if preprocess is None else nhwc}
-        classes = self._graph.model.num_classes
-        self.outputs = (
-            {"labels": Binding((None, height, width), labels_dtype)}
-            if labels
-            else {"logits": Binding((None, classes, height, width), "float32")}
-        )
+        self.outputs = {
+            name: Binding((None, *shape), dtype) for name, (dtype, shape) in self._graph.outputs(size).items()
+        }
 
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         with torch.inference_mode(), _torch_threads(self._threads):
             image = torch.from_numpy(np.ascontiguousarray(feed["image"])).to(self._device)
-            return {next(iter(self.outputs)): self._graph(image).cpu().numpy()}
+            found = self._graph(image)
+            values = found if isinstance(found, tuple) else (found,)
+            return {name: value.cpu().numpy() for name, value in zip(self.outputs, values, strict=True)}
 
     def describe(self) -> dict[str, Any]:
         """Backend, version, device, threads and the network's name and options."""

@@ -49,8 +49,9 @@ def export(
     """Write `path` (whole or not at all) and return what was written and measured.
 
     The graph takes `image`: float32 (N, 3, H, W) normalised, or with `preprocess` uint8 (N, H, W, 3) RGB. It gives
-    `logits` float32 (N, K, H, W), or with `labels` `labels` int32 or uint8 (N, H, W). N is dynamic. `model` is left as
-    it is: a copy on the CPU in eval mode is exported.
+    `logits` float32 (N, K, H, W), or with `labels` `labels` int32 or uint8 (N, H, W); of a defect network it gives
+    `decision` float32 (N, 1) and `seg` float32 (N, 1, H/8, W/8), logits. N is dynamic. `model` is left as it is: a copy
+    on the CPU in eval mode is exported.
 
     Args:
         size: (H, W); multiples of `model.size_multiple`.
@@ -67,7 +68,7 @@ def export(
     Raises:
         VssError: size, option or missing package; a network that cannot be exported; a result that differs.
     """
-    _check_request(model, size, class_names)
+    _check_request(model, size, dynamic_size, class_names)
     onnx = need("onnx", "export")
     need("onnxscript", "export by torch.onnx")
     network: Any = copy.deepcopy(model).cpu().eval()
@@ -77,7 +78,7 @@ def export(
     with atomic(path) as temporary:
         _trace(wrapped, temporary, size, opset, dynamic_size)
         cleaned, report = surgeon.clean(onnx.load(str(temporary)), metadata)
-        inputs, outputs = _declare(wrapped, size, dynamic_size, labels_dtype)
+        inputs, outputs = _declare(wrapped, size, dynamic_size)
         surgeon.check(cleaned, inputs, outputs)
         onnx.save(cleaned, str(temporary))
         report["parity"] = parity(wrapped, temporary, list(zip(parity_batches, sizes, strict=True)), tolerance)
@@ -90,11 +91,13 @@ def export(
     return {"onnx": Path(path).name, "opset": opset, **shapes, **report, "metadata": metadata}
 
 
-def _check_request(model: Any, size: tuple[int, int], class_names: Sequence[str] | None) -> None:
+def _check_request(model: Any, size: tuple[int, int], dynamic_size: bool, class_names: Sequence[str] | None) -> None:
     multiple, (height, width) = model.size_multiple, size
     if height < 1 or width < 1 or height % multiple or width % multiple:
         up = " x ".join(str(max(1, -(-side // multiple)) * multiple) for side in size)
         raise VssError(f"{model.name} takes sizes that are multiples of {multiple}, got {height} x {width}; use {up}.")
+    if dynamic_size and getattr(model, "task", "segmentation") == "defect":
+        raise VssError(f"{model.name} is exported at one size; export another file for another size.")
     if class_names is not None and len(class_names) != model.num_classes:
         raise VssError(f"{model.name} has {model.num_classes} classes, got {len(class_names)} class names.")
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
@@ -122,15 +125,12 @@ def _metadata(
     return {key: value for key, value in data.items() if value is not None}
 
 
-def _declare(
-    graph: SegGraph, size: tuple[int, int], dynamic_size: bool, labels_dtype: str
-) -> tuple[dict[str, tuple], dict[str, tuple]]:
+def _declare(graph: SegGraph, size: tuple[int, int], dynamic_size: bool) -> tuple[dict[str, tuple], dict[str, tuple]]:
     """What the file must declare: name -> (dtype, dims)."""
     sides: tuple[int | str, ...] = _symbols(graph.model.size_multiple) if dynamic_size else size
     image = ("uint8", ("batch", *sides, 3)) if graph.nhwc else ("float32", ("batch", 3, *sides))
-    if graph.labels:
-        return {"image": image}, {"labels": (labels_dtype, ("batch", *sides))}
-    return {"image": image}, {"logits": ("float32", ("batch", graph.model.num_classes, *sides))}
+    outputs = graph.outputs((sides[0], sides[1]))
+    return {"image": image}, {name: (dtype, ("batch", *shape)) for name, (dtype, shape) in outputs.items()}
 
 
 def _symbols(multiple: int) -> tuple[str, str]:
@@ -154,7 +154,7 @@ def _trace(graph: SegGraph, path: Path, size: tuple[int, int], opset: int, dynam
                 dynamo=True,
                 opset_version=opset,
                 input_names=["image"],
-                output_names=["labels" if graph.labels else "logits"],
+                output_names=list(graph.outputs(size)),
                 dynamic_shapes={"image": dims},
                 external_data=False,
                 verbose=False,

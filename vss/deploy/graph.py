@@ -16,7 +16,7 @@ LABEL_DTYPES = {"int32": torch.int32, "uint8": torch.uint8}
 
 
 class SegGraph(nn.Module):
-    """`image` -> `logits` or `labels`.
+    """`image` -> `logits` or `labels`; for a defect network -> `decision` and `seg`, both logits.
 
     Args:
         model: SegModel.
@@ -44,13 +44,28 @@ class SegGraph(nn.Module):
         self.model: Any = model
         self.nhwc, self.labels, self.native = preprocess is not None, labels, native
         self.dtype = LABEL_DTYPES[labels_dtype]
+        self.defect = getattr(model, "task", "segmentation") == "defect"
+        if self.defect and labels:
+            raise VssError(f"{self.model.name} gives a decision and a defect map, no labels; leave labels off.")
         if preprocess is not None:
             mean, std = (torch.tensor(values, dtype=torch.float64) for values in (preprocess.mean, preprocess.std))
             self.register_buffer("scale", (1 / (255 * std)).float().view(1, 3, 1, 1), persistent=False)
             self.register_buffer("shift", (-mean / std).float().view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """image: (N, 3, H, W) float32 normalised, or (N, H, W, 3) uint8 RGB. Returns (N, K, H, W) or (N, H, W)."""
+    def outputs(self, sides: tuple[Any, Any]) -> dict[str, tuple[str, tuple[Any, ...]]]:
+        """Name -> (dtype, shape without N) of every output, in order; `sides` are H and W of the image."""
+        if self.defect:
+            small = [side // self.model.stride for side in sides]
+            return {"decision": ("float32", (1,)), "seg": ("float32", (1, *small))}
+        if self.labels:
+            return {"labels": (str(self.dtype).removeprefix("torch."), sides)}
+        return {"logits": ("float32", (self.model.num_classes, *sides))}
+
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """image: (N, 3, H, W) float32 normalised, or (N, H, W, 3) uint8 RGB.
+
+        Returns (N, K, H, W) logits or (N, H, W) labels; of a defect network (N, 1) and (N, 1, h, w) logits.
+        """
         if self.nhwc:
             image = image.to(torch.float32).permute(0, 3, 1, 2) * self.scale + self.shift
         if not self.labels:

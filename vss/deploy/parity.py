@@ -46,7 +46,8 @@ def parity(
 
     Returns:
         {"shapes": [{"input", "logit_scale", "max_abs", "max_rel", "max_lead", "argmax_agreement"}...], and the worst
-        of each over the shapes}. `max_abs` and `max_rel` are absent for graphs that end in labels.
+        of each over the shapes}. `max_abs` and `max_rel` are absent for graphs that end in labels. The two heads of a
+        defect network are each compared on their own scale, and a pixel's label is whether its logit is at least 0.
 
     Raises:
         VssError: outside the tolerance.
@@ -70,6 +71,8 @@ def _compare(network: SegGraph, session: Session, batch: int, size: tuple[int, i
     image = noise(batch, size, nhwc=network.nhwc, seed=seed)
     with torch.inference_mode():
         expected = network(image)
+    if network.defect:
+        return _compare_heads(dict(zip(("decision", "seg"), expected, strict=True)), session, image)
     name, found = next(iter(session.run({"image": image.numpy()}).items()))
     got = torch.from_numpy(found)
     scale = float(expected.abs().max())
@@ -82,6 +85,24 @@ def _compare(network: SegGraph, session: Session, batch: int, size: tuple[int, i
     chosen = expected.gather(1, got.unsqueeze(1)).squeeze(1)
     row["max_lead"] = float((expected.amax(1) - chosen).max()) / max(scale, 1e-12)
     row["argmax_agreement"] = float((expected.argmax(1) == got).double().mean())
+    return row
+
+
+def _compare_heads(expected: dict[str, Tensor], session: Session, image: Tensor) -> dict[str, Any]:
+    """The same figures for binary logits: each head against its own scale, the worst of them; a label is a sign."""
+    found = {name: torch.from_numpy(value) for name, value in session.run({"image": image.numpy()}).items()}
+    scales = {name: float(value.abs().max()) for name, value in expected.items()}
+    row: dict[str, Any] = {"input": list(image.shape), "logit_scale": max(scales.values()), **dict.fromkeys(WORST, 0.0)}
+    same = total = 0
+    for name, value in expected.items():
+        difference = float((found[name] - value).abs().max())
+        flipped = (found[name] >= 0) != (value >= 0)
+        lead = float(value[flipped].abs().max()) if flipped.any() else 0.0
+        row["max_abs"] = max(row["max_abs"], difference)
+        row["max_rel"] = max(row["max_rel"], difference / max(scales[name], 1e-12))
+        row["max_lead"] = max(row["max_lead"], lead / max(scales[name], 1e-12))
+        same, total = same + int((~flipped).sum()), total + flipped.numel()
+    row["argmax_agreement"] = same / total
     return row
 
 

@@ -13,9 +13,13 @@ class DefectModel(SegModel):
 
     A subclass writes `forward_heads`. `forward` gives its pair: both are logits, the map stays at the network's own
     resolution, as it is trained, exported and published.
+
+    Attributes:
+        stride: H / h and W / w of the map; it divides `size_multiple`.
     """
 
     task = "defect"
+    stride: int = 8
 
     def __init__(self, num_classes: int = 1) -> None:
         if num_classes != 1:

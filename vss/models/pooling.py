@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vss.errors import VssError
+
 
 def max_pool(x: Tensor) -> tuple[Tensor, Tensor]:
     """x: (N, C, H, W) float. Returns the maxima (N, C, H//2, W//2) and what `max_unpool` needs, of the same shape."""
@@ -32,10 +34,20 @@ def max_unpool(x: Tensor, indices: Tensor, size: torch.Size | tuple[int, ...]) -
 
 def max_pool_phases(x: Tensor) -> tuple[Tensor, Tensor]:
     """`max_pool` by plain operators; the second result is the phase 2*row + column of each maximum, int64 in 0..3."""
+    _check_parity(x)
     height, width = x.shape[-2] // 2, x.shape[-1] // 2
     even = x[..., : 2 * height, : 2 * width]
     phases = F.pixel_unshuffle(even, 2).reshape(x.shape[0], x.shape[1], 4, height, width)
     return F.max_pool2d(x, 2, stride=2), phases.argmax(dim=2)
+
+
+def _check_parity(x: Tensor) -> None:
+    """A graph for many sizes is only right when all of them are even here: the exporter would drop the odd case."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    for side in x.shape[-2:]:
+        if isinstance(side, torch.SymInt) and not statically_known_true(side % 2 == 0):
+            raise VssError("pooling with indices at dynamic sizes needs sides known to be even; use a size multiple")
 
 
 def max_unpool_phases(x: Tensor, phase: Tensor, size: torch.Size | tuple[int, ...]) -> Tensor:

@@ -56,10 +56,12 @@ class SegNet(SegModel):
     Args:
         num_classes: K.
         width: channels of the first stage; the stages have 1, 2, 4, 8 and 8 times as many (64 as published).
+        multiple: what input sides must be multiples of; 32 for one exported graph of many sizes, 1 otherwise.
     """
 
-    def __init__(self, num_classes: int, *, width: int = 64) -> None:
+    def __init__(self, num_classes: int, *, width: int = 64, multiple: int = 1) -> None:
         super().__init__(num_classes)
+        self.size_multiple = multiple
         self.backbone = VGGFeatures(width)
         widths = [width * factor for factor in WIDENING]
         self.decoder = nn.ModuleList(
@@ -78,7 +80,8 @@ class SegNet(SegModel):
         return self.classifier(x)
 
     def check_size(self, x: Tensor) -> None:
-        """Refuse an input that five poolings would empty."""
+        """Refuse an input that five poolings would empty, or whose sides are no multiples."""
+        super().check_size(x)
         if min(x.shape[-2:]) < 32:
             raise VssError(f"segnet needs at least 32x32 pixels, got {x.shape[-2]}x{x.shape[-1]}.")
 
