@@ -91,8 +91,9 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise VssError(f"{path} is truncated or no safetensors file ({error}); copy it again.") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise VssError(
-            f"{path} cannot be read as weights alone ({str(error).splitlines()[0]}); expected a state dict saved by "
+            f"{path} cannot be read as weights alone ({reason}); expected a state dict saved by "
             "torch.save or safetensors: re-save model.state_dict() from the code that made it."
         ) from error
     for key in ("state_dict", "model", "model_state_dict"):
