@@ -98,6 +98,12 @@ def _check_request(model: Any, size: tuple[int, int], dynamic_size: bool, class_
         raise VssError(f"{model.name} takes sizes that are multiples of {multiple}, got {height} x {width}; use {up}.")
     if dynamic_size and getattr(model, "task", "segmentation") == "defect":
         raise VssError(f"{model.name} is exported at one size; export another file for another size.")
+    needed = getattr(model, "dynamic_multiple", 1)
+    if dynamic_size and multiple % needed:
+        raise VssError(
+            f"{model.name} with size multiple {multiple} has no single graph for many sizes; export one size, or build "
+            f"it for multiples of {needed}."
+        )
     if class_names is not None and len(class_names) != model.num_classes:
         raise VssError(f"{model.name} has {model.num_classes} classes, got {len(class_names)} class names.")
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())

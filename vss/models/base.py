@@ -21,12 +21,14 @@ class SegModel(nn.Module):
         name, options: what `vss.models.build` was called with, so that a checkpoint can rebuild the network.
         num_classes: K.
         size_multiple: H and W of an input must be multiples of this.
+        dynamic_multiple: `size_multiple` must be a multiple of this in an export of one graph for many sizes.
         align_corners: the corner rule of the final resize.
         task: "segmentation", or "defect" for networks that give a decision and a map (`DefectModel`).
     """
 
     task: str = "segmentation"
     size_multiple: int = 1
+    dynamic_multiple: int = 1
     align_corners: bool = False
 
     def __init__(self, num_classes: int) -> None:

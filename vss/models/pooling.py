@@ -4,6 +4,8 @@ In torch both use flat indices, which TensorRT cannot import (MaxPool with Indic
 is being exported the same values come from plain operators: the position of a maximum inside its 2x2 window is an
 ArgMax over the four phases of the image, and unpooling writes each value to its phase and zero to the other three. The
 two forms agree exactly, ties included, at even and odd sizes (the last row or column of an odd size is in no window).
+One graph for many sizes needs sides that are always even here, since the exporter cannot express the cut of an odd one:
+a network that uses this sets `SegModel.dynamic_multiple`.
 """
 
 from __future__ import annotations
@@ -11,8 +13,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from vss.errors import VssError
 
 
 def max_pool(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,20 +34,10 @@ def max_unpool(x: Tensor, indices: Tensor, size: torch.Size | tuple[int, ...]) -
 
 def max_pool_phases(x: Tensor) -> tuple[Tensor, Tensor]:
     """`max_pool` by plain operators; the second result is the phase 2*row + column of each maximum, int64 in 0..3."""
-    _check_parity(x)
     height, width = x.shape[-2] // 2, x.shape[-1] // 2
     even = x[..., : 2 * height, : 2 * width]
     phases = F.pixel_unshuffle(even, 2).reshape(x.shape[0], x.shape[1], 4, height, width)
     return F.max_pool2d(x, 2, stride=2), phases.argmax(dim=2)
-
-
-def _check_parity(x: Tensor) -> None:
-    """A graph for many sizes is only right when all of them are even here: the exporter would drop the odd case."""
-    from torch.fx.experimental.symbolic_shapes import statically_known_true
-
-    for side in x.shape[-2:]:
-        if isinstance(side, torch.SymInt) and not statically_known_true(side % 2 == 0):
-            raise VssError("pooling with indices at dynamic sizes needs sides known to be even; use a size multiple")
 
 
 def max_unpool_phases(x: Tensor, phase: Tensor, size: torch.Size | tuple[int, ...]) -> Tensor:

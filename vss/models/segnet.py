@@ -59,6 +59,8 @@ class SegNet(SegModel):
         multiple: what input sides must be multiples of; 32 for one exported graph of many sizes, 1 otherwise.
     """
 
+    dynamic_multiple = 32
+
     def __init__(self, num_classes: int, *, width: int = 64, multiple: int = 1) -> None:
         super().__init__(num_classes)
         self.size_multiple = multiple
