@@ -10,6 +10,7 @@ threshold that would empty a group makes it keep everything, and ties overshoot)
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, Self
 
 import torch
@@ -19,6 +20,8 @@ from torch import Tensor
 from vss.errors import VssError
 from vss.prune.cost import CostModel
 from vss.prune.groups import Group
+
+Rounding = Callable[[int, float], int]
 
 
 class Budget(BaseModel):
@@ -57,10 +60,11 @@ class Budget(BaseModel):
             raise VssError(f"budget: {field} is {first['input']!r}; {first['msg']}.") from error
 
 
-def allowed_counts(group: Group, budget: Budget) -> Tensor:
+def allowed_counts(group: Group, budget: Budget, rounding: Rounding | None = None) -> Tensor:
     """For each walked count 0..C of a group, the count that really stays (int64, length C + 1).
 
-    Entry i answers "i channels would stay": at least the floor, whole units, the nearest multiple of `align`.
+    Entry i answers "i channels would stay": at least the floor, whole units, the nearest multiple of `align`. With
+    `rounding`, (channels, removed fraction) -> kept channels, that many are asked for instead of i.
     """
     total, unit = group.channels, group.unit
     floor = max(1, int(total * budget.floor))
@@ -69,6 +73,8 @@ def allowed_counts(group: Group, budget: Budget) -> Tensor:
     choices = sorted({count for count in [*range(step, total + 1, step), total] if count >= floor})
     table = torch.tensor(choices)
     wanted = torch.arange(total + 1)
+    if rounding is not None:
+        wanted = torch.tensor([rounding(total, 1 - count / total) for count in range(total + 1)])
     distance = (table[None, :] - wanted[:, None]).abs()
     return table[distance.argmin(dim=1)]
 
@@ -84,7 +90,14 @@ def rank(groups: list[Group], scores: dict[str, Tensor]) -> Tensor:
     return torch.cat(owners)[order]
 
 
-def search(groups: list[Group], scores: dict[str, Tensor], cost: CostModel, budget: Budget) -> dict[str, Tensor]:
+def search(
+    groups: list[Group],
+    scores: dict[str, Tensor],
+    cost: CostModel,
+    budget: Budget,
+    *,
+    rounding: Rounding | None = None,
+) -> dict[str, Tensor]:
     """Kept channel numbers (ascending int64) per group id for the longest-kept network within the budget.
 
     Args:
@@ -92,11 +105,13 @@ def search(groups: list[Group], scores: dict[str, Tensor], cost: CostModel, budg
         scores: (C,) float, higher is more important, comparable across groups when the scope is global.
         cost: analytic cost of the network.
         budget: what to meet.
+        rounding: (channels, removed fraction) -> kept channels, of a criterion that fixes widths itself; the floor
+            and `align` of the budget still hold.
 
     Raises:
         VssError: the floors make the budget unreachable (says what is the least that can be reached).
     """
-    tables = [allowed_counts(group, budget) for group in groups]
+    tables = [allowed_counts(group, budget, rounding) for group in groups]
     if budget.kind == "channels" and budget.scope == "local":  # the published integer rule, no search
         exact = [int(t[int(g.channels * budget.keep + 1e-9)]) for g, t in zip(groups, tables, strict=True)]
         return _pick(groups, scores, exact)

@@ -52,16 +52,17 @@ def make_plan(
         The plan, deterministic for equal arguments.
     """
     criterion = make_criterion(criterion) if isinstance(criterion, str) else criterion
+    _check_split(calibration or {})
     budget = budget if isinstance(budget, Budget) else Budget.make(**(budget or {}))
     _check_finite(model)
     groups = groups or find_groups(model, example, forward=forward, keep=keep)
     members = list(groups)
     if not members:
         raise VssError("no prunable channels were found; every layer is locked: see `vss prune --dry-run`.")
-    collected, seen = collect(model, members, criterion.needs, batches, loss)
+    collected, seen = collect(model, members, criterion.needs, batches, loss, batch_norm=criterion.batch_norm_mode())
     scores = score_groups(criterion, members, Stats(model, collected, seed=seed))
     cost = CostModel.measure(model, example)
-    kept = search(members, scores, cost, budget)
+    kept = search(members, scores, cost, budget, rounding=criterion.rounding)
     counts = [len(kept[group.id]) for group in members]
     full = [group.channels for group in members]
     return Plan(
@@ -78,6 +79,12 @@ def make_plan(
         cost_after={kind: cost.total(kind, members, counts) for kind in ("channels", "params", "macs")},
         groups=tuple(plan_group(group, kept[group.id]) for group in members),
     )
+
+
+def _check_split(calibration: dict[str, Any]) -> None:
+    """Scores made from test images would leak them into the network."""
+    if calibration.get("split") == "test":
+        raise VssError("calibration images come from the test split; take the training split.")
 
 
 def _check_finite(model: nn.Module) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -10,9 +12,12 @@ import torch
 from torch import Tensor
 
 from vss.errors import VssError, unknown
+from vss.prune.budget import Rounding
 from vss.prune.groups import Group
-from vss.prune.stats import Stats
+from vss.prune.stats import COLLECTORS, Need, Stats
 from vss.registry import Registry
+
+Normalize = Literal["none", "mean", "max", "l2", "rank"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,18 +27,53 @@ class Criterion:
     A subclass is a frozen dataclass whose fields are its options; they are written into every plan.
 
     Attributes:
-        needs: collectors (vss.prune.stats) whose statistics it reads.
-        normalize: what makes scores of different groups comparable in a global ranking: "none" or "mean".
+        needs: names of the collectors (vss.prune.stats) that it may read; of an instance, those that it does read,
+            as `vss.prune.stats.Need` where they have options.
+        normalize: what makes scores of different groups comparable in a global ranking: "none"; division by the
+            group's "mean", "max" or "l2" norm; or the "rank" within the group, in (0, 1].
         source: the paper.
+        PRESETS: named sets of options; "faithful" repeats the published code, defects included.
+        sparse_phase: the method assumes a training phase that drives unimportant channels to zero; without it the
+            scores say little, and a run must be labelled so.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ()
-    normalize: ClassVar[Literal["none", "mean"]] = "none"
+    needs: ClassVar[tuple[str | Need, ...]] = ()
+    normalize: ClassVar[Normalize] = "none"
     source: ClassVar[str] = ""
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    sparse_phase: ClassVar[bool] = False
 
-    def __call__(self, group: Group, stats: Stats) -> Tensor:
-        """Returns (C,) float scores of one group."""
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value, choices = getattr(self, field.name), typing.get_args(hints[field.name])
+            if typing.get_origin(hints[field.name]) is Literal and value not in choices:
+                raise unknown(f"{field.name} of criterion {type(self).__name__}", str(value), map(str, choices))
+        object.__setattr__(self, "needs", tuple(need if need.options else need.name for need in self.requests()))
+
+    def __call__(self, group: Group, stats: Stats) -> Tensor | None:
+        """Returns (C,) float scores of one group, or None where the method has nothing to say about it.
+
+        Channels of such groups are ranked above all others, by the L1 norm of their filters.
+        """
         raise TypeError(f"{type(self).__name__} must define __call__")
+
+    def requests(self) -> tuple[Need, ...]:
+        """The collectors that this instance reads, with their options."""
+        return tuple(need if isinstance(need, Need) else Need(need) for need in type(self).needs)
+
+    def batch_norm_mode(self) -> Literal["eval", "train"]:
+        """The mode of batch norms in the calibration pass."""
+        return "eval"
+
+    def compare(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Make the scores of all groups comparable; the default treats each group by `normalize`."""
+        return {name: normalized(value, self.normalize) for name, value in scores.items()}
+
+    @property
+    def rounding(self) -> Rounding | None:
+        """(channels, removed fraction) -> kept channels, where the method fixes widths itself; None where not."""
+        return None
 
     def options(self) -> dict[str, Any]:
         """The options as JSON-able data."""
@@ -43,32 +83,92 @@ class Criterion:
 CRITERIA: Registry[type[Criterion]] = Registry("criterion")
 
 
-def make_criterion(name: str, **options: Any) -> Criterion:
-    """Build a criterion by name; an unknown option is refused with the closest one."""
+def make_criterion(name: str, *, preset: str | None = None, **options: Any) -> Criterion:
+    """Build a criterion by name; an unknown option is refused with the closest one.
+
+    Args:
+        name: registered name or alias.
+        preset: a named set of options; options given beside it win.
+        options: fields of the criterion.
+    """
     kind = CRITERIA[name]
+    if preset is not None:
+        if preset not in kind.PRESETS:
+            raise unknown(f"preset of criterion {name!r}", preset, kind.PRESETS)
+        options = {**kind.PRESETS[preset], **options}
     known = [field.name for field in dataclasses.fields(kind)]
     for option in options:
         if option not in known:
-            raise unknown(f"option of criterion {name!r}", option, known)
+            raise unknown(f"option of criterion {name!r}", option, [*known, "preset"])
     return kind(**options)
+
+
+def data_needs(criterion: Criterion) -> str:
+    """What a criterion must be given besides the network, in words; "weights" where that is nothing."""
+    collectors = [COLLECTORS[need.name] for need in criterion.requests()]
+    words = ["images"] if collectors else []
+    words += ["labels"] if any(collector.labels for collector in collectors) else []
+    words += ["gradients"] if any(collector.gradients for collector in collectors) else []
+    words += ["classes"] if any(collector.outputs for collector in collectors) else []
+    return ", ".join(words) or "weights"
 
 
 def score_groups(criterion: Criterion, groups: list[Group], stats: Stats) -> dict[str, Tensor]:
     """Group id -> (C,) float64 scores on the CPU, comparable across groups; NaN or infinity is refused by layer."""
-    scores = {}
+    scores, silent = {}, []
     for group in groups:
-        value = criterion(group, stats).detach().double().cpu()
-        if value.shape != (group.channels,):
-            raise VssError(
-                f"criterion {type(criterion).__name__} gave {tuple(value.shape)} scores for the {group.channels} "
-                f"channels of {group.id}; it must return one a channel."
-            )
-        if not torch.isfinite(value).all():
-            raise VssError(
-                f"criterion {type(criterion).__name__} gave NaN or infinite scores for layer {group.id!r}; "
-                "check the network's weights and the calibration images."
-            )
-        if criterion.normalize == "mean":
-            value = value / (value.mean().abs() + 1e-12)
-        scores[group.id] = value
-    return scores
+        raw = criterion(group, stats)
+        if raw is None:
+            silent.append(group)
+            continue
+        scores[group.id] = _checked(criterion, group, raw)
+    if not scores and groups:
+        raise VssError(
+            f"criterion {type(criterion).__name__} does not apply to this network: none of its layers has what the "
+            "method scores; choose another criterion."
+        )
+    scores = criterion.compare(scores)
+    top = max(float(value.max()) for value in scores.values()) if scores else 0.0
+    for group in silent:
+        scores[group.id] = top + 1 + normalized(_l1(group, stats), "max")
+    return {group.id: scores[group.id] for group in groups}
+
+
+def normalized(value: Tensor, how: Normalize) -> Tensor:
+    """(C,) scores of one group in the units of a global ranking."""
+    if how == "mean":
+        return value / (value.mean().abs() + 1e-12)
+    if how == "max":
+        return value / (value.abs().max() + 1e-12)
+    if how == "l2":
+        return value / (value.square().sum().sqrt() + 1e-12)
+    if how == "rank":
+        return rank_in_group(value)
+    return value
+
+
+def rank_in_group(value: Tensor) -> Tensor:
+    """(C,) ranks / C in (0, 1]; of equal scores the higher channel number ranks higher, as in the budget walk."""
+    ranks = torch.empty_like(value)
+    ranks[torch.argsort(value, stable=True)] = torch.arange(1, len(value) + 1, dtype=value.dtype, device=value.device)
+    return ranks / len(value)
+
+
+def _checked(criterion: Criterion, group: Group, raw: Tensor) -> Tensor:
+    value = raw.detach().double().cpu()
+    if value.shape != (group.channels,):
+        raise VssError(
+            f"criterion {type(criterion).__name__} gave {tuple(value.shape)} scores for the {group.channels} "
+            f"channels of {group.id}; it must return one a channel."
+        )
+    if not torch.isfinite(value).all():
+        raise VssError(
+            f"criterion {type(criterion).__name__} gave NaN or infinite scores for layer {group.id!r}; "
+            "check the network's weights and the calibration images."
+        )
+    return value
+
+
+def _l1(group: Group, stats: Stats) -> Tensor:
+    rows = stats.rows(group)
+    return torch.stack([row.abs().sum(dim=1) for row in rows]).sum(dim=0).cpu() if rows else torch.ones(group.channels)

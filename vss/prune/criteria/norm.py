@@ -20,13 +20,21 @@ class _Norm(Criterion):
 
     Args:
         member_rms: first divide each producer by the RMS of its weights, so that coupled members weigh the same.
+        fold_bn: first multiply each filter by gamma / sqrt(var + eps) of the batch norm behind it; a filter before a
+            batch norm has an arbitrary scale without it.
     """
 
     member_rms: bool = False
+    fold_bn: bool = False
 
     def _rows(self, group: Group, stats: Stats) -> list[Tensor]:
-        rows = stats.rows(group)
-        return [row / (row.square().mean().sqrt() + 1e-12) for row in rows] if self.member_rms else rows
+        return filters(group, stats, fold_bn=self.fold_bn, member_rms=self.member_rms)
+
+
+def filters(group: Group, stats: Stats, *, fold_bn: bool, member_rms: bool) -> list[Tensor]:
+    """(C, D) float64 filters of each producer, optionally folded, then divided by the RMS of the producer."""
+    rows = stats.rows(group, fold_bn=fold_bn)
+    return [row / (row.square().mean().sqrt() + 1e-12) for row in rows] if member_rms else rows
 
 
 @CRITERIA.register("l1", aliases=["naive_l1", "magnitude"])
