@@ -30,6 +30,29 @@ def greedy_order(similarity: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
     return results
 
 
+def channel_reduce(weights: list[Tensor], grads: list[Tensor], dims: list[int], mode: str) -> list[Tensor]:
+    """Layer by layer, as torch-pruning's magnitude and Taylor importances write it."""
+    sums = []
+    for i, (weight, dim) in enumerate(zip(weights, dims, strict=True)):
+        rows = weight.transpose(0, dim).reshape(weight.shape[dim], -1)
+        if mode in ("l1", "l2"):
+            total = rows.abs().pow(1 if mode == "l1" else 2).sum(1)
+            sums.append(total if mode == "l1" else total.sqrt())
+            continue
+        product = rows * grads[i].transpose(0, dim).reshape(rows.shape)
+        sums.append((product.abs() if mode == "abs_product" else product).sum(1))
+    return sums
+
+
+def gram_accumulate(total: Tensor, x: Tensor, norms: Tensor, means: None) -> Tensor:
+    """Published: normalise a copy of the maps, one matrix per image in a (B, C, C) buffer, then their mean."""
+    rows = x.flatten(2) / norms[:, :, None]
+    each = torch.empty(x.shape[0], x.shape[1], x.shape[1])
+    for b in range(x.shape[0]):
+        each[b] = rows[b] @ rows[b].T
+    return total + each.mean(0)
+
+
 def map_stats(x: Tensor, padding: str) -> tuple[Tensor, ...]:
     """Norm, sums and edge statistics one after the other; edges by two depthwise convolutions."""
     kernel = torch.tensor([[-0.5, 0.0, 0.5], [-1.0, 0.0, 1.0], [-0.5, 0.0, 0.5]], dtype=x.dtype)
@@ -42,9 +65,29 @@ def map_stats(x: Tensor, padding: str) -> tuple[Tensor, ...]:
     return tuple(values.sum((2, 3)) for values in sums)
 
 
+def channel_moments(activation: Tensor, gradient: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
+    product = activation * gradient
+    maps = (product, product.abs(), activation.abs(), gradient)
+    return tuple((m if mask is None else m * mask[:, None]).sum((2, 3)) for m in maps)
+
+
+def max_pool_indices(x: Tensor, kernel: int) -> tuple[Tensor, Tensor]:
+    return F.max_pool2d(x, kernel, return_indices=True)
+
+
+def max_unpool(values: Tensor, indices: Tensor, size: tuple[int, int]) -> Tensor:
+    """Its indices must be int64; turning them is part of the call."""
+    return F.max_unpool2d(values, indices.long(), 2, output_size=size)
+
+
 PLAIN: dict[str, Callable[..., object]] = {
+    "channel_moments": channel_moments,
+    "channel_reduce": channel_reduce,
+    "gram_accumulate": gram_accumulate,
     "greedy_order": greedy_order,
     "map_stats": map_stats,
+    "max_pool_indices": max_pool_indices,
+    "max_unpool": max_unpool,
     "seg_argmax": seg_argmax,
 }
 

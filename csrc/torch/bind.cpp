@@ -2,9 +2,8 @@
 // vss/ops/reference.py; the dispatcher prefers these kernels as soon as this library is loaded.
 #include <torch/library.h>
 
-#include "greedy.h"
 #include "host.h"
-#include "map_stats.h"
+#include "max_pool.h"
 #include "seg_argmax.h"
 
 namespace vss {
@@ -21,7 +20,7 @@ Tensor seg_argmax(const Tensor& logits, at::IntArrayRef size, bool align_corners
                       ": labels are uint8, so logits must have 1 to 256 classes, got ", logits.size(1), ".");
     TORCH_CHECK_VALUE(logits.size(2) >= 1 && logits.size(3) >= 1, op, ": logits has no pixels, got shape ",
                       logits.sizes(), ".");
-    TORCH_CHECK_VALUE(size.size() == 2 && size[0] >= 1 && size[1] >= 1 && std::max(size[0], size[1]) <= 2147483647, op,
+    TORCH_CHECK_VALUE(size.size() == 2 && size[0] >= 1 && size[1] >= 1 && std::max(size[0], size[1]) <= kInt32Max, op,
                       ": size must be two positive integers (H, W), got ", size, ".");
     Tensor labels = at::empty({logits.size(0), size[0], size[1]}, logits.options().dtype(at::kByte));
     if (labels.numel() == 0) return labels;
@@ -44,77 +43,73 @@ Tensor seg_argmax(const Tensor& logits, at::IntArrayRef size, bool align_corners
     return labels;
 }
 
-// greedy_order ---------------------------------------------------------------------------------------------------
+// max_pool_indices, max_unpool -----------------------------------------------------------------------------------
 
-std::tuple<Tensor, Tensor> greedy_order(at::TensorList similarity) {
-    constexpr const char* op = "greedy_order";
-    int64_t total = 0;
-    for (const Tensor& a : similarity) {
-        TORCH_CHECK_VALUE(a.dim() == 2 && a.size(0) == a.size(1), op,
-                          ": a similarity matrix must be (C, C), got shape ", a.sizes(), ".");
-        TORCH_CHECK_VALUE(a.size(0) >= 1 && a.size(0) <= kGreedyMaxChannels, op,
-                          ": a similarity matrix must have 1 to 65536 channels, got ", a.size(0), ".");
-        TORCH_CHECK_VALUE(a.scalar_type() == at::kFloat, op, ": a similarity matrix must be float32, got ", a.dtype(),
-                          ".");
-        check_same_device(op, similarity[0], a);
-        total += a.size(0);
-    }
-    const auto options = similarity[0].options();
-    Tensor order = at::empty({total}, options.dtype(at::kLong)), value = at::empty({total}, options.dtype(at::kDouble));
-    std::vector<GreedyMatrix> matrices;
-    std::vector<Tensor> held;
-    for (int64_t offset = 0; const Tensor& a : similarity) {
-        held.push_back(a.stride(1) == 1 || a.size(1) == 1 ? a : a.contiguous());
-        const Tensor& m = held.back();
-        matrices.push_back({m.const_data_ptr<float>(), m.size(0), m.stride(0),
-                            order.mutable_data_ptr<int64_t>() + offset, value.mutable_data_ptr<double>() + offset});
-        offset += m.size(0);
-    }
-    GreedyParams p{matrices.data(), static_cast<int64_t>(matrices.size()), cpu_threads(), nullptr};
-    const ItemsOnDevice<GreedyMatrix> items(matrices, order);
-    Tensor workspace;
-    if (order.is_cpu()) {
-        workspace = at::empty({greedy_workspace(p)}, options.dtype(at::kDouble));
-        p.workspace = workspace.mutable_data_ptr<double>();
-    }
-    p.matrices = items.data();
-    launch(op, order, p, greedy_cpu, VSS_CUDA_LAUNCHER(greedy_cuda));
-    return {order, value};
+MaxPoolParams pool_params(const Tensor& input, int64_t height, int64_t width, int64_t pooled_h, int64_t pooled_w) {
+    MaxPoolParams p{};
+    p.input = input.const_data_ptr();
+    p.dtype = dtype_of(input);
+    p.batch = input.size(0), p.channels = input.size(1);
+    p.height = height, p.width = width, p.pooled_h = pooled_h, p.pooled_w = pooled_w;
+    std::copy_n(input.strides().begin(), 4, p.stride);
+    p.threads = cpu_threads();
+    return p;
 }
 
-// map_stats ------------------------------------------------------------------------------------------------------
+void check_map_size(const char* op, int64_t height, int64_t width) {
+    TORCH_CHECK_VALUE(height <= kInt32Max && width <= kInt32Max && height * width <= kInt32Max, op, ": a map of ",
+                      height, "x", width, " is over the int32 range of its indices.");
+}
 
-Tensor map_stats(const Tensor& x, c10::string_view padding) {
-    constexpr const char* op = "map_stats";
+std::tuple<Tensor, Tensor> max_pool_indices(const Tensor& x, int64_t kernel) {
+    constexpr const char* op = "max_pool_indices";
     check_dim(op, "x", "(B, C, H, W)", x, 4);
     check_dtype(op, "x", x);
-    check_int32(op, "x", x);
-    TORCH_CHECK_VALUE(x.size(2) >= 1 && x.size(3) >= 1, op, ": x has no positions, got shape ", x.sizes(), ".");
-    TORCH_CHECK_VALUE(padding == "replicate" || padding == "zeros", op,
-                      ": padding must be 'replicate' or 'zeros', got '", padding, "'.");
-    Tensor stats = at::empty({x.size(0), x.size(1), kMapStats}, x.options().dtype(at::kFloat));
-    if (stats.numel() == 0) return stats;
-    MapStatsParams p{};
-    p.maps = x.const_data_ptr();
-    p.dtype = dtype_of(x);
-    p.batch = x.size(0), p.channels = x.size(1), p.height = x.size(2), p.width = x.size(3);
-    p.stride_n = x.stride(0), p.stride_c = x.stride(1), p.stride_h = x.stride(2), p.stride_w = x.stride(3);
-    p.zero_padding = padding == "zeros";
-    p.stats = stats.mutable_data_ptr<float>();
-    p.threads = cpu_threads();
-    Tensor workspace;
-    if (x.is_cpu()) {
-        workspace = at::empty({map_stats_workspace(p)}, stats.options());
-        p.workspace = workspace.mutable_data_ptr<float>();
+    TORCH_CHECK_VALUE(kernel >= 1 && x.size(2) >= kernel && x.size(3) >= kernel, op,
+                      ": kernel must be at least 1 and fit into the map, got ", kernel, " for shape ", x.sizes(), ".");
+    check_map_size(op, x.size(2), x.size(3));
+    const int64_t pooled_h = x.size(2) / kernel, pooled_w = x.size(3) / kernel;
+    Tensor values = at::empty({x.size(0), x.size(1), pooled_h, pooled_w}, x.options());
+    Tensor indices = at::empty(values.sizes(), x.options().dtype(at::kInt));
+    if (values.numel() == 0) return {values, indices};
+    MaxPoolParams p = pool_params(x, x.size(2), x.size(3), pooled_h, pooled_w);
+    p.kernel = kernel;
+    p.output = values.mutable_data_ptr();
+    p.indices = indices.mutable_data_ptr<int32_t>();
+    launch(op, x, p, max_pool_cpu, VSS_CUDA_LAUNCHER(max_pool_cuda));
+    return {values, indices};
+}
+
+Tensor max_unpool(const Tensor& values, const Tensor& indices, at::IntArrayRef size) {
+    constexpr const char* op = "max_unpool";
+    check_dim(op, "values", "(B, C, h, w)", values, 4);
+    check_dtype(op, "values", values);
+    TORCH_CHECK_VALUE(indices.sizes() == values.sizes() && indices.scalar_type() == at::kInt, op,
+                      ": indices must be int32 of shape ", values.sizes(), ", got ", indices.dtype(), " of shape ",
+                      indices.sizes(), ".");
+    check_same_device(op, values, indices);
+    TORCH_CHECK_VALUE(size.size() == 2 && size[0] >= 1 && size[1] >= 1, op,
+                      ": size must be two positive integers (H, W), got ", size, ".");
+    check_map_size(op, size[0], size[1]);
+    Tensor output = at::zeros({values.size(0), values.size(1), size[0], size[1]}, values.options());
+    if (values.numel() == 0) return output;
+    const Tensor kept = indices.contiguous();
+    Tensor bad = at::zeros({1}, kept.options());
+    MaxPoolParams p = pool_params(values, size[0], size[1], values.size(2), values.size(3));
+    p.output = output.mutable_data_ptr();
+    p.indices = const_cast<int32_t*>(kept.const_data_ptr<int32_t>());
+    p.bad_index = bad.mutable_data_ptr<int32_t>();
+    launch(op, values, p, max_unpool_cpu, VSS_CUDA_LAUNCHER(max_unpool_cuda));
+    if (values.is_cpu()) {
+        TORCH_CHECK_VALUE(*p.bad_index == 0, op, ": an index is outside a map of ", size[0], "x", size[1], ".");
     }
-    launch(op, x, p, map_stats_cpu, VSS_CUDA_LAUNCHER(map_stats_cuda));
-    return stats;
+    return output;
 }
 
 void register_ops(torch::Library& library) {
+    library.impl("max_pool_indices", max_pool_indices);
+    library.impl("max_unpool", max_unpool);
     library.impl("seg_argmax", seg_argmax);
-    library.impl("greedy_order", greedy_order);
-    library.impl("map_stats", map_stats);
 }
 
 }  // namespace

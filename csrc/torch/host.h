@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
 #ifdef VSS_WITH_CUDA
@@ -24,6 +25,8 @@ namespace vss {
 
 using at::Tensor;
 
+constexpr int64_t kInt32Max = std::numeric_limits<int32_t>::max();
+
 inline bool is_half_or_float(const Tensor& t) {
     const auto type = t.scalar_type();
     return type == at::kFloat || type == at::kHalf || type == at::kBFloat16;
@@ -40,7 +43,7 @@ inline void check_dim(const char* op, const char* name, const char* layout, cons
 
 inline void check_int32(const char* op, const char* name, const Tensor& t) {
     for (const int64_t size : t.sizes()) {
-        TORCH_CHECK_VALUE(size <= std::numeric_limits<int32_t>::max(), op, ": ", name, " of shape ", t.sizes(),
+        TORCH_CHECK_VALUE(size <= kInt32Max, op, ": ", name, " of shape ", t.sizes(),
                           " has a side over the int32 range.");
     }
 }

@@ -128,7 +128,135 @@ MAP_STATS = (
     _stats("bfloat16 channels_last", 2, 18, 16, 17, dtype=torch.bfloat16, layout="channels_last"),
 )
 
-ALL: tuple[Case, ...] = GREEDY_ORDER + MAP_STATS + SEG_ARGMAX
+
+def _gram(name: str, *shape: int, norms: bool = True, means: bool = False, bench: bool = False,
+          **options: Any) -> Case:  # fmt: skip
+    def inputs() -> Args:
+        x, channels = normal(*shape, **options), shape[1]
+        divisors = x.float().abs().sum((2, 3)) + 1e-5 if norms else None
+        return torch.eye(channels), x, divisors, normal(channels, seed=1) if means else None
+
+    return Case("gram_accumulate", name, inputs, bench)
+
+
+GRAM = (
+    _gram("64 x 90x120", 8, 64, 90, 120, bench=True),
+    _gram("256 x 45x60", 8, 256, 45, 60, bench=True),
+    _gram("1024 x 45x60", 8, 1024, 45, 60, bench=True),
+    _gram("1024 x 45x60 channels_last", 8, 1024, 45, 60, bench=True, layout="channels_last"),
+    _gram("7 x 3x5", 2, 7, 3, 5),
+    _gram("33 x 1x17", 2, 33, 1, 17),
+    _gram("one position", 3, 40, 1, 1),
+    _gram("one channel", 2, 1, 9, 9),
+    _gram("no norms", 2, 34, 6, 7, norms=False),
+    _gram("means", 2, 34, 20, 21, norms=False, means=True),
+    _gram("both", 2, 65, 20, 21, means=True),
+    _gram("empty batch", 0, 5, 3, 3),
+    _gram("channels_last", 2, 37, 18, 19, layout="channels_last"),
+    _gram("strided", 2, 37, 8, 9, layout="strided"),
+    _gram("transposed", 2, 37, 8, 9, layout="transposed"),
+    _gram("float16", 2, 37, 8, 9, dtype=torch.float16, norms=False),
+    _gram("bfloat16 channels_last", 2, 37, 8, 9, dtype=torch.bfloat16, layout="channels_last"),
+)
+
+
+def deeplab_weights() -> list[tuple[int, ...]]:
+    """Weight shapes of the 62 convolutions of deeplabv3_resnet50 (12 classes, auxiliary head)."""
+    shapes: list[tuple[int, ...]] = [(64, 3, 7, 7)]
+    width = 64
+    for planes, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for block in range(blocks):
+            shapes += [(planes, width, 1, 1), (planes, planes, 3, 3), (4 * planes, planes, 1, 1)]
+            shapes += [(4 * planes, width, 1, 1)] if block == 0 else []
+            width = 4 * planes
+    shapes += [(256, 2048, 1, 1), *[(256, 2048, 3, 3)] * 3, (256, 2048, 1, 1), (256, 1280, 1, 1), (256, 256, 3, 3)]
+    return [*shapes, (12, 256, 1, 1), (256, 1024, 3, 3), (12, 256, 1, 1)]
+
+
+def _reduce(name: str, mode: str, shapes: list[tuple[int, ...]], dims: list[int], *, bench: bool = False,
+            **options: Any) -> Case:  # fmt: skip
+    def inputs() -> Args:
+        weights = [normal(*shape, seed=i, **options) for i, shape in enumerate(shapes)]
+        grads = [normal(*shape, seed=100 + i, **options) for i, shape in enumerate(shapes)]
+        return weights, grads if "product" in mode else [], dims, mode
+
+    return Case("channel_reduce", name, inputs, bench)
+
+
+_SMALL: list[tuple[int, ...]] = [(5, 3, 3, 3), (1, 7, 1, 1), (33, 17), (9,), (2, 4, 40, 41), (3, 2, 70, 80)]
+_DEEPLAB = deeplab_weights()
+CHANNEL_REDUCE = (
+    _reduce("deeplabv3_resnet50 l1", "l1", _DEEPLAB, [0] * len(_DEEPLAB), bench=True),
+    _reduce("deeplabv3_resnet50 l2", "l2", _DEEPLAB, [0] * len(_DEEPLAB), bench=True),
+    _reduce("deeplabv3_resnet50 inputs l2", "l2", _DEEPLAB, [1] * len(_DEEPLAB), bench=True),
+    _reduce("deeplabv3_resnet50 abs_product", "abs_product", _DEEPLAB, [0] * len(_DEEPLAB), bench=True),
+    *(_reduce(f"small {mode}", mode, _SMALL, [0] * 6) for mode in ("l1", "l2", "product", "abs_product")),
+    _reduce("inputs", "abs_product", _SMALL, [1, 1, 1, 0, 1, 1]),
+    _reduce("long inputs", "l1", [(3, 5, 61, 83), (40, 5000)], [1, 1]),
+    _reduce("last axis", "l2", [(6, 5, 4)], [2]),
+    _reduce("channels_last", "product", [(6, 5, 3, 3), (4, 9, 2, 2)], [0, 1], layout="channels_last"),
+    _reduce("strided", "l1", [(6, 5, 3, 3), (4, 9)], [1, 0], layout="strided"),
+    _reduce("float16", "product", _SMALL, [0] * 6, dtype=torch.float16),
+    _reduce("bfloat16 inputs", "l2", _SMALL[:3], [1] * 3, dtype=torch.bfloat16),
+    _reduce("no elements", "l2", [(3, 0, 2), (0, 4), (2, 2)], [0, 0, 0]),
+)
+
+
+def _moments(name: str, *shape: int, mask: bool = False, bench: bool = False, **options: Any) -> Case:
+    def inputs() -> Args:
+        weights = normal(shape[0], *shape[2:], seed=2).abs() if mask else None
+        return normal(*shape, **options), normal(*shape, seed=1, **options), weights
+
+    return Case("channel_moments", name, inputs, bench)
+
+
+CHANNEL_MOMENTS = (
+    _moments("256 maps of 90x120", 8, 256, 90, 120, bench=True),
+    _moments("256 maps of 90x120 masked", 8, 256, 90, 120, mask=True, bench=True),
+    _moments("odd", 2, 7, 13, 19),
+    _moments("odd, mask", 2, 7, 13, 19, mask=True),
+    _moments("one position", 3, 5, 1, 1, mask=True),
+    _moments("no position", 3, 5, 0, 4),
+    _moments("empty batch", 0, 3, 4, 5),
+    _moments("channels_last", 2, 37, 9, 11, mask=True, layout="channels_last"),
+    _moments("strided", 2, 5, 8, 9, layout="strided"),
+    _moments("transposed", 2, 5, 8, 9, mask=True, layout="transposed"),
+    _moments("float16", 2, 18, 16, 17, dtype=torch.float16),
+    _moments("bfloat16 channels_last", 2, 18, 16, 17, mask=True, dtype=torch.bfloat16, layout="channels_last"),
+)
+
+
+def _pool(name: str, *shape: int, kernel: int = 2, bench: bool = False, **options: Any) -> Case:
+    return Case("max_pool_indices", name, lambda: (normal(*shape, **options), kernel), bench)
+
+
+def _unpool(name: str, *shape: int, kernel: int = 2, bench: bool = False, **options: Any) -> Case:
+    def inputs() -> Args:
+        x = normal(*shape, **options)
+        values, indices = torch.nn.functional.max_pool2d(x, kernel, return_indices=True)
+        return arrange(values, options.get("layout", "contiguous")), indices.int(), shape[2:]
+
+    return Case("max_unpool", name, inputs, bench)
+
+
+_POOLED: tuple[tuple[str, tuple[int, ...], dict[str, Any]], ...] = (
+    ("segnet", (4, 64, 360, 480), {"bench": True}),
+    ("odd", (2, 3, 13, 17), {}),
+    ("kernel 3", (2, 3, 13, 17), {"kernel": 3}),
+    ("kernel 1", (1, 2, 3, 4), {"kernel": 1}),
+    ("one window", (1, 2, 2, 2), {}),
+    ("empty batch", (0, 3, 4, 6), {}),
+    ("channels_last", (2, 20, 8, 10), {"layout": "channels_last"}),
+    ("strided", (2, 3, 8, 10), {"layout": "strided"}),
+    ("float16", (2, 3, 8, 10), {"dtype": torch.float16}),
+    ("bfloat16", (2, 3, 8, 10), {"dtype": torch.bfloat16}),
+)
+MAX_POOL = tuple(_pool(name, *shape, **options) for name, shape, options in _POOLED)
+MAX_UNPOOL = tuple(_unpool(name, *shape, **options) for name, shape, options in _POOLED)
+
+ALL: tuple[Case, ...] = (
+    CHANNEL_MOMENTS + CHANNEL_REDUCE + GRAM + GREEDY_ORDER + MAP_STATS + MAX_POOL + MAX_UNPOOL + SEG_ARGMAX
+)
 
 
 def of(op: str) -> list[Case]:

@@ -19,20 +19,37 @@ from torch import Tensor
 from vss.ops import reference
 
 __all__ = [
+    "MOMENTS",
     "NAMES",
     "STATS",
     "build_info",
+    "channel_moments",
+    "channel_reduce",
+    "gram",
+    "gram_accumulate",
     "greedy_order",
     "greedy_orders",
     "load_error",
     "map_stats",
+    "max_pool_indices",
+    "max_unpool",
     "reference",
     "seg_argmax",
     "status",
 ]
 
-NAMES = ("greedy_order", "map_stats", "seg_argmax")
+NAMES = (
+    "channel_moments",
+    "channel_reduce",
+    "gram_accumulate",
+    "greedy_order",
+    "map_stats",
+    "max_pool_indices",
+    "max_unpool",
+    "seg_argmax",
+)
 STATS = reference.STATS
+MOMENTS = reference.MOMENTS
 
 
 def _load() -> tuple[dict[str, Any] | None, str | None]:
@@ -115,3 +132,86 @@ def map_stats(x: Tensor, *, padding: str = "replicate") -> Tensor:
     within a row (CPU) or a thread's strip (CUDA) and float64 beyond. NaN and infinity propagate.
     """
     return torch.ops.vss.map_stats(x, padding)
+
+
+def gram_accumulate(total: Tensor, x: Tensor, *, norms: Tensor | None = None, means: Tensor | None = None) -> None:
+    """Add the Gram matrix of feature maps to `total`, in place: total += sum over b of Y_b Y_b^T.
+
+    total: (C, C) float32, contiguous; symmetric before and after
+    x: (B, C, H, W) float32, float16 or bfloat16, any strides
+    norms: (B, C) float32, what every map is divided by; nothing is added to it, so it must not hold 0
+    means: (C,) float32, subtracted before: with channel means over all images the result serves Pearson correlation
+
+    Y_b[c, p] = (x[b, c, p] - means[c]) / norms[b, c], float32 products and sums. Only one triangle is computed, and
+    neither a copy of x nor a matrix per image exists.
+    """
+    torch.ops.vss.gram_accumulate(total, x, norms, means)
+
+
+def gram(x: Tensor, *, norms: Tensor | None = None, means: Tensor | None = None) -> Tensor:
+    """`gram_accumulate` into a new matrix: (C, C) float32."""
+    channels = x.shape[1] if x.dim() > 1 else 0
+    total = torch.zeros(channels, channels, dtype=torch.float32, device=x.device)
+    gram_accumulate(total, x, norms=norms, means=means)
+    return total
+
+
+def channel_reduce(
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor] = (),
+    *,
+    mode: str,
+    dims: Sequence[int] | None = None,
+) -> list[Tensor]:
+    """Per-channel sums over the weights of all layers of a model, in one call (one launch on CUDA).
+
+    weights: any shapes, one dtype of float32, float16, bfloat16; memory that is not contiguous is copied first
+    grads: like weights, for the modes that need them
+    mode: "l1" sum |w|, "l2" sqrt(sum w^2), "product" sum w*g, "abs_product" sum |w*g|
+    dims: channel axis of every weight, 0 by default (1: input channels of a convolution, outputs of a transposed one)
+    returns: per weight (channels,) float32
+    """
+    weights = [w.detach() for w in weights]
+    if not weights:
+        return []
+    dims = [0] * len(weights) if dims is None else list(dims)
+    sums = torch.ops.vss.channel_reduce(weights, [g.detach() for g in grads], dims, mode)
+    return list(sums.split([w.shape[dim] for w, dim in zip(weights, dims, strict=True)]))
+
+
+def channel_moments(activation: Tensor, gradient: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Sums of activation times gradient over every feature map, in one read of both.
+
+    activation, gradient: (B, C, H, W) float32, float16 or bfloat16, one dtype, any strides each
+    mask: (B, H, W) float32 weights of positions, 1 everywhere by default
+    returns: (B, C, 4) float32, columns `MOMENTS`: sums of a*g*m, |a*g|*m, |a|*m, g*m
+
+    The signed sum is the Taylor gate of a channel, |a*g| under a defect mask is C2, and the sum of gradients with
+    `map_stats` gives FGP. NaN and infinity propagate.
+    """
+    return torch.ops.vss.channel_moments(activation.detach(), gradient.detach(), mask)
+
+
+def max_pool_indices(x: Tensor, kernel: int = 2) -> tuple[Tensor, Tensor]:
+    """Max pooling with window and stride `kernel`, and where each maximum was; differentiable.
+
+    x: (B, C, H, W) float32, float16 or bfloat16, any strides; H and W at least `kernel`, a remainder is left out
+    returns: values (B, C, H // kernel, W // kernel) of the dtype of x; indices int32, y * W + x within a map
+
+    The first maximum in reading order wins, a NaN counts as the largest value: `F.max_pool2d(return_indices=True)` with
+    half its index memory.
+    """
+    values, indices = torch.ops.vss.max_pool_indices(x, kernel)
+    return values, indices
+
+
+def max_unpool(values: Tensor, indices: Tensor, size: Sequence[int]) -> Tensor:
+    """Put pooled values back where they came from, zeros elsewhere; differentiable.
+
+    values: (B, C, h, w) float32, float16 or bfloat16; indices: int32 of the same shape, from `max_pool_indices`
+    size: (H, W) of the maps that were pooled
+    returns: (B, C, H, W) of the dtype of values
+
+    An index outside its map raises on CPU; on CUDA, where that would stop the stream, its value is left out.
+    """
+    return torch.ops.vss.max_unpool(values, indices, size)

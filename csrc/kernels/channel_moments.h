@@ -1,0 +1,41 @@
+// Per-map sums of activation times gradient, under an optional mask of positions, in one read of both.
+#pragma once
+
+#include "common.h"
+
+namespace vss {
+
+// Columns of the result.
+enum ChannelMoment : int { kProductSum, kAbsProductSum, kAbsActivationSum, kGradientSum, kChannelMoments };
+
+struct ChannelMomentsParams {
+    const void* activation;  // (batch, channels, height, width), any strides
+    const void* gradient;    // same sizes and dtype, its own strides
+    DType dtype;
+    int64_t batch, channels, height, width;
+    int64_t stride_a[4], stride_g[4];  // n, c, h, w, in elements
+    const float* mask;                 // (batch, height, width), contiguous, or null: 1
+    float* moments;                    // (batch, channels, kChannelMoments)
+    float* workspace;                  // CPU only: channel_moments_workspace() floats
+    int threads;                       // CPU only: at least 1
+};
+
+int64_t channel_moments_workspace(const ChannelMomentsParams& p);
+
+Status channel_moments_cpu(const ChannelMomentsParams& p);
+Status channel_moments_cuda(const ChannelMomentsParams& p, CUstream_st* stream);
+
+// Sums over one map: of a*g*m, |a*g|*m, |a|*m and g*m.
+template <typename Real>
+struct MomentSums {
+    Real product, abs_product, abs_activation, gradient;
+
+    VSS_HD void store(float* moments) const {
+        moments[kProductSum] = static_cast<float>(product);
+        moments[kAbsProductSum] = static_cast<float>(abs_product);
+        moments[kAbsActivationSum] = static_cast<float>(abs_activation);
+        moments[kGradientSum] = static_cast<float>(gradient);
+    }
+};
+
+}  // namespace vss

@@ -1,0 +1,47 @@
+// Per-channel sums over the weights (and gradients) of all layers of a model, in one call.
+#pragma once
+
+#include "common.h"
+
+namespace vss {
+
+enum class Reduce : int { l1 = 0, l2 = 1, product = 2, abs_product = 3 };
+
+// One tensor seen as (outer, channels, inner), contiguous: inner is everything after the channel axis.
+struct ReduceTensor {
+    const void* weight;
+    const void* grad;  // null where the mode reads weights alone
+    int64_t outer, channels, inner;
+    float* sums;  // (channels)
+};
+
+// A share of the work: channels first..last of one tensor, all of them.
+struct ReduceTask {
+    int32_t tensor;
+    int32_t first, last;
+};
+
+struct WeightReduceParams {
+    const ReduceTensor* tensors;  // host memory for the CPU kernel, device memory for the CUDA kernel
+    const ReduceTask* tasks;      // likewise
+    int64_t task_count;
+    DType dtype;
+    Reduce mode;
+    int threads;  // CPU only: at least 1
+};
+
+constexpr int64_t kReduceChunk = 4096;
+
+// Channels that one task of this tensor takes, so that a run of its elements is at most `chunk` long where channels
+// repeat along `outer`; `chunk` is at most kReduceChunk, smaller for more tasks.
+inline int64_t reduce_channels_per_task(const ReduceTensor& t, int64_t chunk) {
+    const int64_t inner = t.inner > 0 ? t.inner : 1;
+    const int64_t fit = t.outer == 1 ? ceil_div(16 * chunk, inner) : chunk / inner;
+    return fit < 1 ? 1 : (fit < t.channels ? fit : t.channels);
+}
+
+// l1: sum |w|; l2: sqrt(sum w^2); product: sum w*g; abs_product: sum |w*g|.
+Status weight_reduce_cpu(const WeightReduceParams& p);
+Status weight_reduce_cuda(const WeightReduceParams& p, CUstream_st* stream);
+
+}  // namespace vss
