@@ -202,12 +202,12 @@ def parse(kind: type[BaseModel], data: dict[str, Any], *, source: str) -> Any:
 
 
 def _keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
-    """All dotted keys of a section, sub-sections included."""
+    """All dotted keys of a section, sub-sections and what is in them included."""
     keys = []
     for name, field in kind.model_fields.items():
         nested = field.annotation
         if isinstance(nested, type) and issubclass(nested, BaseModel):
-            keys += _keys(nested, f"{prefix}{name}.")
+            keys += [prefix + name, *_keys(nested, f"{prefix}{name}.")]
         else:
             keys.append(prefix + name)
     return keys
