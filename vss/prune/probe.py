@@ -7,6 +7,7 @@ the network in which the same channels are zero; where the two differ, the group
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 
 import torch
@@ -65,8 +66,11 @@ def _fault(model: nn.Module, x: Tensor, groups: list[Group], outputs: Outputs) -
 
 
 def _half(group: Group) -> Tensor:
-    """Half of the units at random, ascending; no prefix, which a reordering could leave in place."""
+    """Half of the units at random, ascending; no prefix, which a reordering could leave in place.
+
+    Every group draws its own half, so that two groups which belong together are seen to differ.
+    """
     units = group.channels // group.unit
-    generator = torch.Generator().manual_seed(group.channels)
+    generator = torch.Generator().manual_seed(zlib.crc32(group.id.encode()))
     chosen = torch.randperm(units, generator=generator)[: max(1, units // 2)].sort().values
     return (chosen[:, None] * group.unit + torch.arange(group.unit)).reshape(-1)
