@@ -1,0 +1,136 @@
+"""Losses against float64 formulas written out pixel by pixel."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax
+
+from vss.losses import SegLoss, distillation
+
+VOID = 255
+
+
+def batch(seed: int = 0, classes: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(2, classes, 5, 6, generator=generator)
+    other = 3 * torch.randn(2, classes, 5, 6, generator=generator)
+    target = torch.randint(classes, (2, 5, 6), generator=generator)
+    target[torch.rand(2, 5, 6, generator=generator) < 0.3] = VOID
+    return logits, other, target
+
+
+def cross_entropy(
+    logits: torch.Tensor, target: torch.Tensor, weights: list[float] | None = None, smoothing: float = 0.0
+) -> float:
+    """Weighted mean over non-void pixels; smoothing spreads its share evenly over the classes."""
+    scores = log_softmax(logits.double().numpy(), axis=1)
+    classes, total, norm = scores.shape[1], 0.0, 0.0
+    weight = weights or [1.0] * classes
+    for n, y, x in np.ndindex(*target.shape):
+        label = int(target[n, y, x])
+        if label == VOID:
+            continue
+        row = scores[n, :, y, x]
+        even = sum(w * r for w, r in zip(weight, row, strict=True)) / classes
+        total -= (1 - smoothing) * weight[label] * row[label] + smoothing * even
+        norm += weight[label]
+    return total / norm
+
+
+@pytest.mark.parametrize("weights", [None, [0.2, 1.0, 3.0, 0.7]])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_by_the_formula(weights: list[float] | None, smoothing: float) -> None:
+    logits, _, target = batch()
+    loss = SegLoss(weights=None if weights is None else torch.tensor(weights), label_smoothing=smoothing)
+    assert float(loss({"out": logits}, target)) == pytest.approx(
+        cross_entropy(logits, target, weights, smoothing), rel=1e-5
+    )
+
+
+def test_heads_add_with_their_weight() -> None:
+    logits, other, target = batch()
+    outputs = {"out": logits, "aux": other, "deep": logits}
+    wanted = 1.25 * cross_entropy(logits, target) + 0.25 * cross_entropy(other, target)
+    assert float(SegLoss(aux_weight=0.25)(outputs, target)) == pytest.approx(wanted, rel=1e-5)
+    only = cross_entropy(logits, target)
+    assert float(SegLoss(aux_weight=0.0)(outputs, target)) == pytest.approx(only, rel=1e-5)
+
+
+def test_void_pixels_get_no_gradient() -> None:
+    logits, _, target = batch()
+    logits.requires_grad_()
+    SegLoss()({"out": logits}, target).backward()
+    void = (target == VOID)[:, None].expand_as(logits)
+    assert not logits.grad[void].any() and logits.grad[~void].abs().min() > 0
+    shifted = torch.where(void, logits + 7, logits)
+    assert torch.equal(SegLoss()({"out": shifted}, target), SegLoss()({"out": logits}, target))
+
+
+def test_another_void_label() -> None:
+    logits, _, target = batch()
+    moved = torch.where(target == VOID, 0, target + 1)  # label 0 is void: classes shift
+    wide = torch.cat([torch.full_like(logits[:, :1], -1e9), logits], dim=1)
+    loss = SegLoss(ignore_index=0)({"out": wide}, moved)
+    assert float(loss) == pytest.approx(cross_entropy(logits, target), rel=1e-5)
+
+
+def test_a_batch_of_void_alone_is_zero_with_zero_gradient() -> None:
+    logits, other, target = batch()
+    logits.requires_grad_()
+    loss = SegLoss()({"out": logits, "aux": other}, torch.full_like(target, VOID))
+    loss.backward()
+    assert float(loss) == 0 and torch.equal(logits.grad, torch.zeros_like(logits))
+    value = distillation(logits, other, torch.full_like(target, VOID), temperature=2.0, ignore_index=VOID)
+    assert float(value) == 0
+
+
+def test_half_precision_logits_are_summed_in_float32() -> None:
+    logits, _, target = batch()
+    loss = SegLoss()({"out": logits.half()}, target)
+    assert loss.dtype == torch.float32
+    assert float(loss) == pytest.approx(cross_entropy(logits.half().float(), target), rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
+def test_distillation_by_the_formula(temperature: float) -> None:
+    student, teacher, target = batch()
+    p = log_softmax(teacher.double().numpy() / temperature, axis=1)
+    q = log_softmax(student.double().numpy() / temperature, axis=1)
+    divergence = (np.exp(p) * (p - q)).sum(axis=1)
+    valid = target.numpy() != VOID
+    wanted = temperature**2 * divergence[valid].mean()
+    value = distillation(student, teacher, target, temperature=temperature, ignore_index=VOID)
+    assert float(value) == pytest.approx(wanted, rel=1e-5)
+    assert wanted > 0.1
+
+
+def test_a_student_that_equals_its_teacher_has_nothing_to_learn() -> None:
+    student, _, target = batch()
+    assert abs(float(distillation(student, student.clone(), target, temperature=2.0, ignore_index=VOID))) < 1e-6
+
+
+def test_the_gradient_keeps_its_size_over_temperatures() -> None:
+    student, teacher, target = batch()
+    sizes = []
+    for temperature in (20.0, 40.0):  # at high temperature T^2 KL tends to a fixed quadratic form
+        x = (0.01 * student).requires_grad_()
+        distillation(x, 0.01 * teacher, target, temperature=temperature, ignore_index=VOID).backward()
+        sizes.append(float(x.grad.norm()))
+    assert math.isclose(sizes[0], sizes[1], rel_tol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_many_pixels_in_half_precision_do_not_overflow_the_mean(dtype: torch.dtype) -> None:
+    # 90,000 pixels: more than float16 can count
+    student = torch.zeros(1, 2, 300, 300, dtype=dtype)
+    teacher = torch.zeros(1, 2, 300, 300, dtype=dtype)
+    teacher[:, 0] = 2
+    target = torch.zeros(1, 300, 300, dtype=torch.int64)
+    p = math.exp(2) / (math.exp(2) + 1)
+    wanted = math.log(2) + p * math.log(p) + (1 - p) * math.log(1 - p)
+    value = distillation(student, teacher, target, temperature=1.0, ignore_index=VOID)
+    assert float(value) == pytest.approx(wanted, rel=1e-4)
