@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from vss.config import Recipe, load_recipe, override, parse
 from vss.errors import VssError
 
-out, err = Console(), Console(stderr=True)
+STREAMS = ((False, sys.stdout), (True, sys.stderr))
+
+# A file or pipe has no width of its own: wide enough there that no table is squeezed.
+out, err = (Console(stderr=stderr, width=None if stream.isatty() else 160) for stderr, stream in STREAMS)
 
 COLUMNS = {
     "name": "network",
     "params_m": "params M",
     "macs_g": "MACs G",
     "miou_pct": "mIoU %",
-    "boundary_iou_pct": "boundary IoU %",
     "latency_ms_p50": "p50 ms",
-    "end_to_end_ms_p50": "end to end ms",
-    "fps": "FPS",
     "speedup": "speed-up",
-    "speedup_per_mac_reduction": "speed-up / MAC reduction",
+    "speedup_per_mac_reduction": "per MAC cut",
     "size_mib": "MiB",
 }
 
@@ -76,10 +78,10 @@ def write_figures(report: Path | None, kind: str, figures: dict[str, Any]) -> No
 
 
 def show_table(rows: list[dict[str, Any]], columns: dict[str, str], title: str = "") -> None:
-    table = Table(title=title or None)
+    table = Table(title=title or None, box=box.SIMPLE_HEAD, padding=(0, 1))
     used = {key: head for key, head in columns.items() if any(row.get(key) is not None for row in rows)}
     for key, head in used.items():
-        table.add_column(head, justify="left" if key == "name" else "right")
+        table.add_column(head, justify="left" if key == "name" else "right", no_wrap=key == "name")
     for row in rows:
         table.add_row(*(show(row.get(key)) for key in used))
     out.print(table)
