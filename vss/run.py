@@ -327,7 +327,7 @@ class _Job:
             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seconds": sum(record["seconds"] for record in self.step.records),
             "command": self.command or None,
-            "protocol": f"{self.project.data.protocol} Reported split: {self.recipe.split}; resolution {size}.",
+            "protocol": f"{self.project.data.protocol.rstrip('.')}. Reported split: {self.recipe.split}; resolution {size}.",
             "environment": environment(),
             "recipe": self.recipe.model_dump(mode="json"),
             "inputs": hashes,
