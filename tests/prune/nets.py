@@ -43,6 +43,14 @@ class Shuffle(nn.Module):
         return x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
+class Swap(nn.Module):
+    """Neighbours change places, which keeping a prefix of the channels would not show."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        return x.view(n, c // 2, 2, h, w).flip(2).reshape(n, c, h, w)
+
+
 class Reorder(nn.Module):
     """A fixed permutation by index."""
 

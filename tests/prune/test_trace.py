@@ -21,6 +21,7 @@ from .nets import (
     Reorder,
     Residual,
     Shuffle,
+    Swap,
     Twice,
 )
 
@@ -141,6 +142,7 @@ def test_bare_conv_head_is_locked() -> None:
     ("middle", "after", "reason"),
     [
         (Shuffle(), 8, "reorders or mixes"),
+        (Swap(), 8, "reorders or mixes"),
         (nn.ChannelShuffle(2), 8, "reorders or mixes"),
         (nn.Softmax(dim=1), 8, "reorders or mixes"),
         (Reorder(), 8, "does not run without some of its channels"),
