@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import platform
 import re
 import statistics
 import subprocess
@@ -32,6 +31,7 @@ from plain import FLOOR, PLAIN  # noqa: E402
 
 import vss  # noqa: E402
 from vss import ops  # noqa: E402
+from vss.environment import environment  # noqa: E402
 from vss.files import write_json  # noqa: E402
 
 LOG = logging.getLogger("bench_ops")
@@ -144,24 +144,11 @@ def measure_memory(case: Case, device: str) -> dict[str, Any]:
     return row
 
 
-def machine(device: str) -> str:
-    """Folder name of this machine: processor or accelerator model, and core count."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists() and (found := re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text())):
-        model = found[1]
-    if device == "cuda":
-        model = torch.cuda.get_device_name()
-    cores = len(re.findall(r"^processor\s*:", cpuinfo.read_text(), re.M)) if cpuinfo.exists() else 1
-    return re.sub(r"[^a-z0-9]+", "-", f"{model} {cores} cores".lower()).strip("-")
-
-
-def environment(device: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    capability = torch.backends.cpu.get_cpu_capability()
-    return {
-        "vss": vss.__version__, "torch": torch.__version__, "python": platform.python_version(),
-        "machine": machine(device), "device": device, "threads": torch.get_num_threads(), "rounds": arguments.rounds,
-        "cpu_capability": capability, "build": ops.build_info(), "status": ops.status(),
+def facts(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The environment of vss.environment, and what concerns the ops."""
+    return environment() | {
+        "device": arguments.device, "threads": torch.get_num_threads(), "rounds": arguments.rounds,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(), "build": ops.build_info(), "status": ops.status(),
     }  # fmt: skip
 
 
@@ -180,8 +167,9 @@ def run(arguments: argparse.Namespace) -> None:
         )  # fmt: skip
     if arguments.write:
         suite = "ops" if arguments.op is None else f"ops-{arguments.op}"
-        path = ROOT / "benchmarks" / "results" / machine(arguments.device) / f"{vss.__version__}--{suite}.json"
-        record = {"kind": "vss.bench_ops", "schema": 1, "environment": environment(arguments.device, arguments)}
+        known = facts(arguments)
+        path = ROOT / "benchmarks" / "results" / known["machine"] / f"{vss.__version__}--{suite}.json"
+        record = {"kind": "vss.bench_ops", "schema": 1, "environment": known}
         LOG.info("written: %s", write_json(path, record | {"rows": rows}))
 
 
