@@ -242,7 +242,7 @@ def export(
         ckpt, save, labels=labels, labels_dtype=labels_dtype, preprocess=preprocess, size=size_of(input_size),
         dynamic_size=dynamic_size, opset=opset,
     )  # fmt: skip
-    show_table(figures["parity"]["rows"], {key: key for key in figures["parity"]["rows"][0]}, "parity with torch")
+    show_table(figures["parity"]["shapes"], {key: key for key in figures["parity"]["shapes"][0]}, "parity with torch")
     out.print(f"{figures['nodes_before']} nodes, {figures['nodes_after']} after clean-up; wrote {save}")
     write_figures(report, "vss.export", figures)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,7 @@ COLUMNS = {
 def recipe_of(name: str | None, overrides: list[str] | None, **flags: Any) -> Any:
     """A recipe from a name, flags (dotted with __) and --set overrides, in that order."""
     pairs = {key.replace("__", "."): value for key, value in flags.items() if value is not None}
-    settings = [
-        f"{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}" for key, value in pairs.items()
-    ]
+    settings = [f"{key}={json.dumps(value)}" for key, value in pairs.items()]  # JSON is YAML on one line
     settings += overrides or []
     if name:
         return load_recipe(name, settings)
