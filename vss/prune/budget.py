@@ -75,6 +75,7 @@ def allowed_counts(group: Group, budget: Budget, rounding: Rounding | None = Non
     wanted = torch.arange(total + 1)
     if rounding is not None:
         wanted = torch.tensor([rounding(total, 1 - count / total) for count in range(total + 1)])
+        wanted = wanted.cummax(dim=0).values  # a rule may dip where it rounds; the walk needs counts that only fall
     distance = (table[None, :] - wanted[:, None]).abs()
     return table[distance.argmin(dim=1)]
 
