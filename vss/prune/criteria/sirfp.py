@@ -1,0 +1,188 @@
+"""Greedy elimination of the most redundant channels by unpooled similarity (SIRFP)."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vss import ops
+from vss.prune.criteria.base import CRITERIA, Criterion, normalized, rank_in_group
+from vss.prune.groups import Group
+from vss.prune.stats import Need, Stats
+
+_log = logging.getLogger(__name__)
+
+
+def redundancy(similarity: Tensor, *, diag: bool = False) -> tuple[Tensor, Tensor]:
+    """Greedy elimination on |similarity|.
+
+    Args:
+        similarity: (C, C), symmetric.
+        diag: count a channel's similarity with itself.
+
+    Returns:
+        order (C,) int64 of removal and v (C,) float64, the sum of a channel's similarities to those left when it went;
+        v does not increase along the order. A tie goes to the lowest channel.
+    """
+    matrix = similarity.abs().float().contiguous()
+    if not diag:
+        matrix = matrix.clone().fill_diagonal_(0)
+    return ops.greedy_order(matrix)
+
+
+def z_score(value: Tensor) -> Tensor:
+    """(C,) deviations from the mean in standard deviations; zeros where all are equal."""
+    deviation = value.std(unbiased=False)
+    centred = value - value.mean()
+    return centred / deviation if deviation > 1e-12 * (value.abs().max() + 1e-300) else torch.zeros_like(value)
+
+
+@CRITERIA.register("sirfp", aliases=["spatial_redundancy"])
+@dataclass(frozen=True, kw_only=True)
+class Sirfp(Criterion):
+    """lam * aux - v, where v is a channel's redundancy when the greedy elimination reaches it.
+
+    With lam = 0 the kept channels are exactly the last survivors of the elimination: the greedy answer to keeping the
+    K channels with the least mutual similarity. With lam > 0 that order is re-ranked once.
+
+    The published form (preset "faithful") reads batch norm outputs member by member, divides maps by their sum of
+    absolutes, counts the diagonal, sums signed products before taking the absolute, and compares raw sums across
+    layers, which then mostly tells how wide and how small a layer's maps are. Preset "faithful_v2" takes the gated
+    gradient in place of edges. The default reads the stream tensor of coupled groups, cosines, no diagonal, and
+    scales v per group.
+
+    Args:
+        site: "mixed" (stream for coupled groups, norm output for others), "stream", "bn_out" or "conv".
+        metric: "cosine", "pearson" or "l1gram".
+        diag: count a channel's similarity with itself.
+        per_image: absolute similarities of single images are averaged, so that opposite signs do not cancel.
+        aux: "edge" (spread of Sobel magnitude), "gated" (|g_gamma| of the right sign), "taylor" (root of the gate
+            Taylor score) or "none".
+        aux_scale: "z" standardises aux inside the group, "none" takes it as it is.
+        lam: weight of aux.
+        lam_head: weight of aux for groups outside the backbone; None takes `lam`.
+        scale: of v: "max" divides by the group's largest, "alive" by the number of others alive at that step, "none".
+        pool: "global" compares scores of all groups; "group" ranks within each group; "backbone_head" ranks within two
+            pools, layers whose name begins with "backbone" and all others, so that each loses the same fraction.
+        ema: decay of moving averages, for statistics recorded during training; None takes means.
+        edge_padding: around maps for Sobel: "replicate", or the "zeros" of the published code.
+        min_positions: groups whose maps have fewer positions are ranked by L1 norm instead; 0 scores them all.
+        batch_norm: "train" uses each batch's own statistics, as the published code does.
+    """
+
+    needs = ("similarity", "texture", "gated_gradient", "gate", "positions")
+    source = "Wu et al., Structural Pruning via Spatial-aware Information Redundancy (SIRFP), AAAI 2025"
+    PRESETS = {  # noqa: RUF012
+        "faithful": {
+            "site": "bn_out", "metric": "l1gram", "diag": True, "aux": "edge", "aux_scale": "none", "lam": 0.4,
+            "lam_head": 0.0, "scale": "none", "pool": "backbone_head", "ema": 0.999, "edge_padding": "zeros",
+            "min_positions": 0, "batch_norm": "train",
+        },
+        "faithful_v2": {
+            "site": "bn_out", "metric": "l1gram", "diag": True, "aux": "gated", "aux_scale": "none", "lam": 0.4,
+            "scale": "none", "pool": "backbone_head", "ema": 0.999, "min_positions": 0, "batch_norm": "train",
+        },
+    }  # fmt: skip
+
+    site: Literal["mixed", "stream", "bn_out", "conv"] = "mixed"
+    metric: Literal["cosine", "pearson", "l1gram"] = "cosine"
+    diag: bool = False
+    per_image: bool = False
+    aux: Literal["edge", "gated", "taylor", "none"] = "edge"
+    aux_scale: Literal["z", "none"] = "z"
+    lam: float = 0.1
+    lam_head: float | None = None
+    scale: Literal["max", "alive", "none"] = "max"
+    pool: Literal["global", "group", "backbone_head"] = "global"
+    ema: float | None = None
+    edge_padding: Literal["replicate", "zeros"] = "replicate"
+    min_positions: int = 16
+    batch_norm: Literal["eval", "train"] = "eval"
+
+    def requests(self) -> tuple[Need, ...]:
+        """Similarity, aux and, where small maps are set apart, map sizes."""
+        needs = [self._similarity()]
+        aux = self._aux()
+        if aux is not None:
+            needs.append(aux)
+        if self.min_positions:
+            needs.append(Need.of("positions", site=self.site))
+        return tuple(needs)
+
+    def batch_norm_mode(self) -> Literal["eval", "train"]:
+        """As the option says."""
+        return self.batch_norm
+
+    def _similarity(self) -> Need:
+        return Need.of("similarity", site=self.site, metric=self.metric, per_image=self.per_image, ema=self.ema)
+
+    def _aux(self) -> Need | None:
+        if self.aux == "edge":
+            relative = self.aux_scale == "z"
+            padding = self.edge_padding
+            return Need.of("texture", site=self.site, padding=padding, relative=relative, ema=self.ema)
+        if self.aux == "gated":
+            return Need.of("gated_gradient", ema=self.ema)
+        return Need("gate") if self.aux == "taylor" else None
+
+    def __call__(self, group: Group, stats: Stats) -> Tensor:
+        """(C,) scores."""
+        if self.min_positions:
+            positions = int(stats.collected(Need.of("positions", site=self.site), group))
+            if positions < self.min_positions:
+                _log.info("%s: maps of %d positions are too small for sirfp; ranked by L1 norm", group.id, positions)
+                return _by_norm(group, stats)
+        order, v = redundancy(stats.collected(self._similarity(), group), diag=self.diag)
+        if not self.diag:
+            v[order[-2:]] = v[order[-2:]].mean()  # the last two are equally redundant, whichever number goes first
+        return self._weight(group) * self._auxiliary(group, stats) - self._scaled(order, v)
+
+    def _scaled(self, order: Tensor, v: Tensor) -> Tensor:
+        if self.scale == "max":
+            return normalized(v, "max")
+        if self.scale == "alive":
+            others = torch.empty_like(v)
+            others[order] = torch.arange(len(v) - 1, -1, -1, dtype=v.dtype, device=v.device)
+            return v / others.clamp(min=1)
+        return v
+
+    def _auxiliary(self, group: Group, stats: Stats) -> Tensor:
+        need = self._aux()
+        if need is None:
+            return torch.zeros(group.channels, dtype=torch.float64)
+        value = stats.collected(need, group)
+        value = value.clamp(min=0).sqrt() if self.aux == "taylor" else value
+        return z_score(value) if self.aux_scale == "z" else value
+
+    def _weight(self, group: Group) -> float:
+        return self.lam if self.lam_head is None or in_backbone(group.id) else self.lam_head
+
+    def compare(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Scores as they are, or ranks within a pool."""
+        if self.pool == "global":
+            return scores
+        if self.pool == "group":
+            return {name: rank_in_group(value) for name, value in scores.items()}
+        pools = [[n for n in scores if in_backbone(n)], [n for n in scores if not in_backbone(n)]]
+        ranked: dict[str, Tensor] = {}
+        for names in pools:
+            if names:
+                joint = rank_in_group(torch.cat([scores[name] for name in names]))
+                parts = joint.split([len(scores[name]) for name in names])
+                ranked.update(zip(names, parts, strict=True))
+        return {name: ranked[name] for name in scores}
+
+
+def in_backbone(layer: str) -> bool:
+    """The published rule for the two pools."""
+    return layer.startswith("backbone")
+
+
+def _by_norm(group: Group, stats: Stats) -> Tensor:
+    """L1 norms mapped to [-1, 0], the range of the other groups' redundancies."""
+    norms = torch.stack([row.abs().sum(dim=1) for row in stats.rows(group)]).sum(dim=0)
+    return normalized(norms, "max") - 1
