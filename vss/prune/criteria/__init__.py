@@ -1,6 +1,17 @@
 """Pruning criteria by name. A new one is one file here, imported below."""
 
-from vss.prune.criteria import dmcp, fgp, fpgm, hw_l1, norm, random, sirfp, slimming, taylor  # noqa: F401  (registers)
+from vss.prune.criteria import (  # noqa: F401  (registers)
+    dmcp,
+    fgp,
+    fn,
+    fpgm,
+    hw_l1,
+    norm,
+    random,
+    sirfp,
+    slimming,
+    taylor,
+)
 from vss.prune.criteria.base import CRITERIA, Criterion, data_needs, make_criterion, score_groups
 
 __all__ = ["CRITERIA", "Criterion", "data_needs", "make_criterion", "score_groups"]
