@@ -67,6 +67,7 @@ class DefectActivity(TapCollector):
         self.background, self.resize, self.positive, self.ignore_index = background, resize, positive, ignore_index
         self.total = {group.id: self.zeros(group.channels) for group in groups}
         self.count = {group.id: self.zeros() for group in groups}
+        self.moved = {group.id: self.zeros() for group in groups}
         self.waiting: dict[tuple[str, int], Tap] = {}
         self.mask = torch.zeros(0)
 
@@ -90,6 +91,7 @@ class DefectActivity(TapCollector):
 
         def arrive(grad: Tensor) -> None:
             self.waiting.pop((group.id, number), None)
+            self.moved[group.id] += tap.maps(grad).abs().amax() > 0
             self._add(group, number, tap.maps(kept * grad) * len(grad))
 
         if x.requires_grad:
@@ -121,7 +123,7 @@ class DefectActivity(TapCollector):
             count, total = sum_over_processes(self.count[group.id]), sum_over_processes(self.total[group.id])
             if count == 0:
                 raise VssError("the calibration set shows no defect; give training images that do, with their masks.")
-            if self.gradients and not total.any():
+            if self.gradients and not sum_over_processes(self.moved[group.id]):
                 raise VssError(
                     f"the gradient at layer {self.taps[group.id][0].module!r} is zero throughout: a gradient "
                     "multiplier of 0, or a loss that does not depend on it; set multipliers to 1 for scoring."
