@@ -1,6 +1,7 @@
 """Pruning criteria by name. A new one is one file here, imported below."""
 
 from vss.prune.criteria import (  # noqa: F401  (registers)
+    corr,
     defect,
     dmcp,
     fgp,
