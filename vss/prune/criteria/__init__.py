@@ -13,6 +13,7 @@ from vss.prune.criteria import (  # noqa: F401  (registers)
     sirfp,
     slimming,
     taylor,
+    taylor_fo,
 )
 from vss.prune.criteria.base import CRITERIA, Criterion, data_needs, make_criterion, score_groups
 
