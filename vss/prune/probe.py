@@ -54,15 +54,22 @@ def _fault(model: nn.Module, x: Tensor, groups: list[Group], outputs: Outputs) -
         groups=tuple(plan_group(group, _half(group)) for group in groups if group.channels > group.unit),
     )
     try:
-        got = outputs(apply_plan(model, plan, check_weights=False), x)
+        small, mask = apply_plan(model, plan, check_weights=False), masked(model, plan)
+        got = outputs(small, x)
     except (VssError, RuntimeError, IndexError) as error:
         return f"the network does not run without some of its channels ({str(error).splitlines()[0]})"
-    for a, b in zip(outputs(masked(model, plan), x), got, strict=True):
-        if not torch.isfinite(a).all():
-            raise VssError("the network gives NaN or infinite outputs on a random image; check its weights.")
-        if a.shape != b.shape or float((a - b).abs().max()) > TOLERANCE * float(a.abs().max()):
-            return "removing its channels is not the same as zeroing them: the network reorders or mixes them"
-    return None
+    wanted = outputs(mask, x)
+    if not all(torch.isfinite(value).all() for value in wanted):
+        raise VssError("the network gives NaN or infinite outputs on a random image; check its weights.")
+    # what is left in float64 is no rounding, which grows in deep networks and moves the indices of pooled maxima
+    if _equal(wanted, got) or _equal(outputs(mask.double(), x.double()), outputs(small.double(), x.double())):
+        return None
+    return "removing its channels is not the same as zeroing them: the network reorders or mixes them"
+
+
+def _equal(wanted: list[Tensor], got: list[Tensor]) -> bool:
+    pairs = zip(wanted, got, strict=True)
+    return all(a.shape == b.shape and float((a - b).abs().max()) <= TOLERANCE * float(a.abs().max()) for a, b in pairs)
 
 
 def _half(group: Group) -> Tensor:

@@ -170,9 +170,7 @@ def _declared_links(tp_groups: list[Any], graph: Any, model: nn.Module) -> Itera
         for pair in getattr(module, "ties", ()):
             numbers = [owner[modules[name]] for name in _full_names(pair, prefix, modules) if modules[name] in owner]
             if len(numbers) < 2:
-                raise VssError(
-                    f"ties {tuple(pair)} of {prefix or type(model).__name__}: a layer there has no channels."
-                )
+                raise VssError(f"ties {tuple(pair)}: one of these layers has no channels that the network uses.")
             yield Link(numbers[0], numbers[1])
 
 
