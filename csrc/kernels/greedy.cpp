@@ -1,5 +1,5 @@
-// CPU: the running sums live in the workspace, minus infinity for removed channels. Each step is one pass that
-// subtracts a row and finds the new maximum, then a search for its first position.
+// CPU: the running sums live in the workspace, minus infinity for removed channels. The first sums take the lower
+// triangle alone; each step is one pass that subtracts a row and keeps the maximum of every block of sums.
 #include "greedy.h"
 
 #include <limits>
@@ -9,11 +9,14 @@ namespace {
 
 constexpr int kLanes = 16;
 
-// sums[i] -= row[i]; returns the largest new sum. `sums` and `row` hold finite numbers or, for the removed, -infinity.
-VSS_CLONES double subtract_and_max(double* __restrict sums, const float* __restrict row, int64_t count) {
-    constexpr double kLowest = -std::numeric_limits<double>::infinity();
+constexpr int64_t kBlock = 64;  // sums that share a kept maximum
+constexpr double kRemoved = -std::numeric_limits<double>::infinity();
+
+// The largest of up to kBlock sums after sums[i] -= row[i]. They are finite or, for the removed, -infinity.
+inline __attribute__((always_inline)) double subtract_block(double* __restrict sums, const float* __restrict row,
+                                                            int64_t count) {
     double best[kLanes];
-    for (int j = 0; j < kLanes; ++j) best[j] = kLowest;
+    for (int j = 0; j < kLanes; ++j) best[j] = kRemoved;
     int64_t i = 0;
     for (; i + kLanes <= count; i += kLanes) {
         for (int j = 0; j < kLanes; ++j) {
@@ -30,43 +33,59 @@ VSS_CLONES double subtract_and_max(double* __restrict sums, const float* __restr
     return best[0];
 }
 
-VSS_CLONES double sum_row(const float* row, int64_t count) {
-    double lanes[kLanes] = {};
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) {
-        for (int j = 0; j < kLanes; ++j) lanes[j] += static_cast<double>(row[i + j]);
+// sums -= row, and the maximum of every block; a block of which nothing is left is passed over.
+VSS_CLONES void subtract(double* __restrict sums, const float* __restrict row, int64_t count,
+                         double* __restrict maxima) {
+    for (int64_t first = 0, b = 0; first < count; first += kBlock, ++b) {
+        if (maxima[b] == kRemoved) continue;
+        const int64_t length = count - first < kBlock ? count - first : kBlock;
+        maxima[b] = subtract_block(sums + first, row + first, length);
     }
-    double total = 0.0;
-    for (int j = 0; j < kLanes; ++j) total += lanes[j];
-    for (; i < count; ++i) total += static_cast<double>(row[i]);
-    return total;
 }
 
-// In chunks of a fixed length, so that a chunk is compared at vector width before its first match is looked for.
-VSS_CLONES int64_t find_first(const double* sums, double wanted, int64_t count) {
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) {
-        int64_t matches = 0;
-        for (int j = 0; j < kLanes; ++j) matches += sums[i + j] == wanted ? 1 : 0;
-        if (matches > 0) break;
+// Adds row i of the lower triangle to the sums of both channels of every pair.
+VSS_CLONES void add_triangle_row(double* __restrict sums, const float* __restrict row, int64_t i) {
+    double lanes[kLanes] = {};
+    int64_t j = 0;
+    for (; j + kLanes <= i; j += kLanes) {
+        for (int l = 0; l < kLanes; ++l) {
+            const auto value = static_cast<double>(row[j + l]);
+            sums[j + l] += value;
+            lanes[l] += value;
+        }
     }
-    for (; i < count; ++i) {
-        if (sums[i] == wanted) return i;
+    double total = static_cast<double>(row[i]);
+    for (; j < i; ++j) {
+        sums[j] += static_cast<double>(row[j]);
+        total += static_cast<double>(row[j]);
     }
-    return -1;
+    for (int l = 0; l < kLanes; ++l) total += lanes[l];
+    sums[i] = total;
+}
+
+// The first position of the largest sum: the first block that has it, then the first within.
+int64_t first_largest(const double* sums, const double* maxima, int64_t count) {
+    int64_t block = 0;
+    for (int64_t b = 1; b * kBlock < count; ++b) block = maxima[b] > maxima[block] ? b : block;
+    int64_t i = block * kBlock;
+    while (sums[i] != maxima[block]) ++i;
+    return i;
 }
 
 // All similarities are finite, so every sum is, and minus infinity marks the removed.
-void eliminate_finite(const GreedyMatrix& m, double* sums) {
+void eliminate_finite(const GreedyMatrix& m, double* sums, double* maxima) {
     const int64_t count = m.channels;
-    double best = -std::numeric_limits<double>::infinity();
-    for (int64_t i = 0; i < count; ++i) best = sums[i] > best ? sums[i] : best;
+    for (int64_t b = 0; b * kBlock < count; ++b) {
+        maxima[b] = sums[b * kBlock];
+        const int64_t last = (b + 1) * kBlock < count ? (b + 1) * kBlock : count;
+        for (int64_t i = b * kBlock; i < last; ++i) maxima[b] = sums[i] > maxima[b] ? sums[i] : maxima[b];
+    }
     for (int64_t step = 0; step < count; ++step) {
-        const int64_t k = find_first(sums, best, count);
+        const int64_t k = first_largest(sums, maxima, count);
         m.order[step] = k;
-        m.value[k] = best;
-        sums[k] = -std::numeric_limits<double>::infinity();
-        best = subtract_and_max(sums, m.similarity + k * m.stride_row, count);
+        m.value[k] = sums[k];
+        sums[k] = kRemoved;
+        subtract(sums, m.similarity + k * m.stride_row, count, maxima);
     }
 }
 
@@ -89,13 +108,11 @@ void eliminate_special(const GreedyMatrix& m, double* sums, uint8_t* alive) {
 }
 
 void eliminate(const GreedyMatrix& m, double* sums) {
+    for (int64_t i = 0; i < m.channels; ++i) add_triangle_row(sums, m.similarity + i * m.stride_row, i);
     bool finite = true;
-    for (int64_t i = 0; i < m.channels; ++i) {
-        sums[i] = sum_row(m.similarity + i * m.stride_row, m.channels);
-        finite = finite && sums[i] - sums[i] == 0.0;
-    }
-    auto* alive = reinterpret_cast<uint8_t*>(sums + m.channels);
-    finite ? eliminate_finite(m, sums) : eliminate_special(m, sums, alive);
+    for (int64_t i = 0; i < m.channels; ++i) finite = finite && sums[i] - sums[i] == 0.0;
+    double* rest = sums + m.channels;
+    finite ? eliminate_finite(m, sums, rest) : eliminate_special(m, sums, reinterpret_cast<uint8_t*>(rest));
 }
 
 }  // namespace
