@@ -1,13 +1,11 @@
 // CUDA: lanes run along the contiguous axis of the activation: a block per map (lanes are positions), or a block per 32
 // channels (lanes are channels, warps share out positions) for channels_last. Sums beyond a thread are double.
-#include "channel_moments.h"
+#include "channel_moments_tile.h"
 #include "common.cuh"
 
 namespace vss {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
 constexpr int64_t kMaxBlocks = 2147483647;
 
 using Sums = MomentSums<float>;
@@ -15,37 +13,21 @@ using Sums = MomentSums<float>;
 template <typename T>
 __device__ __forceinline__ void add(const ChannelMomentsParams& p, const T* a, const T* g, int64_t n, int64_t c,
                                     int64_t position, Sums& sums) {
-    const int64_t y = position / p.width, x = position % p.width;
     const float weight = p.mask ? load(p.mask + n * p.height * p.width + position) : 1.0f;
-    const float value = load(a + n * p.stride_a[0] + c * p.stride_a[1] + y * p.stride_a[2] + x * p.stride_a[3]);
-    const float slope = load(g + n * p.stride_g[0] + c * p.stride_g[1] + y * p.stride_g[2] + x * p.stride_g[3]);
-    const float both = value * slope;
-    sums.product += both * weight;
-    sums.abs_product += fabsf(both) * weight;
-    sums.abs_activation += fabsf(value) * weight;
-    sums.gradient += slope * weight;
-}
-
-__device__ __forceinline__ MomentSums<double> total(const Sums* parts, int count, int pitch) {
-    MomentSums<double> sum{};
-    for (int i = 0; i < count; ++i) {
-        const Sums& part = parts[i * pitch];
-        sum.product += part.product, sum.abs_product += part.abs_product;
-        sum.abs_activation += part.abs_activation, sum.gradient += part.gradient;
-    }
-    return sum;
+    const float value = load(a + moment_offset(p.stride_a, n, c, position, p.width));
+    add_moment(sums, value, load(g + moment_offset(p.stride_g, n, c, position, p.width)), weight);
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) position_lanes(ChannelMomentsParams p, const T* a, const T* g) {
+__global__ void __launch_bounds__(kMomentThreads) position_lanes(ChannelMomentsParams p, const T* a, const T* g) {
     const int64_t n = blockIdx.x / p.channels, c = blockIdx.x % p.channels;
     Sums sums{};
-    for (int64_t at = threadIdx.x; at < p.height * p.width; at += kThreads) add(p, a, g, n, c, at, sums);
-    __shared__ Sums parts[kThreads];
+    for (int64_t at = threadIdx.x; at < p.height * p.width; at += kMomentThreads) add(p, a, g, n, c, at, sums);
+    __shared__ Sums parts[kMomentThreads];
     parts[threadIdx.x] = sums;
     __syncthreads();
     if (threadIdx.x >= 32) return;
-    MomentSums<double> sum = total(parts + threadIdx.x, kWarps, 32);
+    MomentSums<double> sum = lane_total(parts, static_cast<int>(threadIdx.x));
     for (int step = 16; step > 0; step /= 2) {
         sum.product += __shfl_down_sync(0xffffffffu, sum.product, step);
         sum.abs_product += __shfl_down_sync(0xffffffffu, sum.abs_product, step);
@@ -56,19 +38,19 @@ __global__ void __launch_bounds__(kThreads) position_lanes(ChannelMomentsParams 
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) channel_lanes(ChannelMomentsParams p, const T* a, const T* g) {
+__global__ void __launch_bounds__(kMomentThreads) channel_lanes(ChannelMomentsParams p, const T* a, const T* g) {
     const int64_t groups = ceil_div(p.channels, 32), n = blockIdx.x / groups;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int64_t c = blockIdx.x % groups * 32 + lane;
     Sums sums{};
     if (c < p.channels) {
-        for (int64_t at = warp; at < p.height * p.width; at += kWarps) add(p, a, g, n, c, at, sums);
+        for (int64_t at = warp; at < p.height * p.width; at += kMomentWarps) add(p, a, g, n, c, at, sums);
     }
-    __shared__ Sums parts[kThreads];
+    __shared__ Sums parts[kMomentThreads];
     parts[threadIdx.x] = sums;
     __syncthreads();
     if (warp > 0 || c >= p.channels) return;
-    total(parts + lane, kWarps, 32).store(p.moments + (n * p.channels + c) * kChannelMoments);
+    lane_total(parts, lane).store(p.moments + (n * p.channels + c) * kChannelMoments);
 }
 
 }  // namespace
@@ -78,11 +60,11 @@ Status channel_moments_cuda(const ChannelMomentsParams& p, CUstream_st* stream) 
     if (p.batch * p.channels == 0) return Status::ok;
     visit_dtype(p.activation, p.dtype, [&](auto* a) {
         const auto* g = static_cast<decltype(a)>(p.gradient);
-        if (p.stride_a[1] < p.stride_a[3] && p.channels >= 16) {
+        if (moments_by_channel(p)) {
             const auto blocks = static_cast<unsigned>(p.batch * ceil_div(p.channels, 32));
-            channel_lanes<<<blocks, kThreads, 0, stream>>>(p, a, g);
+            channel_lanes<<<blocks, kMomentThreads, 0, stream>>>(p, a, g);
         } else {
-            position_lanes<<<static_cast<unsigned>(p.batch * p.channels), kThreads, 0, stream>>>(p, a, g);
+            position_lanes<<<static_cast<unsigned>(p.batch * p.channels), kMomentThreads, 0, stream>>>(p, a, g);
         }
     });
     return launch_status();

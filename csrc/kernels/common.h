@@ -17,6 +17,13 @@
 #define VSS_HD inline
 #endif
 
+// Before a VSS_HD template that calls what it is given, which in kernels is device code alone.
+#if defined(__CUDACC__)
+#define VSS_CALLS_EITHER _Pragma("nv_exec_check_disable")
+#else
+#define VSS_CALLS_EITHER
+#endif
+
 // One binary for every x86-64: the loader picks the widest vector version of a function marked VSS_CLONES at start-up.
 // Needs ifunc (glibc); elsewhere the compiler's baseline is used. The marked function must not be a template.
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__CUDACC__)

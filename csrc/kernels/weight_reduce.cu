@@ -2,13 +2,11 @@
 // memory order and add into per-channel sums: a block takes one channel (reduced in registers) or, where channels are
 // short and repeat along the outer axis, one thread per element of the run.
 #include "common.cuh"
-#include "weight_reduce.h"
+#include "weight_reduce_tile.h"
 
 namespace vss {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
 constexpr int64_t kMaxBlocks = 2147483647;
 
 __device__ __forceinline__ float term(Reduce mode, float weight, float grad) {
@@ -47,11 +45,11 @@ template <typename T>
 __device__ __forceinline__ void by_channel(const ReduceTensor& t, const ReduceTask& task, Reduce mode) {
     const Elements<T> element(t, mode);
     const int lane = threadIdx.x % 32;
-    for (int64_t c = task.first + threadIdx.x / 32; c < task.last; c += kWarps) {
+    for (int64_t c = task.first + threadIdx.x / 32; c < task.last; c += kReduceWarps) {
         double sum = 0.0;
         for (int64_t o = 0; o < t.outer; ++o) {
             float part = 0.0f;
-            const int64_t start = (o * t.channels + c) * t.inner;
+            const int64_t start = reduce_start(t, o, c);
             for (int64_t i = lane; i < t.inner; i += 32) part += element(start + i);
             sum += part;
         }
@@ -64,14 +62,14 @@ __device__ __forceinline__ void by_channel(const ReduceTensor& t, const ReduceTa
 template <typename T>
 __device__ __forceinline__ void by_element(const ReduceTensor& t, const ReduceTask& task, Reduce mode, float* sums) {
     const Elements<T> element(t, mode);
-    const int64_t count = (task.last - task.first) * t.inner, start = task.first * t.inner;
-    for (int64_t i = threadIdx.x; i < count; i += kThreads) {
+    const int64_t count = reduce_run(t, task);
+    for (int64_t i = threadIdx.x; i < count; i += kReduceThreads) {
         float sum = 0.0f;
-        for (int64_t o = 0; o < t.outer; ++o) sum += element(o * t.channels * t.inner + start + i);
+        for (int64_t o = 0; o < t.outer; ++o) sum += element(reduce_start(t, o, task.first) + i);
         sums[i] = sum;
     }
     __syncthreads();
-    for (int64_t c = task.first + threadIdx.x; c < task.last; c += kThreads) {
+    for (int64_t c = task.first + threadIdx.x; c < task.last; c += kReduceThreads) {
         double sum = 0.0;
         for (int64_t i = 0; i < t.inner; ++i) sum += sums[(c - task.first) * t.inner + i];
         store(t, mode, c, sum);
@@ -79,11 +77,11 @@ __device__ __forceinline__ void by_element(const ReduceTensor& t, const ReduceTa
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) reduce(WeightReduceParams p) {
+__global__ void __launch_bounds__(kReduceThreads) reduce(WeightReduceParams p) {
     __shared__ float sums[kReduceChunk];
     const ReduceTask task = p.tasks[blockIdx.x];
     const ReduceTensor t = p.tensors[task.tensor];
-    if (t.outer > 1 && (task.last - task.first) * t.inner <= kReduceChunk) {
+    if (reduce_by_element(t, task)) {
         by_element<T>(t, task, p.mode, sums);
     } else {
         by_channel<T>(t, task, p.mode);
@@ -97,7 +95,7 @@ Status weight_reduce_cuda(const WeightReduceParams& p, CUstream_st* stream) {
     if (p.task_count == 0) return Status::ok;
     visit_dtype(nullptr, p.dtype, [&](auto* typed) {
         using T = std::decay_t<decltype(*typed)>;
-        reduce<T><<<static_cast<unsigned>(p.task_count), kThreads, 0, stream>>>(p);
+        reduce<T><<<static_cast<unsigned>(p.task_count), kReduceThreads, 0, stream>>>(p);
     });
     return launch_status();
 }
