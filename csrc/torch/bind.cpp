@@ -63,8 +63,7 @@ void check_map_size(const char* op, int64_t height, int64_t width) {
 
 std::tuple<Tensor, Tensor> max_pool_indices(const Tensor& x, int64_t kernel) {
     constexpr const char* op = "max_pool_indices";
-    check_dim(op, "x", "(B, C, H, W)", x, 4);
-    check_dtype(op, "x", x);
+    check_maps(op, "x", "(B, C, H, W)", x);
     TORCH_CHECK_VALUE(kernel >= 1 && x.size(2) >= kernel && x.size(3) >= kernel, op,
                       ": kernel must be at least 1 and fit into the map, got ", kernel, " for shape ", x.sizes(), ".");
     check_map_size(op, x.size(2), x.size(3));
@@ -82,8 +81,7 @@ std::tuple<Tensor, Tensor> max_pool_indices(const Tensor& x, int64_t kernel) {
 
 Tensor max_unpool(const Tensor& values, const Tensor& indices, at::IntArrayRef size) {
     constexpr const char* op = "max_unpool";
-    check_dim(op, "values", "(B, C, h, w)", values, 4);
-    check_dtype(op, "values", values);
+    check_maps(op, "values", "(B, C, h, w)", values);
     TORCH_CHECK_VALUE(indices.sizes() == values.sizes() && indices.scalar_type() == at::kInt, op,
                       ": indices must be int32 of shape ", values.sizes(), ", got ", indices.dtype(), " of shape ",
                       indices.sizes(), ".");

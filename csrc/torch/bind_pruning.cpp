@@ -25,9 +25,7 @@ void check_extra(const char* op, const char* name, const std::optional<Tensor>& 
 
 Tensor map_stats(const Tensor& x, c10::string_view padding) {
     constexpr const char* op = "map_stats";
-    check_dim(op, "x", "(B, C, H, W)", x, 4);
-    check_dtype(op, "x", x);
-    check_int32(op, "x", x);
+    check_maps(op, "x", "(B, C, H, W)", x);
     TORCH_CHECK_VALUE(x.size(2) >= 1 && x.size(3) >= 1, op, ": x has no positions, got shape ", x.sizes(), ".");
     TORCH_CHECK_VALUE(padding == "replicate" || padding == "zeros", op,
                       ": padding must be 'replicate' or 'zeros', got '", padding, "'.");
@@ -54,9 +52,7 @@ Tensor map_stats(const Tensor& x, c10::string_view padding) {
 
 Tensor channel_moments(const Tensor& activation, const Tensor& gradient, const std::optional<Tensor>& mask) {
     constexpr const char* op = "channel_moments";
-    check_dim(op, "activation", "(B, C, H, W)", activation, 4);
-    check_dtype(op, "activation", activation);
-    check_int32(op, "activation", activation);
+    check_maps(op, "activation", "(B, C, H, W)", activation);
     TORCH_CHECK_VALUE(gradient.sizes() == activation.sizes() && gradient.dtype() == activation.dtype(), op,
                       ": gradient must match activation, got ", gradient.dtype(), " of shape ", gradient.sizes(),
                       " for ", activation.dtype(), " of shape ", activation.sizes(), ".");
@@ -92,11 +88,8 @@ Tensor channel_moments(const Tensor& activation, const Tensor& gradient, const s
 void gram_accumulate(Tensor& total, const Tensor& x, const std::optional<Tensor>& norms,
                      const std::optional<Tensor>& means) {
     constexpr const char* op = "gram_accumulate";
-    check_dim(op, "x", "(B, C, H, W)", x, 4);
-    check_dtype(op, "x", x);
-    check_int32(op, "x", x);
+    check_maps(op, "x", "(B, C, H, W)", x);
     const int64_t channels = x.size(1);
-    TORCH_CHECK_VALUE(channels >= 1, op, ": x has no channels, got shape ", x.sizes(), ".");
     TORCH_CHECK_VALUE(total.sizes() == at::IntArrayRef({channels, channels}) && total.scalar_type() == at::kFloat &&
                           total.is_contiguous(),
                       op, ": total must be a contiguous float32 matrix of shape [", channels, ", ", channels, "], got ",
@@ -130,6 +123,7 @@ void gram_accumulate(Tensor& total, const Tensor& x, const std::optional<Tensor>
 std::tuple<Tensor, Tensor> greedy_order(at::TensorList similarity) {
     constexpr const char* op = "greedy_order";
     int64_t total = 0;
+    TORCH_CHECK_VALUE(!similarity.empty(), op, ": at least one similarity matrix is needed, got none.");
     for (const Tensor& a : similarity) {
         TORCH_CHECK_VALUE(a.dim() == 2 && a.size(0) == a.size(1), op,
                           ": a similarity matrix must be (C, C), got shape ", a.sizes(), ".");
@@ -179,13 +173,17 @@ void check_channel_reduce(const char* op, at::TensorList weights, at::TensorList
                       " weights and ", dims.size(), " dims.");
     TORCH_CHECK_VALUE(grads.size() == (needs_grads ? weights.size() : 0), op, ": the mode needs ",
                       needs_grads ? weights.size() : 0, " gradients, got ", grads.size(), ".");
+    TORCH_CHECK_VALUE(!weights.empty(), op, ": at least one weight is needed, got none.");
     for (size_t i = 0; i < weights.size(); ++i) {
         const Tensor& w = weights[i];
         check_dtype(op, "a weight", w);
+        check_int32(op, "a weight", w);
         TORCH_CHECK_VALUE(w.dtype() == weights[0].dtype(), op, ": all weights must have one dtype, got ",
                           weights[0].dtype(), " and ", w.dtype(), ".");
         check_same_device(op, weights[0], w);
         TORCH_CHECK_VALUE(dims[i] >= 0 && dims[i] < w.dim(), op, ": dim ", dims[i], " is outside a weight of shape ",
+                          w.sizes(), ".");
+        TORCH_CHECK_VALUE(w.size(dims[i]) >= 1, op, ": a weight has no channels along dim ", dims[i], ", got shape ",
                           w.sizes(), ".");
         if (!needs_grads) continue;
         TORCH_CHECK_VALUE(grads[i].sizes() == w.sizes() && grads[i].dtype() == w.dtype(), op,

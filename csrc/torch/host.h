@@ -48,6 +48,14 @@ inline void check_int32(const char* op, const char* name, const Tensor& t) {
     }
 }
 
+// Maps (B, C, H, W) of a known dtype, with at least one channel and sides in the int32 range.
+inline void check_maps(const char* op, const char* name, const char* layout, const Tensor& t) {
+    check_dim(op, name, layout, t, 4);
+    check_dtype(op, name, t);
+    check_int32(op, name, t);
+    TORCH_CHECK_VALUE(t.size(1) >= 1, op, ": ", name, " has no channels, got shape ", t.sizes(), ".");
+}
+
 inline DType dtype_of(const Tensor& t) {
     return t.scalar_type() == at::kFloat ? DType::f32 : t.scalar_type() == at::kHalf ? DType::f16 : DType::bf16;
 }

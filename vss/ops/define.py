@@ -40,6 +40,22 @@ def check_dim(op: str, name: str, layout: str, x: Tensor, dim: int) -> None:
     check(x.dim() == dim, f"{op}: {name} must be {layout}, got shape {list(x.shape)}.")
 
 
+def check_int32(op: str, name: str, x: Tensor) -> None:
+    """Sides that are known, that is no symbols of a trace, are in the range of the kernels' indices."""
+    check(
+        all(side <= INT32_MAX for side in x.shape if isinstance(side, int)),
+        f"{op}: {name} of shape {list(x.shape)} has a side over the int32 range.",
+    )
+
+
+def check_maps(op: str, name: str, layout: str, x: Tensor) -> None:
+    """Maps (B, C, H, W) of a known dtype, with at least one channel and sides in the int32 range."""
+    check_dim(op, name, layout, x, 4)
+    check_float(op, name, x)
+    check_int32(op, name, x)
+    check(x.shape[1] >= 1, f"{op}: {name} has no channels, got shape {list(x.shape)}.")
+
+
 def check_same_device(op: str, first: Tensor, other: Tensor) -> None:
     check(
         first.device == other.device,

@@ -13,7 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vss.ops.define import INT32_MAX, LIBRARY, check, check_dim, check_float, check_same_device, define
+from vss.ops.define import (
+    INT32_MAX,
+    LIBRARY,
+    check,
+    check_dim,
+    check_float,
+    check_int32,
+    check_maps,
+    check_same_device,
+    define,
+)
 from vss.ops.reference_pruning import (
     MOMENTS,
     REDUCTIONS,
@@ -48,6 +58,7 @@ def _check_seg_argmax(logits: Tensor, size: Sequence[int]) -> None:
     op = "seg_argmax"
     check_dim(op, "logits", "(N, K, h, w)", logits, 4)
     check_float(op, "logits", logits)
+    check_int32(op, "logits", logits)
     classes = logits.shape[1]
     check(
         1 <= classes <= MAX_CLASSES,
@@ -91,8 +102,7 @@ def _check_map_size(op: str, height: int, width: int) -> None:
 
 def _check_max_pool(x: Tensor, kernel: int) -> None:
     op = "max_pool_indices"
-    check_dim(op, "x", "(B, C, H, W)", x, 4)
-    check_float(op, "x", x)
+    check_maps(op, "x", "(B, C, H, W)", x)
     check(
         kernel >= 1 and x.shape[2] >= kernel and x.shape[3] >= kernel,
         f"{op}: kernel must be at least 1 and fit into the map, got {kernel} for shape {list(x.shape)}.",
@@ -115,8 +125,7 @@ def _max_pool_fake(x: Tensor, kernel: int = 2) -> tuple[Tensor, Tensor]:
 
 def _check_max_unpool(values: Tensor, indices: Tensor, size: Sequence[int]) -> None:
     op = "max_unpool"
-    check_dim(op, "values", "(B, C, h, w)", values, 4)
-    check_float(op, "values", values)
+    check_maps(op, "values", "(B, C, h, w)", values)
     check(
         indices.shape == values.shape and indices.dtype == torch.int32,
         f"{op}: indices must be int32 of shape {list(values.shape)}, "

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vss.ops.define import check, check_dim, check_extra, check_float, check_same_device, define
+from vss.ops.define import check, check_extra, check_float, check_int32, check_maps, check_same_device, define
 
 # greedy_order ---------------------------------------------------------------------------------------------------------
 
@@ -17,6 +17,7 @@ MAX_CHANNELS = 65536
 
 def _check_greedy_order(similarity: Sequence[Tensor]) -> None:
     op = "greedy_order"
+    check(len(similarity) > 0, f"{op}: at least one similarity matrix is needed, got none.")
     for a in similarity:
         shape = list(a.shape)
         check(
@@ -66,8 +67,7 @@ _SOBEL = ((-0.5, 0.0, 0.5), (-1.0, 0.0, 1.0), (-0.5, 0.0, 0.5))
 
 def _check_map_stats(x: Tensor, padding: str) -> None:
     op = "map_stats"
-    check_dim(op, "x", "(B, C, H, W)", x, 4)
-    check_float(op, "x", x)
+    check_maps(op, "x", "(B, C, H, W)", x)
     check(x.shape[2] >= 1 and x.shape[3] >= 1, f"{op}: x has no positions, got shape {list(x.shape)}.")
     check(padding in ("replicate", "zeros"), f"{op}: padding must be 'replicate' or 'zeros', got {padding!r}.")
 
@@ -114,10 +114,8 @@ define("map_stats(Tensor x, str padding='replicate') -> Tensor", map_stats, _map
 
 def _check_gram(total: Tensor, x: Tensor, norms: Tensor | None, means: Tensor | None) -> None:
     op = "gram_accumulate"
-    check_dim(op, "x", "(B, C, H, W)", x, 4)
-    check_float(op, "x", x)
+    check_maps(op, "x", "(B, C, H, W)", x)
     batch, channels = x.shape[:2]
-    check(channels >= 1, f"{op}: x has no channels, got shape {list(x.shape)}.")
     check(
         tuple(total.shape) == (channels, channels) and total.dtype == torch.float32 and total.is_contiguous(),
         f"{op}: total must be a contiguous float32 matrix of shape {[channels, channels]}, "
@@ -171,14 +169,17 @@ def _check_channel_reduce(weights: Sequence[Tensor], grads: Sequence[Tensor], di
     )
     needed = len(weights) if "product" in mode else 0
     check(len(grads) == needed, f"{op}: the mode needs {needed} gradients, got {len(grads)}.")
+    check(len(weights) > 0, f"{op}: at least one weight is needed, got none.")
     for w, dim in zip(weights, dims, strict=True):
         check_float(op, "a weight", w)
+        check_int32(op, "a weight", w)
         check(
             w.dtype == weights[0].dtype,
             f"{op}: all weights must have one dtype, got {weights[0].dtype} and {w.dtype}.",
         )
         check_same_device(op, weights[0], w)
         check(0 <= dim < w.dim(), f"{op}: dim {dim} is outside a weight of shape {list(w.shape)}.")
+        check(w.shape[dim] >= 1, f"{op}: a weight has no channels along dim {dim}, got shape {list(w.shape)}.")
     for w, g in zip(weights, grads, strict=False):
         check(
             g.shape == w.shape and g.dtype == w.dtype,
@@ -220,8 +221,7 @@ MOMENTS = ("product_sum", "abs_product_sum", "abs_activation_sum", "gradient_sum
 
 def _check_channel_moments(activation: Tensor, gradient: Tensor, mask: Tensor | None) -> None:
     op = "channel_moments"
-    check_dim(op, "activation", "(B, C, H, W)", activation, 4)
-    check_float(op, "activation", activation)
+    check_maps(op, "activation", "(B, C, H, W)", activation)
     check(
         gradient.shape == activation.shape and gradient.dtype == activation.dtype,
         f"{op}: gradient must match activation, got {gradient.dtype} of shape {list(gradient.shape)} "
