@@ -1,7 +1,7 @@
 """Who may import whom, and how long a file may get: read from the source, without exceptions.
 
 Layer 0: errors, files, registry, config, report, page ...   1: ops, losses, metrics   2: data, models, prune
-3: train, evaluate, deploy   4: checkpoint, run, sweep, doctor, cli and its helpers
+3: train, evaluate, deploy   4: checkpoint, search, run, sweep, doctor, cli and its helpers
 A module imports lower layers and its own package. Layer 2 and 3 modules do not import their neighbours; layer 3 reaches
 layer 2 only at `vss.data.transforms`. Imports under TYPE_CHECKING are for types and free.
 """
@@ -21,7 +21,10 @@ LAYERS = (
     ("ops", "losses", "metrics", "_C"),
     ("data", "models", "prune"),
     ("train", "evaluate", "deploy"),
-    ("checkpoint", "steps", "pictures", "run", "runner", "sweep", "doctor", "command", "console", "cli"),
+    (
+        *("checkpoint", "steps", "pictures", "run", "runner", "search", "sweep", "doctor", "quality", "command"),
+        *("console", "cli", "cli_data", "cli_methods"),
+    ),
 )
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 NEIGHBOURS_ALLOWED = {0, 1, 4}

@@ -1,4 +1,4 @@
-"""The command line: `vss train prune finetune evaluate export build bench report run data methods doctor`.
+"""The command line: `vss train prune finetune evaluate export build bench report run data methods quality doctor`.
 
 Every command builds a recipe from its flags and calls a function of `vss.steps` or `vss.run`. Bad input ends in one
 sentence and exit code 2, a failed gate in exit code 1.
@@ -18,8 +18,22 @@ import typer
 import yaml
 from rich.logging import RichHandler
 
+from vss.cli_data import data_app
+from vss.cli_methods import methods_app
 from vss.console import (
     COLUMNS,
+    Batch,
+    Ckpt,
+    Data,
+    Epochs,
+    RecipeName,
+    ReportFile,
+    Root,
+    Save,
+    Seed,
+    Set,
+    Size,
+    Split,
     budget_of,
     err,
     options_of,
@@ -34,22 +48,10 @@ from vss.errors import GateFailed, VssError
 from vss.registry import load_plugin
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-data_app = typer.Typer(no_args_is_help=True, help="Check a data set, or generate one.")
 app.add_typer(data_app, name="data")
+app.add_typer(methods_app)
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-Set = Annotated[list[str] | None, typer.Option("--set", help="a.b=value, any key of the recipe", metavar="KEY=VALUE")]
-Data = Annotated[str | None, typer.Option("--dataset", help="camvid, cityscapes, ksdd2, masks")]
-Root = Annotated[str | None, typer.Option("--data-root", help="folder of the data set")]
-Save = Annotated[Path, typer.Option("--save", help="folder or file to write")]
-Ckpt = Annotated[Path, typer.Option("--ckpt", help="a .safetensors checkpoint")]
-Size = Annotated[str | None, typer.Option("--input-size", help="H,W", metavar="H,W")]
-RecipeName = Annotated[str | None, typer.Option("--recipe", help="start from this recipe")]
-Epochs = Annotated[int | None, typer.Option("--epochs")]
-Batch = Annotated[int | None, typer.Option("--batch-size")]
-Seed = Annotated[int | None, typer.Option("--seed")]
-ReportFile = Annotated[Path | None, typer.Option("--report", help="write the figures as JSON")]
-Split = Annotated[str, typer.Option("--split", help="train, val or test")]
 
 
 def main() -> None:
@@ -118,8 +120,12 @@ def train(
 
 @app.command()
 def prune(
-    ckpt: Ckpt,
+    ckpt: Annotated[Path | None, typer.Option(help="a .safetensors checkpoint")] = None,
+    model: Annotated[str | None, typer.Option(help="in place of --ckpt: name of a network, with --weights")] = None,
+    weights: Annotated[Path | None, typer.Option(help="state dict of --model, .safetensors, .pt or .pth")] = None,
+    input_size: Size = None,
     method: Annotated[str, typer.Option(help="a criterion: vss methods")] = "taylor",
+    preset: Annotated[str | None, typer.Option(help="named options of the criterion: vss methods")] = None,
     option: Annotated[list[str] | None, typer.Option(help="name=value, an option of the criterion")] = None,
     global_ratio: Annotated[float | None, typer.Option(help="remove this fraction of all channels")] = None,
     local_ratio: Annotated[float | None, typer.Option(help="remove this fraction of every group")] = None,
@@ -137,16 +143,15 @@ def prune(
     dry_run: Annotated[bool, typer.Option(help="print widths and locked layers, write nothing")] = False,
 ) -> None:
     """Score channels on training images, cut the network, prove the cut; writes plan.json and pruned.safetensors."""
-    from vss import checkpoint, steps
+    from vss import command, steps
 
     budget = budget_of(global_ratio, local_ratio, macs, params) | {"align": align, "floor": floor}
-    section = {
-        "criterion": method, "options": options_of(option) or {}, "budget": budget, "steps": iterative,
-        "batches": batches,
-    }  # fmt: skip
+    options = ({"preset": preset} if preset else {}) | (options_of(option) or {})
+    section = {"criterion": method, "options": options, "budget": budget, "steps": iterative, "batches": batches}
     job = recipe_of(None, overrides, prune=section, seed=seed)
-    project = steps.project_of(ckpt, data_root=data_root, dataset=dataset, recipe=job)
-    net = checkpoint.load(ckpt)
+    project, net = command.network_to_prune(
+        job, ckpt, model, weights, dataset=dataset, data_root=data_root, size=size_of(input_size)
+    )
     if dry_run:
         plan = steps.plan_once(project, net, job.prune, steps.Budget.make(**job.prune.budget.model_dump()))
         figures = steps.describe(plan) | {"locked": steps.locked(project, net)}
@@ -326,61 +331,6 @@ def _final(folder: Path) -> None:
     from vss.report import read_report
 
     show_table(read_report(folder / "report.json")["rows"], COLUMNS)
-
-
-@app.command()
-def methods() -> None:
-    """List pruning criteria: what they need and where they come from."""
-    from vss.prune import CRITERIA
-
-    rows = [
-        {"name": name, "aliases": ", ".join(CRITERIA.aliases(name)), "needs": ", ".join(CRITERIA[name].needs) or
-         "weights", "source": CRITERIA[name].source}
-        for name in CRITERIA.names()
-    ]  # fmt: skip
-    show_table(rows, {"name": "criterion", "aliases": "also", "needs": "needs", "source": "source"})
-
-
-@data_app.command("check")
-def data_check(
-    root: Path,
-    dataset: Data = None,
-    report: ReportFile = None,
-    near: Annotated[bool, typer.Option(help="also look for near duplicates")] = False,
-) -> None:
-    """Count, match, measure and read every image and mask of a data set."""
-    from vss.data.check import check
-
-    figures = check(root, dataset, near=near)
-    for split, facts in figures["splits"].items():
-        out.print(f"{split}: {facts['pairs']} pairs, sizes {facts['sizes']}", highlight=False)
-        rows = [{"name": name, **row} for name, row in facts["classes"].items()]
-        show_table(rows, {"name": "class", "pixels_pct": "pixels %", "images": "images"})
-    for warning in figures["warnings"]:
-        out.print(f"[yellow]warning:[/] {warning}", highlight=False)
-    for problem in figures["problems"]:
-        out.print(f"[red]problem:[/] {problem}", highlight=False)
-    write_figures(report, "vss.data_check", figures)
-    if not figures["ok"]:
-        raise VssError(f"{root} has {len(figures['problems'])} problems; mend them before training.")
-    out.print(f"[green]ok[/]: {figures['dataset']}")
-
-
-@data_app.command("make")
-def data_make(
-    kind: Annotated[str, typer.Argument(help="street (CamVid layout) or defects (KSDD2 layout)")],
-    root: Path,
-    seed: Annotated[int, typer.Option()] = 0,
-) -> None:
-    """Generate a data set from a seed."""
-    from vss.data import write_defects, write_street
-    from vss.errors import unknown
-
-    makers = {"street": write_street, "defects": write_defects}
-    if kind not in makers:
-        raise unknown("generated data set", kind, makers)
-    makers[kind](root, seed=seed)
-    out.print(f"wrote {root}")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""What `vss evaluate`, `vss export` and `vss bench` do: any mix of checkpoints and engines, from their files alone."""
+"""What commands of `vss` do with files: any mix of checkpoints, foreign weights and engines, from files alone."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from vss import checkpoint, steps
+from vss import checkpoint, models, steps
 from vss.config import Recipe
 from vss.data import Preprocess
 from vss.deploy import BACKENDS, Session, bench, export, gate
@@ -16,6 +17,59 @@ from vss.errors import VssError
 from vss.evaluate import Predictor, engine_predictor, torch_predictor
 from vss.prune import count
 from vss.run import available
+
+
+def network_to_prune(
+    recipe: Recipe,
+    ckpt: Path | None,
+    model: str | None,
+    weights: Path | None,
+    *,
+    dataset: str | None,
+    data_root: str | None,
+    size: list[int] | None,
+) -> tuple[steps.Project, nn.Module]:
+    """A checkpoint, or the state dict of a named network that something else has trained, with its data opened.
+
+    Args:
+        recipe: what to do; `model.options` are those of the named network.
+        ckpt: a checkpoint, or None.
+        model: name of a network, with `weights`.
+        weights: flat state dict under that network's own keys.
+        dataset, data_root: where the recipe or the checkpoint does not say.
+        size: (H, W) of images, of a named network alone; a checkpoint knows its own.
+    """
+    if ckpt is not None and model is None and weights is None and size is None:
+        project = steps.project_of(ckpt, data_root=data_root, dataset=dataset, recipe=recipe)
+        return project, checkpoint.load(ckpt)
+    if ckpt is not None or model is None or weights is None:
+        raise VssError("give --ckpt alone, or --model and --weights (and --input-size), to say what is to be pruned.")
+    data = {"dataset": dataset, "root": data_root, "size": size}
+    named = {"model": recipe.model.model_dump() | {"name": model}}
+    given = {key: value for key, value in data.items() if value is not None}
+    recipe = Recipe.model_validate(recipe.model_dump() | named | {"data": recipe.data.model_dump() | given})
+    project = steps.Project.open(recipe)
+    net = project.build_model()
+    load_foreign(net, weights)
+    return project, net
+
+
+def load_foreign(net: nn.Module, path: Path) -> None:
+    """Load a whole state dict; a key too many, too few or of another shape is refused by name."""
+    state, own = models.read_state_dict(path), net.state_dict()
+    faults = [f"has no {name}" for name in own if name not in state]
+    faults += [f"has {name}, which the network does not" for name in state if name not in own]
+    faults += [
+        f"has {name} of {tuple(state[name].shape)} and the network of {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if faults:
+        more = f" and differs in {len(faults) - 1} more places" if len(faults) > 1 else ""
+        raise VssError(
+            f"{path} does not fit the network: it {faults[0]}{more}; check --model, its options and classes."
+        )
+    net.load_state_dict(state)
 
 
 def evaluate(

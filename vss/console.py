@@ -1,12 +1,13 @@
-"""What the commands share: recipes from flags, tables, figures as JSON, progress lines."""
+"""What the commands share: flags, recipes from flags, tables, figures as JSON, progress lines."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 import yaml
 from rich import box
 from rich.console import Console
@@ -19,6 +20,19 @@ STREAMS = ((False, sys.stdout), (True, sys.stderr))
 
 # A file or pipe has no width of its own: wide enough there that no table is squeezed.
 out, err = (Console(stderr=stderr, width=None if stream.isatty() else 160) for stderr, stream in STREAMS)
+
+Set = Annotated[list[str] | None, typer.Option("--set", help="a.b=value, any key of the recipe", metavar="KEY=VALUE")]
+Data = Annotated[str | None, typer.Option("--dataset", help="camvid, cityscapes, ksdd2, masks")]
+Root = Annotated[str | None, typer.Option("--data-root", help="folder of the data set")]
+Save = Annotated[Path, typer.Option("--save", help="folder or file to write")]
+Ckpt = Annotated[Path, typer.Option("--ckpt", help="a .safetensors checkpoint")]
+Size = Annotated[str | None, typer.Option("--input-size", help="H,W", metavar="H,W")]
+RecipeName = Annotated[str | None, typer.Option("--recipe", help="start from this recipe")]
+Epochs = Annotated[int | None, typer.Option("--epochs")]
+Batch = Annotated[int | None, typer.Option("--batch-size")]
+Seed = Annotated[int | None, typer.Option("--seed")]
+ReportFile = Annotated[Path | None, typer.Option("--report", help="write the figures as JSON")]
+Split = Annotated[str, typer.Option("--split", help="train, val or test")]
 
 COLUMNS = {
     "name": "network",

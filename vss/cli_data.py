@@ -1,0 +1,55 @@
+"""`vss data check` and `vss data make`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vss.console import Data, ReportFile, out, show_table, write_figures
+from vss.errors import VssError
+
+data_app = typer.Typer(no_args_is_help=True, help="Check a data set, or generate one.")
+
+
+@data_app.command("check")
+def data_check(
+    root: Path,
+    dataset: Data = None,
+    report: ReportFile = None,
+    near: Annotated[bool, typer.Option(help="also look for near duplicates")] = False,
+) -> None:
+    """Count, match, measure and read every image and mask of a data set."""
+    from vss.data.check import check
+
+    figures = check(root, dataset, near=near)
+    for split, facts in figures["splits"].items():
+        out.print(f"{split}: {facts['pairs']} pairs, sizes {facts['sizes']}", highlight=False)
+        rows = [{"name": name, **row} for name, row in facts["classes"].items()]
+        show_table(rows, {"name": "class", "pixels_pct": "pixels %", "images": "images"})
+    for warning in figures["warnings"]:
+        out.print(f"[yellow]warning:[/] {warning}", highlight=False)
+    for problem in figures["problems"]:
+        out.print(f"[red]problem:[/] {problem}", highlight=False)
+    write_figures(report, "vss.data_check", figures)
+    if not figures["ok"]:
+        raise VssError(f"{root} has {len(figures['problems'])} problems; mend them before training.")
+    out.print(f"[green]ok[/]: {figures['dataset']}")
+
+
+@data_app.command("make")
+def data_make(
+    kind: Annotated[str, typer.Argument(help="street (CamVid layout) or defects (KSDD2 layout)")],
+    root: Path,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Generate a data set from a seed."""
+    from vss.data import write_defects, write_street
+    from vss.errors import unknown
+
+    makers = {"street": write_street, "defects": write_defects}
+    if kind not in makers:
+        raise unknown("generated data set", kind, makers)
+    makers[kind](root, seed=seed)
+    out.print(f"wrote {root}")
