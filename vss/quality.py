@@ -32,7 +32,7 @@ def method_rows() -> list[dict[str, str]]:
             "aliases": ", ".join(CRITERIA.aliases(name)),
             "needs": data_needs(make_criterion(name)),
             "sparse_phase": "yes" if kind.sparse_phase else "",
-            "ranking": kind.ranking,
+            "ranking": kind.native_ranking,
             "presets": ", ".join(kind.PRESETS),
             "source": kind.source,
         })  # fmt: skip

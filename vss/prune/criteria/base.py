@@ -32,8 +32,8 @@ class Criterion:
             as `vss.prune.stats.Need` where they have options.
         normalize: what makes scores of different groups comparable in a global ranking: "none"; division by the
             group's "mean", "max" or "l2" norm; or the "rank" within the group, in (0, 1].
-        ranking: how the publication ranks: within each layer ("local"), over all layers together ("global"), within
-            parts of the network ("pools"), or at searched widths ("widths"). A budget's scope decides here.
+        native_ranking: how the publication ranks: within each layer ("local"), over all layers together ("global"),
+            within parts of the network ("pools"), or at searched widths ("widths"). A budget's scope decides here.
         source: the paper.
         PRESETS: named sets of options; "faithful" repeats the published code, defects included.
         sparse_phase: the method assumes a training phase that drives unimportant channels to zero; without it the
@@ -42,7 +42,7 @@ class Criterion:
 
     needs: ClassVar[tuple[str | Need, ...]] = ()
     normalize: ClassVar[Normalize] = "none"
-    ranking: ClassVar[Ranking] = "local"
+    native_ranking: ClassVar[Ranking] = "local"
     source: ClassVar[str] = ""
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     sparse_phase: ClassVar[bool] = False

@@ -31,7 +31,7 @@ class Dmcp(Criterion):
         widths: group id -> kept channels, from the search.
     """
 
-    ranking = "widths"
+    native_ranking = "widths"
     source = "Guo et al., DMCP: Differentiable Markov Channel Pruning for Neural Networks, CVPR 2020"
     sparse_phase = True
 

@@ -28,7 +28,7 @@ class Fn(Criterion):
     """
 
     needs = ("feature_norm_std",)
-    ranking = "global"
+    native_ranking = "global"
     source = "KSDD2 pruning study, baseline FN"
     PRESETS = {"faithful": {"effective": False, "reduce": "max"}}  # noqa: RUF012
     sparse_phase = True

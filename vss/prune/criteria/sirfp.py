@@ -75,7 +75,7 @@ class Sirfp(Criterion):
     """
 
     needs = ("similarity", "texture", "gated_gradient", "gate", "positions")
-    ranking = "pools"
+    native_ranking = "pools"
     source = "Wu et al., Structural Pruning via Spatial-aware Information Redundancy (SIRFP), AAAI 2025"
     PRESETS = {  # noqa: RUF012
         "faithful": {

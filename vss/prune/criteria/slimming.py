@@ -32,7 +32,7 @@ class Slimming(Criterion):
         reduce: over coupled norm layers; "max" keeps a channel that any member needs, as masks that are united do.
     """
 
-    ranking = "global"
+    native_ranking = "global"
     source = "Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017"
     PRESETS = {"faithful": {"reduce": "max"}}  # noqa: RUF012
     sparse_phase = True

@@ -35,7 +35,7 @@ class Taylor(Criterion):
     """
 
     needs = ("gate", "gate_examples", "weight_gradient")
-    ranking = "global"
+    native_ranking = "global"
     source = "Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019"
     PRESETS = {"faithful": {"divide_by_members": True, "batch_norm": "train"}}  # noqa: RUF012
 
