@@ -23,6 +23,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -45,12 +46,15 @@ from vss.prune import (  # noqa: E402
     CostModel,
     Groups,
     apply_plan,
+    dmcp,
     find_groups,
     make_criterion,
     make_plan,
     recalibrate_bn,
     verify,
 )
+from vss.prune.criteria import score_groups  # noqa: E402
+from vss.prune.stats import Stats  # noqa: E402
 
 LOG = logging.getLogger("matrix")
 METHODS = (
@@ -66,9 +70,14 @@ CLASSES = 4
 BATCHES, BATCH_SIZE = 2, 3
 MACS_TOLERANCE = 0.02
 KIND, SCHEMA, CHECKS = "vss.matrix", 1, 1  # CHECKS goes up when a cell proves something else
-SOURCES = ("prune/*.py", "prune/stats/*.py", "prune/criteria/base.py", "models/base.py", "models/blocks.py",
-           "models/backbones.py", "deploy/export.py", "deploy/graph.py", "deploy/parity.py", "deploy/surgeon.py",
-           "checkpoint.py")  # fmt: skip
+SOURCES = (
+    *(f"prune/{name}.py" for name in ("apply", "budget", "cost", "groups", "make", "plan", "probe", "ties", "trace")),
+    *(f"models/{name}.py" for name in ("base", "blocks", "backbones", "pooling", "torchvision_seg")),
+    *(f"deploy/{name}.py" for name in ("export", "graph", "parity", "surgeon")),
+    "prune/criteria/base.py",
+    "checkpoint.py",
+)
+SEARCH_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -152,18 +161,25 @@ def may_be_silent(method: str, net: nn.Module) -> bool:
     return method == "fn" and not any(isinstance(module, FeatureNorm) for module in net.modules())
 
 
-def options_of(method: str, groups: Groups) -> dict[str, Any]:
-    """Options that a method cannot do without: the widths that DMCP's chain expects before its first step."""
-    if method != "dmcp":
-        return {}
-    return {"widths": {group.id: expected_width(group.channels) for group in groups}}
-
-
-def expected_width(channels: int, *, tenths: int = 9, keep: float = 0.9526) -> int:
-    """Expected width of a chain of `tenths` groups of a tenth of the channels each, kept with one probability."""
-    size = channels // (tenths + 1)
-    chain = sum(keep**k for k in range(1, tenths + 1))
-    return max(1, min(channels, round(channels - size * tenths + size * chain)))
+def searched_widths(subject: Subject, *, keep: float) -> dict[str, int]:
+    """Widths after a few steps of DMCP's search on alpha alone; group id -> channels."""
+    groups = list(subject.groups)
+    scores = score_groups(make_criterion("l1"), groups, Stats(subject.net))
+    ordered = dmcp.reorder(subject.net, groups, {g.id: dmcp.importance_order(scores[g.id], g.unit) for g in groups})
+    gates, chains = dmcp.Gates(ordered, groups, subject.example), [dmcp.Chain.of(group) for group in groups]
+    cost = dmcp.ExpectedCost(CostModel.measure(subject.net, subject.example), "macs", groups)
+    target = keep * float(cost([group.channels for group in groups]))
+    alphas = [torch.full((chain.links,), 3.0, requires_grad=True) for chain in chains]
+    optimiser = torch.optim.Adam([alpha for alpha in alphas if len(alpha)], lr=0.3)
+    for step in range(SEARCH_STEPS):
+        soft = [dmcp.soft_mask(chain, alpha) for chain, alpha in zip(chains, alphas, strict=True)]
+        heads = SimpleNamespace(forward_train=lambda x, soft=soft: gates(ordered, x, soft))
+        widths = [dmcp.expected_width(chain, alpha) for chain, alpha in zip(chains, alphas, strict=True)]
+        loss = subject.loss(heads, subject.batches[step % BATCHES]) + 0.1 * dmcp.mac_loss(cost(widths), target)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return dict(zip([group.id for group in groups], dmcp.expected_widths(chains, alphas), strict=True))
 
 
 def cell(method: str, subject: Subject, *, keep: float) -> dict[str, Any]:
@@ -172,7 +188,8 @@ def cell(method: str, subject: Subject, *, keep: float) -> dict[str, Any]:
     Returns:
         Figures: shares of MACs, parameters and channels, worst differences, file size, ONNX nodes.
     """
-    criterion = make_criterion(method, **options_of(method, subject.groups))
+    options = {"widths": searched_widths(subject, keep=keep)} if method == "dmcp" else {}
+    criterion = make_criterion(method, **options)
     plan = make_plan(
         subject.net,
         subject.example,
@@ -268,6 +285,8 @@ def code_of(method: str, name: str) -> str:
     paths = {path for pattern in SOURCES for path in folder.glob(pattern)}
     paths |= {Path(inspect.getfile(kind)) for kind in CRITERIA[method].__mro__ if kind.__module__.startswith("vss.")}
     paths.add(Path(inspect.getfile(models.MODELS[name])))
+    paths |= set(folder.glob("prune/stats/*.py")) if CRITERIA[method].needs else set()
+    paths |= {folder / "prune" / "dmcp.py"} if method == "dmcp" else set()
     digest = hashlib.sha256(f"{CHECKS}".encode())
     for path in sorted(paths):
         digest.update(path.read_bytes())
@@ -304,10 +323,10 @@ def due(arguments: argparse.Namespace, found: dict[str, Any] | None, code: str) 
 def run(arguments: argparse.Namespace, results: Results) -> None:
     """All cells that are asked for and due, network by network."""
     about = {"environment": environment()}
+    codes = {(method, name): code_of(method, name) for name in arguments.models for method in arguments.methods}
     for name in arguments.models:
-        codes = {method: code_of(method, name) for method in arguments.methods}
         rows = results.rows()
-        todo = [m for m in arguments.methods if due(arguments, rows.get((m, name)), codes[m])]
+        todo = [m for m in arguments.methods if due(arguments, rows.get((m, name)), codes[m, name])]
         if not todo:
             LOG.info("%s: all rows are there", name)
             continue
@@ -315,7 +334,8 @@ def run(arguments: argparse.Namespace, results: Results) -> None:
         subject = Subject.make(name, arguments.size)
         LOG.info("%s: %d groups, %.1f s", name, len(subject.groups), time.perf_counter() - start)
         for method in todo:
-            row = row_of(method, name, subject, keep=arguments.keep) | {"keep": arguments.keep, "code": codes[method]}
+            row = row_of(method, name, subject, keep=arguments.keep) | {"keep": arguments.keep}
+            row["code"] = codes[method, name]
             results.add(row, about)
             LOG.info("%-10s %-26s %-14s %6.1f s  %s", method, name, row["status"], row["seconds"], row["reason"])
 
