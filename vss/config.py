@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vss.errors import VssError, unknown
 
@@ -92,6 +92,46 @@ class PruneConfig(Section):
     keep: tuple[str, ...] = ()
 
 
+class SparseConfig(Section):
+    """The sparse phase of `slimming` and `fn`, between training and pruning; all else is as in `train`."""
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+    epochs: int = Field(default=0, ge=0, description="0: none, and the run is labelled so")
+    lr: float | None = Field(default=None, gt=0, description="null: that of train")
+    lambda_: float = Field(default=1e-4, ge=0, alias="lambda", description="strength of the penalty on scales")
+    group_lasso: bool = Field(default=True, description="coupled norm layers shrink together; false: each by itself")
+
+
+class DmcpConfig(Section):
+    """The search of `dmcp`, between training and pruning, for the budget of `prune`; all else is as in `train`.
+
+    `warmup` of the steps train weights at many widths, the next `joint` train widths too, the rest leave widths alone.
+    """
+
+    epochs: int = Field(default=0, ge=0, description="0: none; then prune.options must give the widths")
+    lr: float | None = Field(default=None, gt=0, description="of the weights; null: that of train")
+    order: str = Field(default="l1", description="criterion that orders channels before the search")
+    min_width: float = Field(default=0.1, gt=0, le=1, description="fraction of each group that always stays")
+    offset: float = Field(default=0.1, gt=0, le=1, description="fraction of a group in one block of its chain")
+    form: Literal["sigmoid", "exp"] = Field(default="sigmoid", description="how alpha gives a probability")
+    start: float = Field(default=3.7, description="first value of alpha; 3.7 is 0.9 of the width with sigmoid")
+    optimizer: Literal["adam", "sgd"] = Field(default="adam", description="of alpha; sgd is Nesterov with momentum 0.9")
+    alpha_lr: float = Field(default=0.02, gt=0, description="falls to a fifth of it as a cosine")
+    mac_weight: float = Field(default=0.1, ge=0, description="weight of the cost loss")
+    warmup: float = Field(default=0.2, ge=0, le=1)
+    joint: float = Field(default=0.6, ge=0, le=1)
+    final: Literal["expected", "sampled"] = "expected"
+    tolerance: float = Field(default=0.01, gt=0, description="of sampled widths, relative to the budget")
+    tries: int = Field(default=1000, ge=1, description="draws before the expected widths are taken instead")
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> Self:
+        if self.warmup + self.joint > 1 + 1e-9:
+            raise ValueError(f"warmup {self.warmup} and joint {self.joint} are more than all steps")
+        return self
+
+
 class ExportConfig(Section):
     """What the ONNX file contains."""
 
@@ -137,6 +177,8 @@ class Recipe(Section):
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     train: FitConfig = FitConfig()
+    sparse: SparseConfig = SparseConfig()
+    dmcp: DmcpConfig = DmcpConfig()
     prune: PruneConfig = PruneConfig()
     finetune: FitConfig = FitConfig(epochs=20, lr=0.005)
     export: ExportConfig = ExportConfig()
@@ -204,7 +246,8 @@ def parse(kind: type[BaseModel], data: dict[str, Any], *, source: str) -> Any:
 def _keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
     """All dotted keys of a section, sub-sections and what is in them included."""
     keys = []
-    for name, field in kind.model_fields.items():
+    for field_name, field in kind.model_fields.items():
+        name = field.alias or field_name
         nested = field.annotation
         if isinstance(nested, type) and issubclass(nested, BaseModel):
             keys += [prefix + name, *_keys(nested, f"{prefix}{name}.")]

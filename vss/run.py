@@ -19,6 +19,7 @@ from vss.errors import GateFailed, VssError
 from vss.evaluate import engine_predictor, torch_predictor
 from vss.files import atomic, sha256_file, sha256_json
 from vss.page import write_page
+from vss.prune import CRITERIA
 from vss.report import write_report
 from vss.runner import Result, Runner
 from vss.steps import Project
@@ -114,14 +115,17 @@ class _Job:
     def prune(self) -> Result:
         config = self.recipe.prune
         between = self.recipe.finetune.model_dump(mode="json") if config.epochs_between else None
-        depends = [config.model_dump(mode="json"), between]
+        depends = [config.model_dump(mode="json"), between, "with labels"]
+        if CRITERIA[config.criterion].sparse_phase:
+            recipe = self.recipe
+            depends += [part.model_dump(mode="json") for part in (recipe.sparse, recipe.dmcp, recipe.train)]
 
         def work() -> Result:
             model = checkpoint.load(self.out / "baseline.safetensors")
             _, facts = steps.prune(self.project, model, config, self.out, progress=self.progress)
             facts["locked"] = steps.locked(self.project, model)
             kept = ", ".join(f"{share:.1%} of {kind}" for kind, share in facts["kept"].items())
-            return facts | {"detail": f"{facts['criterion']}: kept {kept}"}
+            return facts | {"detail": "; ".join([f"{facts['criterion']}: kept {kept}", *facts["labels"]])}
 
         return self.step("prune", depends, ["train"], ["plan.json", "pruned.safetensors"], work)
 
@@ -293,9 +297,13 @@ class _Job:
                 ratio = scores["baseline"]["row"]["macs_g"] / static["macs_g"]
                 timed["speedup_per_mac_reduction"] = timed["speedup"] / ratio
             rows.append(_row(title, static, engines[name]["metrics"]) | timed)
+        for row in rows:
+            if pruned["labels"] and row["name"] in ("pruned", "finetuned", "engine pruned"):
+                row["labels"] = "; ".join(pruned["labels"])
         iou = {name: result["metrics"]["iou_pct"] for name, result in scores.items()}
         iou |= {names[name]: result["metrics"]["iou_pct"] for name, result in engines.items()}
-        curves = {"train": train["curves"], "finetune": finetuned["curves"]}
+        curves = {"train": train["curves"], "sparse": pruned["phase"].get("curves", [])}
+        curves["finetune"] = finetuned["curves"]
         if control:
             curves["control"] = control["curves"]
         return self._frame("ok") | {
@@ -310,12 +318,14 @@ class _Job:
             "checks": pruned["checks"],
             "bench": {"engine": timing["engine"], "end_to_end": timing["end_to_end"]},
             "gate": gates,
-            "plan": {key: pruned[key] for key in ("criterion", "options", "budget", "calibration", "kept")},
+            "plan": {key: pruned[key] for key in PLAN_FACTS}
+            | {key: value for key, value in pruned["phase"].items() if key not in ("curves", "labels")},
             "export": {names[name]: result["export"] for name, result in engines.items()},
         }
 
     def _frame(self, status: str) -> Result:
         size = "x".join(map(str, self.project.preprocess.size))
+        protocol = self.project.data.protocol.rstrip(".")
         files = ("baseline.safetensors", "plan.json", "finetuned.safetensors", "engine/finetuned.onnx")
         hashes = {name: sha256_file(self.out / name) for name in files if (self.out / name).is_file()}
         hashes["preprocess"] = self.project.preprocess.sha256
@@ -327,7 +337,7 @@ class _Job:
             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "seconds": sum(record["seconds"] for record in self.step.records),
             "command": self.command or None,
-            "protocol": f"{self.project.data.protocol.rstrip('.')}. Reported split: {self.recipe.split}; resolution {size}.",
+            "protocol": f"{protocol}. Reported split: {self.recipe.split}; resolution {size}.",
             "environment": environment(),
             "recipe": self.recipe.model_dump(mode="json"),
             "inputs": hashes,
@@ -339,6 +349,9 @@ class _Job:
         if self.step.records and not isinstance(error, GateFailed):
             write_report(self.out / "report.json", self._frame("failed"))
             write_page(self.out / "report.json", self.out / "report.html")
+
+
+PLAN_FACTS = ("criterion", "options", "budget", "calibration", "labels", "kept")
 
 
 def available(name: str) -> Any:

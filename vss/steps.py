@@ -5,6 +5,7 @@ This is the place where data, networks, pruning, training and deployment meet; e
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,12 +17,25 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vss import checkpoint, models
-from vss.config import FitConfig, PruneConfig, Recipe
+from vss.config import DmcpConfig, FitConfig, PruneConfig, Recipe, SparseConfig
 from vss.data import Augment, Preprocess, SegData, SegSplit, class_weights, make_loader, open_data
 from vss.errors import VssError
 from vss.evaluate import Predictor, evaluate, torch_predictor
+from vss.files import sha256_json, sha256_tensors
 from vss.losses import SegLoss
-from vss.prune import Budget, Plan, apply_plan, count, find_groups, make_criterion, make_plan, recalibrate_bn, verify
+from vss.prune import (
+    CRITERIA,
+    Budget,
+    Plan,
+    apply_plan,
+    count,
+    find_groups,
+    make_criterion,
+    make_plan,
+    recalibrate_bn,
+    verify,
+)
+from vss.prune.sparse import scale_facts
 
 
 @dataclass(frozen=True)
@@ -127,23 +141,29 @@ def train(
     *,
     teacher: nn.Module | None = None,
     progress: bool = True,
+    phase: Any = None,
 ) -> dict[str, Any]:
     """Train or fine-tune `model` in place; see `vss.train.fit`."""
-    from vss.train import FitData, fit
+    from vss.train import fit
+
+    settings: dict[str, Any] = {"save": project.save, "seed": project.recipe.seed, "progress": progress}
+    return fit(model, fit_data(project, config), config, run_dir, teacher=teacher, phase=phase, **settings)
+
+
+def fit_data(project: Project, config: FitConfig) -> Any:
+    """Loaders and class facts, as `vss.train.fit` takes them."""
+    from vss.train import FitData
 
     weights = None
     if config.class_weights != "none":
         weights = class_weights(project.data, "train", config.class_weights)
-    data = FitData(
+    return FitData(
         train=lambda rank, world: project.loader("train", config, rank, world),
         val=lambda rank, world: project.loader("val", config, rank, world),
         normalise=project.preprocess.normalise,
         class_names=project.data.class_names,
         ignore_index=project.data.ignore_index,
         class_weights=weights,
-    )
-    return fit(
-        model, data, config, run_dir, save=project.save, seed=project.recipe.seed, teacher=teacher, progress=progress
     )
 
 
@@ -157,13 +177,78 @@ def calibration_loss(project: Project) -> Any:
     return call
 
 
-def plan_once(project: Project, model: nn.Module, config: PruneConfig, budget: Budget) -> Plan:
-    """Groups, one calibration pass on training images, budget search."""
+def sparsify(
+    project: Project, model: nn.Module, config: PruneConfig, out: Path, *, progress: bool = True
+) -> tuple[nn.Module, PruneConfig, dict[str, Any]]:
+    """The training phase that a criterion assumes, where the recipe has it; writes `sparse.safetensors` into `out`.
+
+    Returns:
+        The network to score (the given one where there was no phase), the settings to prune it by, and figures:
+        `labels` tells of a phase that the method needs and did not have.
+    """
+    recipe, name = project.recipe, CRITERIA.canonical(config.criterion)
+    if not CRITERIA[name].sparse_phase:
+        return model, config, {"labels": []}
+    section: DmcpConfig | SparseConfig = recipe.dmcp if name == "dmcp" else recipe.sparse
+    if not section.epochs:
+        return model, config, {"labels": [f"{name} without its {'search' if name == 'dmcp' else 'sparse phase'}"]}
+    settings = {"epochs": section.epochs, "lr": section.lr or recipe.train.lr, "ema": None, "distill": 0.0}
+    fit_config = recipe.train.model_copy(update=settings | {"val_every": min(recipe.train.val_every, section.epochs)})
+    budget = config.budget.model_dump(mode="json") if name == "dmcp" else None
+    depends: list[Any] = [name, section.model_dump(mode="json"), fit_config.model_dump(mode="json"), budget]
+    depends += [sha256_tensors(model.state_dict()), project.split("train").sha256(), recipe.seed, list(config.keep)]
+    depends += [recipe.data.model_dump(mode="json")]
+    folder = out / "sparse" / sha256_json(depends)[:12]
+    work = _search if isinstance(section, DmcpConfig) else _penalise
+    net, config, facts = work(project, model, config, fit_config, folder, progress)
+    project.save(net.eval(), out / "sparse.safetensors")
+    return net, config, {"labels": [], **facts}
+
+
+def _penalise(
+    project: Project, model: nn.Module, config: PruneConfig, fit_config: FitConfig, folder: Path, progress: bool
+) -> tuple[nn.Module, PruneConfig, dict[str, Any]]:
+    """Sparse training of a copy."""
+    from vss.search import SparsePhase
+
+    sparse, net = project.recipe.sparse, copy.deepcopy(model)
+    groups = find_groups(model, torch.zeros(1, 3, *project.preprocess.size), keep=config.keep)
+    before = scale_facts(net, groups)
+    phase = SparsePhase(groups, sparse.lambda_, sparse.group_lasso)
+    result = train(project, net, fit_config, folder, progress=progress, phase=phase)
+    facts = {"curves": result["curves"], "scales_before": before, "scales": scale_facts(net.cpu(), groups)}
+    return net, config, facts
+
+
+def _search(
+    project: Project, model: nn.Module, config: PruneConfig, fit_config: FitConfig, folder: Path, progress: bool
+) -> tuple[nn.Module, PruneConfig, dict[str, Any]]:
+    """DMCP's search on a copy; its widths become options of the criterion."""
+    from vss.search import search
+
+    if config.steps > 1:
+        raise VssError("dmcp searches all widths at once; set prune.steps to 1.")
+    net, facts = search(
+        model, fit_data(project, fit_config), fit_config, project.recipe.dmcp, folder,
+        example=torch.zeros(1, 3, *project.preprocess.size), save=project.save, kind=config.budget.kind,
+        keep=config.budget.keep, align=config.budget.align, stay=config.keep,
+        batches=project.calibration(config.batches, config.batch_size), loss=calibration_loss(project),
+        seed=project.recipe.seed, progress=progress,
+    )  # fmt: skip
+    options = config.options | {"order": "index", "widths": facts["widths"]}
+    curves = facts.pop("fit")["curves"]
+    return net.cpu(), config.model_copy(update={"options": options}), {"curves": curves, "search": facts}
+
+
+def plan_once(
+    project: Project, model: nn.Module, config: PruneConfig, budget: Budget, labels: Iterable[str] = ()
+) -> Plan:
+    """Groups, one calibration pass on training images, budget search; `labels` are written into the plan."""
     height, width = project.preprocess.size
     criterion = make_criterion(config.criterion, **config.options)
     split = project.split("train")
     images = min(config.batches * config.batch_size, len(split))
-    return make_plan(
+    plan = make_plan(
         model,
         torch.zeros(1, 3, height, width),
         criterion=criterion,
@@ -181,12 +266,15 @@ def plan_once(project: Project, model: nn.Module, config: PruneConfig, budget: B
             "batch_norm": "eval",
         },
     )
+    return plan.model_copy(update={"labels": tuple(labels)})
 
 
 def prune(
     project: Project, model: nn.Module, config: PruneConfig, out: Path, *, progress: bool = True
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Score, cut and prove, in one round or several; writes `plan.json` and `pruned.safetensors` into `out`.
+
+    A criterion that assumes a training phase has it first, when the recipe says so; see `sparsify`.
 
     Args:
         project: data and recipe.
@@ -198,13 +286,14 @@ def prune(
         The cut network with recalibrated batch norms, and figures for the report.
     """
     final = Budget.make(**config.budget.model_dump())
+    model, config, phase = sparsify(project, model, config, out, progress=progress)
     reached, small = 1.0, model
     checks: dict[str, Any] = {}
     plans: list[Plan] = []
     for step in range(1, config.steps + 1):
         target = 1 - (1 - final.keep) * step / config.steps
         budget = final.model_copy(update={"keep": min(1.0, target / reached)})
-        now = plan_once(project, small, config, budget)
+        now = plan_once(project, small, config, budget, phase["labels"])
         cut = apply_plan(small, now)
         checks = verify(small, cut, now, two_sizes(project.preprocess.size, getattr(model, "size_multiple", 1)))
         plan = plans[-1].then(now) if plans else now
@@ -217,7 +306,7 @@ def prune(
         small = cut
     plan.save(out / "plan.json")
     project.save(small, out / "pruned.safetensors")
-    return small, {"checks": checks, "plan_sha256": plan.sha256(), **describe(plan)}
+    return small, {"checks": checks, "plan_sha256": plan.sha256(), **describe(plan), "phase": phase}
 
 
 def recalibrate(project: Project, model: nn.Module, config: PruneConfig) -> None:
@@ -242,6 +331,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "options": plan.criterion_options,
         "budget": plan.budget,
         "calibration": plan.calibration,
+        "labels": list(plan.labels),
         "widths": {group: list(widths) for group, widths in plan.widths().items()},
         "kept": {kind: after[kind] / before[kind] for kind in before},
     }

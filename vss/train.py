@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,54 @@ class FitData:
     class_weights: Tensor | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """What a `Phase` sees of one training step.
+
+    Attributes:
+        model: the network.
+        images: (N, 3, H, W) float, normalised.
+        mask: (N, H, W) int64.
+        outputs: {head: (N, K, H, W)} of this step's forward, detached.
+        loss: (outputs, mask) -> scalar task loss over all heads.
+        step, steps: optimiser steps before this one, and of the whole fit.
+        scale: factor on the gradients (that of mixed float16 precision, else 1).
+        autocast: context in which a forward has the fit's precision.
+    """
+
+    model: Any
+    images: Tensor
+    mask: Tensor
+    outputs: dict[str, Tensor]
+    loss: Callable[[dict[str, Tensor], Tensor], Tensor]
+    step: int
+    steps: int
+    scale: float
+    autocast: Callable[[], AbstractContextManager[Any]]
+
+
+class Phase:
+    """What a method adds to plain training; this one adds nothing.
+
+    A fit with a phase ends with its last weights: the best validation epoch would be one in which the method has not
+    done its work yet. All that changes during the fit is in `state_dict`, so that a killed run resumes bit for bit;
+    random numbers are functions of the step.
+    """
+
+    def after_backward(self, moment: Moment) -> None:
+        """Add to the gradients, which are there and synchronised between processes."""
+
+    def after_step(self, moment: Moment) -> None:
+        """After the optimiser's step, on the same batch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and dictionaries of them."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """What `state_dict` gave."""
+
+
 def fit(
     model: nn.Module,
     data: FitData,
@@ -65,9 +114,9 @@ def fit(
     seed: int = 0,
     teacher: nn.Module | None = None,
     progress: bool = True,
-    extra_loss: Callable[[nn.Module], None] | None = None,
+    phase: Phase | None = None,
 ) -> dict[str, Any]:
-    """Train `model` in place; it ends with the weights of the best validation epoch.
+    """Train `model` in place; it ends with the weights of the best validation epoch, or of the last with a phase.
 
     Args:
         model: a `SegModel` (or any module with `forward_train` and `predict`).
@@ -77,7 +126,7 @@ def fit(
         save: writes a checkpoint: (model, path, metrics).
         seed: of the whole run.
         teacher: unpruned network for distillation; needs `config.distill` > 0.
-        extra_loss: called after each backward with the model, to add to gradients (sparse training).
+        phase: what a method adds to each step (sparse training, a search).
 
     Returns:
         {"best": path, "best_epoch", "best_miou_pct", "steps", "epochs", "curves": [rows]}.
@@ -86,7 +135,7 @@ def fit(
     L.seed_everything(seed, workers=True, verbose=False)
     model.train()  # a loaded checkpoint comes in evaluation mode, and Lightning keeps the mode it finds
     best = _Best(run_dir, save)
-    task = _Task(model, data, config, seed=seed, teacher=teacher, extra_loss=extra_loss)
+    task = _Task(model, data, config, seed=seed, teacher=teacher, phase=phase)
     trainer = _trainer(config, run_dir, best, progress=progress)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -96,7 +145,9 @@ def fit(
         trainer.fit(task, ckpt_path=_resume_file(run_dir), weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    model.load_state_dict(best.read())
+    best_weights = best.read()
+    if phase is None:
+        model.load_state_dict(best_weights)
     facts = {"steps": trainer.global_step, "epochs": trainer.current_epoch, "precision": precision_of(config)}
     return {**best.summary(), **facts}
 
@@ -163,11 +214,12 @@ class _Task(L.LightningModule):
         *,
         seed: int,
         teacher: nn.Module | None,
-        extra_loss: Callable[[nn.Module], None] | None,
+        phase: Phase | None,
     ) -> None:
         super().__init__()
         self.model: Any = model
-        self.data, self.config, self.seed, self.extra_loss = data, config, seed, extra_loss
+        self.data, self.config, self.seed, self.phase = data, config, seed, phase
+        self.moment: Moment | None = None
         self.loss = SegLoss(
             weights=data.class_weights,
             ignore_index=data.ignore_index,
@@ -193,6 +245,8 @@ class _Task(L.LightningModule):
         images = self.data.normalise(batch["image"])
         outputs = self.model.forward_train(images)
         loss = self.loss(outputs, batch["mask"])
+        if self.phase is not None:
+            self.moment = self._moment(images, batch["mask"], outputs)
         for teacher in self._teacher:
             with torch.no_grad():
                 soft = teacher(images)
@@ -211,9 +265,37 @@ class _Task(L.LightningModule):
         self.log("loss", loss, prog_bar=True, on_step=True, on_epoch=True, sync_dist=True)
         return loss
 
+    def _moment(self, images: Tensor, mask: Tensor, outputs: dict[str, Tensor]) -> Moment:
+        plugin = self.trainer.precision_plugin
+        scaler = getattr(plugin, "scaler", None)
+        return Moment(
+            model=self.model,
+            images=images,
+            mask=mask,
+            outputs={head: logits.detach() for head, logits in outputs.items()},
+            loss=self.loss,
+            step=self.trainer.global_step,
+            steps=max(1, int(self.trainer.estimated_stepping_batches)),
+            scale=float(scaler.get_scale()) if scaler is not None else 1.0,
+            autocast=plugin.forward_context,
+        )
+
     def on_after_backward(self) -> None:
-        if self.extra_loss is not None:
-            self.extra_loss(self.model)
+        if self.phase is not None and self.moment is not None:
+            self.phase.after_backward(self.moment)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.phase is not None and self.moment is not None:
+            self.phase.after_step(self.moment)
+        self.moment = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.phase is not None:
+            checkpoint["phase"] = self.phase.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.phase is not None:
+            self.phase.load_state_dict(checkpoint["phase"])
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
         self.metrics.update(self.model.predict(self.data.normalise(batch["image"])), batch["mask"])
