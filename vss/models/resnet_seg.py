@@ -26,10 +26,15 @@ class ResNetSeg(SegModel):
     """
 
     def __init__(
-        self, num_classes: int, *, depth: int, decoder: int = 128, dilate: tuple[bool, bool, bool] = (False,) * 3
+        self,
+        num_classes: int,
+        *,
+        depth: int,
+        decoder: int = 128,
+        dilate: tuple[bool, bool, bool] = (False, False, False),
     ) -> None:
         super().__init__(num_classes)
-        self.backbone = ResNetFeatures(depth, dilate=tuple(dilate))
+        self.backbone = ResNetFeatures(depth, dilate=dilate)
         self.lateral = nn.ModuleList(
             nn.Sequential(nn.Conv2d(channels, decoder, 1, bias=False), nn.BatchNorm2d(decoder))
             for channels in self.backbone.channels
