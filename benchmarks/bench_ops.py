@@ -1,10 +1,13 @@
 """Time and extra memory of every op against the same result in plain torch.
 
-    python benchmarks/bench_ops.py [--op NAME] [--rounds 15] [--threads 2] [--device cpu|cuda] [--write]
+    python benchmarks/bench_ops.py [--op NAME] [--rounds 15] [--threads 2] [--device cpu|cuda] [--quick] [--write]
 
-Rows are those of tests/ops/cases.py marked `bench`. One run interleaves the two sides round by round, so that a ratio
-compares like with like; a figure is the median over rounds. Every call gets the next of several copies of its inputs
-(cold cache). Peak extra memory of a side is measured in a fresh process of its own. See benchmarks/README.md.
+Rows are those of tests/ops/cases.py marked `bench`. One run interleaves the sides round by round, so that a ratio
+compares like with like; a figure is the median over rounds. Sides: `native`, `plain` (the published procedure), `torch`
+(the best that plain torch does, where that is another thing) and `pass` (one read of the same maps). `percent_of_floor`
+compares with what the machine does at best: bytes of inputs and results over the measured copy bandwidth, or operations
+over the measured float32 matmul rate, whichever takes longer. Caches are cold. Peak extra memory of a side is measured
+in a fresh process of its own. See benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -12,8 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import re
-import statistics
 import subprocess
 import sys
 import time
@@ -27,23 +28,22 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "ops"), str(ROOT / "benchmarks")]
 
 from cases import ALL, Args, Case  # noqa: E402
-from plain import FLOOR, PLAIN  # noqa: E402
+from measure import COLD_BYTES, Clock, best_rates, facts, peak_of, summary, tensor_bytes, write  # noqa: E402
+from plain import PASS, PLAIN, TORCH  # noqa: E402
 
-import vss  # noqa: E402
 from vss import ops  # noqa: E402
-from vss.environment import environment  # noqa: E402
-from vss.files import write_json  # noqa: E402
 
 LOG = logging.getLogger("bench_ops")
-COLD_BYTES = 256 * 2**20
-WARM_UP = 2
+WARM_UP, WARM_UP_SECONDS = 2, 3.0  # rounds that are dropped, unless they took so long that nothing in them is cold
 FEWEST_ROUNDS, SECONDS_PER_ROW = 3, 20.0  # a slow row stops after so many rounds once it has taken so long
+QUICK_ROUNDS, QUICK_SECONDS = 5, 4.0
 Side = Callable[..., object]
 
 
 def sides(case: Case) -> dict[str, Side]:
-    floor = {"floor": FLOOR[case.op]} if case.op in FLOOR else {}
-    return {"native": getattr(torch.ops.vss, case.op), "plain": PLAIN[case.op]} | floor
+    found: dict[str, Side] = {"native": getattr(torch.ops.vss, case.op), "plain": PLAIN[case.op]}
+    found |= {"torch": TORCH[case.op]} if case.op in TORCH else {}
+    return found | ({"pass": PASS[case.op]} if case.op in PASS else {})
 
 
 def to_device(value: Any, device: str) -> Any:
@@ -52,14 +52,12 @@ def to_device(value: Any, device: str) -> Any:
     return [to_device(item, device) for item in value] if isinstance(value, list) else value
 
 
-def tensor_bytes(value: Any) -> int:
-    if isinstance(value, torch.Tensor):
-        return value.numel() * value.element_size()
-    return sum(map(tensor_bytes, value)) if isinstance(value, list | tuple) else 0
+def inputs_on(case: Case, device: str) -> Args:
+    return tuple(to_device(arg, device) for arg in case.inputs())
 
 
 def copies(case: Case, device: str) -> Iterator[Args]:
-    """Endless copies of the inputs, different memory each time, together larger than any cache."""
+    """Endless copies of the inputs, different memory each time, together larger than any cache of a processor."""
     args = case.inputs()
     count = max(2, min(32, COLD_BYTES // max(1, tensor_bytes(args))))
     pool = [tuple(to_device(arg, device) for arg in args) for _ in range(count)]
@@ -67,68 +65,39 @@ def copies(case: Case, device: str) -> Iterator[Args]:
         yield from pool
 
 
-def timed(side: Side, args: Args, device: str) -> float:
-    """Milliseconds of one call."""
-    if device == "cuda":
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        side(*args)
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end)
-    begin = time.perf_counter()
-    side(*args)
-    return (time.perf_counter() - begin) * 1e3
-
-
-def measure_time(case: Case, *, rounds: int, device: str) -> dict[str, Any]:
-    pool, both = copies(case, device), sides(case)
-    times: dict[str, list[float]] = {name: [] for name in both}
-    begin = time.perf_counter()
-    for turn in range(rounds + WARM_UP):
-        for name, side in both.items():
-            elapsed = timed(side, next(pool), device)
-            if turn >= WARM_UP:
-                times[name].append(elapsed)
-        if len(times["plain"]) >= FEWEST_ROUNDS and time.perf_counter() - begin > SECONDS_PER_ROW:
-            break
-    row: dict[str, Any] = {f"{name}_ms_p50": statistics.median(values) for name, values in times.items()}
-    row |= {f"{name}_ms_max": max(values) for name, values in times.items()}
-    ratios = [plain / native for native, plain in zip(times["native"], times["plain"], strict=True)]
-    row |= {"speedup": statistics.median(ratios), "speedup_min": min(ratios), "speedup_max": max(ratios)}
-    row["rounds"] = len(ratios)
-    if "floor" in times:
-        over = [native / floor for native, floor in zip(times["native"], times["floor"], strict=True)]
-        row["over_floor"] = statistics.median(over)
-    row["input_mib"] = tensor_bytes(case.inputs()) / 2**20
-    return row
-
-
-def resident(key: str) -> int:
-    """VmRSS or VmHWM of this process in bytes."""
-    text = Path("/proc/self/status").read_text()
-    found = re.search(rf"{key}:\s+(\d+) kB", text)
-    assert found is not None
-    return int(found[1]) * 1024
-
-
-def peak_memory(case: Case, name: str, device: str) -> dict[str, int]:
-    """Peak extra bytes of one call in this process, with and without the result. Call it in a fresh process."""
-    side = sides(case)[name]
+def warm(case: Case, device: str) -> None:
+    """A small call of every side: libraries, threads and pools exist from here on."""
     small = next(c for c in ALL if c.op == case.op and not c.bench)
-    side(*(to_device(arg, device) for arg in small.inputs()))  # libraries, threads and pools exist from here on
-    args = tuple(to_device(arg, device) for arg in case.inputs())
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        result = side(*args)
-        peak = torch.cuda.max_memory_allocated() - before
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again at the present size
-        before = resident("VmRSS")
-        result = side(*args)
-        peak = resident("VmHWM") - before
-    return {"peak": peak, "result": tensor_bytes(result)}
+    for side in sides(case).values():
+        side(*inputs_on(small, device))
+
+
+def measure_time(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
+    pool, every, clock = copies(case, arguments.device), sides(case), Clock(arguments.device)
+    warm(case, arguments.device)
+    times: dict[str, list[float]] = {name: [] for name in every}
+    begin = time.perf_counter()
+    for turn in range(arguments.rounds + WARM_UP):
+        given = {name: next(pool) for name in every}
+        elapsed = {name: clock(lambda name=name: every[name](*given[name])) for name in every}  # noqa: B023
+        spent = time.perf_counter() - begin
+        if turn >= WARM_UP or spent > WARM_UP_SECONDS:
+            for name, value in elapsed.items():
+                times[name].append(value)
+        if len(times["native"]) >= arguments.fewest and spent > arguments.seconds:
+            break
+    return summary(times)
+
+
+def floor_ms(case: Case, device: str, rates: dict[str, float]) -> float:
+    """Milliseconds that the machine needs at best; for the Gram matrix the operations of one triangle count."""
+    args = inputs_on(case, device)
+    least = (tensor_bytes(args) + tensor_bytes(getattr(torch.ops.vss, case.op)(*args))) / rates["copy_bytes_per_s"]
+    if case.op == "gram_accumulate":
+        batch, channels, height, width = args[1].shape
+        work = batch * channels * (channels + 1) * height * width
+        least = max(least, work / rates["matmul_flop_per_s_highest"])
+    return least * 1e3
 
 
 def measure_memory(case: Case, device: str) -> dict[str, Any]:
@@ -136,7 +105,7 @@ def measure_memory(case: Case, device: str) -> dict[str, Any]:
     for name in ("native", "plain"):
         command = [sys.executable, __file__, "--memory-of", case.id, name, "--device", device]
         command += ["--threads", str(torch.get_num_threads())]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         figures = json.loads(done.stdout)
         row[f"{name}_peak_mib"] = figures["peak"] / 2**20
         row[f"{name}_peak_without_result_mib"] = max(0, figures["peak"] - figures["result"]) / 2**20
@@ -144,33 +113,37 @@ def measure_memory(case: Case, device: str) -> dict[str, Any]:
     return row
 
 
-def facts(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The environment of vss.environment, and what concerns the ops."""
-    return environment() | {
-        "device": arguments.device, "threads": torch.get_num_threads(), "rounds": arguments.rounds,
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(), "build": ops.build_info(), "status": ops.status(),
-    }  # fmt: skip
+def memory_of(case: Case, name: str, device: str) -> dict[str, int]:
+    """Peak extra bytes of one call in this process, and bytes of the result. Call it in a fresh process."""
+    warm(case, device)
+    args = inputs_on(case, device)
+    peak, result = peak_of(lambda: sides(case)[name](*args), device)
+    return {"peak": peak, "result": tensor_bytes(result)}
+
+
+def measure(case: Case, arguments: argparse.Namespace, rates: dict[str, float]) -> dict[str, Any]:
+    row = {"op": case.op, "case": case.name} | measure_time(case, arguments)
+    row |= {"input_mib": tensor_bytes(case.inputs()) / 2**20, "floor_ms": floor_ms(case, arguments.device, rates)}
+    row["percent_of_floor"] = 100 * row["floor_ms"] / row["native_ms_p50"]
+    if "pass_ms_p50" in row:
+        row["over_pass"] = 1 / row["speedup_over_pass"]
+    if not arguments.quick:
+        row |= measure_memory(case, arguments.device)
+    known = [name for name in ("plain", "torch", "pass") if f"{name}_ms_p50" in row]
+    others = [f"{name} {row[f'{name}_ms_p50']:.2f} ms" for name in known]
+    line = f"{case.id:52s} {row['native_ms_p50']:9.3f} ms {row['speedup']:8.1f}x  {row['percent_of_floor']:5.1f} %"
+    LOG.info("%s of the floor  %s", line, ", ".join(others))
+    return row
 
 
 def run(arguments: argparse.Namespace) -> None:
-    chosen = [c for c in ALL if c.bench and arguments.op in (None, c.op)]
-    rows = []
-    for case in chosen:
-        row = {"op": case.op, "case": case.name}
-        row |= measure_time(case, rounds=arguments.rounds, device=arguments.device)
-        row |= measure_memory(case, arguments.device)
-        rows.append(row)
-        LOG.info(
-            "%-45s %9.2f ms  plain %9.2f ms  %7.1fx   peak %8.2f MiB  plain %8.2f MiB%s",
-            case.id, row["native_ms_p50"], row["plain_ms_p50"], row["speedup"], row["native_peak_mib"],
-            row["plain_peak_mib"], f"   {row['over_floor']:.2f}x floor" if "over_floor" in row else "",
-        )  # fmt: skip
+    rates = best_rates(arguments.device)
+    LOG.info("at best: %s", ", ".join(f"{name} {value / 1e9:.1f} G" for name, value in rates.items()))
+    rows = [measure(c, arguments, rates) for c in ALL if c.bench and arguments.op in (None, c.op)]
     if arguments.write:
         suite = "ops" if arguments.op is None else f"ops-{arguments.op}"
-        known = facts(arguments)
-        path = ROOT / "benchmarks" / "results" / known["machine"] / f"{vss.__version__}--{suite}.json"
-        record = {"kind": "vss.bench_ops", "schema": 1, "environment": known}
-        LOG.info("written: %s", write_json(path, record | {"rows": rows}))
+        known = facts(arguments.device, rounds=arguments.rounds, at_best=rates)
+        LOG.info("written: %s", write(suite, arguments.device, known, {"rows": rows}))
 
 
 def parse() -> argparse.Namespace:
@@ -179,9 +152,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--quick", action="store_true", help="few rounds, slow sides once, no memory")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/<machine>/<version>--ops.json")
     parser.add_argument("--memory-of", nargs=2, metavar=("CASE", "SIDE"), help=argparse.SUPPRESS)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.fewest, arguments.seconds = (1, QUICK_SECONDS) if arguments.quick else (FEWEST_ROUNDS, SECONDS_PER_ROW)
+    arguments.rounds = min(arguments.rounds, QUICK_ROUNDS) if arguments.quick else arguments.rounds
+    return arguments
 
 
 def main() -> None:
@@ -191,7 +168,7 @@ def main() -> None:
     if arguments.memory_of:
         case_id, name = arguments.memory_of
         case = next(case for case in ALL if case.id == case_id)
-        sys.stdout.write(json.dumps(peak_memory(case, name, arguments.device)))
+        sys.stdout.write(json.dumps(memory_of(case, name, arguments.device)))
         return
     run(arguments)
 
