@@ -37,6 +37,19 @@ def normal(*shape: int, dtype: torch.dtype = torch.float32, layout: str = "conti
     return arrange(values, layout)
 
 
+def on_cuda(value: Any) -> Any:
+    """A copy on the device with the same strides, list by list; what is no tensor stays."""
+    if isinstance(value, list | tuple):
+        return type(value)(on_cuda(item) for item in value)
+    if not isinstance(value, Tensor) or value.is_meta:
+        return value
+    if value.numel() == 0:
+        return value.cuda()
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+    storage = value.as_strided((extent,), (1,)).cuda()
+    return storage.as_strided(value.shape, value.stride())
+
+
 def arrange(x: Tensor, layout: str) -> Tensor:
     """The same values in another memory layout; strided takes every second element of a larger tensor."""
     if layout == "contiguous":

@@ -1,4 +1,4 @@
-"""Both floors of every op: the Python reference and, where it is built, the native kernel."""
+"""The floors of every op: the Python reference, the native CPU kernel and the CUDA kernel, where they are."""
 
 from __future__ import annotations
 
@@ -7,18 +7,43 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Floors
+from cases import Floors, on_cuda
 
 from vss import ops
 
+FLOORS = ["reference", "native", pytest.param("cuda", marks=pytest.mark.gpu)]
 
-@pytest.fixture(params=["reference", "native"])
+
+def on_cpu(value: Any) -> Any:
+    return tuple(map(on_cpu, value)) if isinstance(value, tuple) else None if value is None else value.cpu()
+
+
+def cuda_floor(op: str) -> Callable[..., Any]:
+    """The op on copies of its arguments on the device; what it writes in place comes back, too."""
+
+    def call(*args: Any) -> Any:
+        moved = on_cuda(args)
+        result = on_cpu(getattr(torch.ops.vss, op)(*moved))
+        if op == "gram_accumulate":
+            args[0].copy_(moved[0])
+        return result
+
+    return call
+
+
+@pytest.fixture(params=FLOORS)
 def floor(request: pytest.FixtureRequest) -> Floors:
-    """`floor(op)` is the function to test; the native floor is skipped where it is not built."""
+    """`floor(op)` is the function to test; it takes and gives tensors on the CPU. What is not there is skipped."""
 
     def pick(op: str) -> Callable[..., Any]:
         if request.param == "reference":
             return getattr(ops.reference, op)
+        if request.param == "cuda":
+            if not torch.cuda.is_available():
+                pytest.skip("needs a CUDA device that this torch can use")
+            if ops.status()[op]["CUDA"] != "native":
+                pytest.skip("needs the extension vss._C with CUDA (VSS_CUDA=1 pip install --no-build-isolation -e .)")
+            return cuda_floor(op)
         if ops.status()[op]["CPU"] != "native":
             pytest.skip("needs the extension vss._C (pip install --no-build-isolation -e .)")
         return getattr(torch.ops.vss, op)

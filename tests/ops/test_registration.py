@@ -6,16 +6,20 @@ import importlib.util
 
 import pytest
 import torch
-from cases import ALL, Case
+from cases import ALL, Case, on_cuda
 
 from vss import ops
 
 BUILT = importlib.util.find_spec("vss._C") is not None
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("case", [case for case in ALL if not case.bench], ids=lambda case: case.id)
-def test_opcheck(case: Case) -> None:
-    torch.library.opcheck(getattr(torch.ops.vss, case.op).default, case.inputs())
+def test_opcheck(case: Case, device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device that this torch can use")
+    args = case.inputs() if device == "cpu" else on_cuda(case.inputs())
+    torch.library.opcheck(getattr(torch.ops.vss, case.op).default, args)
 
 
 def test_every_op_has_cases_and_at_least_one_is_timed() -> None:
