@@ -52,7 +52,22 @@ BAD = [
     ((A, A.half(), None), "gradient must match activation"),
     ((A, A, torch.ones(2, 1, 4, 5)), r"mask must be float32 of shape \[2, 4, 5\], got .*\[2, 1, 4, 5\]"),
     ((A, A, torch.ones(2, 4, 5, dtype=torch.bool)), r"mask must be float32 of shape \[2, 4, 5\]"),
+    ((A[:, :0], A[:, :0], None), r"activation has no channels, got shape \[2, 0, 4, 5\]"),
+    ((A[:, :, :1, :1].expand(2, 3, 1, 2**31), A, None), "has a side over the int32 range"),
+    ((A, A.to("meta"), None), "all tensors must be on one device, got .* and "),
+    ((A, A, torch.ones(2, 4, 5, device="meta")), "all tensors must be on one device, got .* and "),
 ]
+
+
+@pytest.mark.parametrize("special", [float("nan"), float("inf")])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_special_value_reaches_the_sums_of_its_own_map_alone(special: float, layout: str, floor: Floors) -> None:
+    a, g = normal(2, 20, 5, 6, layout=layout), normal(2, 20, 5, 6, seed=1, layout=layout)
+    a[1, 17, 2, 3] = special
+    moments = floor("channel_moments")(a, g, None)
+    assert not moments[1, 17, :3].isfinite().any() and moments[1, 17, 3].isfinite()
+    moments[1, 17] = 0
+    assert moments.isfinite().all()
 
 
 @pytest.mark.parametrize(("args", "message"), BAD)

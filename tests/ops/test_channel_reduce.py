@@ -71,6 +71,10 @@ BAD = [
     (([W], [], [2], "l1"), r"dim 2 is outside a weight of shape \[3, 4\]"),
     (([W], [], [-1], "l1"), r"dim -1 is outside a weight of shape \[3, 4\]"),
     (([W, W.half()], [], [0, 0], "l1"), "all weights must have one dtype"),
+    (([], [], [], "l1"), "at least one weight is needed, got none"),
+    (([W, W[:0]], [], [0, 0], "l1"), r"a weight has no channels along dim 0, got shape \[0, 4\]"),
+    (([W[:1, :1].expand(1, 2**31)], [], [1], "l1"), "has a side over the int32 range"),
+    (([W], [W.to("meta")], [0], "product"), "all tensors must be on one device, got .* and "),
     (([W.double()], [], [0], "l1"), "must be float32, float16 or bfloat16"),
 ]
 

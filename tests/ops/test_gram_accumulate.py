@@ -88,7 +88,20 @@ BAD = [
     ((torch.zeros(3, 6)[:, ::2], X, None, None), "total must be a contiguous float32 matrix"),
     ((TOTAL, X, torch.ones(3), None), r"norms must be float32 of shape \[2, 3\], got .*\[3\]"),
     ((TOTAL, X, None, torch.zeros(2, 3)), r"means must be float32 of shape \[3\], got .*\[2, 3\]"),
+    ((TOTAL, X[:, :, :1, :1].expand(2, 3, 1, 2**31), None, None), "has a side over the int32 range"),
+    ((TOTAL.to("meta"), X, None, None), "all tensors must be on one device, got .* and "),
+    ((TOTAL, X, torch.ones(2, 3, device="meta"), None), "all tensors must be on one device, got .* and "),
 ]
+
+
+@pytest.mark.parametrize("special", [float("nan"), float("inf")])
+def test_a_special_value_reaches_the_rows_and_columns_of_its_channel_alone(special: float, floor: Floors) -> None:
+    x, total = normal(2, 70, 5, 6), torch.zeros(70, 70)
+    x[1, 41, 2, 3] = special
+    floor("gram_accumulate")(total, x, None, None)
+    assert not total[41].isfinite().any() and not total[:, 41].isfinite().any()
+    rest = [i for i in range(70) if i != 41]
+    assert total[rest][:, rest].isfinite().all()
 
 
 @pytest.mark.parametrize(("args", "message"), BAD)

@@ -89,3 +89,13 @@ BAD = [
 def test_bad_input_is_one_clear_sentence(matrix: Tensor, message: str, floor: Floors) -> None:
     with pytest.raises(ValueError, match=f"greedy_order: .*{message}"):
         floor("greedy_order")([similarity(4), matrix])
+
+
+def test_matrices_on_two_devices_are_refused(floor: Floors) -> None:
+    with pytest.raises(ValueError, match=r"greedy_order: all tensors must be on one device, got .* and "):
+        floor("greedy_order")([similarity(4), similarity(4).to("meta")])
+
+
+def test_no_matrix_is_refused() -> None:
+    with pytest.raises(ValueError, match="greedy_order: at least one similarity matrix is needed, got none"):
+        ops.reference.greedy_order([])

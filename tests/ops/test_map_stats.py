@@ -78,6 +78,8 @@ BAD = [
     ((torch.zeros(1, 3, 4, 5, dtype=torch.float64), "replicate"), "must be float32, float16 or bfloat16"),
     ((torch.zeros(1, 3, 0, 5), "replicate"), r"no positions, got shape \[1, 3, 0, 5\]"),
     ((torch.zeros(1, 3, 4, 5), "reflect"), "padding must be 'replicate' or 'zeros', got 'reflect'"),
+    ((torch.zeros(1, 0, 4, 5), "replicate"), r"x has no channels, got shape \[1, 0, 4, 5\]"),
+    ((torch.zeros(1, 1, 1, 1).expand(1, 1, 1, 2**31), "replicate"), "has a side over the int32 range"),
 ]
 
 

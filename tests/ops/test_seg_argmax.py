@@ -84,6 +84,7 @@ BAD = [
     ((torch.zeros(1, 3, 2, 2), (0, 8)), r"size must be two positive integers \(H, W\), got \[0, 8\]"),
     ((torch.zeros(1, 3, 2, 2), (8, -1)), r"size must be two positive integers \(H, W\), got \[8, -1\]"),
     ((torch.zeros(1, 3, 2, 2), (8, 2**31)), r"size must be two positive integers"),
+    ((torch.zeros(1, 1, 1, 1).expand(1, 1, 1, 2**31), (8, 8)), "has a side over the int32 range"),
 ]
 
 
