@@ -87,6 +87,14 @@ def test_reference_ops_tell_how_to_build(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "--no-build-isolation" in kernels.fix and "CPU support" in cpu.fix
 
 
+def test_an_extension_that_cannot_load_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "build_info", lambda: None)
+    monkeypatch.setattr(ops, "load_error", lambda: "vss._C cannot be loaded (undefined symbol: x);\nrebuild it")
+    kernels = next(iter(doctor._kernels()))
+    assert kernels.status == "broken"
+    assert kernels.what == "vss._C cannot be loaded (undefined symbol: x); rebuild it"
+
+
 def test_disk_and_threads_warn(monkeypatch: pytest.MonkeyPatch) -> None:
     usage: Any = type("Usage", (), {"free": 2**30})
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)

@@ -136,8 +136,10 @@ def _kernels() -> Iterable[Finding]:
 
     facts = ops.build_info()
     if facts is None:
+        error = ops.load_error()
         fix = "pip install --no-build-isolation -e . (needs a C++ compiler)"
-        yield Finding("vss kernels", "reference", "the native extension vss._C is not built or cannot be loaded", fix)
+        what = "the native extension vss._C is not built" if error is None else " ".join(error.split())
+        yield Finding("vss kernels", "reference" if error is None else "broken", what, fix)
     else:
         yield Finding("vss kernels", "ok", ", ".join(f"{key} {_words(value)}" for key, value in facts.items()))
     for op, devices in ops.status().items():
