@@ -28,10 +28,10 @@ class Norms(nn.Module):
             norm.weight = nn.Parameter(gamma)
 
     def groups(self) -> list[Group]:
-        return [
-            Group(f"norms.{i}", norm.num_features, tuple(Slot(f"norms.{i}.{k}", 0, role="norm") for k in ("weight", "bias")))
-            for i, norm in enumerate(self.norms)
-        ]  # fmt: skip
+        def slots(i: int) -> tuple[Slot, ...]:
+            return tuple(Slot(f"norms.{i}.{leaf}", 0, role="norm") for leaf in ("weight", "bias"))
+
+        return [Group(f"norms.{i}", norm.num_features, slots(i)) for i, norm in enumerate(self.norms)]
 
 
 def slimming(net: Norms) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ def greedy_penalty(norm: Tensor, correlation: Tensor, *, lam: float, tau: float,
     """(C,) the value norm - lam * redundancy of each channel when it is the lowest of those left and goes.
 
     Redundancy counts those left alone, so of two twins the second is judged by its norm again. Values never fall along
-    the order of removal, so keeping the K highest is keeping the last K. O(C^2) a step for "max", O(C) for "mean".
+    the order of removal, so keeping the K highest is keeping the last K.
 
     Args:
         norm: (C,) in [0, 1].
@@ -33,19 +33,17 @@ def greedy_penalty(norm: Tensor, correlation: Tensor, *, lam: float, tau: float,
     count = len(norm)
     value = torch.empty_like(norm)
     alive = torch.ones(count, dtype=torch.bool, device=norm.device)
-    sums = excess.sum(dim=1)
+    sums, (largest, partner) = excess.sum(dim=1), excess.max(dim=1)
     for _ in range(count):
-        penalty = sums / max(count - 1, 1) if redundancy == "mean" else _largest(excess, alive)
+        penalty = sums / max(count - 1, 1) if redundancy == "mean" else largest
         final = (norm - lam * penalty).masked_fill(~alive, float("inf"))
         k = int(final.argmin())
         value[k] = final[k]
         alive[k] = False
         sums = sums - excess[k]
+        lost = (alive & (partner == k)).nonzero()[:, 0]  # those whose closest has gone look for the next
+        largest[lost], partner[lost] = (excess[lost] * alive).max(dim=1)
     return value
-
-
-def _largest(excess: Tensor, alive: Tensor) -> Tensor:
-    return (excess * alive[None, :]).amax(dim=1)
 
 
 def outer_product_redundancy(means: Tensor) -> Tensor:

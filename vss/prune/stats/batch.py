@@ -57,8 +57,8 @@ def heads_of(outputs: Any) -> list[Tensor]:
     if isinstance(outputs, Tensor):
         heads = [outputs]
     elif isinstance(outputs, Mapping):
-        names = sorted(outputs, key=lambda name: name != "out")
-        heads = [outputs[name] for name in names if isinstance(outputs[name], Tensor)]
+        named = {name: value for name, value in outputs.items() if isinstance(value, Tensor)}
+        heads = [named[name] for name in sorted(named, key=lambda name: (name != "out", named[name].ndim != 4))]
     else:
         heads = [value for value in outputs if isinstance(value, Tensor)]
         heads.sort(key=lambda value: value.ndim != 4)
