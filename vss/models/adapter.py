@@ -65,7 +65,7 @@ def _outputs(found: Any, output: str | int | None, name: str) -> tuple[str | int
         table: dict[str | int, Tensor] = {0: found}
     elif isinstance(found, Mapping):
         table = dict(found)
-    elif isinstance(found, Sequence):
+    elif isinstance(found, Sequence) and not isinstance(found, str):
         table = dict(enumerate(found))
     else:
         raise VssError(
