@@ -211,7 +211,7 @@ CHANNEL_REDUCE = (
     _reduce("strided", "l1", [(6, 5, 3, 3), (4, 9)], [1, 0], layout="strided"),
     _reduce("float16", "product", _SMALL, [0] * 6, dtype=torch.float16),
     _reduce("bfloat16 inputs", "l2", _SMALL[:3], [1] * 3, dtype=torch.bfloat16),
-    _reduce("no elements", "l2", [(3, 0, 2), (0, 4), (2, 2)], [0, 0, 0]),
+    _reduce("no elements", "l2", [(3, 0, 2), (4, 0), (2, 2)], [0, 0, 0]),
 )
 
 
