@@ -114,7 +114,7 @@ def train(
     )  # fmt: skip
     project = steps.Project.open(job)
     net = project.build_model()
-    result = steps.train(project, net, job.train, save)
+    result = steps.train(project, net, job.train, save, progress=out.is_terminal)
     out.print(f"best val mIoU {result['best_miou_pct']:.2f} in epoch {result['best_epoch']}: {result['best']}")
 
 
@@ -156,7 +156,7 @@ def prune(
         plan = steps.plan_once(project, net, job.prune, steps.Budget.make(**job.prune.budget.model_dump()))
         figures = steps.describe(plan) | {"locked": steps.locked(project, net)}
     else:
-        _, figures = steps.prune(project, net, job.prune, save)
+        _, figures = steps.prune(project, net, job.prune, save, progress=out.is_terminal)
         figures["locked"] = steps.locked(project, net)
     widths = [{"name": g, "before": a, "after": b} for g, (a, b) in figures["widths"].items()]
     show_table(widths, {"name": "group", "before": "before", "after": "after"})
@@ -193,7 +193,8 @@ def finetune(
     )  # fmt: skip
     project = steps.project_of(ckpt, data_root=data_root, dataset=dataset, recipe=job)
     net = checkpoint.load(ckpt)
-    result = steps.train(project, net, job.finetune, save, teacher=checkpoint.load(teacher) if teacher else None)
+    source = checkpoint.load(teacher) if teacher else None
+    result = steps.train(project, net, job.finetune, save, teacher=source, progress=out.is_terminal)
     out.print(f"best val mIoU {result['best_miou_pct']:.2f} in epoch {result['best_epoch']}: {result['best']}")
 
 
@@ -319,7 +320,7 @@ def run(
     folder = to or Path("runs") / job.name
     command = "vss " + shlex.join(sys.argv[1:])
     try:
-        result = run_recipe(job, folder, say=say, command=command)
+        result = run_recipe(job, folder, say=say, progress=out.is_terminal, command=command)
     except GateFailed:
         _final(folder)
         raise

@@ -130,3 +130,4 @@ def budget_of(
 def say(name: str, status: str, seconds: float, detail: str) -> None:
     colour = {"ok": "green", "failed": "red", "skipped": "cyan"}[status]
     out.print(f"[{colour}]{status:>7}[/] {name:<20} {seconds:7.1f} s  {detail}", highlight=False, soft_wrap=True)
+    out.file.flush()  # a log file shows every step when it ends
