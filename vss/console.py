@@ -43,6 +43,7 @@ COLUMNS = {
     "speedup": "speed-up",
     "speedup_per_mac_reduction": "per MAC cut",
     "size_mib": "MiB",
+    "labels": "note",
 }
 
 
