@@ -151,10 +151,10 @@ class Sirfp(Criterion):
             return v / others.clamp(min=1)
         return v
 
-    def _auxiliary(self, group: Group, stats: Stats) -> Tensor:
+    def _auxiliary(self, group: Group, stats: Stats) -> Tensor | float:
         need = self._aux()
         if need is None:
-            return torch.zeros(group.channels, dtype=torch.float64)
+            return 0.0
         value = stats.collected(need, group)
         value = value.clamp(min=0).sqrt() if self.aux == "taylor" else value
         return z_score(value) if self.aux_scale == "z" else value
