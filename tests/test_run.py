@@ -63,7 +63,7 @@ def test_report_files(finished: tuple[Path, dict[str, Any]]) -> None:
     out, report = finished
     page = (out / "report.html").read_text()
     assert json.loads((out / "report.json").read_text())["rows"] == report["rows"]
-    assert page.count("data:image/") >= 2 * 5 and "src=\"http" not in page
+    assert page.count("data:image/") >= 2 * 5 and 'src="http' not in page
     assert len(list((out / "panels").glob("*.png"))) == 2 * 5
 
 
@@ -86,9 +86,7 @@ def test_a_change_redoes_what_depends_on_it(
     assert redone == {"engine-baseline", "engine-finetuned", "gate", "bench", "panels"}
 
 
-def test_a_damaged_file_is_made_again(
-    finished: tuple[Path, dict[str, Any]], street_root: Path, tmp_path: Path
-) -> None:
+def test_a_damaged_file_is_made_again(finished: tuple[Path, dict[str, Any]], street_root: Path, tmp_path: Path) -> None:
     shutil.copytree(finished[0], tmp_path / "copy")
     (tmp_path / "copy" / "engine" / "finetuned.onnx").write_bytes(b"broken")
     report = run(recipe(street_root), tmp_path / "copy", progress=False)

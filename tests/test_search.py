@@ -187,9 +187,7 @@ def test_sparse_training_shrinks_scales_and_nothing_is_labelled(street_root: Pat
     assert steps.plan_once(work, net, config, steps.Budget.make()).labels == ()
 
 
-@pytest.mark.parametrize(
-    ("criterion", "label"), [("slimming", ("slimming without its sparse phase",)), ("l1", ())]
-)
+@pytest.mark.parametrize(("criterion", "label"), [("slimming", ("slimming without its sparse phase",)), ("l1", ())])
 def test_a_skipped_phase_is_a_label_of_the_plan(
     street_root: Path, tmp_path: Path, criterion: str, label: tuple[str, ...]
 ) -> None:
