@@ -63,6 +63,35 @@ def test_a_wrong_label_is_no_tie(exported: SimpleNamespace, tiny: Any, preproces
         parity(graph, exported.labels[0], [(1, (32, 48))], Tolerance(agreement=0.0))
 
 
+class Jumping(Shifted):
+    """Differs from the exported network at every pixel of class 0, or on the first image drawn alone."""
+
+    jumps = True
+
+    def __init__(self, source: nn.Module, by: float, *, calls: int) -> None:
+        super().__init__(source, by)
+        self.calls = calls
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls -= 1
+        return super().forward(x) if self.calls >= 0 else self.source(x)
+
+
+def test_a_network_that_jumps_is_drawn_again_and_a_wrong_file_still_fails(exported: SimpleNamespace, tiny: Any) -> None:
+    shapes = [(1, (32, 48))]
+    found = parity(SegGraph(Jumping(tiny, 0.25, calls=2)).eval(), exported.logits[0], shapes)
+    assert found["shapes"][0]["draws"] == 3 and found["max_rel"] < 1e-4
+    with pytest.raises(VssError, match="p99_rel"):
+        parity(SegGraph(Jumping(tiny, 0.25, calls=100)).eval(), exported.logits[0], shapes)
+
+
+def test_the_99_percent_figure_is_the_quantile(exported: SimpleNamespace, tiny: Any) -> None:
+    """A shift of one class of five is 20 % of the logits: in the 99 % figure; none of it is rounding."""
+    tolerance = Tolerance(relative=1.0, agreement=0.0)
+    row = parity(SegGraph(Shifted(tiny, 0.25)).eval(), exported.logits[0], [(1, (32, 48))], tolerance)["shapes"][0]
+    assert row["p99_rel"] == pytest.approx(row["max_rel"], rel=1e-3) and "draws" not in row
+
+
 def test_noise_is_seeded() -> None:
     assert torch.equal(noise(2, (4, 6), nhwc=True, seed=3), noise(2, (4, 6), nhwc=True, seed=3))
     assert noise(2, (4, 6), nhwc=True, seed=3).shape == (2, 4, 6, 3)

@@ -35,6 +35,7 @@ def network(name: str) -> nn.Module:
     return randomise(build(name, row["classes"], **row.get("options", {})))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_half_the_macs_cut_proven_saved_and_exported(name: str, tmp_path: Path) -> None:
     net, size = network(name), NETWORKS[name]["size"]

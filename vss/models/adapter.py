@@ -35,6 +35,7 @@ class Wrapped(SegModel):
     ) -> None:
         super().__init__(num_classes)
         self.net, self.name, self.output, self.size_multiple = net, name, output, size_multiple
+        self.jumps = any(isinstance(part, nn.MaxUnpool1d | nn.MaxUnpool2d | nn.MaxUnpool3d) for part in net.modules())
 
     def forward_logits(self, x: Tensor) -> Tensor:
         """x: (N, 3, H, W). Returns (N, K, h, w): the main output as the network gives it."""

@@ -23,6 +23,8 @@ class SegModel(nn.Module):
         size_multiple: H and W of an input must be multiples of this.
         dynamic_multiple: `size_multiple` must be a multiple of this in an export of one graph for many sizes.
         align_corners: the corner rule of the final resize.
+        jumps: rounding can move whole values to another pixel (pooling indices at near-ties), so that a few outputs
+            of an engine may differ by more than rounding; `vss.deploy.parity` compares accordingly.
         task: "segmentation", or "defect" for networks that give a decision and a map (`DefectModel`).
     """
 
@@ -30,6 +32,7 @@ class SegModel(nn.Module):
     size_multiple: int = 1
     dynamic_multiple: int = 1
     align_corners: bool = False
+    jumps: bool = False
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

@@ -60,6 +60,7 @@ class SegNet(SegModel):
     """
 
     dynamic_multiple = 32
+    jumps = True
 
     def __init__(self, num_classes: int, *, width: int = 64, multiple: int = 1) -> None:
         super().__init__(num_classes)
