@@ -56,6 +56,7 @@ def test_the_table_has_every_network_and_adds_up(finished: tuple[Path, dict[str,
     assert engine["speedup_per_mac_reduction"] == pytest.approx(engine["speedup"] / ratio)
     assert engine["miou_pct"] == pytest.approx(rows["finetuned"]["miou_pct"], abs=0.1)
     assert report["checks"]["masked_max_rel"] <= 1e-4
+    assert report["environment"]["ops"]["seg_argmax"]["CPU"] in ("native", "reference")
     assert report["gate"]["passed"] and [step["status"] for step in report["steps"]] == ["ok"] * len(report["steps"])
 
 

@@ -84,10 +84,12 @@ def options_of(pairs: list[str] | None) -> dict[str, Any] | None:
 
 def write_figures(report: Path | None, kind: str, figures: dict[str, Any]) -> None:
     if report:
+        from vss import ops
         from vss.environment import environment
         from vss.files import write_json
 
-        write_json(report, {"kind": kind, "schema": 1, "environment": environment(), **figures})
+        about = environment() | {"ops": ops.status()}
+        write_json(report, {"kind": kind, "schema": 1, "environment": about, **figures})
         out.print(f"wrote {report}")
 
 

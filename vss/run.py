@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vss import checkpoint, steps
+from vss import checkpoint, ops, steps
 from vss.config import Recipe
 from vss.deploy import BACKENDS, BuildSpec, bench, bench_end_to_end, export, gate
 from vss.environment import environment
@@ -338,7 +338,7 @@ class _Job:
             "seconds": sum(record["seconds"] for record in self.step.records),
             "command": self.command or None,
             "protocol": f"{protocol}. Reported split: {self.recipe.split}; resolution {size}.",
-            "environment": environment(),
+            "environment": environment() | {"ops": ops.status()},
             "recipe": self.recipe.model_dump(mode="json"),
             "inputs": hashes,
             "steps": self.step.records,
