@@ -118,6 +118,7 @@ def test_dry_run_writes_nothing(ckpt: Path, street_root: Path, tmp_path: Path) -
 
 def test_names_that_do_not_exist(ckpt: Path, street_root: Path, tmp_path: Path) -> None:
     refused(cli("run", "camvid_unett"), "unknown recipe", "camvid_unet")
+    refused(cli("run", "no[red]such[/]"), "'no[red]such[/]'")
     refused(cli("run", "camvid_unet", "--set", "train.epoch=3"), "train.epoch", "train.epochs")
     refused(cli("train", "--model", "unett", "--data-root", street_root), "unknown model", "'unet'")
     refused(cli("train", "--dataset", "camvit", "--data-root", street_root), "unknown dataset", "'camvid'")

@@ -42,6 +42,7 @@ from vss.console import (
     say,
     show_table,
     size_of,
+    tell,
     write_figures,
 )
 from vss.errors import GateFailed, VssError
@@ -62,15 +63,15 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except GateFailed as error:
-        err.print(f"[red]{error}", soft_wrap=True, highlight=False)
+        tell(err, "failed:", "red", error)
         raise SystemExit(error.exit_code) from None
     except VssError as error:
-        err.print(f"[red]error:[/] {error}", soft_wrap=True, highlight=False, markup=True)
+        tell(err, "error:", "red", error)
         raise SystemExit(error.exit_code) from None
     except OSError as error:
         if error.errno not in FULL_DISK:
             raise
-        err.print(f"[red]error:[/] {error}; free some space or choose another place.", soft_wrap=True, highlight=False)
+        tell(err, "error:", "red", f"{error}; free some space or choose another place.")
         raise SystemExit(VssError.exit_code) from None
     except KeyboardInterrupt:
         err.print("interrupted; the same command goes on from here")
@@ -290,7 +291,7 @@ def bench(
     heads = {"latency_ms_p90": "p90 ms", "latency_ms_p99": "p99 ms", "throughput_fps": "FPS"}
     show_table(rows, {"name": "engine", "latency_ms_p50": "p50 ms", **heads, "speedup": "speed-up"})
     if not figures["stable"]:
-        out.print("[yellow]not stable: the machine is too noisy for these figures; see `spread`")
+        tell(out, "not stable:", "yellow", "the machine is too noisy for these figures; see `spread`")
     write_figures(report, "vss.bench", figures)
 
 

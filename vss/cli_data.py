@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vss.console import Data, ReportFile, out, show_table, write_figures
+from vss.console import Data, ReportFile, out, show_table, tell, write_figures
 from vss.errors import VssError
 
 data_app = typer.Typer(no_args_is_help=True, help="Check a data set, or generate one.")
@@ -29,13 +29,13 @@ def data_check(
         rows = [{"name": name, **row} for name, row in facts["classes"].items()]
         show_table(rows, {"name": "class", "pixels_pct": "pixels %", "images": "images"})
     for warning in figures["warnings"]:
-        out.print(f"[yellow]warning:[/] {warning}", highlight=False)
+        tell(out, "warning:", "yellow", warning)
     for problem in figures["problems"]:
-        out.print(f"[red]problem:[/] {problem}", highlight=False)
+        tell(out, "problem:", "red", problem)
     write_figures(report, "vss.data_check", figures)
     if not figures["ok"]:
         raise VssError(f"{root} has {len(figures['problems'])} problems; mend them before training.")
-    out.print(f"[green]ok[/]: {figures['dataset']}")
+    tell(out, "ok:", "green", figures["dataset"])
 
 
 @data_app.command("make")

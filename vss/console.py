@@ -12,6 +12,7 @@ import yaml
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from vss.config import Recipe, load_recipe, override, parse
 from vss.errors import VssError
@@ -19,7 +20,7 @@ from vss.errors import VssError
 STREAMS = ((False, sys.stdout), (True, sys.stderr))
 
 # A file or pipe has no width of its own: wide enough there that no table is squeezed.
-out, err = (Console(stderr=stderr, width=None if stream.isatty() else 160) for stderr, stream in STREAMS)
+out, err = (Console(stderr=stderr, markup=False, width=None if stream.isatty() else 160) for stderr, stream in STREAMS)
 
 Set = Annotated[list[str] | None, typer.Option("--set", help="a.b=value, any key of the recipe", metavar="KEY=VALUE")]
 Data = Annotated[str | None, typer.Option("--dataset", help="camvid, cityscapes, ksdd2, masks")]
@@ -97,7 +98,11 @@ def show_table(rows: list[dict[str, Any]], columns: dict[str, str], title: str =
     table = Table(title=title or None, box=box.SIMPLE_HEAD, padding=(0, 1))
     used = {key: head for key, head in columns.items() if any(row.get(key) is not None for row in rows)}
     for key, head in used.items():
-        table.add_column(head, justify="left" if key == "name" else "right", no_wrap=key == "name")
+        table.add_column(
+            head,
+            justify="right" if any(isinstance(row.get(key), int | float) for row in rows) else "left",
+            no_wrap=key == "name",
+        )
     for row in rows:
         table.add_row(*(show(row.get(key)) for key in used))
     out.print(table)
@@ -130,7 +135,12 @@ def budget_of(
     return {"kind": kind, "scope": scope, "keep": value}
 
 
+def tell(console: Console, tag: str, colour: str, text: object) -> None:
+    """A coloured word and a text, whose own brackets are only brackets."""
+    console.print(Text.assemble((tag, colour), " ", str(text)), soft_wrap=True)
+
+
 def say(name: str, status: str, seconds: float, detail: str) -> None:
     colour = {"ok": "green", "failed": "red", "skipped": "cyan"}[status]
-    out.print(f"[{colour}]{status:>7}[/] {name:<20} {seconds:7.1f} s  {detail}", highlight=False, soft_wrap=True)
+    tell(out, f"{status:>7}", colour, f"{name:<20} {seconds:7.1f} s  {detail}")
     out.file.flush()  # a log file shows every step when it ends
