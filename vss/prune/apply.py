@@ -157,7 +157,7 @@ def recalibrate_bn(
                     norm.reset_running_stats()
                     norm.momentum = None
                     norm.train()
-            (forward or _call)(model, batch)
+            (forward or default_forward)(model, batch)
             count += 1
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
@@ -169,5 +169,7 @@ def recalibrate_bn(
     return count
 
 
-def _call(model: Any, batch: Tensor) -> Any:
-    return model.forward_train(batch) if hasattr(model, "forward_train") else model(batch)
+def default_forward(model: Any, x: Tensor) -> Any:
+    """Call `forward_train` where the network has one (auxiliary heads included), else the network."""
+    call: Any = getattr(model, "forward_train", model)
+    return call(x)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vss.errors import VssError, unknown
+from vss.prune.apply import default_forward
 from vss.prune.groups import Group, Groups, Locked, Role, Slot
 from vss.prune.probe import unsound
 from vss.prune.ties import find_components, is_depthwise
@@ -88,12 +89,6 @@ def find_groups(
     groups = [group for group in groups if group.id not in faults]
     groups.sort(key=lambda group: layers.order[group.id])
     return Groups(tuple(groups), tuple(sorted(locked + clashes, key=lambda lock: layers.order.get(lock.layer, -1))))
-
-
-def default_forward(model: nn.Module, x: Tensor) -> Any:
-    """Call `forward_train` where the network has one (auxiliary heads included), else the network."""
-    call: Any = getattr(model, "forward_train", model)
-    return call(x)
 
 
 def _torch_pruning() -> Any:
