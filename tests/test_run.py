@@ -19,6 +19,7 @@ import vss
 from vss import checkpoint
 from vss.config import Recipe
 from vss.errors import GateFailed
+from vss.files import sha256_file
 from vss.prune import Plan, count
 from vss.run import run
 
@@ -66,6 +67,12 @@ def test_report_files(finished: tuple[Path, dict[str, Any]]) -> None:
     assert json.loads((out / "report.json").read_text())["rows"] == report["rows"]
     assert page.count("data:image/") >= 2 * 5 and 'src="http' not in page
     assert len(list((out / "panels").glob("*.png"))) == 2 * 5
+    for title in ("engine baseline", "engine pruned"):
+        built = report["artefacts"][title]
+        assert built["backend"] == "onnxruntime" and built["spec"] == {"optimise": None}
+        assert sha256_file(out / built["files"]["onnx"]) == report["export"][title]["sha256"]
+        assert (out / built["files"]["engine"]).is_file()
+    assert {check["engine"] for check in report["gate"]["checks"]} == {"engine pruned"}
 
 
 def test_again_does_nothing_and_says_so(finished: tuple[Path, dict[str, Any]], street_root: Path) -> None:

@@ -104,6 +104,14 @@ class Panel(_Part):
     files: dict[str, Annotated[str, AfterValidator(_relative)]]
 
 
+class Artefact(_Part):
+    """What was built for one row: runtime, `BuildSpec` as a dictionary, role -> file below the report's folder."""
+
+    backend: str
+    spec: dict[str, Any] = {}
+    files: dict[str, Annotated[str, AfterValidator(_relative)]]
+
+
 class Report(_Part):
     """The schema of report.json."""
 
@@ -132,6 +140,7 @@ class Report(_Part):
     gate: dict[str, Any] = {}
     plan: dict[str, Any] = {}
     export: dict[str, Any] = {}
+    artefacts: dict[str, Artefact] = {}
     nulls: dict[str, str] = {}
 
     @model_validator(mode="after")

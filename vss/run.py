@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -184,8 +184,8 @@ class _Job:
                 class_names=project.data.class_names,
                 plan_sha256=plans[-1].sha256() if plans else None,
             )
-            backend = available(recipe.build.backend)
-            backend.build(self.out / onnx, self.out / artefact, BuildSpec())
+            backend, spec = available(recipe.build.backend), BuildSpec()
+            backend.build(self.out / onnx, self.out / artefact, spec)
             session = backend.open(self.out / artefact, threads=recipe.build.threads)
             metrics = project.score(engine_predictor(session, project.preprocess))
             session.close()
@@ -193,11 +193,17 @@ class _Job:
             return {
                 "export": exported,
                 "metrics": metrics,
+                "artefact": {
+                    "backend": backend.name,
+                    "spec": asdict(spec),
+                    "files": {"onnx": onnx, "engine": artefact},
+                },
                 "size_mib": (self.out / artefact).stat().st_size / 2**20,
                 "detail": f"{backend.name}: mIoU {metrics['miou_pct']:.2f}",
             }
 
         depends = [recipe.export.model_dump(mode="json"), recipe.build.model_dump(mode="json"), recipe.split]
+        depends += ["with artefact"]
         return self.step(f"engine-{name}", depends, [f"evaluate-{name}", after], [onnx, artefact, images], work)
 
     def gates(self) -> Result:
@@ -215,7 +221,7 @@ class _Job:
             checks = []
             for before, after, drop, what in pairs:
                 verdict = gate(loaded(before), loaded(after), metric=config.metric, max_drop=drop)
-                checks.append({"what": what, **verdict})
+                checks.append({"what": what, "engine": "engine pruned", **verdict})
             passed = all(check["passed"] for check in checks)
             worst = next((check for check in checks if not check["passed"]), checks[0])
             return {**worst, "passed": passed, "checks": checks, "detail": worst["sentence"]}
@@ -321,6 +327,7 @@ class _Job:
             "plan": {key: pruned[key] for key in PLAN_FACTS}
             | {key: value for key, value in pruned["phase"].items() if key not in ("curves", "labels")},
             "export": {names[name]: result["export"] for name, result in engines.items()},
+            "artefacts": {names[name]: result["artefact"] for name, result in engines.items()},
         }
 
     def _frame(self, status: str) -> Result:
