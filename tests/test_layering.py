@@ -23,7 +23,7 @@ LAYERS = (
     ("train", "evaluate", "deploy"),
     (
         *("checkpoint", "steps", "pictures", "run", "runner", "search", "sweep", "doctor", "quality", "command"),
-        *("console", "cli", "cli_data", "cli_methods"),
+        *("console", "cli", "cli_data", "cli_lint", "cli_methods"),
     ),
 )
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -1,4 +1,4 @@
-"""The command line: `vss train prune finetune evaluate export build bench report run data methods quality doctor`.
+"""The command line: `vss train prune finetune evaluate export build bench report run data methods quality lint doctor`.
 
 Every command builds a recipe from its flags and calls a function of `vss.steps` or `vss.run`. Bad input ends in one
 sentence and exit code 2, a failed gate in exit code 1.
@@ -19,6 +19,7 @@ import yaml
 from rich.logging import RichHandler
 
 from vss.cli_data import data_app
+from vss.cli_lint import lint_app
 from vss.cli_methods import methods_app
 from vss.console import (
     COLUMNS,
@@ -51,6 +52,7 @@ from vss.registry import load_plugin
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(data_app, name="data")
 app.add_typer(methods_app)
+app.add_typer(lint_app)
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

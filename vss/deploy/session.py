@@ -15,6 +15,7 @@ import numpy as np
 from vss.errors import VssError
 
 INSTALL = {
+    "google.protobuf.message": "pip install protobuf",
     "onnx": "pip install onnx",
     "onnxscript": "pip install onnxscript",
     "onnx_graphsurgeon": "pip install onnx-graphsurgeon",

@@ -1,0 +1,58 @@
+"""`vss lint` as people use it: a table, figures as JSON, exit codes 0, 1 and 2."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from vss.cli import main
+
+
+def lint(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["vss", "lint", *map(str, words)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return int(end.value.code or 0)
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    """A file from elsewhere with an op that nobody here knows."""
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in ("x", "y")]
+    node = helper.make_node("Swirl", ["x"], ["y"], name="layer3", domain="their.ops")
+    graph = helper.make_graph([node], "g", [ends[0]], [ends[1]])
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("their.ops", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets), str(tmp_path / "foreign.onnx"))
+    return tmp_path / "foreign.onnx"
+
+
+def test_an_error_is_named_and_exits_with_1(
+    foreign: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = foreign.with_suffix(".json")
+    assert lint(monkeypatch, foreign, "--report", figures) == 1
+    said = capsys.readouterr()
+    assert "layer3" in said.out and "their.ops::Swirl" in said.out and "1 errors, 0 warnings" in said.out
+    assert "TensorRT would not build" in said.err
+    data = json.loads(figures.read_text())
+    assert (data["kind"], data["errors"], data["findings"][0]["rule"]) == ("vss.lint", 1, "unknown_op")
+
+
+def test_a_declared_plugin_is_no_error(
+    foreign: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert lint(monkeypatch, foreign, "--plugin-op", "Swirl") == 0
+    assert "0 errors, 0 warnings" in capsys.readouterr().out
+
+
+def test_no_onnx_is_exit_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.onnx").write_text("not a graph")
+    assert lint(monkeypatch, tmp_path / "text.onnx") == 2
+    assert "export it again" in " ".join(capsys.readouterr().err.split())
