@@ -4,7 +4,8 @@
 
 Every row is (method, seed): the seed draws the calibration images, the shuffles of the fine-tuning and, for `random`,
 the scores; budget, recipe and images are the same for all. A row is kept in the result file as soon as it is known, so
-that a killed run goes on. A method that cannot run says why in its row.
+that a killed run goes on. `slimming`, `fn` and `dmcp` have their own phase before, which the row tells. A method that
+cannot run says why in its row.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ def recipe(arguments: argparse.Namespace, method: str, seed: int) -> Recipe:
             "seed": seed,
             "data": {"augment": {"scale": [0.75, 1.5]}},
             "prune": {"criterion": method, "budget": budget, "batches": 10, "recalibrate": 20},
+            "sparse": {"epochs": arguments.phase_epochs, "lr": 0.01},
+            "dmcp": {"epochs": arguments.phase_epochs, "lr": 0.01},
             "finetune": fit,
         }
     )
@@ -61,6 +64,7 @@ def row_of(arguments: argparse.Namespace, method: str, seed: int) -> dict[str, A
             row["miou_pruned_pct"] = steps.torch_score(project, small)["miou_pct"]
             steps.train(project, small, job.finetune, Path(folder) / "fit", progress=False)
             row["miou_finetuned_pct"] = steps.torch_score(project, small)["miou_pct"]
+            row["phase_epochs"] = arguments.phase_epochs if CRITERIA[method].sparse_phase else 0
             row["labels"] = [label for plan in small.plans for label in plan.labels]
     except VssError as error:
         return row | {"status": "not_applicable", "reason": str(error)}
@@ -87,6 +91,7 @@ def main() -> None:
     parser.add_argument("--data-root", required=True)
     parser.add_argument("--macs", type=float, default=0.5)
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--phase-epochs", type=int, default=3, help="of the sparse phase or the search, where one is")
     parser.add_argument("--seeds", type=int, default=3, help=f"for {', '.join(SEEDED)}; the others get one")
     parser.add_argument("--methods", default=",".join(CRITERIA.names()))
     parser.add_argument("--write", action="store_true", help="keep it in benchmarks/results/<machine>/")
@@ -95,6 +100,7 @@ def main() -> None:
     about = environment()
     baseline = checkpoint.read(arguments.ckpt)
     setting = {"weights": baseline.weights_sha256, "macs": arguments.macs, "epochs": arguments.epochs}
+    setting["phase_epochs"] = arguments.phase_epochs
     path = ROOT / "benchmarks" / "results" / about["machine"] / f"{vss.__version__}--methods.json"
     result: dict[str, Any] = {"kind": KIND, "schema": SCHEMA, "key": sha256_json(setting), "rows": []}
     if path.is_file() and arguments.write:

@@ -18,7 +18,7 @@ def test_both_forms_agree_exactly(size: tuple[int, int], kind: str) -> None:
     other, phase = max_pool_phases(x)
     assert torch.equal(value, other) and torch.equal(value, F.max_pool2d(x, 2))
     replaced = value * 3 + 1
-    wanted = F.max_unpool2d(replaced, indices, 2, 2, output_size=list(size))
+    wanted = F.max_unpool2d(replaced, indices.long(), 2, 2, output_size=list(size))
     assert torch.equal(max_unpool(replaced, indices, x.shape), wanted)
     assert torch.equal(max_unpool_phases(replaced, phase, x.shape), wanted)
     assert wanted.shape[-2:] == size and int((wanted != 0).sum()) == int((replaced != 0).sum())
@@ -39,3 +39,11 @@ def test_an_infinite_value_does_not_spread_to_its_window() -> None:
     _, phase = max_pool_phases(x)
     out = max_unpool_phases(torch.full((1, 1, 1, 1), float("inf")), phase, x.shape)
     assert out.flatten().tolist() == [float("inf"), 0.0, 0.0, 0.0]
+
+
+def test_float64_goes_by_torch_and_gives_the_same() -> None:
+    x = torch.randn(2, 3, 7, 8, generator=torch.Generator().manual_seed(5))
+    (value, indices), (wide, wide_indices) = max_pool(x), max_pool(x.double())
+    assert (indices.dtype, wide_indices.dtype) == (torch.int32, torch.int64)
+    assert torch.equal(value.double(), wide) and torch.equal(indices.long(), wide_indices)
+    assert torch.equal(max_unpool(value, indices, x.shape).double(), max_unpool(wide, wide_indices, x.shape))

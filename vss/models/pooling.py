@@ -1,9 +1,10 @@
 """2x2 max pooling that remembers where its maxima were, and the unpooling that puts them back.
 
-In torch both use flat indices, which TensorRT cannot import (MaxPool with Indices, MaxUnpool, Scatter). While a network
-is being exported the same values come from plain operators: the position of a maximum inside its 2x2 window is an
-ArgMax over the four phases of the image, and unpooling writes each value to its phase and zero to the other three. The
-two forms agree exactly, ties included, at even and odd sizes (the last row or column of an odd size is in no window).
+In torch both use flat int32 indices (`vss.ops.max_pool_indices`), which TensorRT cannot import (MaxPool with Indices,
+MaxUnpool, Scatter). While a network is being exported the same values come from plain operators: the position of a
+maximum inside its 2x2 window is an ArgMax over the four phases of the image, and unpooling writes each value to its
+phase and zero to the other three. The two forms agree exactly, ties included, at even and odd sizes (the last row or
+column of an odd size is in no window).
 One graph for many sizes needs sides that are always even here, since the exporter cannot express the cut of an odd one:
 a network that uses this sets `SegModel.dynamic_multiple`.
 """
@@ -14,12 +15,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vss import ops
+
 
 def max_pool(x: Tensor) -> tuple[Tensor, Tensor]:
     """x: (N, C, H, W) float. Returns the maxima (N, C, H//2, W//2) and what `max_unpool` needs, of the same shape."""
     if torch.compiler.is_exporting():
         return max_pool_phases(x)
-    return F.max_pool2d(x, 2, stride=2, return_indices=True)
+    if x.dtype == torch.float64:  # the op has none; torch's indices are int64, by which `max_unpool` knows them
+        return F.max_pool2d(x, 2, stride=2, return_indices=True)
+    return ops.max_pool_indices(x)
 
 
 def max_unpool(x: Tensor, indices: Tensor, size: torch.Size | tuple[int, ...]) -> Tensor:
@@ -29,7 +34,10 @@ def max_unpool(x: Tensor, indices: Tensor, size: torch.Size | tuple[int, ...]) -
     """
     if torch.compiler.is_exporting():
         return max_unpool_phases(x, indices, size)
-    return F.max_unpool2d(x, indices, (2, 2), stride=(2, 2), output_size=[int(side) for side in size[-2:]])
+    sides = [int(side) for side in size[-2:]]
+    if indices.dtype == torch.int64:
+        return F.max_unpool2d(x, indices, (2, 2), stride=(2, 2), output_size=sides)
+    return ops.max_unpool(x, indices, sides)
 
 
 def max_pool_phases(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -98,12 +98,9 @@ def _pooling_links(tp_groups: list[Any]) -> Iterator[Link]:
     unpooled: dict[int, dict[int, dict[int, int]]] = defaultdict(dict)
     for number, group in enumerate(tp_groups):
         for item in group:
-            grad_fn = item.dep.target.grad_fn
-            name = grad_fn.name() if hasattr(grad_fn, "name") else ""
-            if "WithIndicesBackward" in name:
-                pooled[grad_fn._saved_result1.data_ptr()][number] = _root_at(item)
-            elif "MaxUnpool" in name:
-                unpooled[grad_fn._saved_indices.data_ptr()][number] = _root_at(item)
+            side, pointer = _pooling(item.dep.target.grad_fn)
+            if side:
+                (pooled if side == "pool" else unpooled)[pointer][number] = _root_at(item)
     for pointer, seconds in unpooled.items():
         firsts = pooled.get(pointer)
         for second, there in seconds.items():
@@ -112,6 +109,18 @@ def _pooling_links(tp_groups: list[Any]) -> Iterator[Link]:
                 continue
             for first, here in firsts.items():
                 yield from _matched(first, here, second, there)
+
+
+def _pooling(grad_fn: Any) -> tuple[str, int]:
+    """("pool" or "unpool", where its index tensor lies), of torch's operations and of `vss.ops`; ("", 0) of others."""
+    name = grad_fn.name() if hasattr(grad_fn, "name") else ""
+    if "vss_max_pool_indices" in name:
+        return "pool", grad_fn.saved_tensors[0].data_ptr()
+    if "vss_max_unpool" in name:
+        return "unpool", grad_fn.saved_tensors[0].data_ptr()
+    if "WithIndicesBackward" in name:
+        return "pool", grad_fn._saved_result1.data_ptr()
+    return ("unpool", grad_fn._saved_indices.data_ptr()) if "MaxUnpool" in name else ("", 0)
 
 
 def _root_at(item: Any) -> dict[int, int]:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from vss.errors import VssError
 from vss.prune import Group, find_groups, make_criterion
-from vss.prune.stats.defect import masked_mean
+from vss.prune.stats.defect import masked_means
 
 from ..nets import randomise
 from .feeds import Mixed, raw_scores
@@ -60,9 +60,9 @@ def test_grad_act_is_the_masked_mean_of_activation_times_gradient() -> None:
     product = (kept[0] * grad).detach().abs() * 2  # two images
     m = masks[:, None].double()
     wanted = ((product * m).sum(dim=(2, 3)) / (m.sum(dim=(2, 3)) + 1e-8)).mean(dim=0)
-    torch.testing.assert_close(scores([(images, masks)]), wanted, rtol=1e-10, atol=0)
+    torch.testing.assert_close(scores([(images, masks)]), wanted, rtol=1e-6, atol=0)
     other = ((product * (1 - m)).sum(dim=(2, 3)) / ((1 - m).sum(dim=(2, 3)) + 1e-8)).mean(dim=0)
-    torch.testing.assert_close(scores([(images, masks)], background=0.5), wanted - 0.5 * other, rtol=1e-9, atol=1e-14)
+    torch.testing.assert_close(scores([(images, masks)], background=0.5), wanted - 0.5 * other, rtol=1e-6, atol=1e-14)
 
 
 def test_c2_mask_ones() -> None:
@@ -72,13 +72,16 @@ def test_c2_mask_ones() -> None:
     for name in ("merge.0", "branch.0"):
         wanted = conv_output(net, images, name).abs().mean(dim=(0, 2, 3))
         found = scores([(images, ones)], name, preset="faithful")
-        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=0)
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
 
 
 def test_c2_mask_scaling_does_not_matter() -> None:
-    values = torch.rand(2, 3, 5, 5, dtype=torch.float64)
-    mask = torch.rand(2, 1, 5, 5, dtype=torch.float64)
-    torch.testing.assert_close(masked_mean(values, 7 * mask), masked_mean(values, mask), rtol=1e-8, atol=0)
+    values, mask = torch.rand(2, 3, 5, 5), torch.rand(2, 5, 5)
+    found = masked_means(values, None, mask)
+    torch.testing.assert_close(masked_means(values, None, 7 * mask), found, rtol=1e-6, atol=0)
+    weights = mask.double()[:, None]
+    wanted = (values.double() * weights).sum(dim=(2, 3)) / weights.sum(dim=(2, 3))
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
     images, masks = batch()
     assert torch.equal(scores([(images, masks * 9)]), scores([(images, masks)]))
 
@@ -106,7 +109,7 @@ def test_c2_images_without_defects_do_not_count() -> None:
     clean = (clean[0], torch.zeros_like(clean[1]))
     torch.testing.assert_close(scores([first, clean]), scores([first]))
     mixed = (torch.cat([first[0], clean[0]]), torch.cat([first[1], clean[1]]))
-    torch.testing.assert_close(scores([mixed]), scores([first]), rtol=1e-9, atol=0)  # whatever the batching
+    torch.testing.assert_close(scores([mixed]), scores([first]), rtol=1e-6, atol=0)  # whatever the batching
     void = (first[0], torch.where(first[1] > 0, first[1], 255))
     torch.testing.assert_close(scores([void]), scores([first]))
     with pytest.raises(VssError, match="the calibration set shows no defect"):
@@ -155,4 +158,4 @@ def test_activations_survive_what_the_network_overwrites() -> None:
         net(images)
         hook.remove()
         total = total + ((kept[0].abs() * m).sum(dim=(2, 3)) / (m.sum(dim=(2, 3)) + 1e-8)).mean(dim=0)
-    torch.testing.assert_close(found["backbone.stem.0"], total.detach(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(found["backbone.stem.0"], total.detach(), rtol=1e-6, atol=0)

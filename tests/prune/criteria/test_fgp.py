@@ -59,9 +59,9 @@ def test_fgp_closed_form() -> None:
     found = support(net, groups, batches)
     # the stream of the residual stage is read by `merge` from offset 0, the branch from offset 6
     wanted = naive(net, "merge.0", batches, predicted=False, inputs=True, channels=slice(0, 6))
-    torch.testing.assert_close(found["backbone.stem.0"], wanted, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(found["backbone.stem.0"], wanted, rtol=1e-6, atol=1e-14)
     wanted = naive(net, "merge.0", batches, predicted=False, inputs=True, channels=slice(6, 10))
-    torch.testing.assert_close(found["branch.0"], wanted, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(found["branch.0"], wanted, rtol=1e-6, atol=1e-14)
 
 
 def test_closed_form_where_gradients_have_both_signs() -> None:
@@ -69,12 +69,12 @@ def test_closed_form_where_gradients_have_both_signs() -> None:
     batches = batches_of(2, classes=3)
     found = support(net, groups, batches, site="conv", masks="predicted")
     wanted = naive(net, "merge.0", batches, predicted=True, inputs=False, channels=slice(0, 7))
-    torch.testing.assert_close(found["merge.0"], wanted, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(found["merge.0"], wanted, rtol=1e-6, atol=1e-14)
     members = [
         naive(net, name, batches, predicted=True, inputs=False, channels=slice(0, 6))
         for name in ("backbone.stem.0", "backbone.two.0")
     ]
-    torch.testing.assert_close(found["backbone.stem.0"], members[0] + members[1], rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(found["backbone.stem.0"], members[0] + members[1], rtol=1e-6, atol=1e-14)
     assert make_criterion("fgp", preset="faithful").options() == make_criterion("fgp").options() | {
         "site": "conv", "masks": "predicted",
     }  # fmt: skip
@@ -89,7 +89,7 @@ def test_fgp_class_scale() -> None:
         net.head.bias[1] *= 7.0
     after = {name: class_shares(value) for name, value in support(net, groups, batches).items()}
     for name in before:
-        torch.testing.assert_close(after[name], before[name], rtol=1e-9, atol=1e-14)
+        torch.testing.assert_close(after[name], before[name], rtol=1e-6, atol=1e-14)
 
 
 def test_a_channel_without_gradient_has_no_support_and_goes_first() -> None:
@@ -110,7 +110,7 @@ def test_support_does_not_depend_on_the_scale_between_layers() -> None:
         net.merge[1].weight[2] *= 5.0
         net.merge[1].bias[2] *= 5.0
         net.head.weight[:, 2] /= 5.0
-    torch.testing.assert_close(support(net, groups, batches)["merge.0"], before, rtol=1e-9, atol=1e-14)
+    torch.testing.assert_close(support(net, groups, batches)["merge.0"], before, rtol=1e-6, atol=1e-14)
 
 
 def test_fgp_energy_prefix() -> None:
@@ -155,7 +155,7 @@ def test_void_pixels_and_excluded_classes_do_not_count() -> None:
     void[:, :6] = 255
     found = support(net, groups, [(images, void)])["merge.0"]
     wanted = naive(net, "head", [(images, void)], predicted=False, inputs=True, channels=slice(0, 7))
-    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-14)
     assert len(class_shares(found, exclude=(0, 9))) == 2
 
 

@@ -85,7 +85,7 @@ def test_permuting_channels_permutes_scores(name: str, preset: str | None) -> No
     orders = {group.id: torch.randperm(group.channels, generator=generator) for group in groups}
     other = permuted(net, groups, orders)
     images = batches_of(1)[0][0]
-    torch.testing.assert_close(other(images), net(images), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(other(images), net(images), rtol=1e-6, atol=1e-9)
     criterion = make(name, preset)
     first, second = (scores(criterion, n, groups, batches_of()) for n in (net, other))
     for group in groups:
@@ -151,7 +151,7 @@ def test_a_channel_that_is_zero_ranks_below_the_group_mean_and_goes_without_a_tr
     )
     assert 1 not in next(group.kept for group in plan.groups if group.id == "merge.0")
     images = torch.randn(2, 3, 9, 14, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(apply_plan(net, plan)(images), net(images), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(apply_plan(net, plan)(images), net(images), rtol=1e-6, atol=1e-9)
 
 
 class _Given(Criterion):

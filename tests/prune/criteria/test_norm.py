@@ -29,7 +29,7 @@ def test_norm_of_the_concatenated_filters_relative_to_the_groups_mean(name: str)
     alone = net.one[0].weight.flatten(1).double()
     for key, rows in (("stem.0", joined), ("one.0", alone)):
         norms = torch.linalg.vector_norm(rows, ord=ORDERS[name], dim=1).detach()
-        torch.testing.assert_close(scores[key], norms / norms.mean(), rtol=1e-10, atol=0)
+        torch.testing.assert_close(scores[key], norms / norms.mean(), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("name", ORDERS)
@@ -74,6 +74,6 @@ def test_member_rms_makes_coupled_members_weigh_the_same(name: str) -> None:
     rows = [m.weight.flatten(1).double() / m.weight.double().square().mean().sqrt() for m in (net.stem[0], net.two[0])]
     norms = torch.linalg.vector_norm(torch.cat(rows, dim=1), ord=ORDERS[name], dim=1).detach()
     scores = scores_of(net, groups, name, member_rms=True)["stem.0"]
-    torch.testing.assert_close(scores, norms / norms.mean(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(scores, norms / norms.mean(), rtol=1e-6, atol=0)
     plain = scores_of(net, groups, name)["stem.0"]
     assert float((scores - plain).abs().max()) > 0.01

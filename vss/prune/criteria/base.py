@@ -174,5 +174,5 @@ def _checked(criterion: Criterion, group: Group, raw: Tensor) -> Tensor:
 
 
 def _l1(group: Group, stats: Stats) -> Tensor:
-    rows = stats.rows(group)
-    return torch.stack([row.abs().sum(dim=1) for row in rows]).sum(dim=0).cpu() if rows else torch.ones(group.channels)
+    filters = any(stats.tensor(slot.tensor).ndim > 1 for slot in group.by_role("producer"))
+    return stats.filter_sums(group, 1).cpu() if filters else torch.ones(group.channels)

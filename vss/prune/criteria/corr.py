@@ -99,8 +99,7 @@ class Corr(Criterion):
 
     def __call__(self, group: Group, stats: Stats) -> Tensor:
         """(C,) scores, at most 1."""
-        rows = stats.rows(group)
-        norm = torch.stack([row.abs().sum(dim=1) for row in rows]).sum(dim=0)
+        norm = stats.filter_sums(group, 1)
         norm = norm / (norm.max() + 1e-300)
         found = stats.collected(self.requests()[0], group)
         if self.correlation == "outer":

@@ -9,9 +9,14 @@ from torch import Tensor
 
 from vss.errors import VssError
 from vss.prune.criteria.base import CRITERIA, Criterion
-from vss.prune.criteria.norm import filters
 from vss.prune.groups import Group
 from vss.prune.stats import Stats
+
+
+def filters(group: Group, stats: Stats, *, fold_bn: bool, member_rms: bool) -> list[Tensor]:
+    """(C, D) float64 filters of each producer, optionally folded, then divided by the RMS of the producer."""
+    rows = stats.rows(group, fold_bn=fold_bn)
+    return [row / (row.square().mean().sqrt() + 1e-12) for row in rows] if member_rms else rows
 
 
 def distances(rows: list[Tensor]) -> Tensor:

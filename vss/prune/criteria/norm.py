@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-import torch
 from torch import Tensor
 
 from vss.prune.criteria.base import CRITERIA, Criterion
@@ -27,14 +27,8 @@ class _Norm(Criterion):
     member_rms: bool = False
     fold_bn: bool = False
 
-    def _rows(self, group: Group, stats: Stats) -> list[Tensor]:
-        return filters(group, stats, fold_bn=self.fold_bn, member_rms=self.member_rms)
-
-
-def filters(group: Group, stats: Stats, *, fold_bn: bool, member_rms: bool) -> list[Tensor]:
-    """(C, D) float64 filters of each producer, optionally folded, then divided by the RMS of the producer."""
-    rows = stats.rows(group, fold_bn=fold_bn)
-    return [row / (row.square().mean().sqrt() + 1e-12) for row in rows] if member_rms else rows
+    def _sums(self, group: Group, stats: Stats, power: Literal[1, 2]) -> Tensor:
+        return stats.filter_sums(group, power, fold_bn=self.fold_bn, member_rms=self.member_rms)
 
 
 @CRITERIA.register("l1", aliases=["naive_l1", "magnitude"])
@@ -47,7 +41,7 @@ class L1(_Norm):
 
     def __call__(self, group: Group, stats: Stats) -> Tensor:
         """(C,) sums."""
-        return torch.stack([row.abs().sum(dim=1) for row in self._rows(group, stats)]).sum(dim=0)
+        return self._sums(group, stats, 1)
 
 
 @CRITERIA.register("l2")
@@ -60,4 +54,4 @@ class L2(_Norm):
 
     def __call__(self, group: Group, stats: Stats) -> Tensor:
         """(C,) norms."""
-        return torch.stack([row.square().sum(dim=1) for row in self._rows(group, stats)]).sum(dim=0).sqrt()
+        return self._sums(group, stats, 2).sqrt()

@@ -185,5 +185,4 @@ def in_backbone(layer: str) -> bool:
 
 def _by_norm(group: Group, stats: Stats) -> Tensor:
     """L1 norms mapped to [-1, 0], the range of the other groups' redundancies."""
-    norms = torch.stack([row.abs().sum(dim=1) for row in stats.rows(group)]).sum(dim=0)
-    return normalized(norms, "max") - 1
+    return normalized(stats.filter_sums(group, 1), "max") - 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from vss.errors import VssError
 from vss.prune.groups import Group
 from vss.prune.stats.batch import Batch
+from vss.prune.stats.filters import FilterNorms
 from vss.prune.stats.members import folding, norm_slots, slot_values
 from vss.prune.stats.sites import Layout, Tap
 from vss.registry import Registry
@@ -141,6 +142,7 @@ class Stats:
         self.seed = seed
         self._tensors = {k: v.detach() for k, v in (*model.named_parameters(), *model.named_buffers())}
         self._collected = collected or {}
+        self._norms = FilterNorms(model)
 
     def tensor(self, name: str) -> Tensor:
         """A parameter or buffer by its full name."""
@@ -164,6 +166,12 @@ class Stats:
                 row = (row.view(group.channels, slot.block, -1) * factor[:, :, None]).flatten(1)
             rows.append(row)
         return rows
+
+    def filter_sums(
+        self, group: Group, power: Literal[1, 2], *, fold_bn: bool = False, member_rms: bool = False
+    ) -> Tensor:
+        """(C,) float64 sums of |w|^power over the filters of all producers of a group; see `FilterNorms.sums`."""
+        return torch.stack(self._norms.sums(group, power, fold_bn=fold_bn, member_rms=member_rms)).sum(dim=0)
 
     def norm_rows(self, group: Group, leaf: str) -> list[Tensor]:
         """For each norm layer of a group its parameter `leaf` ("weight", "scale"), (C, block) float64."""

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vss import ops
 from vss.errors import VssError, unknown
 from vss.prune.groups import Group
 from vss.prune.stats.base import COLLECTORS, TapCollector
 from vss.prune.stats.batch import Batch, require_labels
+from vss.prune.stats.filters import DTYPES
 from vss.prune.stats.processes import sum_over_processes
 from vss.prune.stats.sites import Tap
 
@@ -20,10 +22,12 @@ Resize = Literal["area", "bilinear"]
 EPS = 1e-8
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """(N, C) mean of values (N, C, H, W) over positions with weights mask (N, 1, H, W) >= 0."""
-    weights = mask.double()
-    return (values.double() * weights).sum(dim=(2, 3)) / (weights.sum(dim=(2, 3)) + EPS)
+def masked_means(maps: Tensor, grads: Tensor | None, mask: Tensor) -> Tensor:
+    """(N, C) float64 mean of |maps| or, with gradients, of |maps * grads| over positions of weights mask (N, H, W)."""
+    column = ops.MOMENTS.index("abs_activation_sum" if grads is None else "abs_product_sum")
+    maps = maps if maps.dtype in DTYPES else maps.float()
+    sums = ops.channel_moments(maps, maps if grads is None else grads.to(maps.dtype), mask)[..., column]
+    return sums.double() / (mask.double().sum(dim=(1, 2))[:, None] + EPS)
 
 
 @COLLECTORS.register("defect_activity")
@@ -84,7 +88,7 @@ class DefectActivity(TapCollector):
     def see(self, group: Group, number: int, tap: Tap, x: Tensor) -> None:
         """Add a tensor, now or when its gradient comes."""
         if not self.gradients:
-            self._add(group, number, tap.maps(x.detach()))
+            self._add(group, number, tap.maps(x.detach()), None)
             return
         self.waiting[group.id, number] = tap
         kept = x.detach() if tap.side == "input" else x.detach().clone()  # an output may be overwritten in place
@@ -92,22 +96,22 @@ class DefectActivity(TapCollector):
         def arrive(grad: Tensor) -> None:
             self.waiting.pop((group.id, number), None)
             self.moved[group.id] += tap.maps(grad).abs().amax() > 0
-            self._add(group, number, tap.maps(kept * grad) * len(grad))
+            self._add(group, number, tap.maps(kept), tap.maps(grad))
 
         if x.requires_grad:
             x.register_hook(arrive)
 
-    def _add(self, group: Group, number: int, values: Tensor) -> None:
-        size = (values.shape[2], values.shape[3])
-        mask = _resized(self.mask, size, self.resize)
-        valid = mask.sum(dim=(1, 2, 3)) > 0
+    def _add(self, group: Group, number: int, maps: Tensor, grads: Tensor | None) -> None:
+        mask = _resized(self.mask, (maps.shape[2], maps.shape[3]), self.resize)[:, 0]
+        valid = mask.sum(dim=(1, 2)) > 0
         if not valid.any():
             return
-        values, mask = values[valid].abs(), mask[valid]
-        found = masked_mean(values, mask)
+        scale = 1 if grads is None else len(grads)
+        maps, mask, grads = maps[valid], mask[valid], None if grads is None else grads[valid]
+        found = masked_means(maps, grads, mask)
         if self.background:
-            found = found - self.background * masked_mean(values, 1 - mask)
-        self.total[group.id] += found.sum(dim=0)
+            found = found - self.background * masked_means(maps, grads, 1 - mask)
+        self.total[group.id] += found.sum(dim=0) * scale
         if number == 0:
             self.count[group.id] += int(valid.sum())
 

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vss import ops
 from vss.errors import VssError
 from vss.prune.groups import Group
 from vss.prune.stats.base import COLLECTORS, TapCollector
 from vss.prune.stats.batch import Batch, heads_of, require_labels
+from vss.prune.stats.filters import DTYPES
 from vss.prune.stats.processes import max_over_processes, sum_over_processes
 from vss.prune.stats.sites import Tap
 
@@ -80,13 +82,13 @@ class ClassSupport(TapCollector):
     def see(self, group: Group, number: int, tap: Tap, x: Tensor) -> None:
         """Reduce the maps now and their gradient when it comes."""
         maps = tap.maps(x.detach())
-        total, size = maps.double().sum(dim=(2, 3)), maps.shape[2] * maps.shape[3]
-        magnitude = maps.double().abs().sum(dim=(2, 3))
-        seen = _Seen(tap, (magnitude + total) / 2, (magnitude - total) / 2, size)
+        sums = ops.map_stats(maps if maps.dtype in DTYPES else maps.float()).double()
+        positive, negative = (sums[..., ops.STATS.index(name)] for name in ("positive_sum", "negative_sum"))
+        seen = _Seen(tap, positive, negative, maps.shape[2] * maps.shape[3])
         self.seen.append((group, seen))
 
         def arrive(grad: Tensor) -> None:
-            seen.gradient = tap.maps(grad).double().sum(dim=(2, 3))
+            seen.gradient = tap.maps(grad).sum(dim=(2, 3), dtype=torch.float64)
 
         if x.requires_grad:
             x.register_hook(arrive)

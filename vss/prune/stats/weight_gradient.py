@@ -7,8 +7,9 @@ from typing import Literal
 from torch import Tensor, nn
 
 from vss.errors import unknown
-from vss.prune.groups import Group, Slot
+from vss.prune.groups import Group
 from vss.prune.stats.base import COLLECTORS, Collector
+from vss.prune.stats.filters import reduce_slots, spread_over
 from vss.prune.stats.gate import gradient
 from vss.prune.stats.members import slot_values
 from vss.prune.stats.processes import sum_over_processes
@@ -53,32 +54,40 @@ class WeightGradient(Collector):
         self.count += 1
         for name, total in self.grads.items():
             total += gradient(self.parameters, name)
-        if not self.grads:
+        if self.grads:
+            return
+        if self.reduce == "sum_of_squares":
             for group in self.groups:
-                self.total[group.id] += self._batch(group)
+                self.total[group.id] += self._squares(group)
+            return
+        names = dict.fromkeys(slot.tensor for slots in self.slots.values() for slot in slots)
+        grads = {name: gradient(self.parameters, name) for name in names}
+        for group_id, value in self._reduced("abs_product" if self.reduce == "sum_of_abs" else "product", grads):
+            self.total[group_id] += value.square() if self.reduce == "square_of_sum" else value
 
-    def _batch(self, group: Group) -> Tensor:
-        products = [self._product(slot, group, gradient(self.parameters, slot.tensor)) for slot in self.slots[group.id]]
+    def _reduced(self, mode: Literal["product", "abs_product"], grads: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
+        """Group id and (C,) sums over its producers: one call of the op for all layers."""
+        slots = [slot for group in self.groups for slot in self.slots[group.id]]
+        whole = iter(reduce_slots(self.parameters, slots, mode, grads))
+        found = []
+        for group in self.groups:
+            total = self.zeros(group.channels)
+            for slot in self.slots[group.id]:
+                total += spread_over(next(whole), slot, group.channels).sum(dim=1)
+            found.append((group.id, total))
+        return found
+
+    def _squares(self, group: Group) -> Tensor:
         total = self.zeros(group.channels)
-        for product in products:
-            if self.reduce == "sum_of_abs":
-                total += product.abs().sum(dim=1)
-            elif self.reduce == "sum_of_squares":
-                total += product.square().sum(dim=1)
-            else:
-                total += product.sum(dim=1)
-        return total.square() if self.reduce == "square_of_sum" else total
-
-    def _product(self, slot: Slot, group: Group, grad: Tensor) -> Tensor:
-        return slot_values(self.parameters[slot.tensor].detach().double() * grad.double(), slot, group.channels)
+        for slot in self.slots[group.id]:
+            product = self.parameters[slot.tensor].detach().double() * gradient(self.parameters, slot.tensor).double()
+            total += slot_values(product, slot, group.channels).square().sum(dim=1)
+        return total
 
     def finish(self) -> dict[str, Tensor]:
         """(C,) float64 per group."""
         count = sum_over_processes(self.count)
         if self.reduce != "abs_of_sum":
             return {group.id: sum_over_processes(self.total[group.id]) / count for group in self.groups}
-        means = {name: sum_over_processes(total) / count for name, total in self.grads.items()}
-        for group in self.groups:
-            for slot in self.slots[group.id]:
-                self.total[group.id] += self._product(slot, group, means[slot.tensor]).abs().sum(dim=1)
-        return self.total
+        means = {name: (sum_over_processes(total) / count).float() for name, total in self.grads.items()}
+        return dict(self._reduced("abs_product", means))
