@@ -105,11 +105,12 @@ class Panel(_Part):
 
 
 class Artefact(_Part):
-    """What was built for one row: runtime, `BuildSpec` as a dictionary, role -> file below the report's folder."""
+    """What was built for one row: runtime, `BuildSpec` as a dictionary, role -> file below the report's folder, role -> hash."""
 
     backend: str
     spec: dict[str, Any] = {}
     files: dict[str, Annotated[str, AfterValidator(_relative)]]
+    sha256: dict[str, str]
 
 
 class Report(_Part):

@@ -196,7 +196,7 @@ class _Job:
                 "artefact": {
                     "backend": backend.name,
                     "spec": asdict(spec),
-                    "files": {"onnx": onnx, "engine": artefact},
+                    "files": {"onnx": onnx, "engine": artefact, "scores": images},
                 },
                 "size_mib": (self.out / artefact).stat().st_size / 2**20,
                 "detail": f"{backend.name}: mIoU {metrics['miou_pct']:.2f}",
@@ -327,8 +327,14 @@ class _Job:
             "plan": {key: pruned[key] for key in PLAN_FACTS}
             | {key: value for key, value in pruned["phase"].items() if key not in ("curves", "labels")},
             "export": {names[name]: result["export"] for name, result in engines.items()},
-            "artefacts": {names[name]: result["artefact"] for name, result in engines.items()},
+            "artefacts": {
+                names[n]: result["artefact"] | {"sha256": self.hashes(result)} for n, result in engines.items()
+            },
         }
+
+    def hashes(self, engine: Result) -> dict[str, str]:
+        """Role -> hash of every file of an engine."""
+        return {role: sha256_file(self.out / name) for role, name in engine["artefact"]["files"].items()}
 
     def _frame(self, status: str) -> Result:
         size = "x".join(map(str, self.project.preprocess.size))
