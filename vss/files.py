@@ -81,6 +81,11 @@ def sha256_file(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_artefact(root: Path, artefact: Mapping[str, Any]) -> dict[str, Any]:
+    """The artefact of a report, whose `files` are role -> path below `root`, with `sha256`, role -> hash."""
+    return {**artefact, "sha256": {role: sha256_file(root / name) for role, name in artefact["files"].items()}}
+
+
 def sha256_json(data: Any) -> str:
     """Hex SHA-256 of canonical JSON (sorted keys, no spaces)."""
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -17,7 +17,7 @@ from vss.deploy import BACKENDS, BuildSpec, bench, bench_end_to_end, export, gat
 from vss.environment import environment
 from vss.errors import GateFailed, VssError
 from vss.evaluate import engine_predictor, torch_predictor
-from vss.files import atomic, sha256_file, sha256_json
+from vss.files import atomic, sha256_artefact, sha256_file, sha256_json
 from vss.page import write_page
 from vss.prune import CRITERIA
 from vss.report import write_report
@@ -327,14 +327,8 @@ class _Job:
             "plan": {key: pruned[key] for key in PLAN_FACTS}
             | {key: value for key, value in pruned["phase"].items() if key not in ("curves", "labels")},
             "export": {names[name]: result["export"] for name, result in engines.items()},
-            "artefacts": {
-                names[n]: result["artefact"] | {"sha256": self.hashes(result)} for n, result in engines.items()
-            },
+            "artefacts": {names[n]: sha256_artefact(self.out, r["artefact"]) for n, r in engines.items()},
         }
-
-    def hashes(self, engine: Result) -> dict[str, str]:
-        """Role -> hash of every file of an engine."""
-        return {role: sha256_file(self.out / name) for role, name in engine["artefact"]["files"].items()}
 
     def _frame(self, status: str) -> Result:
         size = "x".join(map(str, self.project.preprocess.size))
