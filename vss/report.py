@@ -105,7 +105,7 @@ class Panel(_Part):
 
 
 class Artefact(_Part):
-    """What was built for one row: runtime, `BuildSpec` as a dictionary, role -> file (below the report) and its hash."""
+    """What was built for one row: runtime, `BuildSpec` as a dictionary, role -> file below the report, and its hash."""
 
     backend: str
     spec: dict[str, Any] = {}
