@@ -18,12 +18,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     ("version", "errors", "files", "registry", "config", "environment", "report", "page"),
-    ("ops", "losses", "metrics", "_C"),
+    ("ops", "losses", "metrics", "decisions", "learner", "_C"),
     ("data", "models", "prune"),
     ("train", "evaluate", "deploy"),
     (
-        *("checkpoint", "steps", "pictures", "run", "runner", "search", "sweep", "doctor", "quality", "command"),
-        *("console", "cli", "cli_data", "cli_lint", "cli_methods"),
+        *("checkpoint", "tasks", "steps", "pictures", "run", "runner", "search", "sweep", "doctor", "quality"),
+        *("command", "console", "cli", "cli_data", "cli_lint", "cli_methods"),
     ),
 )
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -13,7 +13,7 @@ import torch
 from vss import steps
 from vss.config import DmcpConfig, Recipe
 from vss.errors import VssError
-from vss.losses import SegLoss
+from vss.learner import SegLearner
 from vss.prune import CostModel, apply_plan, find_groups
 from vss.prune.plan import Plan
 from vss.search import SearchPhase, SparsePhase, ordered
@@ -44,13 +44,13 @@ def moment(model: Any, step: int = 5, total: int = 10) -> Moment:
     images = torch.randn(2, 3, *SIZE, generator=generator)
     mask = torch.randint(0, 11, (2, *SIZE), generator=generator)
     mask[:, :4] = 255
-    loss = SegLoss()
+    learner, batch = SegLearner(11), {"mask": mask}
     outputs = model.train().forward_train(images)
     model.zero_grad()
-    loss(outputs, mask).backward()
+    learner(outputs, batch).backward()
     return Moment(
-        model=model, images=images, mask=mask, outputs={h: o.detach() for h, o in outputs.items()}, loss=loss,
-        step=step, steps=total, scale=1.0, autocast=contextlib.nullcontext,
+        model=model, images=images, batch=batch, outputs={h: o.detach() for h, o in outputs.items()}, learner=learner,
+        loss=lambda heads: learner(heads, batch), step=step, steps=total, scale=1.0, autocast=contextlib.nullcontext,
     )  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def test_gradients_of_the_sandwich_are_those_of_one_sum(net: Any) -> None:
         masks = [c.mask(w) for c, w in zip(phase.chains, widths, strict=True)]
         own = phase.gates(net, now.images, masks)["out"].double().log_softmax(1)
         divergence = (soft * (soft.log() - own)).sum(1)  # KL of each pixel, void ones left out
-        total = total + divergence[now.mask != 255].mean()
+        total = total + divergence[now.batch["mask"] != 255].mean()
     total.backward()
     for p, a, b in zip(net.parameters(), plain, got, strict=True):
         assert torch.allclose(a + p.grad, b, rtol=1e-3, atol=1e-5)

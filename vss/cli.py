@@ -12,7 +12,7 @@ import logging
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import yaml
@@ -118,7 +118,7 @@ def train(
     project = steps.Project.open(job)
     net = project.build_model()
     result = steps.train(project, net, job.train, save, progress=out.is_terminal)
-    out.print(f"best val mIoU {result['best_miou_pct']:.2f} in epoch {result['best_epoch']}: {result['best']}")
+    _told(result, project.task.title)
 
 
 @app.command()
@@ -198,7 +198,12 @@ def finetune(
     net = checkpoint.load(ckpt)
     source = checkpoint.load(teacher) if teacher else None
     result = steps.train(project, net, job.finetune, save, teacher=source, progress=out.is_terminal)
-    out.print(f"best val mIoU {result['best_miou_pct']:.2f} in epoch {result['best_epoch']}: {result['best']}")
+    _told(result, project.task.title)
+
+
+def _told(result: dict[str, Any], title: str) -> None:
+    score = result[f"best_{result['metric']}"]
+    out.print(f"best val {title} {score:.2f} in epoch {result['best_epoch']}: {result['best']}")
 
 
 @app.command()

@@ -14,7 +14,7 @@ from vss.config import Recipe
 from vss.data import Preprocess
 from vss.deploy import BACKENDS, Session, bench, export, gate
 from vss.errors import VssError
-from vss.evaluate import Predictor, engine_predictor, torch_predictor
+from vss.evaluate import Predictor, engine_predictor
 from vss.prune import count
 from vss.run import available
 
@@ -112,7 +112,7 @@ def _opened(
         model = checkpoint.load(path)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         static |= count(model, project.preprocess.size)
-        return project, torch_predictor(model, project.preprocess, device), static
+        return project, project.task.predictor(model, device), static
     session = available("onnxruntime").open(path)
     preprocess = preprocess_of(session, size)
     if dataset is None or data_root is None:
@@ -139,7 +139,7 @@ def preprocess_of(session: Session, size: list[int] | None) -> Preprocess:
 
 
 def _scalars(result: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in result.items() if key != "confusion_per_image"}
+    return {key: value for key, value in result.items() if not key.endswith("_per_image")}
 
 
 def export_checkpoint(

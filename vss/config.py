@@ -151,9 +151,15 @@ class BuildConfig(Section):
 class GateConfig(Section):
     """How much worse may the engine be than the network it was made from, and the pruned net than the baseline."""
 
-    metric: str = "miou_pct"
+    metric: str | None = Field(default=None, description="null: that of the task, such as miou_pct or ap_pct")
     max_drop: float = Field(default=0.1, ge=0, description="points, engine against the same network in torch")
     max_drop_from_baseline: float | None = Field(default=None, ge=0)
+    max_fnr_increase: float | None = Field(
+        default=None, ge=0, description="defect networks: points of missed defects on validation, engine and baseline"
+    )
+    max_ap_drop: float | None = Field(
+        default=None, ge=0, description="defect networks: points of average precision on validation, likewise"
+    )
 
 
 class BenchConfig(Section):

@@ -49,6 +49,15 @@ class SegLoss(nn.Module):
         )
 
 
+def divergence(student: Tensor, teacher: Tensor, target: Tensor, *, temperature: float, ignore_index: int) -> Tensor:
+    """`distillation` of one head of any number of classes; a head of one channel is a decision between two."""
+    if student.shape[1] == 1:
+        soft = torch.sigmoid(teacher.float() / temperature)
+        own = F.binary_cross_entropy(soft, soft)
+        return temperature**2 * (F.binary_cross_entropy_with_logits(student.float() / temperature, soft) - own)
+    return distillation(student, teacher, target, temperature=temperature, ignore_index=ignore_index)
+
+
 def distillation(student: Tensor, teacher: Tensor, target: Tensor, *, temperature: float, ignore_index: int) -> Tensor:
     """Per-pixel KL(teacher || student) at a temperature, times its square (Hinton et al., 2015), over non-void pixels.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,12 @@ from PIL import Image
 from vss.data import IGNORE, SegSplit
 from vss.evaluate import Predictor
 from vss.files import atomic
+
+
+def spread(items: Sized, amount: int) -> list[int]:
+    """`amount` indices evenly over a collection; all of them where it has fewer."""
+    amount = min(amount, len(items))
+    return [index * len(items) // amount for index in range(amount)]
 
 
 def write_panels(

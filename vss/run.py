@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ import numpy as np
 
 from vss import checkpoint, ops, steps
 from vss.config import Recipe
-from vss.deploy import BACKENDS, BuildSpec, bench, bench_end_to_end, export, gate
+from vss.deploy import BACKENDS, BuildSpec, bench, bench_end_to_end, export
 from vss.environment import environment
 from vss.errors import GateFailed, VssError
-from vss.evaluate import engine_predictor, torch_predictor
+from vss.evaluate import engine_predictor
 from vss.files import atomic, sha256_artefact, sha256_file, sha256_json
 from vss.page import write_page
+from vss.pictures import spread
 from vss.prune import CRITERIA
 from vss.report import write_report
 from vss.runner import Result, Runner
@@ -103,8 +104,8 @@ class _Job:
                 project.save(model, self.out / "baseline.safetensors")
                 return {"detail": f"taken from {recipe.model.checkpoint}", "curves": []}
             result = steps.train(project, model, recipe.train, self.folder("train", depends), progress=self.progress)
-            project.save(model, self.out / "baseline.safetensors", {"val_miou_pct": result["best_miou_pct"]})
-            return _fit_facts(result)
+            project.save(model, self.out / "baseline.safetensors", _best(result))
+            return self._fit_facts(result)
 
         return self.step("train", depends, [], ["baseline.safetensors"], work)
 
@@ -139,31 +140,43 @@ class _Job:
             teacher = checkpoint.load(self.out / "baseline.safetensors") if config.distill else None
             folder = self.folder(name, [*depends, self.step.keys[after]])
             result = steps.train(self.project, model, config, folder, teacher=teacher, progress=self.progress)
-            self.project.save(model, self.out / target, {"val_miou_pct": result["best_miou_pct"]})
-            return _fit_facts(result)
+            self.project.save(model, self.out / target, _best(result))
+            return self._fit_facts(result)
 
         return self.step(name, depends, [after], [target], work)
 
     # -- figures ------------------------------------------------------------------------------------------------------
 
     def score(self, name: str, after: str) -> Result:
-        """Metrics of a network in torch; the per-image confusion matrices go beside, for the gate's interval."""
+        """Metrics of a network in torch; the figures by image go beside, for intervals."""
         recipe = self.recipe
         path, images = self.out / f"{name}.safetensors", f"scores/{name}.npy"
 
         def work() -> Result:
             model = checkpoint.load(path)
             result = steps.torch_score(self.project, model)
-            self._write_confusion(images, result.pop("confusion_per_image"))
+            self._write_images(images, result)
             row = steps.size_row(name, model, self.project, path)
-            return {"row": row, "metrics": result, "detail": f"mIoU {result['miou_pct']:.2f}"}
+            return {"row": row, "metrics": result, "detail": self._summary(result)}
 
-        depends = [recipe.split, self.project.split(recipe.split).sha256()]
+        depends = [recipe.split, self.project.split(recipe.split).sha256(), self.project.task.depends()]
         return self.step(f"evaluate-{name}", depends, [after], [images], work)
 
-    def _write_confusion(self, name: str, value: np.ndarray) -> None:
+    def _write_images(self, name: str, metrics: Result) -> None:
+        """Take the array by image out of the metrics and write it."""
+        value = metrics.pop(self.project.task.per_image)
         with atomic(self.out / name) as temporary:
-            np.save(temporary, value.astype(np.int32))
+            np.save(temporary, value.astype(np.int32) if value.dtype == np.int64 else value)
+
+    def _summary(self, metrics: Result) -> str:
+        task = self.project.task
+        return f"{task.title} {metrics[task.metric]:.2f}"
+
+    def _fit_facts(self, result: Result) -> Result:
+        score = result[f"best_{result['metric']}"]
+        keys = ("best_epoch", "metric", "steps", "epochs", "precision", "curves")
+        detail = f"best val {self.project.task.title} {score:.2f} in epoch {result['best_epoch']}"
+        return {key: result[key] for key in keys} | {"best_score": score, "detail": detail}
 
     def engine(self, name: str, after: str) -> Result:
         """ONNX, artefact, and the same evaluation on the engine."""
@@ -178,10 +191,9 @@ class _Job:
                 self.out / onnx,
                 size=project.preprocess.size,
                 preprocess=project.preprocess if recipe.export.preprocess else None,
-                labels=recipe.export.labels,
-                labels_dtype=recipe.export.labels_dtype,
                 opset=recipe.export.opset,
-                class_names=project.data.class_names,
+                class_names=project.task.classes,
+                **project.task.export_options(),
                 plan_sha256=plans[-1].sha256() if plans else None,
             )
             backend, spec = available(recipe.build.backend), BuildSpec()
@@ -189,7 +201,7 @@ class _Job:
             session = backend.open(self.out / artefact, threads=recipe.build.threads)
             metrics = project.score(engine_predictor(session, project.preprocess))
             session.close()
-            self._write_confusion(images, metrics.pop("confusion_per_image"))
+            self._write_images(images, metrics)
             return {
                 "export": exported,
                 "metrics": metrics,
@@ -199,7 +211,7 @@ class _Job:
                     "files": {"onnx": onnx, "engine": artefact, "scores": images},
                 },
                 "size_mib": (self.out / artefact).stat().st_size / 2**20,
-                "detail": f"{backend.name}: mIoU {metrics['miou_pct']:.2f}",
+                "detail": f"{backend.name}: {self._summary(metrics)}",
             }
 
         depends = [recipe.export.model_dump(mode="json"), recipe.build.model_dump(mode="json"), recipe.split]
@@ -207,28 +219,23 @@ class _Job:
         return self.step(f"engine-{name}", depends, [f"evaluate-{name}", after], [onnx, artefact, images], work)
 
     def gates(self) -> Result:
-        config = self.recipe.gate
+        task, start = self.project.task, "control" if self.recipe.control else "baseline"
+        sources = {"finetuned": "evaluate-finetuned", "engine": "engine-finetuned", start: f"evaluate-{start}"}
 
-        def loaded(name: str) -> Result:
-            images = np.load(self.out / f"scores/{name.removeprefix('evaluate-')}.npy")
-            return self.step.result(name)["metrics"] | {"confusion_per_image": images}
+        def loaded(step: str) -> Result:
+            images = np.load(self.out / f"scores/{step.removeprefix('evaluate-')}.npy")
+            return self.step.result(step)["metrics"] | {task.per_image: images}
 
         def work() -> Result:
-            pairs = [("evaluate-finetuned", "engine-finetuned", config.max_drop, "engine against torch")]
-            if config.max_drop_from_baseline is not None:
-                start = "evaluate-control" if self.recipe.control else "evaluate-baseline"
-                pairs.append((start, "engine-finetuned", config.max_drop_from_baseline, "engine against the baseline"))
-            checks = []
-            for before, after, drop, what in pairs:
-                verdict = gate(loaded(before), loaded(after), metric=config.metric, max_drop=drop)
-                checks.append({"what": what, "engine": "engine pruned", **verdict})
+            verdicts = task.verdicts({name: loaded(step) for name, step in sources.items()}, start=start)
+            checks = [{"engine": "engine pruned", **verdict} for verdict in verdicts]
             passed = all(check["passed"] for check in checks)
             worst = next((check for check in checks if not check["passed"]), checks[0])
             return {**worst, "passed": passed, "checks": checks, "detail": worst["sentence"]}
 
         after = ["evaluate-finetuned", "engine-finetuned", "evaluate-baseline"]
         after += ["evaluate-control"] if self.recipe.control else []
-        return self.step("gate", config.model_dump(mode="json"), after, [], work)
+        return self.step("gate", self.recipe.gate.model_dump(mode="json"), after, [], work)
 
     def bench(self) -> Result:
         """Both engines interleaved, engine only and end to end."""
@@ -248,7 +255,7 @@ class _Job:
             feeds = {name: p.feed(torch.from_numpy(pixels)) for name, p in predictors.items()}
             limits: dict[str, Any] = {"min_seconds": config.min_seconds, "max_seconds": config.max_seconds}
             engine = bench(sessions, feeds, **limits)
-            files = [split.pairs[i].image for i in steps.spread(split.pairs, config.images)]
+            files = [split.pairs[i].image for i in spread(split.pairs, config.images)]
             whole = bench_end_to_end(predictors, files, project.preprocess, **limits)
             for session in sessions.values():
                 session.close()
@@ -261,24 +268,22 @@ class _Job:
 
     def panels(self) -> Result:
         """Pictures: image, truth, and what each network says."""
-        from vss.pictures import write_panels
-
         recipe, project = self.recipe, self.project
-        split = project.split(recipe.split)
-        chosen = list(steps.spread(split.pairs, recipe.panels))
 
         def work() -> Result:
-            backend = available(recipe.build.backend)
-            session = backend.open(self.out / "engine/finetuned.engine.onnx", threads=recipe.build.threads)
+            session = available(recipe.build.backend).open(
+                self.out / "engine/finetuned.engine.onnx", threads=recipe.build.threads
+            )
             nets = {name: checkpoint.load(self.out / f"{name}.safetensors") for name in ("baseline", "pruned")}
-            predictors = {name: torch_predictor(net, project.preprocess) for name, net in nets.items()}
+            predictors = {name: project.task.predictor(net) for name, net in nets.items()}
             predictors["engine"] = engine_predictor(session, project.preprocess)
-            panels = write_panels(self.out, split, chosen, predictors, project.data.palette)
-            return {"panels": panels, "detail": f"{len(panels)} images"}
+            scores = {"engine": self.step.result("engine-finetuned")["metrics"]}
+            pictures = project.task.pictures(self.out, predictors, scores)
+            session.close()
+            return pictures | {"detail": f"{len(pictures['panels'])} images"}
 
-        outputs = [f"panels/{split.ids[i].replace('/', '_')}-image.png" for i in chosen]
         after = ["evaluate-baseline", "evaluate-pruned", "engine-finetuned"]
-        return self.step("panels", [recipe.panels, recipe.split], after, outputs, work)
+        return self.step("panels", [recipe.panels, recipe.split], after, [], work)
 
     # -- report -------------------------------------------------------------------------------------------------------
 
@@ -295,19 +300,20 @@ class _Job:
         pictures: Result,
     ) -> Result:
         names = {"baseline": "engine baseline", "finetuned": "engine pruned"}
-        rows = [_row(name, scores[name]["row"], scores[name]["metrics"]) for name in scores]
+        keys = self.project.task.row_keys
+        rows = [_row(name, scores[name]["row"], scores[name]["metrics"], keys) for name in scores]
         for name, title in names.items():
             static = scores[name]["row"] | {"size_mib": engines[name]["size_mib"]}
             timed = _timing(timing["engine"], timing["end_to_end"], title)
             if title == "engine pruned":
                 ratio = scores["baseline"]["row"]["macs_g"] / static["macs_g"]
                 timed["speedup_per_mac_reduction"] = timed["speedup"] / ratio
-            rows.append(_row(title, static, engines[name]["metrics"]) | timed)
+            rows.append(_row(title, static, engines[name]["metrics"], keys) | timed)
         for row in rows:
             if pruned["labels"] and row["name"] in ("pruned", "finetuned", "engine pruned"):
                 row["labels"] = "; ".join(pruned["labels"])
-        iou = {name: result["metrics"]["iou_pct"] for name, result in scores.items()}
-        iou |= {names[name]: result["metrics"]["iou_pct"] for name, result in engines.items()}
+        metrics = {name: result["metrics"] for name, result in scores.items()}
+        metrics |= {names[name]: result["metrics"] for name, result in engines.items()}
         curves = {"train": train["curves"], "sparse": pruned["phase"].get("curves", [])}
         curves["finetune"] = finetuned["curves"]
         if control:
@@ -319,8 +325,8 @@ class _Job:
             "locked": pruned["locked"],
             "classes": list(self.project.data.class_names),
             "palette": self.project.data.palette.tolist(),
-            "iou_pct": iou,
-            "panels": pictures["panels"],
+            **self.project.task.report(metrics),
+            **{key: value for key, value in pictures.items() if key not in ("files", "detail")},
             "checks": pruned["checks"],
             "bench": {"engine": timing["engine"], "end_to_end": timing["end_to_end"]},
             "gate": gates,
@@ -332,7 +338,7 @@ class _Job:
 
     def _frame(self, status: str) -> Result:
         size = "x".join(map(str, self.project.preprocess.size))
-        protocol = self.project.data.protocol.rstrip(".")
+        protocol = self.project.task.protocol.rstrip(".")
         files = ("baseline.safetensors", "plan.json", "finetuned.safetensors", "engine/finetuned.onnx")
         hashes = {name: sha256_file(self.out / name) for name in files if (self.out / name).is_file()}
         hashes["preprocess"] = self.project.preprocess.sha256
@@ -370,15 +376,12 @@ def available(name: str) -> Any:
     return backend
 
 
-def _fit_facts(result: Result) -> Result:
-    detail = f"best val mIoU {result['best_miou_pct']:.2f} in epoch {result['best_epoch']}"
-    return {key: result[key] for key in ("best_epoch", "best_miou_pct", "steps", "epochs", "precision", "curves")} | {
-        "detail": detail
-    }
+def _best(result: Result) -> dict[str, float]:
+    """The best validation score of a fit, under its name."""
+    return {f"val_{result['metric']}": result[f"best_{result['metric']}"]}
 
 
-def _row(name: str, static: Result, metrics: Result) -> Result:
-    keys = ("miou_pct", "pixel_acc_pct", "class_acc_pct", "fwiou_pct", "boundary_iou_pct")
+def _row(name: str, static: Result, metrics: Result, keys: Iterable[str]) -> Result:
     return static | {"name": name} | {key: metrics[key] for key in keys}
 
 

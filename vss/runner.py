@@ -38,7 +38,7 @@ class Runner:
             depends: JSON-able data that the result depends on.
             after: names of steps whose results it reads.
             outputs: files it writes, relative to `out`.
-            work: returns JSON-able figures.
+            work: returns JSON-able figures; more files that it wrote are under `files`.
         """
         key = sha256_json([name, __version__, depends, [self.keys[step] for step in after]])
         self.keys[name] = key
@@ -54,7 +54,7 @@ class Runner:
             self._done(name, "failed", time.monotonic() - start, str(error) or type(error).__name__, {})
             raise
         seconds = time.monotonic() - start
-        hashes = {path: sha256_file(self.out / path) for path in outputs}
+        hashes = {path: sha256_file(self.out / path) for path in [*outputs, *result.get("files", [])]}
         saved = {"kind": KIND, "schema": SCHEMA, "key": key, "seconds": seconds, "outputs": hashes, "result": result}
         write_json(record, saved)
         return self._done(name, "ok", seconds, result.get("detail", ""), result)

@@ -21,11 +21,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vss.config import DmcpConfig, FitConfig
 from vss.errors import VssError
-from vss.losses import distillation
 from vss.prune import CostModel, Group, Groups, find_groups, make_criterion
 from vss.prune.criteria.base import score_groups
 from vss.prune.dmcp import (
@@ -81,7 +79,6 @@ class SearchPhase(Phase):
         kind, keep: the budget: this fraction of "macs", "params" or "channels".
         config: settings.
         example: an input, (N, 3, H, W).
-        ignore_index: label of void.
         seed: of all draws.
 
     Attributes:
@@ -98,11 +95,10 @@ class SearchPhase(Phase):
         keep: float,
         config: DmcpConfig,
         example: Tensor,
-        ignore_index: int = 255,
         seed: int = 0,
     ) -> None:
         members = list(groups)
-        self.config, self.ignore_index, self.seed = config, ignore_index, seed
+        self.config, self.seed = config, seed
         self.chains = [Chain.of(group, min_width=config.min_width, offset=config.offset) for group in members]
         self.gates = Gates(model, members, example)
         self.cost = ExpectedCost(cost, kind, members)
@@ -168,8 +164,7 @@ class SearchPhase(Phase):
 
     def agreement(self, outputs: dict[str, Tensor], moment: Moment) -> Tensor:
         """Divergence of all heads from those of the full width; void pixels do not count, labels do not either."""
-        losses = [_divergence(outputs[h], t, moment.mask, self.ignore_index) for h, t in moment.outputs.items()]
-        return torch.stack(losses).sum()
+        return moment.learner.divergence(outputs, moment.outputs, moment.batch)
 
     # -- widths -------------------------------------------------------------------------------------------------------
 
@@ -186,7 +181,7 @@ class SearchPhase(Phase):
         form = self.config.form
         gates = [soft_mask(chain, alpha, form) for chain, alpha in zip(self.chains, self.alphas, strict=True)]
         with untracked(moment.model), moment.autocast():
-            task = moment.loss(self.gates(moment.model, moment.images, gates), moment.mask)
+            task = moment.loss(self.gates(moment.model, moment.images, gates))
         widths = [expected_width(chain, alpha, form) for chain, alpha in zip(self.chains, self.alphas, strict=True)]
         price = self.config.mac_weight * mac_loss(self.cost(widths), self.target)
         moving = [alpha for alpha in self.alphas if len(alpha)]
@@ -309,19 +304,10 @@ def search(
     net = ordered(model, groups, order=settings.order, batches=batches, loss=loss, seed=seed, example=example)
     phase = SearchPhase(
         net, groups, CostModel.measure(net, example), kind=kind, keep=keep, config=settings, example=example,
-        ignore_index=data.ignore_index, seed=seed,
+        seed=seed,
     )  # fmt: skip
     fitted = fit(net, data, config, run_dir, save=save, seed=seed, progress=progress, phase=phase)
     return net, {**phase.result(align=align), "fit": fitted}
-
-
-def _divergence(student: Tensor, teacher: Tensor, mask: Tensor, ignore_index: int) -> Tensor:
-    """KL(teacher || student), of each pixel where the head is a map; of two classes where it has one channel."""
-    if student.shape[1] == 1:
-        soft = torch.sigmoid(teacher.float())
-        own = F.binary_cross_entropy_with_logits(teacher.float(), soft)
-        return F.binary_cross_entropy_with_logits(student.float(), soft) - own
-    return distillation(student, teacher, mask, temperature=1.0, ignore_index=ignore_index)
 
 
 def _average(value: Tensor) -> Tensor:

@@ -18,11 +18,10 @@ from torch.utils.data import DataLoader
 
 from vss import checkpoint, models
 from vss.config import DmcpConfig, FitConfig, PruneConfig, Recipe, SparseConfig
-from vss.data import Augment, Preprocess, SegData, SegSplit, class_weights, make_loader, open_data
+from vss.data import Augment, Preprocess, SegData, SegSplit, open_data
 from vss.errors import VssError
-from vss.evaluate import Predictor, evaluate, torch_predictor
+from vss.evaluate import Predictor
 from vss.files import sha256_json, sha256_tensors
-from vss.losses import SegLoss
 from vss.prune import (
     CRITERIA,
     Budget,
@@ -36,6 +35,7 @@ from vss.prune import (
     verify,
 )
 from vss.prune.sparse import scale_facts
+from vss.tasks import TASKS, Task, task_of
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,15 @@ class Project:
         project = cls(recipe, data, preprocess)
         project.augment  # noqa: B018  (a wrong augmentation is refused now, not after an epoch)
         make_criterion(recipe.prune.criterion, **recipe.prune.options)
-        models.MODELS.canonical(recipe.model.name)
+        project.task.check()
         return project
+
+    @functools.cached_property
+    def task(self) -> Task:
+        """What the network is for."""
+        config = self.recipe.model
+        name = checkpoint.read(config.checkpoint).model.task if config.checkpoint else task_of(config.name)
+        return TASKS[str(name)](self.recipe, self.data, self.preprocess)
 
     @functools.cached_property
     def augment(self) -> Augment:
@@ -72,8 +79,7 @@ class Project:
 
     def split(self, name: str, *, augment: bool = False) -> SegSplit:
         """A split at the network's size."""
-        augmentation = self.augment if augment else None
-        return SegSplit(self.data, name, self.preprocess, augmentation, self.recipe.seed, self.recipe.data.limit)
+        return self.task.split(name, augment=self.augment if augment else None)
 
     def build_model(self) -> Any:
         """The unpruned network of the recipe, seeded, or the one in `model.checkpoint`."""
@@ -81,7 +87,7 @@ class Project:
         if config.checkpoint:
             return checkpoint.load(config.checkpoint)
         torch.manual_seed(self.recipe.seed)
-        model = models.build(config.name, len(self.data.class_names), **config.options)
+        model = models.build(config.name, len(self.task.classes), **config.options)
         models.check_multiple(config.name, self.preprocess.size, model.size_multiple)
         if config.backbone_weights:
             models.load_backbone(model.get_submodule("backbone"), config.backbone_weights)
@@ -91,27 +97,19 @@ class Project:
         """Write a checkpoint that knows its preprocessing and classes."""
         info = {"dataset": self.data.name, "metrics": metrics or {}, "recipe": self.recipe.name}
         checkpoint.save(
-            model, path, preprocess=self.preprocess.model_dump(mode="json"), classes=self.data.class_names, info=info
+            model, path, preprocess=self.preprocess.model_dump(mode="json"), classes=self.task.classes, info=info
         )
 
     def loader(self, name: str, config: FitConfig, rank: int, world: int) -> DataLoader[Any]:
         """Training (shuffled, augmented) or validation loader of one process."""
-        train = name == "train"
-        return make_loader(
-            self.split(name, augment=train),
-            batch_size=config.batch_size,
-            shuffle=train,
-            seed=self.recipe.seed,
-            workers=self.recipe.data.workers,
-            drop_last=train,
-            rank=rank,
-            world=world,
-            pin_memory=torch.cuda.is_available(),
-        )
+        train, workers = name == "train", self.recipe.data.workers
+        split = self.split(name, augment=train)
+        share = {"drop_last": train, "rank": rank, "world": world, "workers": workers}
+        return self.task.loader(split, batch_size=config.batch_size, shuffle=train, **share)
 
     def calibration(self, batches: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Fixed batches of training images, no augmentation: ((N, 3, H, W) float32, (N, H, W) int64)."""
-        loader = make_loader(self.split("train"), batch_size=batch_size, shuffle=True, seed=self.recipe.seed)
+        loader = self.task.loader(self.split("train"), batch_size=batch_size, shuffle=True)
         sampler: Any = loader.sampler
         sampler.set_epoch(1_000_000)  # an order of its own, the same in every round and run
         for index, batch in enumerate(loader):
@@ -120,17 +118,9 @@ class Project:
             yield self.preprocess.normalise(batch["image"]), batch["mask"]
 
     def score(self, predict: Predictor, *, split: str | None = None, per_image: bool = True) -> dict[str, Any]:
-        """The metrics of a predictor on the recipe's split."""
-        return evaluate(
-            predict,
-            self.split(split or self.recipe.split),
-            num_classes=len(self.data.class_names),
-            class_names=self.data.class_names,
-            ignore_index=self.data.ignore_index,
-            batch_size=self.recipe.eval_batch_size,
-            workers=self.recipe.data.workers,
-            per_image=per_image,
-        )
+        """The metrics of a predictor on the recipe's split; without `per_image` they are all JSON-able."""
+        result = self.task.evaluate(predict, split or self.recipe.split)
+        return result if per_image else {key: value for key, value in result.items() if key != self.task.per_image}
 
 
 def train(
@@ -147,34 +137,25 @@ def train(
     from vss.train import fit
 
     settings: dict[str, Any] = {"save": project.save, "seed": project.recipe.seed, "progress": progress}
-    return fit(model, fit_data(project, config), config, run_dir, teacher=teacher, phase=phase, **settings)
+    with project.task.training(model):
+        return fit(model, fit_data(project, config), config, run_dir, teacher=teacher, phase=phase, **settings)
 
 
 def fit_data(project: Project, config: FitConfig) -> Any:
-    """Loaders and class facts, as `vss.train.fit` takes them."""
+    """Loaders, loss and score, as `vss.train.fit` takes them."""
     from vss.train import FitData
 
-    weights = None
-    if config.class_weights != "none":
-        weights = class_weights(project.data, "train", config.class_weights)
     return FitData(
         train=lambda rank, world: project.loader("train", config, rank, world),
         val=lambda rank, world: project.loader("val", config, rank, world),
         normalise=project.preprocess.normalise,
-        class_names=project.data.class_names,
-        ignore_index=project.data.ignore_index,
-        class_weights=weights,
+        learner=project.task.learner(config),
     )
 
 
 def calibration_loss(project: Project) -> Any:
-    """(model, (images, masks)) -> the unweighted task loss over all heads."""
-    loss = SegLoss(ignore_index=project.data.ignore_index, aux_weight=project.recipe.train.aux_weight)
-
-    def call(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
-        return loss(model.forward_train(batch[0]), batch[1])
-
-    return call
+    """(model, (images, masks)) -> the task loss over all heads by which channels are scored."""
+    return project.task.calibration_loss()
 
 
 def sparsify(
@@ -351,15 +332,9 @@ def size_row(name: str, model: nn.Module, project: Project, path: Path) -> dict[
 def torch_score(project: Project, model: nn.Module, *, split: str | None = None) -> dict[str, Any]:
     """Metrics of a network in torch, on the GPU where there is one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    result = project.score(torch_predictor(model, project.preprocess, device), split=split)
+    result = project.score(project.task.predictor(model, device), split=split)
     model.to("cpu")
     return result
-
-
-def spread(items: list[Any], amount: int) -> Iterable[int]:
-    """`amount` indices evenly over a list."""
-    amount = min(amount, len(items))
-    return [index * len(items) // amount for index in range(amount)]
 
 
 def project_of(path: Path | str, *, data_root: str | None, dataset: str | None, recipe: Recipe) -> Project:

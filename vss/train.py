@@ -22,8 +22,7 @@ from torch.utils.data import DataLoader
 from vss.config import FitConfig
 from vss.errors import VssError
 from vss.files import read_json, write_json
-from vss.losses import SegLoss, distillation
-from vss.metrics import SegMetrics
+from vss.learner import Learner
 
 try:
     import lightning as L
@@ -38,22 +37,19 @@ CURVES, SCHEMA = "vss.curves", 1
 
 @dataclass(frozen=True, kw_only=True)
 class FitData:
-    """What `fit` needs to know of the data.
+    """What `fit` needs to know of the data and the task.
 
     Attributes:
-        train, val: (rank, world) -> loader of {"image": uint8 (N,3,H,W), "mask": int64 (N,H,W)}.
+        train, val: (rank, world) -> loader of {"image": uint8 (N,3,H,W), "mask": int64 (N,H,W), ...}, what `learner`
+            reads.
         normalise: uint8 images -> what the network takes.
-        class_names: K names.
-        ignore_index: label of void.
-        class_weights: (K,) or None.
+        learner: loss and validation score.
     """
 
     train: Loader
     val: Loader
     normalise: Callable[[Tensor], Tensor]
-    class_names: tuple[str, ...]
-    ignore_index: int = 255
-    class_weights: Tensor | None = None
+    learner: Learner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +59,10 @@ class Moment:
     Attributes:
         model: the network.
         images: (N, 3, H, W) float, normalised.
-        mask: (N, H, W) int64.
-        outputs: {head: (N, K, H, W)} of this step's forward, detached.
-        loss: (outputs, mask) -> scalar task loss over all heads.
+        batch: what the loader gave, on the device.
+        outputs: {head: logits} of this step's forward, detached.
+        learner: of the task.
+        loss: outputs -> scalar task loss of this batch over all heads.
         step, steps: optimiser steps before this one, and of the whole fit.
         scale: factor on the gradients (that of mixed float16 precision, else 1).
         autocast: context in which a forward has the fit's precision.
@@ -73,9 +70,10 @@ class Moment:
 
     model: Any
     images: Tensor
-    mask: Tensor
+    batch: dict[str, Tensor]
     outputs: dict[str, Tensor]
-    loss: Callable[[dict[str, Tensor], Tensor], Tensor]
+    learner: Learner
+    loss: Callable[[dict[str, Tensor]], Tensor]
     step: int
     steps: int
     scale: float
@@ -120,7 +118,7 @@ def fit(
 
     Args:
         model: a `SegModel` (or any module with `forward_train` and `predict`).
-        data: loaders and class facts.
+        data: loaders, loss and score.
         config: schedule.
         run_dir: everything is written here; a run that was killed resumes from it.
         save: writes a checkpoint: (model, path, metrics).
@@ -129,12 +127,13 @@ def fit(
         phase: what a method adds to each step (sparse training, a search).
 
     Returns:
-        {"best": path, "best_epoch", "best_miou_pct", "steps", "epochs", "curves": [rows]}.
+        {"best": path, "best_epoch", "metric", "best_METRIC", "steps", "epochs", "curves": [rows]}; the rows have
+        `val_METRIC` where METRIC is that of the learner, such as `miou_pct`.
     """
     run_dir = Path(run_dir)
     L.seed_everything(seed, workers=True, verbose=False)
     model.train()  # a loaded checkpoint comes in evaluation mode, and Lightning keeps the mode it finds
-    best = _Best(run_dir, save)
+    best = _Best(run_dir, save, data.learner.metric)
     task = _Task(model, data, config, seed=seed, teacher=teacher, phase=phase)
     trainer = _trainer(config, run_dir, best, progress=progress)
     with warnings.catch_warnings():
@@ -220,13 +219,7 @@ class _Task(L.LightningModule):
         self.model: Any = model
         self.data, self.config, self.seed, self.phase = data, config, seed, phase
         self.moment: Moment | None = None
-        self.loss = SegLoss(
-            weights=data.class_weights,
-            ignore_index=data.ignore_index,
-            aux_weight=config.aux_weight,
-            label_smoothing=config.label_smoothing,
-        )
-        self.metrics = SegMetrics(len(data.class_names), data.ignore_index)
+        self.learner = data.learner
         self._teacher = [teacher.eval().requires_grad_(False)] if teacher is not None and config.distill else []
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -244,19 +237,15 @@ class _Task(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         images = self.data.normalise(batch["image"])
         outputs = self.model.forward_train(images)
-        loss = self.loss(outputs, batch["mask"])
+        progress = self.current_epoch / max(1, self.config.epochs)
+        loss = self.learner(outputs, batch, progress=progress)
         if self.phase is not None:
-            self.moment = self._moment(images, batch["mask"], outputs)
+            self.moment = self._moment(images, batch, outputs, progress)
         for teacher in self._teacher:
             with torch.no_grad():
-                soft = teacher(images)
-            loss = loss + self.config.distill * distillation(
-                outputs["out"],
-                soft,
-                batch["mask"],
-                temperature=self.config.temperature,
-                ignore_index=self.data.ignore_index,
-            )
+                soft = self.learner.teach(teacher, images)
+            far = self.learner.divergence(outputs, soft, batch, temperature=self.config.temperature)
+            loss = loss + self.config.distill * far
         if not torch.isfinite(loss.detach()):
             raise VssError(
                 f"the loss is {float(loss)} at step {self.global_step}; lower the learning rate "
@@ -265,15 +254,16 @@ class _Task(L.LightningModule):
         self.log("loss", loss, prog_bar=True, on_step=True, on_epoch=True, sync_dist=True)
         return loss
 
-    def _moment(self, images: Tensor, mask: Tensor, outputs: dict[str, Tensor]) -> Moment:
+    def _moment(self, images: Tensor, batch: dict[str, Tensor], outputs: dict[str, Tensor], progress: float) -> Moment:
         plugin = self.trainer.precision_plugin
         scaler = getattr(plugin, "scaler", None)
         return Moment(
             model=self.model,
             images=images,
-            mask=mask,
+            batch=batch,
             outputs={head: logits.detach() for head, logits in outputs.items()},
-            loss=self.loss,
+            learner=self.learner,
+            loss=lambda heads: self.learner(heads, batch, progress=progress),
             step=self.trainer.global_step,
             steps=max(1, int(self.trainer.estimated_stepping_batches)),
             scale=float(scaler.get_scale()) if scaler is not None else 1.0,
@@ -298,7 +288,7 @@ class _Task(L.LightningModule):
             self.phase.load_state_dict(checkpoint["phase"])
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
-        self.metrics.update(self.model.predict(self.data.normalise(batch["image"])), batch["mask"])
+        self.learner.update(self.model, self.data.normalise(batch["image"]), batch)
 
     def configure_optimizers(self) -> Any:
         config = self.config
@@ -318,21 +308,24 @@ class _Task(L.LightningModule):
 
 
 def _decay_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
-    """Weights decay; biases and norm parameters (one-dimensional tensors) do not."""
+    """Weights decay; biases and norm parameters do not: tensors of one dimension, and those that a module of its own
+    kind names as one value a channel (`channel_params`)."""
+    scales = {id(getattr(module, name)) for module in model.modules() for name in getattr(module, "channel_params", ())}
     parameters = [p for p in model.parameters() if p.requires_grad]
+    free = [p.ndim <= 1 or id(p) in scales for p in parameters]
     return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p, is_free in zip(parameters, free, strict=True) if is_free is kind], "weight_decay": amount}
+        for kind, amount in ((False, decay), (True, 0.0))
     ]
 
 
 class _Best(Callback):
     """Keeps the weights of the best validation epoch, and the curves; both survive a kill."""
 
-    def __init__(self, run_dir: Path, save: Callable[[nn.Module, Path, dict[str, float]], None]) -> None:
+    def __init__(self, run_dir: Path, save: Callable[[nn.Module, Path, dict[str, float]], None], metric: str) -> None:
         self.path = run_dir / "best.safetensors"
         self.curves_path = run_dir / "curves.json"
-        self.save = save
+        self.save, self.metric = save, metric
         self.score, self.epoch, self.latest = -1.0, -1, -1.0
         self.rows: list[dict[str, float]] = []
 
@@ -344,13 +337,13 @@ class _Best(Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         # This callback stands before the averaging one, so here the averaged weights, if any, are in the model.
-        score = self.latest = float(pl_module.metrics.compute()["miou_pct"])
-        pl_module.metrics.reset()
-        pl_module.log("val_miou_pct", score, prog_bar=True, rank_zero_only=True)
-        if score > self.score:
+        score = self.latest = pl_module.learner.compute()
+        pl_module.learner.reset()
+        pl_module.log(f"val_{self.metric}", score, prog_bar=True, rank_zero_only=True)
+        if score >= self.score:  # of equal epochs the last: a small validation set is soon at its best
             self.score, self.epoch = score, trainer.current_epoch
             if trainer.is_global_zero:
-                self.save(pl_module.model, self.path, {"val_miou_pct": score, "epoch": trainer.current_epoch})
+                self.save(pl_module.model, self.path, {f"val_{self.metric}": score, "epoch": trainer.current_epoch})
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         metrics = trainer.callback_metrics
@@ -361,7 +354,7 @@ class _Best(Callback):
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
         }
         if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0:
-            row["val_miou_pct"] = self.latest
+            row[f"val_{self.metric}"] = self.latest
         self.rows = [*[old for old in self.rows if old["epoch"] < row["epoch"]], row]
         if trainer.is_global_zero:
             write_json(self.curves_path, {"kind": CURVES, "schema": SCHEMA, "rows": self.rows})
@@ -380,6 +373,7 @@ class _Best(Callback):
         return {
             "best": str(self.path),
             "best_epoch": self.epoch,
-            "best_miou_pct": self.score,
+            "metric": self.metric,
+            f"best_{self.metric}": self.score,
             "curves": read_json(self.curves_path, kind=CURVES, schema=SCHEMA)["rows"],
         }

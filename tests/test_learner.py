@@ -1,0 +1,75 @@
+"""Learners: the numbers they hand to `fit` are those of the loss and the metrics beside them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from vss.learner import Learner, SegLearner
+from vss.losses import SegLoss, distillation, divergence
+from vss.metrics import SegMetrics
+
+
+class Fixed(torch.nn.Module):
+    """A network whose labels are given."""
+
+    def __init__(self, labels: torch.Tensor) -> None:
+        super().__init__()
+        self.labels = labels
+
+    def predict(self, images: torch.Tensor) -> torch.Tensor:
+        return self.labels[: len(images)]
+
+
+def heads(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(2, 3, 5, 7, generator=generator) for name in ("out", "aux")}
+
+
+@pytest.fixture
+def mask() -> torch.Tensor:
+    mask = torch.randint(0, 3, (2, 5, 7), generator=torch.Generator().manual_seed(9))
+    mask[:, 0] = 255
+    return mask
+
+
+def test_segmentation_loss_and_score(mask: torch.Tensor) -> None:
+    weights = torch.tensor([1.0, 2.0, 0.5])
+    learner = SegLearner(3, weights=weights, aux_weight=0.3, label_smoothing=0.1)
+    expected = SegLoss(weights=weights, aux_weight=0.3, label_smoothing=0.1)(heads(1), mask)
+    assert torch.equal(learner(heads(1), {"mask": mask}, progress=0.2), expected)
+    labels, metric = heads(2)["out"].argmax(1), SegMetrics(3)
+    metric.update(labels, mask)
+    learner.update(Fixed(labels), torch.zeros(2, 3, 5, 7), {"mask": mask})
+    assert learner.compute() == metric.compute()["miou_pct"]
+    learner.reset()
+    learner.update(Fixed(mask.clamp(max=2)), torch.zeros(2, 3, 5, 7), {"mask": mask})
+    assert learner.compute() == 100.0
+
+
+def test_divergence_is_summed_over_the_heads_of_the_teacher(mask: torch.Tensor) -> None:
+    student, teacher = heads(1), heads(2)
+    settings: dict[str, Any] = {"temperature": 2.0, "ignore_index": 255}
+    parts = {name: distillation(student[name], teacher[name], mask, **settings) for name in student}
+    learner = SegLearner(3)
+    found = learner.divergence(student, teacher, {"mask": mask}, temperature=2.0)
+    assert float(found) == pytest.approx(float(parts["out"] + parts["aux"]))
+    alone = learner.divergence(student, {"out": teacher["out"]}, {"mask": mask}, temperature=2.0)
+    assert float(alone) == pytest.approx(float(parts["out"]))
+
+
+def test_one_channel_is_a_decision_between_two() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(4, 1, 3, 2, generator=generator, dtype=torch.float64) for _ in range(2))
+    p, q = torch.sigmoid(teacher / 3), torch.sigmoid(student / 3)
+    kl = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()
+    found = divergence(student, teacher, torch.zeros(4, 3, 2), temperature=3.0, ignore_index=255)
+    assert float(found) == pytest.approx(9 * float(kl), rel=1e-5)
+    assert float(divergence(teacher, teacher, torch.zeros(4, 3, 2), temperature=3.0, ignore_index=255)) < 1e-6
+
+
+def test_a_learner_that_says_nothing_is_refused(mask: torch.Tensor) -> None:
+    with pytest.raises(TypeError, match="Learner must define forward"):
+        Learner()(heads(0), {"mask": mask})

@@ -1,0 +1,108 @@
+"""What a task teaches: its loss, how two networks are compared, and the score that chooses the best epoch.
+
+A `Learner` is all that `vss.train.fit` knows of a task. Batches are dictionaries of tensors as the loaders give them,
+outputs are {head: logits} as `forward_train` gives them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from vss.losses import SegLoss, divergence
+from vss.metrics import SegMetrics
+
+Batch = dict[str, Tensor]
+Heads = dict[str, Tensor]
+
+
+class Learner(nn.Module):
+    """Base of all tasks' training halves; a module, so that its tensors follow the network to its device.
+
+    Attributes:
+        metric: key of the validation score, in percent, higher is better.
+    """
+
+    metric: str = ""
+
+    def forward(self, outputs: Heads, batch: Batch, *, progress: float = 1.0) -> Tensor:
+        """The scalar loss over all heads; `progress` is the finished share of the training, 0..1."""
+        raise TypeError(f"{type(self).__name__} must define forward")
+
+    def teach(self, teacher: Any, images: Tensor) -> Heads:
+        """The heads of a teacher that a student is compared with."""
+        raise TypeError(f"{type(self).__name__} must define teach")
+
+    def divergence(self, student: Heads, teacher: Heads, batch: Batch, *, temperature: float = 1.0) -> Tensor:
+        """How far the student's heads are from the teacher's, summed over the heads that the teacher has."""
+        raise TypeError(f"{type(self).__name__} must define divergence")
+
+    def update(self, model: Any, images: Tensor, batch: Batch) -> None:
+        """Add one validation batch."""
+        raise TypeError(f"{type(self).__name__} must define update")
+
+    def compute(self) -> float:
+        """The validation score so far, in percent."""
+        raise TypeError(f"{type(self).__name__} must define compute")
+
+    def reset(self) -> None:
+        """Forget the validation batches."""
+        raise TypeError(f"{type(self).__name__} must define reset")
+
+
+class SegLearner(Learner):
+    """Segmentation: cross-entropy of label maps, mean IoU.
+
+    Args:
+        num_classes: K.
+        ignore_index: label of void.
+        weights: (K,) class weights or None.
+        aux_weight, label_smoothing: see `SegLoss`.
+    """
+
+    metric = "miou_pct"
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        ignore_index: int = 255,
+        weights: Tensor | None = None,
+        aux_weight: float = 0.4,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.ignore_index = ignore_index
+        settings = {"aux_weight": aux_weight, "label_smoothing": label_smoothing}
+        self.loss = SegLoss(weights=weights, ignore_index=ignore_index, **settings)
+        self.score = SegMetrics(num_classes, ignore_index)
+
+    def forward(self, outputs: Heads, batch: Batch, *, progress: float = 1.0) -> Tensor:
+        """outputs: {head: (N, K, H, W)}; batch: `mask` (N, H, W) int64."""
+        return self.loss(outputs, batch["mask"])
+
+    def teach(self, teacher: Any, images: Tensor) -> Heads:
+        """The main head alone."""
+        return {"out": teacher(images)}
+
+    def divergence(self, student: Heads, teacher: Heads, batch: Batch, *, temperature: float = 1.0) -> Tensor:
+        """Mean over the pixels that are not void, summed over the heads."""
+        total = batch["mask"].new_zeros((), dtype=next(iter(student.values())).dtype)
+        for head, soft in teacher.items():
+            total = total + divergence(
+                student[head], soft, batch["mask"], temperature=temperature, ignore_index=self.ignore_index
+            )
+        return total
+
+    def update(self, model: Any, images: Tensor, batch: Batch) -> None:
+        """images: (N, 3, H, W) float; batch: `mask`."""
+        self.score.update(model.predict(images), batch["mask"])
+
+    def compute(self) -> float:
+        """Mean IoU in percent."""
+        return float(self.score.compute()["miou_pct"])
+
+    def reset(self) -> None:
+        """Forget the confusion matrix."""
+        self.score.reset()

@@ -1,0 +1,8 @@
+"""What a network is for: the parts of training, evaluation, gates and reports that differ between tasks."""
+
+from __future__ import annotations
+
+from vss.tasks.base import TASKS, Task, task_of
+from vss.tasks.segmentation import SegmentationTask
+
+__all__ = ["TASKS", "SegmentationTask", "Task", "task_of"]

@@ -1,0 +1,146 @@
+"""The one interface between the steps of a run and the task of its network.
+
+A task is chosen by the network (`SegModel.task`). Everything a step needs that is not the same for every task is a
+method here, so that a step never asks which task it serves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from vss import models
+from vss.config import FitConfig, Recipe
+from vss.data import Augment, Preprocess, SegData, SegSplit, make_loader
+from vss.evaluate import Predictor
+from vss.learner import Learner
+from vss.registry import Registry
+
+Figures = dict[str, Any]
+
+
+class Task(ABC):
+    """A task on one data set.
+
+    Attributes:
+        metric: key of the score in the results of `evaluate`, in percent, higher is better.
+        title: how a sentence names it.
+        row_keys: scores that every row of a report shows.
+        per_image: key, ending in `_per_image`, of a numpy array by image in the results, for intervals; it is no JSON.
+
+    Args:
+        recipe: what to do.
+        data: the data set.
+        preprocess: the one preprocessing of every step.
+    """
+
+    metric: ClassVar[str]
+    title: ClassVar[str]
+    row_keys: ClassVar[tuple[str, ...]]
+    per_image: ClassVar[str]
+
+    def __init__(self, recipe: Recipe, data: SegData, preprocess: Preprocess) -> None:
+        self.recipe, self.data, self.preprocess = recipe, data, preprocess
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the network's classes."""
+        return self.data.class_names
+
+    @property
+    def protocol(self) -> str:
+        """The sentence to print beside every number."""
+        return self.data.protocol
+
+    def check(self) -> None:  # noqa: B027  (not every task has something to refuse)
+        """Refuse data and settings that this task cannot work with, before anything is computed."""
+
+    # -- data ---------------------------------------------------------------------------------------------------------
+
+    def split(self, name: str, *, augment: Augment | None = None) -> SegSplit:
+        """A split at the network's size; with `augment` as training sees it."""
+        recipe = self.recipe
+        return SegSplit(self.data, name, self.preprocess, augment, recipe.seed, recipe.data.limit)
+
+    def loader(self, split: SegSplit, **options: Any) -> DataLoader[Any]:
+        """Batches of a split; `options` as for `vss.data.make_loader`. With `shuffle` in the order of training."""
+        return make_loader(split, seed=self.recipe.seed, pin_memory=torch.cuda.is_available(), **options)
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def learner(self, config: FitConfig) -> Learner:
+        """Loss and validation score of a training."""
+
+    def training(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """What holds while a network is trained, and is put back afterwards."""
+        return contextlib.nullcontext(model)
+
+    @abstractmethod
+    def calibration_loss(self) -> Callable[[Any, tuple[Tensor, Tensor]], Tensor]:
+        """(model, (images, masks)) -> the loss over all heads by which channels are scored."""
+
+    # -- evaluation ---------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def predictor(self, model: nn.Module, device: str = "cpu") -> Predictor:
+        """A predictor from a network in torch; that of an engine is `vss.evaluate.engine_predictor`."""
+
+    @abstractmethod
+    def evaluate(self, predict: Predictor, split: str) -> Figures:
+        """Scores on a split, in percent, and the array `per_image`."""
+
+    @abstractmethod
+    def verdicts(self, results: Mapping[str, Figures], *, start: str) -> list[Figures]:
+        """The gates of the recipe.
+
+        Args:
+            results: of `evaluate`, for "finetuned" (in torch), "engine" (made of it) and `start`.
+            start: the network that the engine must not fall behind.
+
+        Returns:
+            Verdicts of `vss.deploy.gate`, each with `what` was compared; at least one.
+        """
+
+    def depends(self) -> Any:
+        """JSON-able data, beside the reported split, on which the results of `evaluate` depend."""
+        return None
+
+    # -- artefacts ----------------------------------------------------------------------------------------------------
+
+    def export_options(self) -> dict[str, Any]:
+        """What an exported graph ends in."""
+        return {}
+
+    @abstractmethod
+    def pictures(self, out: Path, predictors: Mapping[str, Predictor], results: Mapping[str, Figures]) -> Figures:
+        """Write pictures of the reported split below `out`.
+
+        Args:
+            out: folder of the run.
+            predictors: "baseline", "pruned" and "engine".
+            results: what `evaluate` gave for "engine".
+
+        Returns:
+            Keys of a report (`vss.report.Report`), and `files`: the paths written, relative to `out`.
+        """
+
+    def report(self, scores: Mapping[str, Figures]) -> Figures:
+        """What a report holds of this task's own: keys of `vss.report.Report`."""
+        return {}
+
+
+TASKS: Registry[type[Task]] = Registry("task")
+
+
+def task_of(model_name: str) -> str:
+    """The task of a registered network; functions that build networks segment."""
+    return str(getattr(models.MODELS[model_name], "task", "segmentation"))
