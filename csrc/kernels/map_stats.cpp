@@ -1,10 +1,12 @@
 // CPU: a thread takes a group of neighbouring maps and walks down their rows; three rows of each are at hand as floats,
-// straight from memory where they lie contiguous, else through a small ring that also serves channels_last with whole
-// cache lines. The Sobel kernel is separable: a column pass gives smoothed and difference rows, a row pass the rest.
+// straight from memory where they lie contiguous, else through a small ring. A full group of channels_last maps is one
+// vector a pixel, and its lanes are the maps; everything else runs along the row. The Sobel kernel is separable: a
+// column pass gives smoothed and difference rows, a row pass the rest.
 #include "map_stats.h"
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <type_traits>
 
 namespace vss {
@@ -45,6 +47,69 @@ VSS_CLONES void add_row(const float* __restrict up, const float* __restrict mid,
     sums->edge_square += static_cast<double>(edge_square);
 }
 
+// One pixel of a full channels_last group. Memory is read and written by memcpy, so no alignment is assumed, and no
+// vector crosses a function boundary.
+typedef float Lanes __attribute__((vector_size(kGroup * sizeof(float))));
+
+struct PixelRow {
+    const float* first;
+    int64_t step;  // floats from one pixel to the next; 0 repeats the first
+};
+
+// Sums of one row of kGroup maps at once.
+VSS_CLONES void add_pixels(PixelRow up, PixelRow mid, PixelRow down, int64_t width, bool zero_padding,
+                           MapSums<double>* sums) {
+    const Lanes zero = {};
+    Lanes positive = {}, negative = {}, square = {}, edge = {}, edge_square = {};
+    Lanes above, value, below, next_value = {};
+    std::memcpy(&above, up.first, sizeof above);
+    std::memcpy(&value, mid.first, sizeof value);
+    std::memcpy(&below, down.first, sizeof below);
+    Lanes smooth = 0.5f * (above + below) + value, differ = below - above;
+    Lanes smooth_before = zero_padding ? zero : smooth, differ_before = zero_padding ? zero : differ;
+    for (int64_t x = 0; x < width; ++x) {
+        Lanes smooth_after = zero_padding ? zero : smooth, differ_after = zero_padding ? zero : differ;
+        if (x + 1 < width) {
+            std::memcpy(&above, up.first + (x + 1) * up.step, sizeof above);
+            std::memcpy(&next_value, mid.first + (x + 1) * mid.step, sizeof next_value);
+            std::memcpy(&below, down.first + (x + 1) * down.step, sizeof below);
+            smooth_after = 0.5f * (above + below) + next_value;
+            differ_after = below - above;
+        }
+        positive += value < 0.0f ? zero : value;
+        negative += value > 0.0f ? zero : -value;
+        square += value * value;
+        const Lanes gx = smooth_after - smooth_before;
+        const Lanes gy = 0.5f * (differ_before + differ_after) + differ;
+        const Lanes strength = gx * gx + gy * gy;
+        Lanes root;
+        for (int64_t c = 0; c < kGroup; ++c) root[c] = std::sqrt(strength[c]);
+        edge += root;
+        edge_square += strength;
+        smooth_before = smooth, smooth = smooth_after;
+        differ_before = differ, differ = differ_after;
+        value = next_value;
+    }
+    for (int64_t c = 0; c < kGroup; ++c) {
+        sums[c].positive += static_cast<double>(positive[c]);
+        sums[c].negative += static_cast<double>(negative[c]);
+        sums[c].square += static_cast<double>(square[c]);
+        sums[c].edge += static_cast<double>(edge[c]);
+        sums[c].edge_square += static_cast<double>(edge_square[c]);
+    }
+}
+
+// Templates are compiled for the baseline alone, so what must be fast in them is a function of its own.
+VSS_CLONES void widen(const BFloat16* __restrict source, int64_t count, float* __restrict out) {
+    for (int64_t i = 0; i < count; ++i) out[i] = to_float(source[i]);
+}
+VSS_CLONES void widen(const Half* __restrict source, int64_t count, float* __restrict out) {
+    for (int64_t i = 0; i < count; ++i) out[i] = to_float(source[i]);
+}
+VSS_CLONES void widen(const float* __restrict source, int64_t count, float* __restrict out) {
+    for (int64_t i = 0; i < count; ++i) out[i] = source[i];
+}
+
 // The ring: rows y % kRing of up to kGroup maps, as floats.
 template <typename T>
 struct Ring {
@@ -62,10 +127,39 @@ struct Ring {
                 for (int64_t c = 0; c < maps; ++c) row(c, y)[x] = to_float(source[x * p.stride_w + c * p.stride_c]);
             return;
         }
+        if (p.stride_w == 1 || p.width == 1) {
+            for (int64_t c = 0; c < maps; ++c) widen(source + c * p.stride_c, p.width, row(c, y));
+            return;
+        }
         for (int64_t c = 0; c < maps; ++c)
             for (int64_t x = 0; x < p.width; ++x) row(c, y)[x] = to_float(source[x * p.stride_w + c * p.stride_c]);
     }
 };
+
+// A full group of channels_last maps: rows of pixels, straight from memory or widened into the ring's memory.
+template <typename T>
+void walk_pixels(const MapStatsParams& p, const T* first, float* zeros, float* ring, MapSums<double>* sums) {
+    constexpr bool direct = std::is_same_v<T, float>;
+    const int64_t step = direct ? p.stride_w : kGroup, size = p.width * kGroup;
+    const auto at = [&](int64_t y) -> const float* {
+        if constexpr (direct) return first + y * p.stride_h;
+        return ring + y % kRing * size;
+    };
+    const auto fill = [&](int64_t y) {
+        if constexpr (!direct)
+            for (int64_t x = 0; x < p.width; ++x)
+                widen(first + y * p.stride_h + x * p.stride_w, kGroup, ring + y % kRing * size + x * kGroup);
+    };
+    fill(0);
+    for (int64_t y = 0; y < p.height; ++y) {
+        if (y + 1 < p.height) fill(y + 1);
+        const float* mid = at(y);
+        const bool above = y > 0, below = y + 1 < p.height;
+        const PixelRow border{p.zero_padding ? zeros : mid, p.zero_padding ? 0 : step};
+        add_pixels(above ? PixelRow{at(y - 1), step} : border, {mid, step}, below ? PixelRow{at(y + 1), step} : border,
+                   p.width, p.zero_padding, sums);
+    }
+}
 
 // Row(map, y) gives a row inside the map; padding rows are made here.
 template <typename Row>
@@ -85,9 +179,14 @@ void group(const MapStatsParams& p, int64_t n, int64_t first_channel, float* wor
     const int64_t maps = std::min(kGroup, p.channels - first_channel);
     const T* first = static_cast<const T*>(p.maps) + n * p.stride_n + first_channel * p.stride_c;
     float* zeros = workspace;
-    float* scratch = zeros + p.width;
-    std::fill(zeros, zeros + p.width, 0.0f);
+    float* scratch = zeros + std::max(p.width, kGroup);
+    std::fill(zeros, scratch, 0.0f);
     MapSums<double> sums[kGroup] = {};
+    if (p.stride_c == 1 && maps == kGroup && p.height * p.width > 1) {
+        walk_pixels(p, first, zeros, scratch + 2 * (p.width + 2), sums);
+        for (int64_t c = 0; c < maps; ++c) sums[c].store(p.stats + (n * p.channels + first_channel + c) * kMapStats);
+        return;
+    }
     if constexpr (std::is_same_v<T, float>) {
         if (p.stride_w == 1 || p.width == 1) {
             const auto direct = [&](int64_t c, int64_t y) { return first + c * p.stride_c + y * p.stride_h; };
@@ -109,7 +208,7 @@ void group(const MapStatsParams& p, int64_t n, int64_t first_channel, float* wor
 }
 
 int64_t workspace_per_thread(const MapStatsParams& p) {
-    return p.width + 2 * (p.width + 2) + kRing * kGroup * p.width;
+    return std::max(p.width, kGroup) + 2 * (p.width + 2) + kRing * kGroup * p.width;
 }
 
 template <typename T>
