@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +207,35 @@ def test_the_sparse_phase_adds_its_penalty_in_the_gradients_scale(net: Any) -> N
     SparsePhase(groups, 0.25, group_lasso=False).after_backward(scaled)
     weight = net.get_parameter("encoder.0.0.1.weight")
     assert torch.allclose(weight.grad - before, 2.0 * weight.detach().sign(), atol=1e-6)
+
+
+SEARCHER = """
+import json, sys, os, torch
+from pathlib import Path
+from vss import steps
+from vss.config import Recipe
+torch.manual_seed(int(os.environ["RANK"]))
+work = steps.Project.open(Recipe.model_validate(json.loads(sys.argv[1])))
+out = Path(sys.argv[2])
+net, config, facts = steps.sparsify(work, work.build_model(), work.recipe.prune, out, progress=False)
+state = {name: value.double().abs().sum().item() for name, value in net.named_parameters()}
+rank = {"widths": config.options["widths"], "state": state, "curves": facts["curves"]}
+(out / f"{os.environ['RANK']}.json").write_text(json.dumps(rank))
+"""
+
+
+def test_two_processes_search_the_same_widths(street_root: Path, tmp_path: Path) -> None:
+    script = tmp_path / "searcher.py"
+    script.write_text(SEARCHER)
+    settings = project(street_root, dmcp={"epochs": 2, "alpha_lr": 0.3}).recipe.model_dump(mode="json")
+    settings["train"] |= {"devices": 2, "strategy": "ddp", "batch_size": 2}
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(
+        [*run, json.dumps(settings), str(tmp_path)], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first["widths"] == second["widths"] and first["state"] == second["state"]
+    full = {group.id: group.channels for group in find_groups(project(street_root).build_model(), EXAMPLE)}
+    assert first["widths"].keys() == full.keys() and any(first["widths"][name] < full[name] for name in full)

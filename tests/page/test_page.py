@@ -152,3 +152,10 @@ def test_write_page_from_file(report: dict[str, Any], tmp_path: Path) -> None:
     html = write_page(source, tmp_path / "out" / "report.html").read_text()
     assert html.startswith("<!doctype html>") and "Half the MACs" in html
     assert html == render(report, tmp_path)
+
+
+def test_a_method_without_the_phase_it_needs_is_marked_in_the_results(report: dict[str, Any], tmp_path: Path) -> None:
+    row = next(row for row in report["rows"] if row["name"] == "finetuned")
+    row["labels"] = "slimming without its sparse phase"
+    text = squeezed(Page(render(report, tmp_path)).sections["results"])
+    assert "finetuned after fine-tuning; slimming without its sparse phase" in text

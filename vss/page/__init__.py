@@ -114,7 +114,7 @@ def _results(report: Mapping[str, Any]) -> dict[str, Any] | None:
         {
             "name": row["name"],
             "kind": kind_of(row["name"]),
-            "stage": _STAGES.get(row["name"], ""),
+            "stage": "; ".join(filter(None, (_STAGES.get(row["name"], ""), row.get("labels", "")))),
             "cells": [_cell(key, row, base) for key in columns],
         }
         for row in rows
