@@ -15,7 +15,7 @@ from vss.deploy import export
 from vss.errors import VssError
 from vss.models import DefectModel, build
 from vss.models.segdecnet import SCOPES, FeatureNorm, SegDecNet, gradient_multiply
-from vss.prune import count, find_groups
+from vss.prune import apply_plan, count, find_groups, make_plan, masked
 
 # widths, million parameters and true GMAC at 640 x 232 of the 19 published models
 ROWS = [
@@ -49,7 +49,9 @@ def closed_form(c1: int, c2: int, c3: int, c4: int, c5: int) -> int:
 
 
 @pytest.mark.parametrize(("widths", "millions", "gmac"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
-def test_the_published_rows(widths: tuple[int, ...], millions: float, gmac: float) -> None:
+def test_segdec_param_formula_and_macs_of_the_published_rows(
+    widths: tuple[int, ...], millions: float, gmac: float
+) -> None:
     with torch.device("meta"):
         net = build("segdecnet", 1, widths=widths)
     parameters = sum(value.numel() for value in net.parameters())
@@ -71,7 +73,7 @@ def test_published_names_and_shapes() -> None:
     assert shapes["extractor.1.0.weight"] == (8, 1025, 5, 5) and shapes["fc.weight"] == (1, 66)
 
 
-def test_feature_norm_divides_by_the_root_of_the_unbiased_deviation() -> None:
+def test_featurenorm_sqrt_std_is_the_root_of_the_unbiased_deviation() -> None:
     x = torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(1))
     norm = FeatureNorm(3)
     with torch.no_grad():
@@ -162,6 +164,16 @@ def test_groups_and_the_published_scope(net: SegDecNet) -> None:
     assert columns == [0, 32]
     assert [lock.layer for lock in groups.locked] == ["seg_mask.0", "fc"]
     assert [group.id for group in find_groups(net, example, keep=SCOPES["volume"])] == volume
+
+
+def test_segdec_depgraph_forward_of_half_the_channels_is_the_masked_forward(net: SegDecNet) -> None:
+    net.eval()
+    plan = make_plan(net, torch.zeros(1, 3, 128, 64), criterion="l1", budget={"kind": "channels", "keep": 0.5})
+    small = apply_plan(net, plan)
+    x = torch.randn(2, 3, 160, 96, generator=torch.Generator().manual_seed(7))
+    with torch.no_grad():
+        for cut, whole in zip(small(x), masked(net, plan)(x), strict=True):
+            torch.testing.assert_close(cut, whole, rtol=1e-4, atol=1e-5)
 
 
 def test_the_file_has_both_heads(net: SegDecNet, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_small_images_and_multiples_are_refused(net: nn.Module) -> None:
         build("segnet", 5, width=4, multiple=32)(torch.zeros(1, 3, 48, 64))
 
 
-def test_each_unpooled_tensor_shares_its_channels_with_the_pooled_one(groups: Groups) -> None:
+def test_segnet_unpool_tied_to_the_pooled_channels(groups: Groups) -> None:
     owner = {name: group for group in groups for name in group.module_names("producer")}
     pairs = {
         "decoder.0.2.0": "backbone.features.30",  # 512 at 1/8

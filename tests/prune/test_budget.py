@@ -74,7 +74,7 @@ def test_ties_do_not_over_prune() -> None:
     assert kept["b"].tolist() == list(range(2, 32))
 
 
-def test_a_group_of_tiny_scores_is_floored_and_the_rest_pays() -> None:
+def test_global_rank_no_veto_a_group_of_tiny_scores_is_floored_and_the_rest_pays() -> None:
     # a threshold that would empty the 16-wide group vetoed it: 16 and 24 stayed of the 24 asked for
     groups = [group(16, "a"), group(32, "b")]
     generator = torch.Generator().manual_seed(0)
@@ -93,7 +93,7 @@ def test_alignment_goes_to_the_nearest_multiple_and_never_vetoes(scope: str) -> 
     assert search(groups, scores, free(groups), budget)["g"].tolist() == list(range(32, 64))
 
 
-def test_rank_orders_by_score_then_group_then_channel() -> None:
+def test_tie_break_deterministic_by_score_then_group_then_channel() -> None:
     groups = [group(2, "a"), group(3, "b")]
     assert rank(groups, {"a": torch.tensor([2.0, 1.0]), "b": torch.tensor([1.0, 2.0, 0.0])}).tolist() == [1, 0, 1, 0, 1]
 

@@ -22,7 +22,7 @@ def residual() -> tuple[nn.Module, Groups]:
 
 
 @pytest.mark.parametrize("name", ORDERS)
-def test_norm_of_the_concatenated_filters_relative_to_the_groups_mean(name: str) -> None:
+def test_norm_concat_relative_to_the_groups_mean(name: str) -> None:
     net, groups = residual()
     scores = scores_of(net, groups, name)
     joined = torch.cat([net.stem[0].weight.flatten(1), net.two[0].weight.flatten(1)], dim=1).double()

@@ -32,7 +32,7 @@ def test_keyed_by_seed_and_group_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_exact_count_whatever_the_seed() -> None:
+def test_random_exact_count_whatever_the_seed() -> None:
     groups = [group("a", 10)]
     cost = CostModel({}, {}, frozenset())
     budget = Budget(kind="channels", keep=0.6, scope="local", floor=0)

@@ -51,7 +51,7 @@ def explicit_gates(net: nn.Module, groups: Groups, batch: Batch) -> dict[str, Te
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_score_is_the_mean_square_of_an_explicit_gate_gradient(name: str) -> None:
+def test_taylor_gate_identity_score_is_the_mean_square_of_an_explicit_gate_gradient(name: str) -> None:
     net, groups = double(name)
     side = 12 if name in ("residual", "heads", "plain", "called twice") else 32
     batches = batches_of(3, side=side)
@@ -63,7 +63,7 @@ def test_score_is_the_mean_square_of_an_explicit_gate_gradient(name: str) -> Non
         assert wanted.max() > 0
 
 
-def test_signed_contributions_of_members_add_before_squaring() -> None:
+def test_taylor_group_signed_sum_adds_before_squaring() -> None:
     net, groups = double("residual")
     (batch,) = batches_of(1)
     score = scores_of(net, groups, "taylor", [batch])["stem.0"]
@@ -83,7 +83,7 @@ def test_dividing_by_members_counts_norm_layers() -> None:
     torch.testing.assert_close(divided["one.0"], plain["one.0"])
 
 
-def test_a_loss_times_s_gives_scores_times_s_squared() -> None:
+def test_taylor_loss_scaling_times_s_gives_scores_times_s_squared() -> None:
     net, groups = double("heads")
     batches = batches_of(2)
     one = scores_of(net, groups, "taylor", batches)
