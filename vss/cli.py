@@ -21,6 +21,7 @@ from rich.logging import RichHandler
 from vss.cli_data import data_app
 from vss.cli_lint import lint_app
 from vss.cli_methods import methods_app
+from vss.cli_sweep import sweep_app
 from vss.console import (
     COLUMNS,
     Batch,
@@ -53,6 +54,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.add_typer(data_app, name="data")
 app.add_typer(methods_app)
 app.add_typer(lint_app)
+app.add_typer(sweep_app)
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -20,7 +20,7 @@ from vss.evaluate import engine_predictor
 from vss.files import atomic, sha256_artefact, sha256_file, sha256_json
 from vss.page import write_page
 from vss.pictures import spread
-from vss.prune import CRITERIA
+from vss.prune import CRITERIA, Statistics
 from vss.report import write_report
 from vss.runner import Result, Runner
 from vss.steps import Project
@@ -42,7 +42,7 @@ def run(
         GateFailed: after everything is written, when a gate did not pass.
     """
     out = Path(out)
-    job = _Job(Project.open(recipe), out, Runner(out, say or _log), progress, command)
+    job = Job(Project.open(recipe), out, Runner(out, say or _log), progress, command)
     try:
         report = job.everything()
     except BaseException as error:
@@ -59,7 +59,9 @@ def _log(name: str, status: str, seconds: float, detail: str) -> None:
 
 
 @dataclass
-class _Job:
+class Job:
+    """The steps of one recipe in one folder, each remembered by `step`; `vss.sweep` calls some of them."""
+
     project: Project
     out: Path
     step: Runner
@@ -113,7 +115,8 @@ class _Job:
         """Where a fit works: named by what it depends on, so that a changed recipe never resumes an old fit."""
         return self.out / name / sha256_json(depends)[:12]
 
-    def prune(self) -> Result:
+    def prune(self, statistics: Statistics | None = None) -> Result:
+        """Plan, cut, proof; `statistics` of the baseline save the calibration pass and change nothing."""
         config = self.recipe.prune
         between = self.recipe.finetune.model_dump(mode="json") if config.epochs_between else None
         depends = [config.model_dump(mode="json"), between, "with labels"]
@@ -123,7 +126,7 @@ class _Job:
 
         def work() -> Result:
             model = checkpoint.load(self.out / "baseline.safetensors")
-            _, facts = steps.prune(self.project, model, config, self.out, progress=self.progress)
+            _, facts = steps.prune(self.project, model, config, self.out, progress=self.progress, statistics=statistics)
             facts["locked"] = steps.locked(self.project, model)
             kept = ", ".join(f"{share:.1%} of {kind}" for kind, share in facts["kept"].items())
             return facts | {"detail": "; ".join([f"{facts['criterion']}: kept {kept}", *facts["labels"]])}

@@ -26,6 +26,7 @@ from vss.prune import (
     CRITERIA,
     Budget,
     Plan,
+    Statistics,
     apply_plan,
     count,
     find_groups,
@@ -222,9 +223,18 @@ def _search(
 
 
 def plan_once(
-    project: Project, model: nn.Module, config: PruneConfig, budget: Budget, labels: Iterable[str] = ()
+    project: Project,
+    model: nn.Module,
+    config: PruneConfig,
+    budget: Budget,
+    labels: Iterable[str] = (),
+    *,
+    statistics: Statistics | None = None,
 ) -> Plan:
-    """Groups, one calibration pass on training images, budget search; `labels` are written into the plan."""
+    """Groups, one calibration pass on training images (unless its `statistics` are known), budget search.
+
+    `labels` are written into the plan.
+    """
     height, width = project.preprocess.size
     criterion = make_criterion(config.criterion, **config.options)
     split = project.split("train")
@@ -238,6 +248,7 @@ def plan_once(
         loss=calibration_loss(project),
         seed=project.recipe.seed,
         keep=config.keep,
+        statistics=statistics,
         calibration={
             "dataset": project.data.name,
             "split": "train",
@@ -251,7 +262,13 @@ def plan_once(
 
 
 def prune(
-    project: Project, model: nn.Module, config: PruneConfig, out: Path, *, progress: bool = True
+    project: Project,
+    model: nn.Module,
+    config: PruneConfig,
+    out: Path,
+    *,
+    progress: bool = True,
+    statistics: Statistics | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Score, cut and prove, in one round or several; writes `plan.json` and `pruned.safetensors` into `out`.
 
@@ -262,19 +279,23 @@ def prune(
         model: the trained network; not changed.
         config: criterion, budget, rounds.
         out: folder.
+        statistics: of the calibration pass over `model`, for the first round; a network that a sparse phase has
+            changed gets a pass of its own.
 
     Returns:
         The cut network with recalibrated batch norms, and figures for the report.
     """
     final = Budget.make(**config.budget.model_dump())
+    given = model
     model, config, phase = sparsify(project, model, config, out, progress=progress)
+    known = statistics if model is given else None
     reached, small = 1.0, model
     checks: dict[str, Any] = {}
     plans: list[Plan] = []
     for step in range(1, config.steps + 1):
         target = 1 - (1 - final.keep) * step / config.steps
         budget = final.model_copy(update={"keep": min(1.0, target / reached)})
-        now = plan_once(project, small, config, budget, phase["labels"])
+        now = plan_once(project, small, config, budget, phase["labels"], statistics=known if step == 1 else None)
         cut = apply_plan(small, now)
         checks = verify(small, cut, now, two_sizes(project.preprocess.size, getattr(model, "size_multiple", 1)))
         plan = plans[-1].then(now) if plans else now

@@ -11,7 +11,7 @@ from vss.prune.criteria import CRITERIA, Criterion, make_criterion
 from vss.prune.groups import Group, Groups, Locked, Slot
 from vss.prune.make import make_plan, verify
 from vss.prune.plan import Plan
-from vss.prune.stats import COLLECTORS, collect
+from vss.prune.stats import COLLECTORS, Statistics, collect
 from vss.prune.trace import find_groups
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Locked",
     "Plan",
     "Slot",
+    "Statistics",
     "apply_plan",
     "collect",
     "count",

@@ -14,9 +14,9 @@ from vss.files import sha256_tensors
 from vss.prune.budget import Budget, search
 from vss.prune.cost import CostModel
 from vss.prune.criteria import CRITERIA, Criterion, make_criterion, score_groups
-from vss.prune.groups import Groups
+from vss.prune.groups import Group, Groups
 from vss.prune.plan import Plan, plan_group
-from vss.prune.stats import Batch, Loss, Stats, collect
+from vss.prune.stats import Batch, Loss, Statistics, Stats, collect
 from vss.prune.trace import find_groups
 
 
@@ -33,21 +33,21 @@ def make_plan(
     groups: Groups | None = None,
     calibration: dict[str, Any] | None = None,
     forward: Callable[[nn.Module, Tensor], Any] | None = None,
+    statistics: Statistics | None = None,
 ) -> Plan:
     """Decide which channels stay.
 
     Args:
         model: the network; neither its weights nor its state change.
         example: an input of the size at which MACs count, (N, 3, H, W).
-        criterion: a registered name or a `Criterion` with options.
-        budget: what may stay; default half the MACs.
+        criterion, budget: by name or built; what may stay, default half the MACs.
         batches: calibration batches, whatever `loss` takes; needed by criteria with statistics.
         loss: (model, batch) -> scalar mean loss over all heads.
         seed: for criteria that draw.
-        keep: layers whose channels stay.
-        groups: result of `find_groups`, to save the tracing when it is known.
+        keep, groups: layers whose channels stay; result of `find_groups`, where it is known.
         calibration: facts about the calibration set, written into the plan.
         forward: how to call the model so that all heads are reached.
+        statistics: of `collect`, with at least the criterion's needs, in place of `batches`.
 
     Returns:
         The plan, deterministic for equal arguments.
@@ -60,8 +60,7 @@ def make_plan(
     members = list(groups)
     if not members:
         raise VssError("no prunable channels were found; every layer is locked: see `vss prune --dry-run`.")
-    collected, seen = collect(model, members, criterion.needs, batches, loss, batch_norm=criterion.batch_norm_mode())
-    scores = score_groups(criterion, members, Stats(model, collected, seed=seed))
+    scores, seen = _scores(model, members, criterion, batches, loss, seed, statistics)
     cost = CostModel.measure(model, example)
     kept = search(members, scores, cost, budget, rounding=criterion.rounding)
     counts = [len(kept[group.id]) for group in members]
@@ -80,6 +79,23 @@ def make_plan(
         cost_after={kind: cost.total(kind, members, counts) for kind in ("channels", "params", "macs")},
         groups=tuple(plan_group(group, kept[group.id]) for group in members),
     )
+
+
+def _scores(
+    model: nn.Module,
+    members: list[Group],
+    criterion: Criterion,
+    batches: Iterable[Batch] | None,
+    loss: Loss | None,
+    seed: int,
+    statistics: Statistics | None,
+) -> tuple[dict[str, Tensor], int]:
+    """Scores of every group and the number of calibration batches behind them."""
+    if not criterion.needs:
+        statistics = {}, 0
+    mode = criterion.batch_norm_mode()
+    collected, seen = statistics or collect(model, members, criterion.needs, batches, loss, batch_norm=mode)
+    return score_groups(criterion, members, Stats(model, collected, seed=seed)), seen
 
 
 def _check_split(calibration: dict[str, Any]) -> None:

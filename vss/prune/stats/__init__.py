@@ -18,7 +18,7 @@ from vss.prune.stats.gate import GateGradient
 from vss.prune.stats.members import gate_slots
 from vss.prune.stats.processes import sum_over_processes
 from vss.prune.stats.record import Recorder
-from vss.prune.stats.run import Loss, collect
+from vss.prune.stats.run import Loss, Statistics, collect
 
 __all__ = [
     "COLLECTORS",
@@ -28,6 +28,7 @@ __all__ = [
     "Loss",
     "Need",
     "Recorder",
+    "Statistics",
     "Stats",
     "collect",
     "gate_slots",

@@ -9,7 +9,7 @@ depend on how images are batched; weights, buffers, `.grad`, the training flags 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -26,6 +26,8 @@ from vss.prune.trace import default_forward
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 BatchNormMode = Literal["eval", "train"]
+Statistics = tuple[Mapping[str, Mapping[str, Tensor]], int]
+"""{need: {group id: statistic}} and the number of batches behind it: what `collect` returns."""
 
 
 def collect(

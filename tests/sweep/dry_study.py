@@ -1,0 +1,56 @@
+"""A study for tests: computes nothing, and fails, dies or waits where a cell's options say so."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+from vss.config import Recipe
+from vss.errors import VssError
+from vss.files import write_json
+from vss.sweep import STUDIES, Place
+
+
+class DryStudy:
+    """Cells say what happens to them in `model.options`."""
+
+    metric = "score"
+
+    def share_of(self, recipe: Recipe) -> dict[str, Any]:
+        return {"seed": recipe.seed}
+
+    def check(self, recipe: Recipe) -> None:
+        if recipe.model.options.get("impossible"):
+            raise VssError("this cell is impossible.")
+
+    def cost(self, recipes: list[Recipe]) -> dict[str, Any]:
+        return {"shared": 1.0, "cells": [0.5] * len(recipes)}
+
+    def share(self, recipes: list[Recipe], place: Place) -> dict[str, Any]:
+        if recipes[0].data.root == "no-data":
+            raise VssError("there is no data.")
+        if not (place.folder / "done.json").is_file():
+            write_json(place.folder / "done.json", {})
+            place.computed("share", f"share {recipes[0].seed}")
+        return {"key": str(recipes[0].seed), "row": {"score": 10.0}}
+
+    def cell(self, recipe: Recipe, place: Place, shared: dict[str, Any]) -> dict[str, Any]:
+        options = recipe.model.options
+        tries = place.folder / "tries"
+        place.folder.mkdir(parents=True, exist_ok=True)
+        count = int(tries.read_text()) + 1 if tries.is_file() else 1
+        tries.write_text(str(count))
+        print(f"try {count} of {recipe.name}", flush=True)
+        if count <= options.get("fails", 0):
+            raise RuntimeError(f"broken on try {count}")
+        if count <= options.get("dies", 0):
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(options.get("seconds", 0.0))
+        place.computed("cell", recipe.name)
+        return {"row": {"score": 5.0 + recipe.seed, "threads": float(os.environ.get("OMP_NUM_THREADS", 0))}}
+
+
+if "dry" not in STUDIES:
+    STUDIES.add("dry", DryStudy())

@@ -1,0 +1,87 @@
+"""The pruning study: a sweep gives what single runs give, shares what can be shared and computes nothing twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vss import checkpoint, steps
+from vss.prune import Plan
+from vss.sweep import Grid, Settings, Store, sweep
+from vss.sweep.start import benchmark_grid, finetune_grid
+
+FIT = {"batch_size": 4, "precision": "32-true", "accelerator": "cpu"}
+
+
+def grid(root: Path, **more: Any) -> Grid:
+    base = {
+        "data": {"dataset": "camvid", "root": str(root), "size": [48, 64], "augment": {"scale": [1, 1]}},
+        "model": {"name": "unet", "options": {"width": 8, "depth": 2}},
+        "train": FIT | {"epochs": 1, "lr": 0.05},
+        "prune": {"batches": 3, "batch_size": 4, "recalibrate": 2},
+        "finetune": FIT | {"epochs": 1, "lr": 0.02},
+    }
+    return Grid.model_validate({"name": "t", "base": base, "budgets": [0.5], "seeds": [0], **more})
+
+
+@pytest.fixture(scope="module")
+def finished(street_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    out = tmp_path_factory.mktemp("sweep")
+    chosen = grid(street_root, criteria=["l1", "taylor", "sirfp", "dmcp"])
+    summary = sweep(chosen, out, settings=Settings(workers=1, threads=1, retries=0))
+    assert list(summary.failed) == ["dmcp--macs_0.5--0"] and summary.ok == 3
+    assert "dmcp" in summary.failed["dmcp--macs_0.5--0"]
+    return Store.read(out)
+
+
+def test_baseline_and_calibration_are_computed_once(finished: Store) -> None:
+    names = [line["step"] for line in finished.computed()]
+    assert names.count("train") == names.count("evaluate-baseline") == 1
+    assert len([name for name in names if name.startswith("statistics-")]) == 1
+    assert names.count("prune") == names.count("finetune") == 3
+    assert finished.repeated() == []
+
+
+@pytest.mark.parametrize("criterion", ["l1", "taylor", "sirfp"])
+def test_the_shared_pass_gives_the_plan_of_a_single_run(finished: Store, criterion: str, tmp_path: Path) -> None:
+    cell = next(c for c in finished.cells() if c.coords["criterion"] == criterion)
+    share = finished.root / "shared" / finished.share(cell)
+    model = checkpoint.load(share / "baseline.safetensors")
+    project = steps.Project.open(cell.recipe())
+    steps.prune(project, model, cell.recipe().prune, tmp_path, progress=False)
+    assert Plan.load(tmp_path / "plan.json") == Plan.load(finished.folder(cell.id) / "plan.json")
+    record = finished.record(cell.id)
+    assert record is not None
+    small = checkpoint.load(finished.folder(cell.id) / "finetuned.safetensors")
+    score = steps.torch_score(project, small)
+    assert record["row"]["miou_pct"] == pytest.approx(score["miou_pct"], abs=1e-9)
+    assert record["row"]["macs_g"] == steps.count(small, (48, 64))["macs_g"]
+    assert 0.4 < record["row"]["macs_kept"] <= 0.5
+
+
+def test_finetune_batch_keeps_the_plans_and_redoes_the_fine_tuning(finished: Store) -> None:
+    before = finished.computed()
+    again = finetune_grid(finished.root, {"finetune.epochs": 2})
+    sweep(again, finished.root, settings=Settings(workers=1, threads=1, retries=0), extend=True)
+    new = [line["step"] for line in finished.computed()[len(before) :]]
+    new = [line["step"] for line in finished.computed() if line not in before]
+    assert sorted(new) == ["evaluate-finetuned"] * 3 + ["finetune"] * 3
+    assert finished.repeated() == []
+
+
+def test_benchmark_of_a_run_folder(finished: Store, street_root: Path, tmp_path: Path) -> None:
+    cell = finished.cells()[0]
+    baseline = finished.root / "shared" / finished.share(cell)
+    changes = {"data.root": str(street_root), "finetune.epochs": 0, "prune.recalibrate": 2, "prune.batches": 2}
+    chosen = benchmark_grid("b", baseline, ["random"], ["macs:0.7", "macs:0.5"], 2, changes)
+    summary = sweep(chosen, tmp_path / "b", settings=Settings(workers=1, threads=1))
+    store = Store.read(tmp_path / "b")
+    records = [store.record(cell.id) for cell in store.cells()]
+    assert summary.ok == 4 and all(r is not None and r["stage"] == "pruned" for r in records)
+    kept = sorted(r["row"]["macs_kept"] for r in records if r)
+    assert all(0.4 < k <= 0.5 for k in kept[:2]) and all(0.6 < k <= 0.7 for k in kept[2:])
+    own = steps.Project.open(cell.recipe())
+    expected = steps.torch_score(own, checkpoint.load(baseline / "baseline.safetensors"))["miou_pct"]
+    assert store.shared(store.share(store.cells()[0]))["row"]["miou_pct"] == pytest.approx(expected, abs=1e-9)

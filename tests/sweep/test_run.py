@@ -1,0 +1,145 @@
+"""Sweeps with the dry study: failures, deaths, resuming, two sweeps in one folder, interrupts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import HERE, dry_grid  # type: ignore[attr-defined]
+
+from vss.errors import VssError
+from vss.sweep import Grid, Settings, Store, sweep
+
+LOCAL = Settings(workers=2, threads=1, retries=1)
+
+
+def go(grid: dict[str, Any], out: Path, settings: Settings = LOCAL, **more: Any) -> tuple[Any, list[tuple[str, ...]]]:
+    told: list[tuple[str, ...]] = []
+    return sweep(Grid.model_validate(grid), out, settings=settings, tell=lambda *a: told.append(a), **more), told
+
+
+def test_all_cells_once_and_again_nothing(tmp_path: Path) -> None:
+    grid = dry_grid({"a": {}, "b": {}, "c": {}}, seeds=2)
+    summary, told = go(grid, tmp_path / "s")
+    assert told[0][0] == "cost" and "about 5 s of computing, 2 s with 2 workers" in told[0][2]
+    store = Store.read(tmp_path / "s")
+    assert (summary.total, summary.ok, summary.failed) == (6, 6, {})
+    assert sorted(line["step"] for line in store.computed()) == ["cell"] * 6 + ["share"] * 2
+    record = store.record("1--b")
+    assert record is not None and record["row"]["score"] == 6.0 and record["coords"] == {"seed": "1", "variant": "b"}
+    assert record["row"]["threads"] == 1.0
+    again, _ = go(grid, tmp_path / "s")
+    assert (again.ok, again.skipped) == (0, 6)
+    assert (summary.planned_s, summary.done_s, again.planned_s) == (2 * 1.0 + 6 * 0.5, 5.0, 0.0)
+    assert len(store.computed()) == 8 and store.repeated() == []
+
+
+def test_a_failed_a_dying_and_an_impossible_cell_are_theirs_alone(tmp_path: Path) -> None:
+    grid = dry_grid(
+        {"good": {}, "bad": {"fails": 9}, "once": {"fails": 1}, "dies": {"dies": 1}, "no": {"impossible": 1}}
+    )
+    summary, told = go(grid, tmp_path)
+    assert (summary.ok, set(summary.failed)) == (3, {"0--bad", "0--no"})
+    assert summary.failed["0--bad"] == "RuntimeError: broken on try 2"
+    assert summary.failed["0--no"] == "this cell is impossible."
+    assert ("retry", "0--once") in [entry[:2] for entry in told]
+    lost = [entry[2] for entry in told if entry[:2] == ("lost", "0--dies")]
+    assert lost == ["the worker process was killed by signal 9"]
+    store = Store.read(tmp_path)
+    attempts = {cell.id: (store.record(cell.id) or {})["attempts"] for cell in store.cells()}
+    assert attempts == {"0--good": 1, "0--bad": 2, "0--once": 2, "0--dies": 2, "0--no": 0}
+    log = store.log("0--bad").read_text()
+    assert "try 2 of 0--bad" in log and "Traceback" in log and "try" not in store.log("0--good").read_text()[20:]
+
+
+def test_a_failed_cell_is_tried_again_by_the_next_sweep(tmp_path: Path) -> None:
+    grid = dry_grid({"good": {}, "bad": {"fails": 2}})
+    first, _ = go(grid, tmp_path)
+    second, _ = go(grid, tmp_path)
+    assert (first.ok, list(first.failed)) == (1, ["0--bad"])
+    assert (second.ok, second.skipped, second.failed) == (1, 1, {})
+
+
+def test_a_failed_shared_part_fails_its_cells_by_name(tmp_path: Path) -> None:
+    summary, _ = go(dry_grid({"a": {}, "b": {}}, set={"data.root": "no-data"}), tmp_path)
+    assert summary.ok == 0 and all("there is no data." in reason for reason in summary.failed.values())
+    assert sorted(summary.failed) == ["0--a", "0--b"]
+
+
+def test_two_sweeps_in_one_folder(tmp_path: Path) -> None:
+    go(dry_grid({"a": {}}), tmp_path / "s")
+    with pytest.raises(VssError, match="differs in variants; choose another folder"):
+        go(dry_grid({"a": {}, "b": {}}), tmp_path / "s")
+    summary, _ = go(dry_grid({"a": {}, "b": {}}), tmp_path / "s", extend=True)
+    assert (summary.ok, summary.skipped) == (1, 1)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "x").write_text("")
+    with pytest.raises(VssError, match="holds other files"):
+        go(dry_grid({"a": {}}), tmp_path / "other")
+    with Store.read(tmp_path / "s").lock(), pytest.raises(VssError, match="another sweep is at work"):
+        go(dry_grid({"a": {}, "b": {}}), tmp_path / "s")
+
+
+def start(grid: dict[str, Any], folder: Path, prefix: str = "") -> subprocess.Popen[str]:
+    file = folder / "grid.yaml"
+    file.write_text(yaml.safe_dump(grid))
+    words = [sys.executable, "-m", "vss.cli", "sweep", str(file), "--out", str(folder / "s"), "--workers", "2"]
+    environment = os.environ | {"PYTHONPATH": HERE}
+    return subprocess.Popen(["bash", "-c", prefix + 'exec "$@"', "bash", *words], env=environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+
+
+def until(found: Any, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not found() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert found()
+
+
+def test_ctrl_c_is_clean_and_the_rest_is_done_later(tmp_path: Path) -> None:
+    grid = dry_grid({name: {"seconds": 0.0 if name in "ab" else 30.0} for name in "abcd"})
+    process = start(grid, tmp_path)
+    until(lambda: len(list((tmp_path / "s" / "cells").glob("*.json"))) == 2)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in error
+    assert "2 of 4 cells done, 2 left" in " ".join(error.split()) and "the same command goes on" in error
+    assert not [path for path in tmp_path.rglob(".*") if path.is_file() and path.name != ".lock"]
+    quick = dry_grid({name: {"seconds": 0.0} for name in "abcd"})
+    summary, _ = go(quick, tmp_path / "s", extend=True)
+    assert (summary.ok, summary.skipped) == (2, 2)
+
+
+def test_kill_9_of_the_driver_takes_its_workers_along(tmp_path: Path) -> None:
+    process = start(dry_grid({"a": {"seconds": 60.0}, "b": {"seconds": 60.0}}), tmp_path)
+    until(lambda: len(list((tmp_path / "s" / "runs").glob("*/tries"))) == 2)
+    children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    assert len(children) >= 2
+    process.kill()
+    process.communicate()
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), 20)
+
+
+def test_the_command_shows_the_log_of_a_failed_cell_and_exits_1(tmp_path: Path) -> None:
+    process = start(dry_grid({"good": {}, "bad": {"fails": 9}}), tmp_path)
+    output, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "1 of 2 cells done, 1 failed" in output and "RuntimeError: broken on try 2" in output
+    assert "try 2 of 0--bad" in output and "failed:" in error
+    assert json.loads((tmp_path / "s" / "cells" / "0--good.json").read_text())["status"] == "ok"
+
+
+def test_a_full_disk_stops_the_sweep_with_a_sentence(tmp_path: Path) -> None:
+    grid = dry_grid({str(number): {"pad": "x" * 6000} for number in range(3)})
+    process = start(grid, tmp_path, "ulimit -f 8; trap '' XFSZ; ")
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 2 and "Traceback" not in error
+    assert "free some space" in " ".join(error.split())

@@ -1,0 +1,204 @@
+"""`vss sweep`, `vss benchmark`, `vss finetune-batch`: many runs with one command."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import typer
+import yaml
+from rich.progress import BarColumn, Progress, TextColumn
+
+from vss.console import Data, Root, Set, err, out, show_table, tell
+from vss.errors import GateFailed, VssError
+
+if TYPE_CHECKING:
+    from vss.sweep.drive import Summary
+    from vss.sweep.grid import Grid
+    from vss.sweep.run import Settings
+
+sweep_app = typer.Typer()
+
+Folder = Annotated[Path, typer.Option("--out", "--out-dir", help="folder of the sweep")]
+ExecutorName = Annotated[str, typer.Option("--executor", help="local or ray")]
+Workers = Annotated[int | None, typer.Option("--workers", help="cells at a time")]
+Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads of a cell")]
+Retries = Annotated[int, typer.Option("--retries", help="how often a failed cell is tried again")]
+Address = Annotated[str | None, typer.Option("--address", help="of a Ray cluster; without it one is started here")]
+Gpus = Annotated[float | None, typer.Option("--gpus", help="of a cell on Ray, may be a fraction")]
+Extend = Annotated[bool, typer.Option("--extend", help="go on in a folder that holds another sweep")]
+Dry = Annotated[bool, typer.Option("--dry-run", help="list the cells and stop")]
+FinetuneEpochs = Annotated[int | None, typer.Option("--finetune-epochs", help="of every pruned network; 0: none")]
+
+
+@sweep_app.command()
+def sweep(
+    grid: Annotated[Path, typer.Argument(help="a YAML file: networks, criteria, budgets, seeds, variants")],
+    to: Folder = Path("runs/sweep"),
+    executor: ExecutorName = "local",
+    workers: Workers = None,
+    threads: Threads = None,
+    retries: Retries = 1,
+    address: Address = None,
+    gpus: Gpus = None,
+    extend: Extend = False,
+    overrides: Set = None,
+    dry_run: Dry = False,
+) -> None:
+    """Do a grid of runs: networks x criteria x budgets x seeds. Resumes; a failed cell does not stop the rest."""
+    from vss.sweep import load_grid
+
+    settings = _settings(executor, workers, threads, retries, address, gpus)
+    _go(load_grid(grid, _dotted(overrides)), to, settings, extend=extend, dry_run=dry_run)
+
+
+@sweep_app.command()
+def benchmark(
+    methods: Annotated[str, typer.Option(help="criteria, with commas between; METHOD:PRESET takes a preset")],
+    baseline: Annotated[Path, typer.Option(help="folder of a run, or a checkpoint")],
+    ratios: Annotated[str, typer.Option(help="fractions to remove, with commas between")] = "0.5",
+    budget: Annotated[str, typer.Option(help="of what: macs, params or channels")] = "macs",
+    seeds: Annotated[int, typer.Option(help="how many")] = 1,
+    to: Folder = Path("runs/benchmark"),
+    finetune_epochs: FinetuneEpochs = None,
+    dataset: Data = None,
+    data_root: Root = None,
+    executor: ExecutorName = "local",
+    workers: Workers = None,
+    threads: Threads = None,
+    retries: Retries = 1,
+    address: Address = None,
+    gpus: Gpus = None,
+    extend: Extend = False,
+    overrides: Set = None,
+    dry_run: Dry = False,
+) -> None:
+    """A sweep over pruning methods on one trained network, all at equal cost."""
+    from vss.sweep.start import benchmark_grid
+
+    flags = {"data.dataset": dataset, "data.root": data_root, "finetune.epochs": finetune_epochs}
+    changes = {key: value for key, value in flags.items() if value is not None} | _dotted(overrides)
+    keep = [_removed(text) for text in ratios.split(",")]
+    grid = benchmark_grid(
+        to.name, baseline, [m.strip() for m in methods.split(",")], [f"{budget}:{k}" for k in keep], seeds, changes
+    )
+    settings = _settings(executor, workers, threads, retries, address, gpus)
+    _go(grid, to, settings, extend=extend, dry_run=dry_run)
+
+
+@sweep_app.command("finetune-batch")
+def finetune_batch(
+    benchmark_dir: Annotated[Path, typer.Option(help="folder of a sweep")],
+    finetune_epochs: Annotated[int, typer.Option(help="of every pruned network")],
+    executor: ExecutorName = "local",
+    workers: Workers = None,
+    threads: Threads = None,
+    retries: Retries = 1,
+    address: Address = None,
+    gpus: Gpus = None,
+    overrides: Set = None,
+) -> None:
+    """Fine-tune every pruned network of a sweep by one recipe, in place; nothing else of it is computed again."""
+    from vss.sweep.start import finetune_grid
+
+    grid = finetune_grid(benchmark_dir, {"finetune.epochs": finetune_epochs} | _dotted(overrides))
+    settings = _settings(executor, workers, threads, retries, address, gpus)
+    _go(grid, benchmark_dir, settings, extend=True)
+
+
+def _settings(
+    executor: str, workers: int | None, threads: int | None, retries: int, address: str | None, gpus: float | None
+) -> Settings:
+    from vss.sweep import Settings
+
+    return Settings(executor=executor, workers=workers, threads=threads, retries=retries, address=address, gpus=gpus)
+
+
+def _dotted(overrides: list[str] | None) -> dict[str, Any]:
+    """--set a.b=c as {"a.b": c}."""
+    result = {}
+    for setting in overrides or []:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise VssError(f"--set takes key.path=value and got {setting!r}.")
+        result[key] = yaml.safe_load(value)
+    return result
+
+
+def _removed(text: str) -> float:
+    try:
+        ratio = float(text)
+    except ValueError as error:
+        raise VssError(f"--ratios takes fractions to remove (0.1,0.3) and got {text!r}.") from error
+    if not 0 <= ratio < 1:
+        raise VssError(f"--ratios takes fractions to remove, at least 0 and below 1, and got {text}.")
+    return round(1 - ratio, 6)
+
+
+def _go(grid: Grid, folder: Path, settings: Settings, *, extend: bool = False, dry_run: bool = False) -> None:
+    from vss.sweep import sweep as run_sweep
+    from vss.sweep.drive import Summary
+
+    if dry_run:
+        cells = grid.cells()
+        show_table([{"name": cell.id, **cell.coords, "fault": cell.fault or None} for cell in cells],
+                   {"name": "cell", "network": "network", "criterion": "criterion", "budget": "budget",
+                    "seed": "seed", "variant": "variant", "fault": "cannot be run"}, grid.name)  # fmt: skip
+        out.print(f"{len(cells)} cells")
+        return
+    summary = Summary()
+    command = "vss " + shlex.join(sys.argv[1:])
+    with _Bar(summary) as bar:
+        try:
+            run_sweep(grid, folder, settings=settings, tell=bar.tell, summary=summary, extend=extend, command=command)
+        except KeyboardInterrupt:
+            tell(err, "interrupted:", "yellow", f"{summary.sentence()}; the same command goes on from here")
+            raise typer.Exit(130) from None
+    _end(summary, folder)
+
+
+class _Bar:
+    """Lines for what happens and, on a terminal, a bar with the time left."""
+
+    COLOURS: ClassVar = {"ok": "green", "failed": "red", "lost": "yellow", "retry": "yellow", "skipped": "cyan"}
+
+    def __init__(self, summary: Summary) -> None:
+        self.summary = summary
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"))
+        self.bar = Progress(*columns, console=out, transient=True, disable=not out.is_terminal)
+        self.line = self.bar.add_task("", total=None, left="")
+
+    def __enter__(self) -> _Bar:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def tell(self, what: str, name: str, detail: str) -> None:
+        """What `vss.sweep.drive` says."""
+        known = self.summary
+        if what == "cost":
+            out.print(detail, highlight=False)
+        elif what != "start":
+            tell(out, f"{time.strftime('%H:%M:%S')} {what:>7}", self.COLOURS[what], f"{name}  {detail}")
+        done = known.ok + known.skipped + len(known.failed)
+        self.bar.update(
+            self.line, description=f"{done}/{known.total} cells", total=known.planned_s or None, completed=known.done_s,
+            left=f"{known.left()} left" if known.done_s else "",
+        )  # fmt: skip
+        out.file.flush()
+
+
+def _end(summary: Summary, folder: Path) -> None:
+    out.print(summary.sentence(), highlight=False)
+    for name, reason in summary.failed.items():
+        tell(out, "failed:", "red", f"{name}: {reason}")
+        log = folder / "logs" / f"{name}.log"
+        if log.is_file():
+            out.print("".join(f"    {line}\n" for line in log.read_text().splitlines()[-12:]), highlight=False)
+    if summary.failed:
+        raise GateFailed(f"{len(summary.failed)} of {summary.total} cells; the others are done, see {folder}.")

@@ -1,0 +1,181 @@
+"""A grid: what is varied, over what recipe. Every cell of it is a whole recipe with a name.
+
+An axis is a list of choices, each a name with overrides of the recipe. Networks, criteria, budgets and seeds have short
+forms; `variants` takes overrides of any kind, so a grid is not bound to one task:
+
+    name: small
+    recipe: camvid_unet
+    set: {data.root: data/camvid, train.epochs: 4}
+    networks: [unet, {name: wide, set: {model.name: unet, model.options: {width: 32}}}]
+    criteria: [l1, taylor, "sirfp:faithful"]
+    budgets: [0.5, "params:0.3"]
+    seeds: [0, 1]
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from vss.config import Recipe, Section, load_recipe, override, parse
+from vss.errors import VssError
+
+AXES = {"networks": "network", "criteria": "criterion", "budgets": "budget", "seeds": "seed", "variants": "variant"}
+
+
+class Choice(Section):
+    """One value of an axis: a name and what it changes in the recipe, by dotted keys."""
+
+    name: str = Field(min_length=1)
+    set: dict[str, Any] = Field(default={})
+
+
+class Grid(Section):
+    """What a sweep varies; see the module."""
+
+    name: str = "sweep"
+    recipe: str | None = Field(default=None, description="a packaged recipe or a YAML file; null: the defaults")
+    base: dict[str, Any] = Field(default={}, description="in place of `recipe`: its content")
+    set: dict[str, Any] = Field(default={}, description="dotted overrides of every cell")
+    networks: tuple[Choice, ...] = ()
+    criteria: tuple[Choice, ...] = ()
+    budgets: tuple[Choice, ...] = ()
+    seeds: tuple[Choice, ...] = ()
+    variants: tuple[Choice, ...] = ()
+    metric: str | None = Field(default=None, description="what cells are compared by; null: that of the task")
+    plugins: tuple[str, ...] = Field(default=(), description="modules that register networks, criteria, data, studies")
+    study: str = Field(default="prune", description="what a cell does: `vss.sweep.study`")
+
+    @field_validator(*AXES, mode="before")
+    @classmethod
+    def _short_forms(cls, value: Any, info: Any) -> Any:
+        items = value if isinstance(value, list | tuple) else [value]
+        return [_SHORT[info.field_name](item) if isinstance(item, str | int | float) else item for item in items]
+
+    @model_validator(mode="after")
+    def _names_are_their_own(self) -> Grid:
+        for axis in AXES:
+            names = [choice.name for choice in getattr(self, axis)]
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise ValueError(f"{axis} names {twice!r} twice")
+        return self
+
+    def cells(self) -> list[Cell]:
+        """Every combination, variants innermost, each checked; one that cannot be carries its `fault`."""
+        base = self._base()
+        axes = [[(AXES[axis], choice) for choice in getattr(self, axis)] for axis in AXES if getattr(self, axis)]
+        if not axes:
+            raise VssError(f"sweep {self.name!r} varies nothing; give networks, criteria, budgets, seeds or variants.")
+        cells = [_cell(base, combination) for combination in itertools.product(*axes)]
+        ids = [cell.id for cell in cells]
+        twice = next((name for name in ids if ids.count(name) > 1), None) if len(set(ids)) < len(ids) else None
+        if twice:
+            raise VssError(f"two cells of sweep {self.name!r} are called {twice!r}; give their choices other names.")
+        return cells
+
+    def _base(self) -> dict[str, Any]:
+        data = load_recipe(self.recipe).model_dump(mode="json") if self.recipe else copy.deepcopy(self.base)
+        _apply(data, self.set)
+        return data
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep; small, since there may be thousands.
+
+    Attributes:
+        id: unique, and a folder name.
+        coords: axis -> name of the choice.
+        overrides: what the cell changes in the base.
+        base: content of the recipe that all cells start from, one dictionary for all.
+        fault: why the cell cannot be run.
+    """
+
+    id: str
+    coords: dict[str, str]
+    overrides: dict[str, Any]
+    base: dict[str, Any] = field(repr=False)
+    fault: str = ""
+
+    def recipe(self) -> Recipe:
+        """All that the run depends on."""
+        data = copy.deepcopy(self.base)
+        _apply(data, self.overrides)
+        recipe: Recipe = parse(Recipe, data | {"name": self.id}, source=f"cell {self.id}")
+        return recipe
+
+
+def _cell(base: dict[str, Any], combination: tuple[tuple[str, Choice], ...]) -> Cell:
+    coords = {axis: choice.name for axis, choice in combination}
+    overrides = {key: value for _, choice in combination for key, value in choice.set.items()}
+    cell = Cell("--".join(slug(part) for part in coords.values()), coords, overrides, base)
+    try:
+        cell.recipe()
+    except VssError as error:
+        return dataclasses.replace(cell, fault=str(error))
+    return cell
+
+
+def _apply(data: dict[str, Any], settings: dict[str, Any]) -> None:
+    for key, value in settings.items():
+        override(data, f"{key}={json.dumps(value)}")  # JSON is YAML on one line
+
+
+def slug(text: str) -> str:
+    """A name as part of a folder name."""
+    return re.sub(r"[^A-Za-z0-9._=+-]+", "_", text).strip("_") or "_"
+
+
+def _network(item: Any) -> dict[str, Any]:
+    return {"name": str(item), "set": {"model.name": str(item)}}
+
+
+def _criterion(item: Any) -> dict[str, Any]:
+    name, _, preset = str(item).partition(":")
+    options = {"preset": preset} if preset else {}
+    return {"name": str(item), "set": {"prune.criterion": name, "prune.options": options}}
+
+
+def _budget(item: Any) -> dict[str, Any]:
+    kind, _, keep = item.rpartition(":") if isinstance(item, str) else ("macs", "", item)
+    kind = kind or "macs"
+    value = yaml.safe_load(keep) if isinstance(keep, str) else keep
+    return {"name": f"{kind} {value}", "set": {"prune.budget.kind": kind, "prune.budget.keep": value}}
+
+
+def _seed(item: Any) -> dict[str, Any]:
+    return {"name": str(item), "set": {"seed": item}}
+
+
+def _variant(item: Any) -> dict[str, Any]:
+    return {"name": str(item)}
+
+
+_SHORT = {"networks": _network, "criteria": _criterion, "budgets": _budget, "seeds": _seed, "variants": _variant}
+
+
+def load_grid(path: Path | str, overrides: dict[str, Any] | None = None) -> Grid:
+    """Read a grid from YAML; `overrides` are dotted keys of the recipe, for every cell."""
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text()) or {}
+    except OSError as error:
+        raise VssError(f"grid {path} cannot be read ({error.strerror or error}); give a YAML file.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise VssError(f"grid {path} is no YAML: {str(error).splitlines()[0]}.") from error
+    if not isinstance(data, dict):
+        raise VssError(f"grid {path} holds a {type(data).__name__}; expected keys and values.")
+    data.setdefault("name", path.stem)
+    data["set"] = {**(data.get("set") or {}), **(overrides or {})}
+    grid: Grid = parse(Grid, data, source=str(path))
+    return grid

@@ -1,0 +1,149 @@
+"""The study of this package: train once, score once, then prune, fine-tune and evaluate by every cell's recipe."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from vss import checkpoint, models, steps
+from vss.config import PruneConfig, Recipe
+from vss.prune import make_criterion
+from vss.run import Job
+from vss.runner import Runner
+from vss.sweep import calibrate
+from vss.sweep.study import STUDIES, Json, Place
+
+log = logging.getLogger(__name__)
+
+
+class PruneStudy:
+    """Networks x criteria x budgets x seeds on any task that `vss.run.Job` does."""
+
+    metric = "miou_pct"
+
+    def share_of(self, recipe: Recipe) -> Json:
+        """A trained network is shared by all cells with its seed, data, model and training."""
+        parts = recipe.model_dump(mode="json")
+        return {key: parts[key] for key in ("seed", "split", "eval_batch_size", "data", "model", "train")}
+
+    def check(self, recipe: Recipe) -> None:
+        """Names and options of the network, the criterion and the budget."""
+        models.MODELS.canonical(recipe.model.name)
+        make_criterion(recipe.prune.criterion, **recipe.prune.options)
+        steps.Budget.make(**recipe.prune.budget.model_dump())
+
+    def share(self, recipes: list[Recipe], place: Place) -> Json:
+        """The trained network, its scores, and one calibration pass per calibration set for all criteria."""
+        job = _job(recipes[0].model_copy(update={"name": "baseline"}), place)
+        train = job.train()
+        score = job.score("baseline", "train")
+        sets = calibrate.calibrations(recipes)
+        faults = {name: self._calibrate(job, name, configs) for name, configs in sets.items()}
+        return {
+            "key": job.step.keys["train"],
+            "row": _flat(score),
+            "iou_pct": score["metrics"].get("iou_pct"),
+            "classes": list(job.project.data.class_names),
+            "palette": job.project.data.palette.tolist(),
+            "protocol": job.project.data.protocol,
+            "curves": train.get("curves", []),
+            "faults": faults,
+            "seconds": sum(record["seconds"] for record in job.step.records),
+        }
+
+    def _calibrate(self, job: Job, name: str, configs: list[PruneConfig]) -> dict[str, str]:
+        """Write `statistics-NAME.safetensors`; returns what could not be had, with the reasons."""
+        needs, config, file = calibrate.wanted(configs), configs[0], f"statistics-{name}.safetensors"
+        depends = [config.batches, config.batch_size, list(config.keep), {m: sorted(t) for m, t in needs.items()}]
+        if not any(needs.values()):
+            return {}
+
+        def work() -> Json:
+            model = checkpoint.load(job.out / "baseline.safetensors")
+            found, seen, faults = calibrate.measure(job.project, model, config, needs)
+            calibrate.write(job.out / file, found, seen)
+            return {"faults": faults, "detail": f"{sum(map(len, needs.values()))} statistics"}
+
+        faults: dict[str, str] = job.step(f"statistics-{name}", depends, ["train"], [file], work)["faults"]
+        return faults
+
+    def cell(self, recipe: Recipe, place: Place, shared: Json) -> Json:
+        """Prune, fine-tune where the recipe has epochs for it, and evaluate after both."""
+        job = _job(recipe, place)
+        _link(place.shared / "baseline.safetensors", place.folder / "baseline.safetensors")
+        job.step.keys["train"] = shared["key"]
+        name = calibrate.set_name(recipe.prune)
+        file = place.shared / f"statistics-{name}.safetensors"
+        pruned = job.prune(calibrate.read(file, recipe.prune, shared["faults"][name]))
+        stages = {"pruned": job.score("pruned", "prune")}
+        curves: list[Json] = []
+        if recipe.finetune.epochs:
+            curves = job.finetune("finetune", "pruned.safetensors", "prune")["curves"]
+            stages["finetuned"] = job.score("finetuned", "finetune")
+            for leftover in place.folder.glob("finetune/*/lightning/resume.ckpt"):
+                leftover.unlink()  # the fit is over; its weights are in finetuned.safetensors
+        last = list(stages.values())[-1]
+        row, base = _flat(last), shared["row"]
+        row |= {f"pruned_{key}": value for key, value in _metrics(stages["pruned"]).items()}
+        row |= {f"{kind}_kept": share for kind, share in pruned["kept"].items()}
+        row |= {f"{key}_change": row[key] - base[key] for key in [self.metric] if _both(row, base, key)}
+        return {
+            "row": row,
+            "stage": list(stages)[-1],
+            "iou_pct": last["metrics"].get("iou_pct"),
+            "groups": [{"id": name, "before": w[0], "after": w[1]} for name, w in pruned["widths"].items()],
+            "plan_sha256": pruned["plan_sha256"],
+            "labels": pruned["labels"],
+            "curves": curves,
+            "steps": job.step.records,
+        }
+
+    def cost(self, recipes: list[Recipe]) -> Json:
+        """Times one training step and one image of evaluation, and multiplies."""
+        from vss.sweep.cost import estimate
+
+        return estimate(recipes)
+
+
+STUDIES.add("prune", PruneStudy())
+
+
+def _job(recipe: Recipe, place: Place) -> Job:
+    runner = Runner(place.folder, lambda *_: None)
+
+    def say(name: str, status: str, seconds: float, detail: str) -> None:
+        log.info("%7s %-24s %8.1f s  %s", status, name, seconds, detail)
+        if status == "ok":
+            place.computed(name, runner.keys[name])
+
+    runner.say = say
+    return Job(steps.Project.open(recipe), place.folder, runner, place.progress, "")
+
+
+def _flat(score: Json) -> Json:
+    """A row: sizes and scalar metrics of one evaluated network."""
+    static = {key: value for key, value in score["row"].items() if key != "name"}
+    return static | _metrics(score)
+
+
+def _metrics(score: Json) -> Json:
+    return {
+        key: value
+        for key, value in score["metrics"].items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and key not in ("images",)
+    }
+
+
+def _both(row: Json, base: Json, key: str) -> bool:
+    return row.get(key) is not None and base.get(key) is not None
+
+
+def _link(target: Path, link: Path) -> None:
+    """A relative symbolic link, so that the folder of a sweep can be moved."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    relative = os.path.relpath(target, link.parent)
+    if link.is_symlink() and os.readlink(link) == relative:
+        return
+    link.unlink(missing_ok=True)
+    link.symlink_to(relative)

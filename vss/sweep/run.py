@@ -1,0 +1,92 @@
+"""`sweep`: from a grid to a finished folder."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vss.environment import environment
+from vss.errors import VssError, unknown
+from vss.sweep.drive import Summary, Tell, drive
+from vss.sweep.grid import Grid
+from vss.sweep.local import Executor, LocalExecutor
+from vss.sweep.store import Store
+from vss.sweep.study import study
+
+EXECUTORS = ("local", "ray")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """By whom a sweep is done.
+
+    Attributes:
+        executor: "local" or "ray".
+        workers: cells at a time; None: one a device, or one for every two cores.
+        threads: CPU threads of a cell; None: its share of the cores.
+        retries: how often a failed or lost cell is tried again.
+        address: of a Ray cluster; None starts one here.
+        gpus: of a cell on Ray, may be a fraction.
+    """
+
+    executor: str = "local"
+    workers: int | None = None
+    threads: int | None = None
+    retries: int = 1
+    address: str | None = None
+    gpus: float | None = None
+
+    def open(self) -> Executor:
+        """The executor, its workers not started yet."""
+        if self.executor not in EXECUTORS:
+            raise unknown("executor", self.executor, EXECUTORS)
+        if self.workers is not None and self.workers < 1:
+            raise VssError(f"{self.workers} workers do nothing; give at least 1.")
+        return LocalExecutor(self.workers or default_workers(), threads=self.threads)
+
+
+def default_workers() -> int:
+    """One a CUDA device; without devices one for every two cores."""
+    from vss.environment import cuda_devices
+
+    return len(cuda_devices()) or max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+def sweep(
+    grid: Grid,
+    out: Path | str,
+    *,
+    settings: Settings | None = None,
+    tell: Tell = lambda *_: None,
+    before: Callable[[Store, Executor], None] = lambda *_: None,
+    summary: Summary | None = None,
+    extend: bool = False,
+    command: str = "",
+) -> Summary:
+    """Do every cell of a grid that is not done yet; see `vss.sweep.store` for what is in `out` afterwards.
+
+    Args:
+        grid: what.
+        out: folder; holds this sweep or nothing.
+        settings: by whom.
+        tell: called for everything that happens.
+        before: called with the store and the executor before the first cell.
+        summary: filled while the sweep goes on.
+        extend: go on in a folder that holds another sweep; cells that both have are not repeated.
+        command: how the sweep was started, for the report.
+    """
+    study(grid.study, grid.plugins)
+    settings = settings or Settings()
+    cells = grid.cells()
+    about = {"command": command, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "environment": environment()}
+    executor = settings.open()
+    try:
+        store = Store.make(out, grid, about=about, replace=extend)
+        with store.lock():
+            before(store, executor)
+            return drive(store, cells, executor, retries=settings.retries, tell=tell, summary=summary)
+    finally:
+        executor.close()

@@ -1,0 +1,73 @@
+"""What a cell does, in two parts: what cells of one network and seed share, and the cell itself.
+
+A study is a row of `STUDIES`; a plugin adds its own. It runs in worker processes, gets a `Place` and returns JSON.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from vss.config import Recipe
+from vss.registry import Registry, load_plugin
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a part of a sweep works.
+
+    Attributes:
+        folder: its own.
+        shared: that of what the cells of one network and seed share; equal to `folder` in the shared part.
+        computed: call it with the name and key of every step that was really done.
+        progress: whether progress bars may be drawn.
+    """
+
+    folder: Path
+    shared: Path
+    computed: Callable[[str, str], None]
+    progress: bool = False
+
+
+class Study(Protocol):
+    """The parts of a sweep's work."""
+
+    metric: str
+    """Key of a row by which cells are compared, higher is better."""
+
+    def share_of(self, recipe: Recipe) -> Json:
+        """What the shared part depends on; equal for all cells that share it. Cheap: no data is opened."""
+        ...
+
+    def check(self, recipe: Recipe) -> None:
+        """Raise `VssError` for a cell that can be known to be impossible."""
+        ...
+
+    def cost(self, recipes: list[Recipe]) -> Json:
+        """Seconds, estimated: {"shared": s, "cells": [s]} for cells that share."""
+        ...
+
+    def share(self, recipes: list[Recipe], place: Place) -> Json:
+        """Do what the recipes of these cells share; returns {"key": hash of what it came from, ...}."""
+        ...
+
+    def cell(self, recipe: Recipe, place: Place, shared: Json) -> Json:
+        """Do one cell; returns {"row": {metric: value}, ...}. `shared` is what `share` returned."""
+        ...
+
+
+STUDIES: Registry[Study] = Registry("study")
+
+
+def study(name: str, plugins: Iterable[str] = ()) -> Study:
+    """A study by name; the one of this package is imported when it is asked for, as it needs torch and lightning."""
+    for module in plugins:
+        load_plugin(module)
+    if name == "prune":
+        importlib.import_module("vss.sweep.prune")
+    return STUDIES[name]
