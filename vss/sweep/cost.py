@@ -9,7 +9,6 @@ import torch
 
 from vss import steps
 from vss.config import FitConfig, Recipe
-from vss.losses import SegLoss
 from vss.prune import make_criterion
 from vss.sweep.study import Json
 
@@ -61,19 +60,17 @@ def _seconds_per_image(project: steps.Project) -> float:
     """Of one forward pass in training mode, from one timed step after a first one that is not."""
     config = project.recipe.train
     device = "cuda" if torch.cuda.is_available() and config.accelerator != "cpu" else "cpu"
-    model = project.build_model().to(device).train()
-    loss = SegLoss(ignore_index=project.data.ignore_index)
-    size = project.preprocess.size
-    images = torch.zeros(config.batch_size, 3, *size, device=device)
-    mask = torch.zeros(config.batch_size, *size, dtype=torch.int64, device=device)
+    model, loss = project.build_model().to(device).train(), project.task.calibration_loss()
+    images, masks = next(iter(project.calibration(1, config.batch_size)))
+    batch = images.to(device), masks.to(device)
 
     def step() -> None:
-        loss(model.forward_train(images), mask).backward()
+        loss(model, batch).backward()
         if device == "cuda":
             torch.cuda.synchronize()
 
     _time(step)
-    return _time(step) / (1 + BACKWARD) / config.batch_size
+    return _time(step) / (1 + BACKWARD) / len(images)
 
 
 def _time(call: Callable[[], None]) -> float:

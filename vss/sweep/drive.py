@@ -230,7 +230,7 @@ class _Drive:
         self.store.keep(cell, self.key(part, cell), {"status": "ok", **facts, **outcome["result"]})
         self.summary.ok += 1
         row = outcome["result"].get("row", {})
-        metric = self.store.grid.metric or self.study.metric
+        metric = self.store.grid.metric or part.shared.get("metric") or self.study.metric
         self.tell("ok", cell.id, f"{metric} {row[metric]:.2f}" if row.get(metric) is not None else "")
 
     def fail(self, cell: Cell, key: str, reason: str, outcome: Json, log: str = "") -> None:

@@ -36,17 +36,19 @@ class PruneStudy:
     def share(self, recipes: list[Recipe], place: Place) -> Json:
         """The trained network, its scores, and one calibration pass per calibration set for all criteria."""
         job = _job(recipes[0].model_copy(update={"name": "baseline"}), place)
-        train = job.train()
+        task, train = job.project.task, job.train()
         score = job.score("baseline", "train")
         sets = calibrate.calibrations(recipes)
         faults = {name: self._calibrate(job, name, configs) for name, configs in sets.items()}
         return {
             "key": job.step.keys["train"],
             "row": _flat(score),
+            "metric": task.metric,
+            "title": task.title,
+            "row_keys": list(task.row_keys),
             "iou_pct": score["metrics"].get("iou_pct"),
-            "classes": list(job.project.data.class_names),
-            "palette": job.project.data.palette.tolist(),
-            "protocol": job.project.data.protocol,
+            "classes": list(task.classes),
+            "protocol": task.protocol,
             "curves": train.get("curves", []),
             "faults": faults,
             "seconds": sum(record["seconds"] for record in job.step.records),
@@ -87,7 +89,8 @@ class PruneStudy:
         row, base = _flat(last), shared["row"]
         row |= {f"pruned_{key}": value for key, value in _metrics(stages["pruned"]).items()}
         row |= {f"{kind}_kept": share for kind, share in pruned["kept"].items()}
-        row |= {f"{key}_change": row[key] - base[key] for key in [self.metric] if _both(row, base, key)}
+        keys = [key for key in shared["row_keys"] if row.get(key) is not None and base.get(key) is not None]
+        row |= {f"{key}_change": row[key] - base[key] for key in keys}
         return {
             "row": row,
             "stage": list(stages)[-1],
@@ -133,10 +136,6 @@ def _metrics(score: Json) -> Json:
         for key, value in score["metrics"].items()
         if isinstance(value, int | float) and not isinstance(value, bool) and key not in ("images",)
     }
-
-
-def _both(row: Json, base: Json, key: str) -> bool:
-    return row.get(key) is not None and base.get(key) is not None
 
 
 def _link(target: Path, link: Path) -> None:

@@ -53,11 +53,20 @@ class Study(Protocol):
         ...
 
     def share(self, recipes: list[Recipe], place: Place) -> Json:
-        """Do what the recipes of these cells share; returns {"key": hash of what it came from, ...}."""
+        """Do what the recipes of these cells share.
+
+        Returns:
+            {"key": hash of what it came from, "row": figures of the network before pruning}, and where it applies
+            "metric", "title", "row_keys" (scores that tables show), "classes", "iou_pct", "protocol", "curves".
+        """
         ...
 
     def cell(self, recipe: Recipe, place: Place, shared: Json) -> Json:
-        """Do one cell; returns {"row": {metric: value}, ...}. `shared` is what `share` returned."""
+        """Do one cell; `shared` is what `share` returned.
+
+        Returns:
+            {"row": {metric: value}}, and where it applies "stage", "iou_pct", "groups", "labels", "curves", "steps".
+        """
         ...
 
 
