@@ -23,7 +23,7 @@ LAYERS = (
     ("train", "evaluate", "deploy"),
     (
         *("checkpoint", "tasks", "steps", "pictures", "run", "runner", "search", "sweep", "doctor", "quality"),
-        *("command", "console", "cli", "cli_data", "cli_lint", "cli_methods", "cli_sweep"),
+        *("command", "console", "cli", "cli_data", "cli_lint", "cli_methods", "cli_sweep", "ship", "cli_ship"),
     ),
 )
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -12,7 +12,7 @@ import textwrap
 
 OPTIONAL = (
     "onnx", "onnxruntime", "onnxscript", "onnx_ir", "onnx_graphsurgeon", "polygraphy", "tensorrt", "lightning",
-    "pytorch_lightning", "torch_pruning", "matplotlib", "jinja2", "ray", "pycuda", "tensorboard",
+    "pytorch_lightning", "torch_pruning", "matplotlib", "jinja2", "ray", "pycuda", "tensorboard", "tritonclient",
 )  # fmt: skip
 NOT_FOR_IMPORT_VSS = ("pydantic", "yaml", "PIL", "typer", "rich", "jinja2")
 

@@ -21,6 +21,7 @@ from rich.logging import RichHandler
 from vss.cli_data import data_app
 from vss.cli_lint import lint_app
 from vss.cli_methods import methods_app
+from vss.cli_ship import ship_app
 from vss.cli_sweep import sweep_app
 from vss.console import (
     COLUMNS,
@@ -53,6 +54,7 @@ from vss.registry import load_plugin
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(data_app, name="data")
 app.add_typer(methods_app)
+app.add_typer(ship_app)
 app.add_typer(lint_app)
 app.add_typer(sweep_app)
 

@@ -20,6 +20,8 @@ INSTALL = {
     "onnxscript": "pip install onnxscript",
     "onnx_graphsurgeon": "pip install onnx-graphsurgeon",
     "onnxruntime": "pip install onnxruntime",
+    "tritonclient.grpc": 'pip install "vss[triton]"',
+    "tritonclient.http": 'pip install "vss[triton]"',
 }
 
 

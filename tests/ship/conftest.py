@@ -1,0 +1,104 @@
+"""Finished runs of small untrained networks, and their bundles: a labels engine, a logits engine, a defect engine."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vss import models
+from vss.config import Recipe
+from vss.deploy import BACKENDS, BuildSpec, export, gate
+from vss.evaluate import engine_predictor
+from vss.files import sha256_artefact
+from vss.prune import apply_plan, make_plan
+from vss.report import write_report
+from vss.ship import ship
+from vss.steps import Project
+
+SEG = {"dataset": "camvid", "size": [32, 48]}
+DEFECT = {"dataset": "ksdd2", "size": [128, 64]}
+
+
+def make_run(out: Path, root: Path, *, defect: bool = False, graph: bool = True, passed: bool = True) -> Path:
+    """A run folder as `vss run` leaves it, of an untrained network; `graph`: pre- and post-processing in the graph."""
+    data: dict[str, Any] = {**(DEFECT if defect else SEG), "root": str(root)}
+    recipe = Recipe.model_validate({"name": "defects" if defect else "street", "data": data})
+    project = Project.open(recipe)
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"widths": [4, 6, 8, 8, 16]} if defect else {"width": 4, "depth": 2}
+    name, classes = ("segdecnet", 1) if defect else ("unet", 11)
+    net = models.build(name, classes, **options).eval()
+    plan = make_plan(net, torch.zeros(1, 3, *data["size"]), criterion="l1", budget={"kind": "macs", "keep": 0.6})
+    small = apply_plan(net, plan)
+    plan.save(out / "plan.json")
+    exported = export(
+        small, out / "engine/a.onnx", size=tuple(data["size"]), preprocess=project.preprocess if graph else None,
+        labels=graph and not defect, class_names=None if defect else project.data.class_names,
+        plan_sha256=plan.sha256(),
+    )  # fmt: skip
+    BACKENDS["onnxruntime"].build(out / "engine/a.onnx", out / "engine/a.engine.onnx", BuildSpec())
+    metrics = {"miou_pct": 50.0, "pixel_acc_pct": 60.0}
+    if not defect:
+        found = project.score(engine_predictor(BACKENDS["onnxruntime"].open(out / "engine/a.onnx"), project.preprocess))
+        metrics |= {key: found[key] for key in metrics}
+        (out / "scores").mkdir()
+        np.save(out / "scores/a.npy", found["confusion_per_image"])
+    files = {"onnx": "engine/a.onnx", "engine": "engine/a.engine.onnx"} | ({} if defect else {"scores": "scores/a.npy"})
+    worse = {"miou_pct": metrics["miou_pct"] - (0 if passed else 5)}
+    verdict = gate({"miou_pct": metrics["miou_pct"]}, worse, metric="miou_pct")
+    artefact = {"backend": "onnxruntime", "spec": asdict(BuildSpec()), "files": files}
+    row = "engine pruned"
+    write_report(
+        out / "report.json",
+        {
+            "kind": "vss.report", "schema": 1, "name": recipe.name, "status": "ok", "protocol": "a generated set",
+            "recipe": recipe.model_dump(mode="json"), "inputs": {"preprocess": project.preprocess.sha256},
+            "rows": [{"name": row, **metrics}], "gate": {**verdict, "checks": [{"what": "engine", **verdict}]},
+            "classes": [] if defect else list(project.data.class_names), "palette": project.data.palette.tolist(),
+            "plan": {"criterion": "l1", "budget": plan.budget}, "export": {row: exported},
+            "artefacts": {row: sha256_artefact(out, artefact)},
+        },
+    )  # fmt: skip
+    return out
+
+
+@pytest.fixture(scope="session")
+def seg_run(street_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("seg-run"), street_root)
+
+
+@pytest.fixture(scope="session")
+def logits_run(street_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("logits-run"), street_root, graph=False)
+
+
+@pytest.fixture(scope="session")
+def defect_run(defect_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("defect-run"), defect_root, defect=True)
+
+
+@pytest.fixture(scope="session")
+def seg_bundle(seg_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Never changed by a test: copy it."""
+    to = tmp_path_factory.mktemp("bundles") / "seg"
+    ship(seg_run, to, samples=3)
+    return to
+
+
+@pytest.fixture(scope="session")
+def logits_bundle(logits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    to = tmp_path_factory.mktemp("bundles") / "logits"
+    ship(logits_run, to, name="logits", samples=2)
+    return to
+
+
+@pytest.fixture(scope="session")
+def defect_bundle(defect_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    to = tmp_path_factory.mktemp("bundles") / "defect"
+    ship(defect_run, to, samples=2)
+    return to

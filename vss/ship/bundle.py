@@ -1,0 +1,268 @@
+"""From the folder of a run to a bundle that an inference team takes and runs without this package."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vss.config import Recipe
+from vss.deploy import Session
+from vss.deploy.session import need
+from vss.environment import cuda_devices, environment, package_version
+from vss.errors import GateFailed, VssError
+from vss.files import atomic, sha256_file
+from vss.prune import Plan
+from vss.run import available
+from vss.ship import archive, card
+from vss.ship.manifest import Engine, Image, Link, Manifest, Samples, Tensor, seal
+from vss.ship.samples import write_samples
+from vss.ship.source import Source, open_run
+from vss.ship.triton import FOR_BACKEND, Serving, write_repository
+from vss.steps import Project
+from vss.version import __version__
+
+HERE = Path(__file__).parent
+RUNTIME = {"onnxruntime": ("onnxruntime",), "tensorrt": ("tensorrt", "pycuda")}
+CPP = {"onnxruntime": "ort_example.cpp", "tensorrt": "trt_example.cpp"}
+
+
+def ship(
+    run: Path,
+    to: Path,
+    *,
+    row: str | None = None,
+    name: str | None = None,
+    data_root: str | None = None,
+    samples: int = 4,
+    force: bool = False,
+    licences: dict[str, str] | None = None,
+    **serving: Any,
+) -> Manifest:
+    """Write the bundle of one engine; `to` is whole or absent.
+
+    Args:
+        run: folder of a finished `vss run`.
+        to: a new folder, or a file that ends in .tar.gz.
+        row: the engine, by its row in the report.
+        name: of the model in the server; the recipe's name.
+        data_root: where the images are now; the recipe's.
+        samples: images of the reported split that go along.
+        force: ship an engine that no gate passed; the manifest and the card say so.
+        licences: "weights" and "data" for the card.
+        serving: max_batch, delay_us, instances, threads of `vss.ship.triton.Serving`.
+
+    Raises:
+        GateFailed: the engine's gate failed, and no `force`.
+        VssError: no gate judged it and no `force`, `to` exists, data or packages missing.
+    """
+    if to.exists() and (to.is_file() or any(to.iterdir())):
+        raise VssError(f"{to} exists already; name a new folder, or remove it first.")
+    source = open_run(run, row)
+    forced = _gate(source, force)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as temporary:
+        folder = Path(temporary) / "bundle"
+        folder.mkdir()
+        manifest = _write(folder, source, name, data_root, samples, forced, licences or {}, serving)
+        if archive.is_archive(to):
+            archive.pack(folder, to)
+        else:
+            if to.exists():
+                to.rmdir()
+            folder.rename(to)
+    return manifest
+
+
+def _gate(source: Source, force: bool) -> str | None:
+    """None when the gate passed, else what is written down when it is shipped by force."""
+    failed = [check["sentence"] for check in source.gate if not check["passed"]]
+    if source.gate and not failed:
+        return None
+    reason = failed[0] if failed else f"no gate judged {source.row!r}"
+    if not force:
+        kind = GateFailed if failed else VssError
+        raise kind(f"{source.run} is not shipped: {reason.rstrip('.')}; --force ships it and writes that down.")
+    return f"shipped with --force: {reason}"
+
+
+def _write(
+    folder: Path,
+    source: Source,
+    name: str | None,
+    data_root: str | None,
+    amount: int,
+    forced: str | None,
+    licences: dict[str, str],
+    serving: dict[str, Any],
+) -> Manifest:
+    files = _copy(folder, source)
+    session = available(source.backend).open(source.files["engine"])
+    try:
+        manifest = _manifest(source, session, files, name or source.report["name"], forced, licences)
+        setting = _serving(manifest, session, serving)
+        for variant in FOR_BACKEND[source.backend]:
+            place = f"triton/{variant}"
+            write_repository(folder / place, variant, setting, folder / files["engine"])
+            manifest.triton[variant] = place
+        manifest.serving.update({key: getattr(setting, key) for key in SERVING_KEYS})
+        manifest.samples = _samples(folder, source, session, manifest, data_root, amount)
+    finally:
+        session.close()
+    _texts(folder, manifest, source)
+    return seal(folder, manifest)
+
+
+SERVING_KEYS = ("max_batch", "delay_us", "instances", "threads")
+
+
+def _copy(folder: Path, source: Source) -> dict[str, str]:
+    """Copy the run's files; role -> path in the bundle. An engine that is the ONNX file itself is one file."""
+    files = {"onnx": "engine/model.onnx", "report": "reports/report.json"}
+    suffix = source.files["engine"].suffix
+    same = sha256_file(source.files["onnx"]) == sha256_file(source.files["engine"])
+    files["engine"] = files["onnx"] if same else f"engine/model.engine{suffix}"
+    sources = {**source.files, "report": source.run / "report.json"}
+    for role in ("calibration", "plugins"):
+        if role in source.files:
+            files[role] = f"engine/{source.files[role].name}"
+    if (source.run / "report.html").is_file():
+        files["page"], sources["page"] = "reports/report.html", source.run / "report.html"
+    if (source.run / "plan.json").is_file() and "vss.plan_sha256" in _metadata(source.files["onnx"]):
+        files["plan"], sources["plan"] = "plan.json", source.run / "plan.json"
+    for role, target in files.items():
+        (folder / target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(sources[role], folder / target)
+    return files
+
+
+def _metadata(onnx: Path) -> dict[str, str]:
+    model = need("onnx", "shipping").load(str(onnx), load_external_data=False)
+    return {each.key: each.value for each in model.metadata_props}
+
+
+def _manifest(
+    source: Source, session: Session, files: dict[str, str], name: str, forced: str | None, licences: dict[str, str]
+) -> Manifest:
+    report, backend = source.report, source.backend
+    versions = {key: version for key in RUNTIME[backend] if (version := package_version(key))}
+    sides = {key: {n: Tensor(dtype=b.dtype, shape=list(b.shape)) for n, b in values.items()} for key, values in (
+        ("inputs", session.inputs), ("outputs", session.outputs))}  # fmt: skip
+    preprocess = source.preprocess.model_dump()
+    return Manifest(
+        name=name,
+        row=source.row,
+        created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        vss=__version__,
+        versions=environment()["packages"],
+        task="defect" if "decision" in session.outputs else "segmentation",
+        image=Image(**preprocess),
+        inputs=sides["inputs"],
+        outputs=sides["outputs"],
+        classes=report.get("classes", []),
+        palette=report.get("palette", []),
+        onnx=files["onnx"],
+        engine=Engine(
+            backend=backend, file=files["engine"], spec=source.spec, device=bound_to(backend), versions=versions
+        ),
+        chain=_chain(source, files),
+        gate={"checks": source.gate} if source.gate else None,
+        forced=forced,
+        metrics=source.metrics,
+        samples=Samples(),
+        triton={},
+        serving={},
+        licences={"code": "Apache-2.0", "weights": "not stated", "data": "not stated"} | licences,
+    )
+
+
+def bound_to(backend: str) -> dict[str, Any] | None:
+    """What an engine that is built here and now runs on; None for a runtime whose artefacts run anywhere."""
+    if backend != "tensorrt":
+        return None
+    devices = cuda_devices()
+    if not devices:
+        raise VssError("a TensorRT engine belongs to one GPU and there is none here; ship where it was built.")
+    return {key: devices[0][key] for key in ("name", "capability")} | {"tensorrt": package_version("tensorrt")}
+
+
+def _chain(source: Source, files: dict[str, str]) -> list[Link]:
+    """weights -> plan -> calibration -> onnx -> engine -> report, checked where two of them state each other's hash."""
+    facts = _metadata(source.files["onnx"])
+    chain = [Link(what="weights", sha256=facts["vss.weights_sha256"])]
+    if "plan" in files:
+        digest, rounds = Plan.load(source.run / "plan.json").sha256(), source.report["recipe"]["prune"]["steps"]
+        if rounds == 1 and digest != facts["vss.plan_sha256"]:
+            raise VssError(f"{source.run}/plan.json is not the plan of {source.files['onnx']}; run the recipe again.")
+        chain.append(Link(what="plan", sha256=digest, file=files["plan"]))
+    if "calibration" in files:
+        path = source.files["calibration"]
+        chain.append(Link(what="calibration", sha256=sha256_file(path), file=files["calibration"]))
+    for what in ("onnx", "engine"):
+        chain.append(Link(what=what, sha256=sha256_file(source.files[what]), file=files[what]))
+    report = source.run / "report.json"
+    return [*chain, Link(what="report", sha256=sha256_file(report), file=files["report"])]
+
+
+def _serving(manifest: Manifest, session: Session, settings: dict[str, Any]) -> Serving:
+    return Serving(
+        name=manifest.name,
+        inputs=session.inputs,
+        outputs=session.outputs,
+        mean=manifest.image.mean,
+        std=manifest.image.std,
+        labels=manifest.classes,
+        **settings,
+    )
+
+
+def _samples(
+    folder: Path, source: Source, session: Session, manifest: Manifest, data_root: str | None, amount: int
+) -> Samples:
+    if not amount:
+        return Samples(source="none were shipped")
+    recipe = Recipe.model_validate(source.report["recipe"])
+    if data_root:
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": data_root})})
+    project = Project.open(recipe)
+    about = f"{amount} images of the {recipe.split} split of {project.data.name}"
+    return write_samples(folder, _chosen(project, recipe.split, amount, manifest.task), session, manifest, about)
+
+
+def _chosen(project: Project, split: str, amount: int, task: str) -> Iterator[tuple[str, Path, np.ndarray]]:
+    """Evenly over the split; of a defect set every second one is defective, as far as there are any."""
+    data = project.split(split)
+    order = [index * len(data) // amount for index in range(min(amount, len(data)))]
+    if task == "defect":
+        wanted = amount // 2
+        defective = [i for i in range(len(data)) if bool((data[i]["mask"] > 0).any())][:wanted]
+        sound = [i for i in order if i not in defective]
+        order = sorted(defective + sound[: amount - len(defective)])
+    for index in order:
+        pair = data.pairs[index]
+        yield pair.id, pair.image, data[index]["mask"].numpy()
+
+
+def _texts(folder: Path, manifest: Manifest, source: Source) -> None:
+    """Runner, requirements, README, model card, labels, C++ example."""
+    shutil.copyfile(HERE / "standalone.py", folder / "run.py")
+    shutil.copytree(HERE / "cpp", folder / "cpp", ignore=lambda _, names: _others(names, manifest.engine.backend))
+    texts = {
+        "requirements.txt": card.requirements(manifest),
+        "README.md": card.readme(manifest),
+        "MODEL_CARD.md": card.model_card(manifest, source),
+        "labels.txt": "".join(f"{name}\n" for name in manifest.classes),
+    }
+    for name, text in texts.items():
+        with atomic(folder / name) as temporary:
+            temporary.write_text(text)
+
+
+def _others(names: list[str], backend: str) -> list[str]:
+    """The C++ examples of other runtimes."""
+    return [name for name in names if name in CPP.values() and name != CPP.get(backend)]

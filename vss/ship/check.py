@@ -1,0 +1,145 @@
+"""`vss verify`: is the bundle whole, does it say one thing, does its engine still give its answers?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vss.deploy import Session
+from vss.deploy.session import need
+from vss.environment import cuda_devices, package_version
+from vss.errors import VssError
+from vss.files import sha256_file
+from vss.report import read_report
+from vss.run import available
+from vss.ship.manifest import Manifest, damage, inside, read
+from vss.ship.samples import check_samples
+from vss.ship.triton import CONFIG, parse
+
+Row = dict[str, str]
+MAX_NAMED = 5
+
+
+def verify(bundle: Path, *, run: bool = True) -> list[Row]:
+    """Check a bundle folder; one row {"name", "status", "detail"} per check, all of them "ok" or "skipped".
+
+    Args:
+        run: also run the engine (smoke inference, samples). Without it nothing but files is looked at.
+
+    Raises:
+        GateFailed: the engine's answers or metrics differ from those that were shipped.
+        VssError: everything else that is wrong, by the names of the files.
+    """
+    manifest = read(bundle)
+    rows: list[Row] = []
+
+    def check(name: str, work: Callable[[], str]) -> None:
+        rows.append({"name": name, "status": "ok", "detail": work()})
+
+    check("files", lambda: whole(bundle, manifest))
+    check("hash chain", lambda: _chain(bundle, manifest))
+    check("gate", lambda: _gate(manifest))
+    check("server repositories", lambda: _repositories(bundle, manifest))
+    if not run:
+        return [*rows, {"name": "engine", "status": "skipped", "detail": "asked not to run it"}]
+    session = open_engine(bundle, manifest)
+    try:
+        check("engine", lambda: _smoke(session, manifest))
+        check("samples", lambda: _samples(bundle, manifest, session))
+    finally:
+        session.close()
+    return rows
+
+
+def whole(bundle: Path, manifest: Manifest) -> str:
+    """Raise `VssError` with the names of files that are missing, changed or not listed."""
+    problems = damage(bundle, manifest)
+    if problems:
+        more = f" and {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
+        raise VssError(f"{bundle} is damaged: {'; '.join(problems[:MAX_NAMED])}{more}; copy the bundle again.")
+    return f"{len(manifest.files)} files as shipped"
+
+
+def _chain(bundle: Path, manifest: Manifest) -> str:
+    """Every link's file has its hash, and the ONNX file states the weights that the chain begins with."""
+    for link in manifest.chain:
+        if link.file is not None and link.what != "plan" and sha256_file(inside(bundle, link.file)) != link.sha256:
+            raise VssError(f"{link.file} is not the {link.what} of the manifest's chain; copy the bundle again.")
+    model = need("onnx", "vss verify").load(str(inside(bundle, manifest.onnx)), load_external_data=False)
+    stated = {each.key: each.value for each in model.metadata_props}.get("vss.weights_sha256")
+    weights, plan, report = manifest.link("weights"), manifest.link("plan"), manifest.link("report")
+    if weights is None or stated != weights.sha256:
+        raise VssError(f"{manifest.onnx} was exported from other weights than the manifest's chain begins with.")
+    if plan is not None and plan.file is not None:
+        from vss.prune import Plan
+
+        if Plan.load(inside(bundle, plan.file)).sha256() != plan.sha256:
+            raise VssError(f"{plan.file} is not the plan of the manifest's chain; copy the bundle again.")
+    if report is not None and report.file is not None:
+        read_report(inside(bundle, report.file))
+    return " -> ".join(link.what for link in manifest.chain)
+
+
+def _gate(manifest: Manifest) -> str:
+    if manifest.forced:
+        return manifest.forced
+    checks = (manifest.gate or {}).get("checks", [])
+    if not checks or not all(check["passed"] for check in checks):
+        raise VssError(f"the bundle of {manifest.name} has no passed gate and does not say that it was forced.")
+    return str(checks[0]["sentence"])
+
+
+def _repositories(bundle: Path, manifest: Manifest) -> str:
+    count = 0
+    for place in manifest.triton.values():
+        for config in sorted(inside(bundle, place).glob(f"*/{CONFIG}")):
+            if parse(config).name != config.parent.name:
+                raise VssError(f"{config} names another model than its folder.")
+            count += 1
+    return f"{count} models in {', '.join(manifest.triton)}"
+
+
+def open_engine(bundle: Path, manifest: Manifest) -> Session:
+    """The bundle's engine; one that was built for another device is refused before it is opened."""
+    refuse_foreign(manifest, bundle)
+    session: Session = available(manifest.engine.backend).open(inside(bundle, manifest.engine.file))
+    return session
+
+
+def refuse_foreign(manifest: Manifest, bundle: Path) -> None:
+    """Raise `VssError` when the engine belongs to another GPU, or another version of its runtime."""
+    wanted = manifest.engine.device
+    if wanted is None:
+        return
+    devices = cuda_devices()
+    here = {key: devices[0][key] if devices else "no GPU" for key in ("name", "capability")}
+    here["tensorrt"] = package_version("tensorrt") or "not installed"
+    wrong = [f"{key} {wanted.get(key)} (here: {here[key]})" for key in here if wanted.get(key) != here[key]]
+    if wrong:
+        raise VssError(f"the engine was built for {', '.join(wrong)}; run: vss rebuild {bundle}")
+
+
+def _smoke(session: Session, manifest: Manifest) -> str:
+    """Bindings as stated, and an answer for one image and for two."""
+    for stated, found in ((manifest.inputs, session.inputs), (manifest.outputs, session.outputs)):
+        told = {name: (each.dtype, tuple(each.shape)) for name, each in stated.items()}
+        real = {name: (each.dtype, each.shape) for name, each in found.items()}
+        if told != real:
+            raise VssError(f"the engine has the bindings {real}; the manifest states {told}.")
+    import numpy as np
+
+    shapes: dict[str, Any] = {}
+    binding = session.inputs["image"]
+    for batch in (1, 2) if binding.shape[0] is None else (binding.shape[0],):
+        zeros = np.zeros((batch, *(side or 1 for side in binding.shape[1:])), binding.dtype)
+        shapes = {name: value.shape for name, value in session.run({"image": zeros}).items()}
+    return ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+
+
+def _samples(bundle: Path, manifest: Manifest, session: Session) -> str:
+    if not manifest.samples.images:
+        return "none were shipped"
+    found = check_samples(bundle, manifest, session)
+    scores = ", ".join(f"{key} {value:.2f}" for key, value in found["metrics"].items())
+    return f"{found['images']} images, {scores}; distance {found['distance']:.2g} of 1"

@@ -1,0 +1,210 @@
+"""manifest.json of a bundle: what is in it, where it came from, and the hash of every file.
+
+Every file is listed with its SHA-256; `SHA256SUMS` says the same in the format of `sha256sum -c` and covers the
+manifest too. That finds damage and tampering of single files; it is no signature, since it holds no key.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from vss.errors import VssError
+from vss.files import atomic, read_json, sha256_file, write_json
+
+KIND, SCHEMA = "vss.bundle", 1
+MANIFEST, SUMS = "manifest.json", "SHA256SUMS"
+
+
+def relative(path: str) -> str:
+    """The path itself when it stays below its folder; a `ValueError` otherwise."""
+    pure = PurePosixPath(path)
+    if not path or "\\" in path or "\0" in path or pure.is_absolute() or ".." in pure.parts or str(pure) != path:
+        raise ValueError(f"{path!r} is no plain path below the bundle")
+    return path
+
+
+Inner = Annotated[str, AfterValidator(relative)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class FileFact(_Part):
+    """Size and hash of one file."""
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+
+class Tensor(_Part):
+    """One binding of the engine; None is a free dimension, the first is the batch."""
+
+    dtype: str
+    shape: list[int | None]
+
+
+class Link(_Part):
+    """One link of the chain: `sha256` of the thing, `file` where the bundle holds it.
+
+    The hash of `weights` is that of the state dict, the hash of `plan` that of its canonical JSON (both stand in the
+    ONNX file's metadata); all others are hashes of files.
+    """
+
+    what: Literal["weights", "plan", "calibration", "onnx", "engine", "report"]
+    sha256: str
+    file: Inner | None = None
+
+
+class Engine(_Part):
+    """The artefact: its runtime, how it was built, and the device that it is bound to (None: any)."""
+
+    backend: str
+    file: Inner
+    spec: dict[str, Any] = {}
+    device: dict[str, Any] | None = None
+    versions: dict[str, str] = {}
+
+
+class Image(_Part):
+    """What every image goes through before the engine: see `vss.data.transforms.Preprocess`; units of 0..1."""
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Samples(_Part):
+    """A few images with their truth and the answers of the shipped engine, and what these answers score."""
+
+    images: list[Inner] = []
+    truth: list[Inner] = []
+    expected: list[dict[str, Inner]] = []
+    metrics: dict[str, float] = {}
+    source: str = ""
+
+
+class Manifest(_Part):
+    """The schema of manifest.json."""
+
+    kind: Literal["vss.bundle"] = "vss.bundle"
+    schema_: int = Field(default=SCHEMA, alias="schema", ge=1, le=SCHEMA)
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    row: str
+    created: str
+    vss: str
+    versions: dict[str, str]
+    task: Literal["segmentation", "defect"]
+    image: Image
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+    classes: list[str]
+    palette: list[list[int]]
+    onnx: Inner
+    engine: Engine
+    chain: list[Link]
+    gate: dict[str, Any] | None
+    forced: str | None = None
+    metrics: dict[str, Any]
+    samples: Samples
+    triton: dict[str, Inner]
+    serving: dict[str, Any]
+    licences: dict[str, str] = {}
+    rebuilds: list[dict[str, Any]] = []
+    files: dict[Inner, FileFact] = {}
+
+    def served(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Inputs and outputs for a client of the server: uint8 (N, H, W, 3) images, labels in place of logits."""
+        height, width = self.image.size
+        outputs = dict(self.outputs)
+        logits = outputs.pop("logits", None)
+        labels = {"labels": Tensor(dtype="uint8", shape=[None, *logits.shape[2:]])} if logits else {}
+        return {"image": Tensor(dtype="uint8", shape=[None, height, width, 3])}, labels | outputs
+
+    def link(self, what: str) -> Link | None:
+        """The link of that kind, when the chain has it."""
+        return next((link for link in self.chain if link.what == what), None)
+
+
+def read(bundle: Path | str) -> Manifest:
+    """The checked manifest of a bundle folder; raises `VssError` for anything else."""
+    path = Path(bundle) / MANIFEST
+    if Path(bundle).is_file():
+        raise VssError(f"{bundle} is a file; expected the folder of a bundle, or an archive that ends in .tar.gz.")
+    try:
+        return Manifest.model_validate(read_json(path, kind=KIND, schema=SCHEMA))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise VssError(f"{path} does not follow the bundle schema at {place}: {first['msg']}.") from error
+
+
+def inside(bundle: Path, name: str) -> Path:
+    """The file of a bundle by its listed name; a path or link that leads out of the bundle is a `VssError`."""
+    try:
+        path = bundle / relative(name)
+    except ValueError as error:
+        raise VssError(f"{error}; such a bundle is refused.") from error
+    if not path.resolve().is_relative_to(bundle.resolve()):
+        raise VssError(f"{name} leads out of the bundle {bundle}; such a bundle is refused.")
+    return path
+
+
+def walk(bundle: Path) -> Iterator[str]:
+    """Every file below the bundle, sorted; links are listed and never followed."""
+    found = []
+    for folder, folders, names in os.walk(bundle, followlinks=False):
+        links = [name for name in folders if (Path(folder) / name).is_symlink()]
+        found += [(Path(folder) / name).relative_to(bundle).as_posix() for name in (*names, *links)]
+    yield from sorted(found)
+
+
+def seal(bundle: Path, manifest: Manifest) -> Manifest:
+    """Hash every file, write manifest.json and SHA256SUMS; returns the manifest with its `files`."""
+    names = [name for name in walk(bundle) if name not in (MANIFEST, SUMS)]
+    facts = {n: FileFact(sha256=sha256_file(bundle / n), bytes=(bundle / n).stat().st_size) for n in names}
+    sealed = manifest.model_copy(update={"files": facts})
+    write_json(bundle / MANIFEST, sealed.model_dump(mode="json", by_alias=True))
+    with atomic(bundle / SUMS) as temporary:
+        temporary.write_text(sums(sealed, sha256_file(bundle / MANIFEST)))
+    return sealed
+
+
+def sums(manifest: Manifest, own: str) -> str:
+    """The text of SHA256SUMS; `own` is the hash of manifest.json."""
+    rows = {name: fact.sha256 for name, fact in manifest.files.items()} | {MANIFEST: own}
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(rows.items()))
+
+
+def damage(bundle: Path, manifest: Manifest) -> list[str]:
+    """One sentence per file that is missing, changed, a link, or not listed; empty for a whole bundle."""
+    problems = []
+    for name, fact in manifest.files.items():
+        path = bundle / name
+        if path.is_symlink() or not path.resolve().is_relative_to(bundle.resolve()):
+            problems.append(f"{name} is a link or leads out of the bundle")
+        elif not path.is_file():
+            problems.append(f"{name} is missing")
+        elif path.stat().st_size != fact.bytes or sha256_file(path) != fact.sha256:
+            problems.append(f"{name} does not have the hash it was shipped with")
+    known = {*manifest.files, MANIFEST, SUMS}
+    problems += [f"{name} is not listed in the manifest" for name in walk(bundle) if name not in known]
+    return problems + _sums_damage(bundle, manifest)
+
+
+def _sums_damage(bundle: Path, manifest: Manifest) -> list[str]:
+    path = bundle / SUMS
+    if path.is_symlink() or not path.is_file():
+        return [f"{SUMS} is missing"]
+    own, text = sha256_file(bundle / MANIFEST), path.read_bytes()
+    if text == sums(manifest, own).encode():
+        return []
+    line = f"{own}  {MANIFEST}\n".encode()
+    if line in text:
+        return [f"{SUMS} does not say what {MANIFEST} says"]
+    return [f"{MANIFEST} does not have the hash that {SUMS} states (one of the two was changed)"]

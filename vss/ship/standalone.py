@@ -1,0 +1,351 @@
+#!/usr/bin/env python3
+"""Runs the engine of this bundle on image files, folders, cameras or raw frames.
+
+  python run.py photo.jpg --out out               label map and overlay (or defect map and score) of one image
+  python run.py folder/ --out out --batch 8       a folder, eight images at a time
+  python run.py camera:/dev/video0 --limit 100    frames of a camera, by way of ffmpeg
+  python run.py - --frame-size 640x480            raw RGB frames from standard input, one after the other
+
+Needs numpy, pillow, and onnxruntime (for an ONNX engine) or tensorrt and pycuda (for a TensorRT engine).
+Exit code 0: all went well. 1: some images could not be read (named). 2: wrong use, or an engine for another machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+
+log = logging.getLogger("run")
+HERE = Path(__file__).resolve().parent
+READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+STAGES = ("read", "prepare", "engine", "write")
+Arrays = dict[str, np.ndarray]
+
+
+class UsageError(Exception):
+    """One sentence for the person at the keyboard; exit code 2."""
+
+
+class OnnxEngine:
+    """An ONNX file in ONNX Runtime on the CPU, or on CUDA with `provider` "cuda"."""
+
+    def __init__(self, path: Path, threads: int, provider: str) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise UsageError(f"onnxruntime is missing ({error}); run: pip install -r requirements.txt") from error
+        name = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[provider]
+        if name not in onnxruntime.get_available_providers():
+            raise UsageError(f"this onnxruntime has no {name}; run: pip install onnxruntime-gpu")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=[name])
+        self.names = [each.name for each in self.session.get_outputs()]
+
+    def __call__(self, image: np.ndarray) -> Arrays:
+        """image: a batch. Returns every output."""
+        return dict(zip(self.names, self.session.run(None, {"image": image}), strict=True))
+
+
+class TensorRTEngine:
+    """A TensorRT plan with pycuda; buffers are made once for every batch size that comes."""
+
+    def __init__(self, path: Path, device: dict[str, Any]) -> None:
+        try:
+            import pycuda.autoinit
+            import pycuda.driver as cuda
+            import tensorrt as trt
+        except ImportError as error:
+            raise UsageError(
+                f"tensorrt or pycuda is missing ({error}); run: pip install -r requirements.txt"
+            ) from error
+        here = {
+            "capability": ".".join(map(str, pycuda.autoinit.device.compute_capability())),
+            "tensorrt": trt.__version__,
+        }
+        wrong = [f"{key} {device[key]} and this is {here[key]}" for key in here if device.get(key) != here[key]]
+        if wrong:
+            raise UsageError(f"the engine is for {' and '.join(wrong)}; run: vss rebuild {HERE}")
+        self.cuda, self.trt, logger = cuda, trt, trt.Logger(trt.Logger.WARNING)
+        trt.init_libnvinfer_plugins(logger, "")
+        for library in sorted(HERE.glob("engine/*.so")):
+            trt.get_plugin_registry().load_library(str(library))
+        self.engine = trt.Runtime(logger).deserialize_cuda_engine(path.read_bytes())
+        if self.engine is None:
+            raise UsageError(f"TensorRT cannot load {path}; run: vss rebuild {HERE}")
+        self.context, self.stream = self.engine.create_execution_context(), cuda.Stream()
+        self.buffers: dict[int, tuple[Arrays, dict[str, Any]]] = {}
+
+    def _buffers(self, image: np.ndarray) -> tuple[Arrays, dict[str, Any]]:
+        self.context.set_input_shape("image", image.shape)
+        names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
+        host, device = {}, {}
+        for name in names:
+            shape = tuple(self.context.get_tensor_shape(name))
+            host[name] = self.cuda.pagelocked_empty(shape, self.trt.nptype(self.engine.get_tensor_dtype(name)))
+            device[name] = self.cuda.mem_alloc(host[name].nbytes)
+        return host, device
+
+    def __call__(self, image: np.ndarray) -> Arrays:
+        """image: a batch. Returns every output."""
+        if len(image) not in self.buffers:
+            self.buffers[len(image)] = self._buffers(image)
+        host, device = self.buffers[len(image)]
+        self.context.set_input_shape("image", image.shape)
+        for name, address in device.items():
+            self.context.set_tensor_address(name, int(address))
+        host["image"][...] = image
+        self.cuda.memcpy_htod_async(device["image"], host["image"], self.stream)
+        self.context.execute_async_v3(self.stream.handle)
+        outputs = {name: value for name, value in host.items() if name != "image"}
+        for name, value in outputs.items():
+            self.cuda.memcpy_dtoh_async(value, device[name], self.stream)
+        self.stream.synchronize()
+        return {name: value.copy() for name, value in outputs.items()}
+
+
+def prepare(picture: Image.Image, image: dict[str, Any], nhwc: bool) -> np.ndarray:
+    """(H, W, 3) uint8, or normalised float32 (3, H, W), whichever the engine takes; `image` is that of the manifest."""
+    rgb, (height, width) = picture if picture.mode == "RGB" else picture.convert("RGB"), image["size"]
+    if (rgb.height, rgb.width) != (height, width):
+        rgb = rgb.resize((width, height), Image.Resampling.BILINEAR)
+    pixels = np.array(rgb)
+    if nhwc:
+        return pixels
+    mean, std = (np.array(image[key], np.float32) for key in ("mean", "std"))
+    return np.ascontiguousarray(((pixels.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1))
+
+
+def readable(found: Arrays) -> Arrays:
+    """Outputs of an engine with `labels` made of `logits`, and `score` and `map` in 0..1 of a defect network."""
+    more: Arrays = {}
+    if "logits" in found:
+        more["labels"] = found["logits"].argmax(1).astype(np.uint8)
+    if "decision" in found:
+        more["score"] = sigmoid(found["decision"].reshape(len(found["decision"]), -1)[:, 0])
+        more["map"] = sigmoid(found["seg"][:, 0])
+    return found | more
+
+
+class Net:
+    """The engine of the bundle with what comes before and after it."""
+
+    def __init__(self, manifest: dict[str, Any], threads: int = 0, provider: str = "cpu") -> None:
+        self.facts = manifest
+        engine = manifest["engine"]
+        self.nhwc = manifest["inputs"]["image"]["dtype"] == "uint8"
+        path = HERE / engine["file"]
+        digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
+        if digest != manifest["files"][engine["file"]]["sha256"]:
+            raise UsageError(f"{engine['file']} is not the engine that was shipped; copy the bundle again.")
+        if engine["backend"] == "tensorrt":
+            self.engine: Any = TensorRTEngine(path, engine["device"] or {})
+        else:
+            self.engine = OnnxEngine(path, threads, provider)
+
+    def __call__(self, batch: np.ndarray) -> Arrays:
+        """The engine's outputs in `readable` form."""
+        return readable(self.engine(batch))
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """Elementwise, without overflow."""
+    return 0.5 * (1 + np.tanh(0.5 * x.astype(np.float64)))
+
+
+def frames(source: str, frame_size: str | None) -> Iterator[tuple[str, Any]]:
+    """(name, path or picture) of everything that `source` gives."""
+    if source == "-":
+        yield from raw_frames(sys.stdin.buffer, *sides(frame_size))
+    elif source.startswith("camera:"):
+        yield from camera(source.removeprefix("camera:"), *sides(frame_size or "640x480"))
+    else:
+        yield from files(Path(source))
+
+
+def files(path: Path) -> Iterator[tuple[str, Path]]:
+    """One image file, or all of a folder by name."""
+    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    if not path.exists():
+        raise UsageError(f"{path} does not exist; give an image, a folder, camera:DEVICE or - for standard input.")
+    found = sorted(each for each in path.iterdir() if each.suffix.lower() in known) if path.is_dir() else [path]
+    if not found:
+        raise UsageError(f"{path} holds no image files; expected some of {', '.join(sorted(known)[:8])} and others.")
+    yield from ((each.stem, each) for each in found)
+
+
+def sides(text: str | None) -> tuple[int, int]:
+    """WIDTHxHEIGHT as (width, height)."""
+    try:
+        width, height = (int(part) for part in (text or "").lower().split("x"))
+    except ValueError:
+        raise UsageError(f"--frame-size takes WIDTHxHEIGHT (for example 640x480), got {text!r}.") from None
+    return width, height
+
+
+def raw_frames(stream: BinaryIO, width: int, height: int) -> Iterator[tuple[str, Image.Image]]:
+    """RGB frames of width * height * 3 bytes until the stream ends."""
+    for number in range(sys.maxsize):
+        data = stream.read(width * height * 3)
+        if not data:
+            return
+        if len(data) < width * height * 3:
+            raise UsageError(f"the stream ended inside of frame {number}; is --frame-size {width}x{height} right?")
+        yield f"frame-{number:06d}", Image.frombytes("RGB", (width, height), data)
+
+
+def camera(device: str, width: int, height: int) -> Iterator[tuple[str, Image.Image]]:
+    """Frames of a camera, scaled by ffmpeg to one size."""
+    command = ["ffmpeg", "-loglevel", "error", "-i", device, "-vf", f"scale={width}:{height}"]
+    try:
+        pipe = subprocess.Popen([*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], stdout=subprocess.PIPE)
+    except FileNotFoundError:
+        raise UsageError(
+            "a camera is read by way of ffmpeg, which is not installed; or pipe raw frames into -."
+        ) from None
+    assert pipe.stdout is not None
+    try:
+        yield from raw_frames(pipe.stdout, width, height)
+    finally:
+        pipe.terminate()
+        pipe.wait()
+
+
+def palette(facts: dict[str, Any]) -> np.ndarray:
+    """(256, 3) uint8 colours of the labels."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(facts["palette"])] = facts["palette"] or np.zeros((0, 3))
+    return table
+
+
+def write(out: Path, name: str, picture: Image.Image, one: Arrays, table: np.ndarray) -> None:
+    """Label map and overlay, or defect map and overlay, as PNG files."""
+    if "labels" in one:
+        labels = Image.fromarray(one["labels"].astype(np.uint8))
+        labels.putpalette(table.tobytes())
+        labels.save(out / f"{name}-labels.png")
+        coat = labels.convert("RGB").resize(picture.size, Image.Resampling.NEAREST)
+        Image.blend(picture.convert("RGB"), coat, 0.5).save(out / f"{name}-overlay.png")
+        return
+    heat = Image.fromarray((255 * one["map"]).round().astype(np.uint8))
+    heat.save(out / f"{name}-map.png")
+    heat = heat.resize(picture.size, Image.Resampling.BILINEAR)
+    Image.composite(Image.new("RGB", picture.size, (255, 0, 0)), picture.convert("RGB"), heat).save(
+        out / f"{name}-overlay.png"
+    )
+
+
+class Job:
+    """One call of this program: counts, times, and the line of every image."""
+
+    def __init__(self, net: Net, options: argparse.Namespace) -> None:
+        self.net, self.options, self.bad, self.done = net, options, 0, 0
+        self.times: dict[str, list[float]] = {stage: [] for stage in (*STAGES, "whole")}
+        self.table = palette(net.facts)
+
+    def run(self) -> int:
+        """Everything that the source gives; the exit code."""
+        batch: list[tuple[str, Image.Image, np.ndarray, float, float]] = []
+        for number, (name, item) in enumerate(frames(self.options.source, self.options.frame_size)):
+            if self.options.limit and number >= self.options.limit:
+                break
+            start = time.perf_counter()
+            try:
+                picture = item if isinstance(item, Image.Image) else self.load(item)
+            except READ_ERRORS as error:
+                self.bad += 1
+                log.error("bad image: %s cannot be read (%s); it is left out", item, " ".join(str(error).split()))
+                continue
+            read = time.perf_counter()
+            pixels = prepare(picture, self.net.facts["image"], self.net.nhwc)
+            batch.append((name, picture, pixels, read - start, time.perf_counter() - read))
+            if len(batch) == self.options.batch:
+                self.finish(batch)
+                batch = []
+        if batch:
+            self.finish(batch)
+        self.summary()
+        return 1 if self.bad else 0
+
+    @staticmethod
+    def load(path: Path) -> Image.Image:
+        """Decode one file to RGB."""
+        with Image.open(path) as image:
+            return image.convert("RGB")
+
+    def finish(self, batch: list[tuple[str, Image.Image, np.ndarray, float, float]]) -> None:
+        """Engine and output of one batch; a time is that of the batch, over its images."""
+        start = time.perf_counter()
+        found = self.net(np.stack([pixels for _, _, pixels, _, _ in batch]))
+        engine = (time.perf_counter() - start) / len(batch)
+        for i, (name, picture, _, read, prepare) in enumerate(batch):
+            begin, one = time.perf_counter(), {key: value[i] for key, value in found.items()}
+            if self.options.out:
+                write(self.options.out, name, picture, one, self.table)
+            stages = dict(zip(STAGES, (read, prepare, engine, time.perf_counter() - begin), strict=True))
+            for key, value in (*stages.items(), ("whole", sum(stages.values()))):
+                self.times[key].append(1e3 * value)
+            self.line(name, one, 1e3 * sum(stages.values()))
+        self.done += len(batch)
+
+    def line(self, name: str, one: Arrays, milliseconds: float) -> None:
+        """One JSON line per image on standard output."""
+        row: dict[str, Any] = {"name": name, "ms": round(milliseconds, 3)}
+        if "score" in one:
+            row["score"] = round(float(one["score"]), 6)
+        else:
+            counts = np.bincount(one["labels"].reshape(-1), minlength=len(self.net.facts["classes"]))
+            shares = dict(zip(self.net.facts["classes"], (counts / counts.sum()).round(4).tolist(), strict=False))
+            row["share"] = {key: share for key, share in shares.items() if share}
+        sys.stdout.write(json.dumps(row) + "\n")
+        sys.stdout.flush()
+
+    def summary(self) -> None:
+        """Medians and 99th percentiles per image, in milliseconds."""
+        parts = [
+            f"{stage} {np.percentile(values, 50):.2f}/{np.percentile(values, 99):.2f}"
+            for stage, values in self.times.items()
+            if values
+        ]
+        log.info("%d images, %d bad; ms p50/p99: %s", self.done, self.bad, ", ".join(parts) or "none")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="image, folder, camera:DEVICE, or - for raw frames")
+    parser.add_argument("--out", type=Path, help="folder for pictures; without it only lines are printed")
+    parser.add_argument("--batch", type=int, default=1, help="images per run of the engine")
+    parser.add_argument("--limit", type=int, default=0, help="stop after so many images")
+    parser.add_argument("--frame-size", help="WIDTHxHEIGHT of raw frames")
+    parser.add_argument("--threads", type=int, default=0, help="of onnxruntime; 0: one per core")
+    parser.add_argument("--provider", choices=("cpu", "cuda"), default="cpu", help="of onnxruntime")
+    options = parser.parse_args(arguments)
+    try:
+        if options.batch < 1:
+            raise UsageError(f"--batch is {options.batch}; expected 1 or more.")
+        if options.out:
+            options.out.mkdir(parents=True, exist_ok=True)
+        net = Net(json.loads((HERE / "manifest.json").read_text()), options.threads, options.provider)
+        return Job(net, options).run()
+    except UsageError as error:
+        log.error("error: %s", error)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
