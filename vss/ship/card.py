@@ -25,13 +25,6 @@ def readme(manifest: Manifest) -> str:
     image = manifest.image.size
     gives = "a label map and an overlay" if manifest.task == "segmentation" else "a defect score, a map and an overlay"
     sample = "samples/images" if manifest.samples.images else "IMAGE_OR_FOLDER"
-    variants = "\n".join(f"| `{place}` | {SERVERS[variant]} |" for variant, place in manifest.triton.items())
-    wants, gets = (
-        "; ".join(
-            f"`{name}` {value.dtype} ({', '.join(map(str, ['N', *value.shape[1:]]))})" for name, value in side.items()
-        )
-        for side in manifest.served()
-    )
     return f"""# {manifest.name}
 
 An inference bundle: {manifest.engine.backend} engine, images of {image[0]} x {image[1]} (height x width), {gives} out.
@@ -58,7 +51,18 @@ There is {gives} per image then, and one line of JSON on standard output. `--bat
 on, and the exit code is 1. Nothing in this bundle runs by itself: `run.py` when it is started, and `model.py` of the
 python variant when a Triton server loads it. Keep other files out of the bundle, or the check says so.
 
-## Serve
+""" + _serving(manifest)
+
+
+def _serving(manifest: Manifest) -> str:
+    variants = "\n".join(f"| `{place}` | {SERVERS[variant]} |" for variant, place in manifest.triton.items())
+    wants, gets = (
+        "; ".join(
+            f"`{name}` {value.dtype} ({', '.join(map(str, ['N', *value.shape[1:]]))})" for name, value in side.items()
+        )
+        for side in manifest.served()
+    )
+    return f"""## Serve
 
 | Repository | For |
 |---|---|
