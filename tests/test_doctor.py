@@ -66,7 +66,34 @@ def test_a_package_that_must_not_be_imported_is_only_looked_up(tmp_path: Path, m
     monkeypatch.syspath_prepend(tmp_path)
     (finding,) = doctor._package(Package("maker", "context_maker", "engines", False, ""))
     assert finding.status == "ok"
-    assert {package.name for package in PACKAGES if not package.load} == {"tensorrt", "pycuda", "ray"}
+    assert {package.name for package in PACKAGES if not package.load} == {"pycuda", "ray"}
+
+
+@pytest.mark.parametrize(
+    ("version", "devices", "status", "words"),
+    [
+        ("11.4.0.106", [{}], "ok", "11.4.0.106, for TensorRT engines"),
+        ("10.3.0", [], "warning", "no NVIDIA device is visible"),
+        ("8.6.1", [{}], "broken", "engines need 10 or 11"),
+    ],
+)
+def test_tensorrt_is_looked_up_by_every_name_it_is_sold_under(
+    version: str, devices: list, status: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tensorrt.py").write_text("raise AssertionError('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(doctor, "package_version", lambda name: version if name == "tensorrt-cu13" else None)
+    monkeypatch.setattr(doctor, "cuda_devices", lambda: devices)
+    (finding,) = doctor._tensorrt()
+    assert (finding.name, finding.status) == ("tensorrt", status) and words in finding.what
+
+
+def test_without_tensorrt_doctor_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(doctor, "cuda_devices", lambda: [])
+    (finding,) = doctor._tensorrt()
+    assert finding.status == "missing"
+    assert finding.fix.startswith("on a machine with an NVIDIA GPU: pip install tensorrt-cu13")
 
 
 def test_broken_probe_keeps_the_others_alive(monkeypatch: pytest.MonkeyPatch) -> None:

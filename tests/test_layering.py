@@ -23,7 +23,18 @@ LAYERS = (
     ("train", "evaluate", "deploy"),
     (
         *("checkpoint", "tasks", "steps", "pictures", "run", "runner", "search", "sweep", "doctor", "quality"),
-        *("command", "console", "cli", "cli_data", "cli_lint", "cli_methods", "cli_sweep", "ship", "cli_ship"),
+        *(
+            "command",
+            "console",
+            "cli",
+            "cli_build",
+            "cli_data",
+            "cli_lint",
+            "cli_methods",
+            "cli_sweep",
+            "ship",
+            "cli_ship",
+        ),
     ),
 )
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}

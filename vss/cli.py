@@ -18,6 +18,7 @@ import typer
 import yaml
 from rich.logging import RichHandler
 
+from vss.cli_build import build_app
 from vss.cli_data import data_app
 from vss.cli_lint import lint_app
 from vss.cli_methods import methods_app
@@ -55,6 +56,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.add_typer(data_app, name="data")
 app.add_typer(methods_app)
 app.add_typer(ship_app)
+app.add_typer(build_app)
 app.add_typer(lint_app)
 app.add_typer(sweep_app)
 
@@ -263,20 +265,6 @@ def export(
     show_table(figures["parity"]["shapes"], {key: key for key in figures["parity"]["shapes"][0]}, "parity with torch")
     out.print(f"{figures['nodes_before']} nodes, {figures['nodes_after']} after clean-up; wrote {save}")
     write_figures(report, "vss.export", figures)
-
-
-@app.command()
-def build(
-    onnx: Annotated[Path, typer.Option(help="an exported file")],
-    save: Save = Path("model.engine"),
-    backend: Annotated[str, typer.Option(help="onnxruntime")] = "onnxruntime",
-    optimise: Annotated[str | None, typer.Option(help="onnxruntime: basic or extended, once at build time")] = None,
-) -> None:
-    """Make the artefact that a runtime loads."""
-    from vss.deploy import BuildSpec
-    from vss.run import available
-
-    out.print(f"wrote {available(backend).build(onnx, save, BuildSpec(optimise))}")
 
 
 @app.command()

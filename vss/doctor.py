@@ -60,7 +60,6 @@ PACKAGES = (
     Package("onnxscript", "onnxscript", "vss export", True, "pip install onnxscript"),
     Package("onnx-graphsurgeon", "onnx_graphsurgeon", "cleaning up graphs", True, "pip install onnx-graphsurgeon"),
     Package("polygraphy", "polygraphy", "building TensorRT engines", True, "pip install polygraphy"),
-    Package("tensorrt", "tensorrt", "TensorRT engines", False, 'pip install "vss[tensorrt]" (needs an NVIDIA GPU)'),
     Package("pycuda", "pycuda", "device memory of TensorRT engines", False, 'pip install "vss[tensorrt]"'),
     Package("ray", "ray", "spreading a sweep over machines", False, 'pip install "vss[ray]"'),
 )  # fmt: skip
@@ -76,6 +75,7 @@ def diagnose() -> list[Finding]:
         *((package.name, lambda package=package: _package(package)) for package in PACKAGES[:4]),
         ("onnxruntime", _onnxruntime),
         *((package.name, lambda package=package: _package(package)) for package in PACKAGES[4:]),
+        ("tensorrt", _tensorrt),
         ("nvcc", _nvcc),
         ("C++ compiler", _compiler),
         ("disk", _disk),
@@ -175,6 +175,25 @@ def _onnxruntime() -> Iterable[Finding]:
 
     providers = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
     yield Finding("onnxruntime", "ok", f"{onnxruntime.__version__}, providers: {', '.join(providers)}")
+
+
+def _tensorrt() -> Iterable[Finding]:
+    """Looked up, not imported. Distributions: tensorrt, or tensorrt-cu12 and tensorrt-cu13; JetPack has none."""
+    from vss.deploy.trt_runner import INSTALL
+
+    if importlib.util.find_spec("tensorrt") is None:
+        fix = INSTALL if cuda_devices() else f"on a machine with an NVIDIA GPU: {INSTALL}"
+        yield Finding("tensorrt", "missing", "not installed; needed for vss build --backend tensorrt", fix)
+        return
+    names = ("tensorrt-cu13", "tensorrt-cu12", "tensorrt")
+    version = next((found for name in names if (found := package_version(name))), None)
+    if version is not None and int(version.split(".")[0]) not in (10, 11):
+        yield Finding("tensorrt", "broken", f"{version}; engines need 10 or 11", INSTALL)
+    elif not cuda_devices():
+        what = f"{version or 'version unknown'}, and no NVIDIA device is visible: nothing can be built or run here"
+        yield Finding("tensorrt", "warning", what, "run on a GPU machine")
+    else:
+        yield Finding("tensorrt", "ok", f"{version or 'version unknown'}, for TensorRT engines")
 
 
 def _nvcc() -> Iterable[Finding]:

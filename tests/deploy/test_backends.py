@@ -12,7 +12,7 @@ from vss.errors import VssError
 
 
 def test_names_and_aliases() -> None:
-    assert {"onnxruntime", "torch"} <= set(BACKENDS.names())
+    assert {"onnxruntime", "tensorrt", "torch"} <= set(BACKENDS.names())
     assert BACKENDS["ort"] is BACKENDS["onnxruntime"]
     assert all(BACKENDS[name].name == name for name in BACKENDS.names())
     with pytest.raises(VssError, match="Did you mean 'onnxruntime'"):
@@ -27,4 +27,4 @@ def test_importing_deploy_imports_no_optional_package() -> None:
         "import vss.deploy; print(len(vss.deploy.BACKENDS.names()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout.strip()) == (0, "2"), done.stderr
+    assert (done.returncode, done.stdout.strip()) == (0, "3"), done.stderr

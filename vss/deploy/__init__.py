@@ -4,16 +4,21 @@ from vss.deploy.backends import BACKENDS, Backend, Binding, BuildSpec, Session, 
 from vss.deploy.bench import bench, bench_end_to_end
 from vss.deploy.export import export
 from vss.deploy.gate import gate
+from vss.deploy.trt_plan import BuildPlan, Calibration, Span, spans
 
 __all__ = [
     "BACKENDS",
     "Backend",
     "Binding",
+    "BuildPlan",
     "BuildSpec",
+    "Calibration",
     "Session",
+    "Span",
     "TorchSession",
     "bench",
     "bench_end_to_end",
     "export",
     "gate",
+    "spans",
 ]

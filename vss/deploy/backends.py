@@ -3,6 +3,7 @@
 from vss.deploy.eager import TorchBackend, TorchSession
 from vss.deploy.ort import OnnxRuntimeBackend, OnnxRuntimeSession
 from vss.deploy.session import Backend, Binding, BuildSpec, Session, need
+from vss.deploy.trt import TensorRTBackend
 from vss.registry import Registry
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "OnnxRuntimeBackend",
     "OnnxRuntimeSession",
     "Session",
+    "TensorRTBackend",
     "TorchBackend",
     "TorchSession",
     "need",
@@ -20,4 +22,5 @@ __all__ = [
 
 BACKENDS: Registry[Backend] = Registry("backend")
 BACKENDS.add("onnxruntime", OnnxRuntimeBackend(), aliases=["ort"])
+BACKENDS.add("tensorrt", TensorRTBackend(), aliases=["trt"])
 BACKENDS.add("torch", TorchBackend())

@@ -148,11 +148,11 @@ def _add(view: View) -> Found:
 
 def _concat(view: View) -> Found:
     for node in view.of("Concat"):
-        makers = [_dq(view, name) for name in node.input]
-        if not any(maker is not None for maker in makers):
+        makers = [maker for name in node.input if (maker := _dq(view, name)) is not None]
+        if not makers:
             continue
-        if not all(maker is not None for maker in makers):
-            yield label(node), f"{sum(m is not None for m in makers)} of {len(makers)} inputs quantised"
+        if len(makers) < len(node.input):
+            yield label(node), f"{len(makers)} of {len(node.input)} inputs quantised"
             continue
         scales = {_sample(view.constant(maker.input[1])) for maker in makers}
         if len(scales) > 1:

@@ -32,6 +32,8 @@ class OnnxRuntimeBackend:
         levels = {"basic": "ORT_ENABLE_BASIC", "extended": "ORT_ENABLE_EXTENDED"}
         if spec.optimise is not None and spec.optimise not in levels:
             raise VssError(f"optimise is {spec.optimise!r}; expected basic, extended or nothing.")
+        if spec.plan is not None:
+            raise VssError("a build plan is for backend tensorrt; onnxruntime takes optimise alone.")
         with atomic(out) as temporary:
             if spec.optimise is None:
                 self.open(onnx).close()

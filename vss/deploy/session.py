@@ -8,11 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from vss.errors import VssError
+
+if TYPE_CHECKING:
+    from vss.deploy.trt_plan import BuildPlan
 
 INSTALL = {
     "google.protobuf.message": "pip install protobuf",
@@ -22,6 +25,7 @@ INSTALL = {
     "onnxruntime": "pip install onnxruntime",
     "tritonclient.grpc": 'pip install "vss[triton]"',
     "tritonclient.http": 'pip install "vss[triton]"',
+    "polygraphy": "pip install polygraphy",
 }
 
 
@@ -88,9 +92,11 @@ class BuildSpec:
     Args:
         optimise: onnxruntime only. None keeps the ONNX as it is and optimises at every opening; "basic" or "extended"
             optimises once, at build time. Levels beyond are tied to the machine and are not offered.
+        plan: tensorrt only; None is `BuildPlan()` with profiles from the file.
     """
 
     optimise: str | None = None
+    plan: BuildPlan | None = None
 
 
 class Backend(Protocol):

@@ -1,0 +1,419 @@
+"""Running engines: the two memories, CUDA graphs and every refusal, on a driver of a few lines of C.
+
+Device memory is host memory here, and the engine doubles its input; everything between the feed and the addresses that
+TensorRT is given is the real code, on the real classes of the bindings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import subprocess
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorrt as trt
+import torch
+from recording import Log, Recorder, Tensors, engine
+
+from vss.deploy import BACKENDS
+from vss.deploy import trt_session as sessions
+from vss.deploy.trt_runner import Device, Driver, Engine, EngineError, PycudaMemory, check_about
+from vss.errors import VssError
+
+LIBCUDA = """
+#include <string.h>
+typedef void (*Replay)(int);
+static Replay replay; static int graphs, capturing, live, devices = 1;
+void set_replay(Replay r) { replay = r; }
+void set_devices(int n) { devices = n; }
+int is_capturing(void) { return capturing; }
+int live_graphs(void) { return live; }
+int graph_count(void) { return graphs; }
+int cuInit(unsigned f) { return f ? 1 : devices < 0 ? 999 : 0; }
+int cuDeviceGetCount(int* n) { *n = devices; return 0; }
+int cuDeviceGet(int* d, int i) { *d = i; return 0; }
+int cuDeviceGetName(char* t, int n, int d) { (void)d; strncpy(t, "NVIDIA L4", n); return 0; }
+int cuDeviceTotalMem_v2(size_t* b, int d) { (void)d; *b = (size_t)23034 << 20; return 0; }
+int cuDeviceGetAttribute(int* v, int a, int d) { (void)d; *v = a == 75 ? 8 : a == 76 ? 9 : -1; return 0; }
+int cuStreamBeginCapture_v2(void* s, int mode) { if (!s || mode != 1) return 1; capturing = 1; return 0; }
+int cuStreamEndCapture(void* s, void** g) { if (!s) return 1; capturing = 0; *g = (void*)1; return 0; }
+int cuGraphInstantiateWithFlags(void** e, void* g, unsigned long long f) {
+    if (!g || f) return 1; *e = (void*)(size_t)(++graphs); ++live; return 0;
+}
+int cuGraphDestroy(void* g) { return g ? 0 : 1; }
+int cuGraphExecDestroy(void* e) { --live; return e ? 0 : 1; }
+int cuGraphLaunch(void* e, void* s) { if (!s) return 1; replay((int)(size_t)e); return 0; }
+"""
+SHAPES = ((1, 4), (2, 4), (8, 4))
+
+
+def double(tensors: Tensors, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> None:
+    """What the engine computes: y = 2 x, float32 (n, 4)."""
+    count = int(np.prod(shapes["x"]))
+    source = np.ctypeslib.as_array((ctypes.c_float * count).from_address(addresses["x"]))
+    np.ctypeslib.as_array((ctypes.c_float * count).from_address(addresses["y"]))[:] = 2 * source
+
+
+class Gpu:
+    """The stub driver, and an engine that can be recorded into its graphs."""
+
+    def __init__(self, library: Path) -> None:
+        self.cuda, self.log = ctypes.CDLL(str(library)), Log()
+        self.tensors = Tensors({"x": (trt.DataType.FLOAT, SHAPES)}, {"y": (trt.DataType.FLOAT, lambda s: s["x"])})
+        self.recorded: list[Callable[[], None]] = []
+        self.enqueued = self.replayed = 0
+        self.works, self.first = True, self.cuda.graph_count()  # the library counts on from test to test
+        kind = ctypes.CFUNCTYPE(None, ctypes.c_int)
+        self._replay = kind(self.replay)
+        self.cuda.set_replay(self._replay)
+        self.cuda.set_devices(1)
+
+    def run(self, tensors: Tensors, stream: int) -> bool:
+        shapes, addresses = dict(tensors.shapes), dict(tensors.addresses)
+        if self.cuda.is_capturing():
+            self.recorded.append(lambda: double(tensors, shapes, addresses))
+        else:
+            self.enqueued += 1
+            double(tensors, shapes, addresses)
+        return self.works
+
+    def replay(self, number: int) -> None:
+        self.replayed += 1
+        self.recorded[number - 1 - self.first]()
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cuda")
+    (folder / "cuda.c").write_text(LIBCUDA)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(folder / "libcuda.so"), str(folder / "cuda.c")], check=True)
+    return folder / "libcuda.so"
+
+
+@pytest.fixture
+def gpu(library: Path, monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    made, real = Gpu(library), ctypes.CDLL
+    monkeypatch.setattr(
+        ctypes, "CDLL", lambda name, **o: real(str(library)) if name == "libcuda.so.1" else real(name, **o)
+    )
+    runtime = Recorder(
+        trt.Runtime, made.log, deserialize_cuda_engine=lambda blob: engine(made.log, made.tensors, made.run)
+    )
+    monkeypatch.setattr(trt, "Runtime", lambda logger: runtime)
+    return made
+
+
+class HostTorch(sessions.TorchMemory):
+    """The torch memory on host tensors."""
+
+    def __init__(self, index: int = 0) -> None:
+        self._device, self.stream, self._buffers = torch.device("cpu"), 77, {}
+        self._stream = types.SimpleNamespace(synchronize=lambda: None, wait_stream=lambda other: None)
+
+
+class FakePycuda(types.ModuleType):
+    """The part of pycuda.driver that is used, on host memory; every call is remembered."""
+
+    def __init__(self) -> None:
+        super().__init__("pycuda.driver")
+        self.calls: list[str] = []
+        self._kept: list[np.ndarray] = []
+
+    def init(self) -> None:
+        self.calls.append("init")
+
+    def Device(self, index: int) -> Any:  # noqa: N802
+        push, pop = (lambda word=word: self.calls.append(word) for word in ("push", "pop"))
+        return types.SimpleNamespace(retain_primary_context=lambda: types.SimpleNamespace(push=push, pop=pop))
+
+    def Stream(self) -> Any:  # noqa: N802
+        return types.SimpleNamespace(handle=99, synchronize=lambda: self.calls.append("synchronize"))
+
+    def mem_alloc(self, size: int) -> int:
+        self._kept.append(np.zeros(size, np.uint8))
+        return self._kept[-1].ctypes.data
+
+    def pagelocked_empty(self, size: int, dtype: Any) -> np.ndarray:
+        return np.empty(size, dtype)
+
+    def memcpy_htod_async(self, target: int, source: np.ndarray, stream: Any) -> None:
+        ctypes.memmove(target, source.ctypes.data, source.nbytes)
+
+    def memcpy_dtoh_async(self, target: np.ndarray, source: int, stream: Any) -> None:
+        ctypes.memmove(target.ctypes.data, source, target.nbytes)
+
+
+@pytest.fixture
+def pycuda(monkeypatch: pytest.MonkeyPatch) -> FakePycuda:
+    made = FakePycuda()
+    monkeypatch.setitem(sys.modules, "pycuda", types.ModuleType("pycuda"))
+    monkeypatch.setitem(sys.modules, "pycuda.driver", made)
+    return made
+
+
+@pytest.fixture
+def host_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "TorchMemory", HostTorch)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: types.SimpleNamespace(wait_stream=lambda s: None))
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    path, blob = folder / "model.engine", b"engine bytes"
+    path.write_bytes(blob)
+    about = {
+        "kind": "vss.engine", "schema": 1, "bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest(),
+        "tensorrt": trt.__version__, "device": {"name": "NVIDIA L4", "capability": [8, 9]},
+        "plan": {"hardware": "NONE", "version_compatible": False}, "metadata": {"vss.model": "tiny"},
+    } | changes  # fmt: skip
+    path.with_name("model.engine.json").write_text(json.dumps(about))
+    return path
+
+
+@pytest.fixture(params=["torch", "pycuda"])
+def session(
+    request: pytest.FixtureRequest, gpu: Gpu, pycuda: FakePycuda, host_torch: None, tmp_path: Path
+) -> Iterator[Any]:
+    opened = BACKENDS["tensorrt"].open(write(tmp_path), memory=request.param)
+    yield opened
+    opened.close()
+
+
+def feed(batch: int, seed: int = 0) -> dict[str, np.ndarray]:
+    return {"x": np.random.default_rng(seed).normal(size=(batch, 4)).astype(np.float32)}
+
+
+def test_the_driver_is_read_without_a_context(gpu: Gpu) -> None:
+    assert Driver().device() == Device(0, "NVIDIA L4", (8, 9), 23034)
+    assert str(Driver().device()) == "NVIDIA L4 (sm 89)"
+    with pytest.raises(EngineError, match="device 1 was asked for and 1 are visible"):
+        Driver().device(1)
+    gpu.cuda.set_devices(0)
+    with pytest.raises(EngineError, match="device 0 was asked for and 0 are visible; see CUDA_VISIBLE_DEVICES"):
+        Driver().device()
+    gpu.cuda.set_devices(-1)
+    with pytest.raises(EngineError, match=r"refuses cuInit \(CUDA error 999\); check nvidia-smi"):
+        Driver()
+
+
+def test_results_at_every_shape(session: Any, gpu: Gpu) -> None:
+    assert {name: str(b) for name, b in session.inputs.items()} == {"x": "float32 (any, 4)"}
+    assert session.outputs["y"].dtype == "float32"
+    for step, batch in enumerate((2, 1, 8, 2, 2)):
+        found = session.run(feed(batch, step))
+        assert np.array_equal(found["y"], 2 * feed(batch, step)["x"])
+    assert gpu.enqueued == 5
+    assert gpu.log.of("IExecutionContext", "set_input_shape") == [
+        ("x", (2, 4)), ("x", (1, 4)), ("x", (8, 4)), ("x", (2, 4)),
+    ]  # fmt: skip
+    assert gpu.log.asked_by_us() == []
+
+
+def test_results_are_the_callers_own(session: Any) -> None:
+    first = session.run(feed(2, 0))["y"]
+    session.run(feed(2, 1))
+    assert np.array_equal(first, 2 * feed(2, 0)["x"])
+
+
+def test_a_shape_outside_the_profile_is_named_and_the_session_lives_on(session: Any) -> None:
+    with pytest.raises(VssError, match=r"input 'x' is \(9, 4\); this engine takes \(1, 4\) to \(8, 4\)"):
+        session.run(feed(9))
+    with pytest.raises(VssError, match="takes float32"):
+        session.run({"x": np.zeros((1, 4))})
+    assert np.array_equal(session.run(feed(8))["y"], 2 * feed(8)["x"])
+
+
+def test_a_failed_launch_is_a_sentence(session: Any, gpu: Gpu) -> None:
+    gpu.works = False
+    with pytest.raises(VssError, match="TensorRT could not run the engine"):
+        session.run(feed(1))
+
+
+@pytest.mark.parametrize("memory", ["torch", "pycuda"])
+def test_cuda_graphs_are_recorded_per_shape_and_replayed(
+    memory: str, gpu: Gpu, pycuda: FakePycuda, host_torch: None, tmp_path: Path
+) -> None:
+    opened = BACKENDS["tensorrt"].open(write(tmp_path), memory=memory, cuda_graph=True)
+    for step, batch in enumerate((8, 2, 8, 2, 8)):
+        assert np.array_equal(opened.run(feed(batch, step))["y"], 2 * feed(batch, step)["x"])
+    assert (gpu.enqueued, gpu.replayed, len(gpu.recorded)) == (2, 5, 2)
+    opened.close()
+    assert gpu.cuda.live_graphs() == 0
+
+
+def test_graphs_are_dropped_when_a_buffer_moves(gpu: Gpu, host_torch: None, tmp_path: Path) -> None:
+    opened = BACKENDS["tensorrt"].open(write(tmp_path), cuda_graph=True)
+    for step, batch in enumerate((1, 8, 1)):
+        assert np.array_equal(opened.run(feed(batch, step))["y"], 2 * feed(batch, step)["x"])
+    assert len(gpu.recorded) == 3
+    opened.close()
+
+
+def test_tensors_in_and_out(gpu: Gpu, host_torch: None, tmp_path: Path) -> None:
+    opened: Any = BACKENDS["tensorrt"].open(write(tmp_path))
+    x = torch.arange(8.0).view(2, 4)
+    first = opened.run_tensors({"x": x})["y"]
+    opened.run_tensors({"x": x + 1})
+    assert torch.equal(first, 2 * x)
+    with pytest.raises(VssError, match=r"takes float32 of 2 dimensions, got float64 \(2, 4\)"):
+        opened.run_tensors({"x": x.double()})
+    with pytest.raises(VssError, match=r"takes the inputs \['x'\], got \['z'\]"):
+        opened.run_tensors({"z": x})
+
+
+def test_pycuda_uses_the_primary_context(gpu: Gpu, pycuda: FakePycuda, tmp_path: Path) -> None:
+    made = Engine(write(tmp_path))  # what a shipped runner does: no torch memory
+    assert isinstance(made.memory, PycudaMemory)
+    assert np.array_equal(made.run(feed(2))["y"], 2 * feed(2)["x"])
+    made.close()
+    assert pycuda.calls == ["init", "push", "synchronize", "pop"]
+    assert [arguments for _, name, arguments in gpu.log.calls if name == "execute_async_v3"] == [(99,)]
+
+
+def test_what_a_session_says_of_itself(session: Any) -> None:
+    about = session.describe()
+    assert (about["backend"], about["version"], about["device"]) == ("tensorrt", trt.__version__, "NVIDIA L4 (sm 89)")
+    assert about["metadata"] == {"vss.model": "tiny"} and about["artefact_bytes"] == 12
+    assert session.layers() == {"Layers": []}
+
+
+def test_the_runner_needs_numpy_alone(tmp_path: Path) -> None:
+    """In a process where torch, this package, pycuda and tensorrt cannot be imported the file still loads."""
+    source = Path(sessions.__file__).with_name("trt_runner.py")
+    (tmp_path / "runner.py").write_text(source.read_text())
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['torch', 'vss', 'pycuda', 'tensorrt', 'pydantic']));"
+        "import runner; print(sorted(m for m in sys.modules if sys.modules[m] and m in ('numpy', 'torch', 'vss')))\n"
+        "try: runner.load_tensorrt()\n"
+        "except runner.EngineError as error: print(error)\n"
+        "try: runner.PycudaMemory()\n"
+        "except runner.EngineError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path, env={"PATH": ""}
+    )
+    lines = done.stdout.splitlines()
+    assert lines[0] == "['numpy']", done.stderr
+    assert "TensorRT cannot be imported" in lines[1] and "pip install tensorrt-cu13" in lines[1]
+    assert "needs pycuda" in lines[2] and "pip install pycuda" in lines[2]
+
+
+# Engines that do not belong here
+
+HERE = Device(0, "NVIDIA L4", (8, 9), 0)
+
+
+@pytest.mark.parametrize(
+    ("built", "level", "here", "fits"),
+    [
+        (("NVIDIA L4", [8, 9]), "NONE", HERE, True),
+        (("NVIDIA RTX 4090", [8, 9]), "NONE", HERE, False),
+        (("NVIDIA RTX 4090", [8, 9]), "SAME_COMPUTE_CAPABILITY", HERE, True),
+        (("NVIDIA A100", [8, 0]), "SAME_COMPUTE_CAPABILITY", HERE, False),
+        (("NVIDIA A100", [8, 0]), "AMPERE_PLUS", HERE, True),
+        (("NVIDIA A100", [8, 0]), "AMPERE_PLUS", Device(0, "Tesla T4", (7, 5), 0), False),
+        (("NVIDIA H200", [9, 0]), "NONE", HERE, False),
+    ],
+)
+def test_which_gpu_may_run_it(built: tuple[str, list[int]], level: str, here: Device, fits: bool) -> None:
+    about = {
+        "device": {"name": built[0], "capability": built[1]},
+        "plan": {"hardware": level, "version_compatible": False},
+        "tensorrt": "10.16.1.11",
+    }
+    if fits:
+        check_about(Path("m.engine"), about, here, "10.16.1.11")
+        return
+    with pytest.raises(EngineError, match=rf"m.engine was built on {built[0]} \(sm \d\d, .*this is {here.name} \(sm"):
+        check_about(Path("m.engine"), about, here, "10.16.1.11")
+
+
+@pytest.mark.parametrize(
+    ("built", "here", "compatible", "fits"),
+    [
+        ("10.16.1.11", "10.16.1.11", False, True),
+        ("10.13.0.35", "10.16.1.11", False, False),
+        ("10.13.0.35", "10.16.1.11", True, True),
+        ("10.16.1.11", "10.9.0.34", True, False),
+        ("10.16.1.11", "11.4.0.106", True, False),
+    ],
+)
+def test_which_tensorrt_may_run_it(built: str, here: str, compatible: bool, fits: bool) -> None:
+    about = {
+        "device": {"name": HERE.name, "capability": [8, 9]},
+        "plan": {"hardware": "NONE", "version_compatible": compatible},
+        "tensorrt": built,
+    }
+    if fits:
+        check_about(Path("m.engine"), about, HERE, here)
+        return
+    with pytest.raises(EngineError, match=f"m.engine was built by TensorRT {built} and this is {here}"):
+        check_about(Path("m.engine"), about, HERE, here)
+
+
+def refused(path: Path, words: str, gpu: Gpu) -> None:
+    with pytest.raises(VssError, match=words):
+        BACKENDS["tensorrt"].open(path)
+    assert gpu.log.of("Runtime", "deserialize_cuda_engine") == []
+
+
+def test_a_truncated_engine(gpu: Gpu, host_torch: None, tmp_path: Path) -> None:
+    path = write(tmp_path)
+    path.write_bytes(path.read_bytes()[:5])
+    refused(path, r"is not what was built \(5 bytes of 12\)", gpu)
+
+
+def test_an_engine_of_another_gpu(gpu: Gpu, host_torch: None, tmp_path: Path) -> None:
+    refused(write(tmp_path, device={"name": "NVIDIA H200", "capability": [9, 0]}), "built on NVIDIA H200", gpu)
+
+
+def test_a_damaged_sidecar(gpu: Gpu, host_torch: None, tmp_path: Path) -> None:
+    path = write(tmp_path)
+    beside = path.with_name("model.engine.json")
+    beside.write_text("{")
+    refused(path, "model.engine.json is damaged", gpu)
+    beside.write_text('{"kind": "other"}')
+    refused(path, "is no vss.engine file of schema 1", gpu)
+
+
+def test_an_engine_that_is_not_there(gpu: Gpu, host_torch: None, tmp_path: Path) -> None:
+    refused(tmp_path / "absent.engine", "absent.engine cannot be read", gpu)
+
+
+def test_an_engine_from_elsewhere_is_for_tensorrt_to_judge(
+    gpu: Gpu, host_torch: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "foreign.engine").write_bytes(b"x" * 100)
+    assert BACKENDS["tensorrt"].open(tmp_path / "foreign.engine").describe()["metadata"] == {}
+    monkeypatch.setattr(trt, "Runtime", lambda logger: types.SimpleNamespace(deserialize_cuda_engine=lambda blob: None))
+    with pytest.raises(VssError, match=rf"TensorRT {trt.__version__} cannot load .*foreign.engine"):
+        BACKENDS["tensorrt"].open(tmp_path / "foreign.engine")
+
+
+def test_options_that_do_not_exist(gpu: Gpu, host_torch: None, tmp_path: Path) -> None:
+    with pytest.raises(VssError, match="memory is 'cupy'; expected one of torch, pycuda"):
+        BACKENDS["tensorrt"].open(write(tmp_path), memory="cupy")
+    with pytest.raises(VssError, match="no optimisation profile 3"):
+        BACKENDS["tensorrt"].open(write(tmp_path), profile=3)
+
+
+def test_torch_without_cuda_says_so(gpu: Gpu, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this torch has a device")
+    with pytest.raises(VssError, match="this torch sees no CUDA device; open the engine with memory='pycuda'"):
+        BACKENDS["tensorrt"].open(write(tmp_path))
+
+
+def test_other_versions_of_tensorrt_are_refused(gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trt, "__version__", "8.6.1")
+    with pytest.raises(VssError, match=r"TensorRT 8.6.1 is installed; expected 10 or 11"):
+        BACKENDS["tensorrt"].open(write(tmp_path))
+    assert "8.6.1 is installed" in str(BACKENDS["tensorrt"].unavailable())

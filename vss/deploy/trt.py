@@ -1,0 +1,233 @@
+"""TensorRT 10 and 11 as a runtime: one way to build, whatever the version; what was built says so beside the file."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vss.deploy import lint
+from vss.deploy.session import BuildSpec, Session, need
+from vss.deploy.trt_cache import TimingCache, default_folder
+from vss.deploy.trt_plan import BuildPlan, commands, config_arguments, member, spans
+from vss.deploy.trt_runner import (
+    KIND,
+    SCHEMA,
+    Device,
+    Driver,
+    EngineError,
+    inspect_layers,
+    load_plugins,
+    load_tensorrt,
+)  # fmt: skip
+from vss.environment import folder_name
+from vss.errors import VssError
+from vss.files import atomic, sha256_file, write_json
+
+LOG = logging.getLogger(__name__)
+
+
+class TensorRTBackend:
+    """TensorRT. Building and running need an NVIDIA GPU; an engine belongs to its GPU and its TensorRT."""
+
+    name = "tensorrt"
+
+    def unavailable(self) -> str | None:
+        """None, or the sentence that says what to install. Looks at the driver before TensorRT is asked anything."""
+        try:
+            need("polygraphy", "building TensorRT engines")
+            load_tensorrt()
+            Driver().device()
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def build(self, onnx: Path, out: Path, spec: BuildSpec) -> Path:
+        """Build an engine. The file is named after `out`, the GPU and TensorRT: model--nvidia-l4-sm89-trt10.16.engine.
+
+        Beside it: `.json` (hashes, plan, device, version, metadata), `.layers.json` (engine inspector) and `.sh` (the
+        same build by trtexec and by polygraphy).
+
+        Raises:
+            VssError: nothing to build with; a finding of the lint; a bad option, cache, calibration set or disk.
+        """
+        if spec.optimise is not None:
+            raise VssError("optimise is for backend onnxruntime; tensorrt takes a BuildPlan.")
+        try:
+            device, trt = Driver().device(), load_tensorrt()
+            return _build(trt, device, Path(onnx), Path(out), spec.plan or BuildPlan())
+        except EngineError as error:
+            raise VssError(str(error)) from error
+
+    def open(self, artefact: Any, *, threads: int | None = None, **options: Any) -> Session:
+        """Open an engine; `threads` means nothing here. Options: those of `TensorRTSession`."""
+        from vss.deploy.trt_session import TensorRTSession
+
+        return TensorRTSession(Path(artefact), **options)
+
+
+def engine_path(out: Path, device: Device, version: str) -> Path:
+    """`out` with GPU, compute capability and TensorRT version in its name."""
+    major, minor = device.capability
+    return out.with_name(f"{out.stem}--{folder_name(device.name)}-sm{major}{minor}-trt{version}{out.suffix}")
+
+
+def _build(trt: Any, device: Device, onnx: Path, out: Path, plan: BuildPlan) -> Path:
+    need("polygraphy", "building TensorRT engines")
+    model = lint.read(onnx)
+    names = _plugin_names(trt, plan)
+    _refuse_findings(onnx, model, names)
+    plan = complete(plan, model, device, trt.__version__)
+    target = engine_path(out, device, trt.__version__)
+    _check_disk(target, onnx)
+    started = time.perf_counter()
+    with without_bodies(onnx, model, names) as source:
+        engine, cached = _serialised(trt, source, plan)
+    seconds = time.perf_counter() - started
+    facts = {
+        "kind": KIND,
+        "schema": SCHEMA,
+        "engine": target.name,
+        "sha256": hashlib.sha256(engine).hexdigest(),
+        "bytes": len(engine),
+        "onnx": onnx.name,
+        "onnx_sha256": sha256_file(onnx),
+        "tensorrt": trt.__version__,
+        "device": {"name": device.name, "capability": list(device.capability), "memory_mib": device.memory_mib},
+        "plan": plan.to_json(),
+        "timing_cache": cached,
+        "plugins": sorted(names & {node.op_type for node in model.graph.node}),
+        "build_seconds": round(seconds, 3),
+        "commands": commands(plan, onnx, target, _cache_of(plan)),
+        "metadata": {each.key: each.value for each in model.metadata_props},
+    }
+    _write(trt, target, engine, facts)
+    return target
+
+
+def dry_commands(plan: BuildPlan, onnx: Path, out: Path) -> dict[str, str]:
+    """The shell commands of a plan without a GPU or TensorRT: what `build` would write beside the engine."""
+    cache = plan.timing_cache or default_folder() / "timing.cache"
+    return commands(plan, onnx, out, cache)
+
+
+def complete(plan: BuildPlan, model: Any, device: Device, version: str) -> BuildPlan:
+    """The plan with what was left to us: one profile for free dimensions, the timing cache of this device."""
+    changes: dict[str, Any] = {}
+    if not plan.profiles:
+        changes["profiles"] = (spans(declared(model)),)
+    if plan.timing_cache is None:
+        name = f"{folder_name(device.name)}-sm{device.capability[0]}{device.capability[1]}-trt{version}.cache"
+        changes["timing_cache"] = default_folder() / name
+    return dataclasses.replace(plan, **changes)
+
+
+def declared(model: Any) -> dict[str, list[int | str]]:
+    """Input name -> dims, int or symbol, as a ModelProto declares them."""
+    constants = {each.name for each in model.graph.initializer}
+    return {
+        value.name: [dim.dim_value or dim.dim_param or "?" for dim in value.type.tensor_type.shape.dim]
+        for value in model.graph.input
+        if value.name not in constants
+    }
+
+
+def _cache_of(plan: BuildPlan) -> Path:
+    assert plan.timing_cache is not None  # `complete` has set it
+    return plan.timing_cache
+
+
+def _plugin_names(trt: Any, plan: BuildPlan) -> set[str]:
+    """Load the plan's libraries; every op type that some plugin implements."""
+    load_plugins(trt, plan.plugins)
+    return {creator.name for creator in trt.get_plugin_registry().all_creators}
+
+
+def _refuse_findings(onnx: Path, model: Any, names: set[str]) -> None:
+    found = lint.lint(model, plugins=sorted(names))
+    for finding in found:
+        if finding.severity == "error":
+            raise VssError(f"{onnx} cannot become an engine: {finding} All findings: vss lint {onnx}")
+        LOG.warning("%s", finding)
+
+
+@contextmanager
+def without_bodies(onnx: Path, model: Any, names: set[str]) -> Iterator[Path]:
+    """The file to parse: TensorRT prefers a function body to a plugin, so bodies of plugin ops are taken out."""
+    replaced = [function for function in model.functions if function.name in names]
+    if not replaced:
+        yield onnx
+        return
+    for function in replaced:
+        model.functions.remove(function)
+    with tempfile.TemporaryDirectory(prefix="vss-") as folder:
+        path = Path(folder) / onnx.name
+        need("onnx", "building TensorRT engines").save(model, str(path))
+        yield path
+
+
+def _check_disk(target: Path, onnx: Path) -> None:
+    """An engine takes about as much as its ONNX; refuse before a long build rather than after it."""
+    folder = next(each for each in (target.parent, *target.absolute().parents) if each.exists())
+    free, wanted = shutil.disk_usage(folder).free, 2 * onnx.stat().st_size
+    if free < wanted:
+        raise VssError(
+            f"{folder} has {free >> 20} MiB left and the engine may take {(wanted >> 20) + 1}; free some space or "
+            "choose another place."
+        )
+
+
+def _serialised(trt: Any, onnx: Path, plan: BuildPlan) -> tuple[bytes, Mapping[str, Any]]:
+    """Parse, configure and build through polygraphy."""
+    from polygraphy.backend.trt import create_config, engine_bytes_from_network, network_from_onnx_path
+    from polygraphy.exception import PolygraphyException
+    from polygraphy.logger import G_LOGGER
+
+    cache = TimingCache(_cache_of(plan))
+    arguments = config_arguments(trt, plan)
+    try:
+        with G_LOGGER.verbosity(G_LOGGER.WARNING):
+            builder, network, parser = network_from_onnx_path(str(onnx), strongly_typed=plan.calibration is None)
+            config = create_config(builder, network, **arguments)
+            for flag in plan.flags:
+                config.set_flag(member(trt.BuilderFlag, flag))
+            cache.apply(config)
+            engine = bytes(engine_bytes_from_network((builder, network, parser), config))
+    except PolygraphyException as error:
+        raise VssError(f"TensorRT {trt.__version__} cannot build {onnx.name} ({_line(error)}).") from error
+    try:
+        return engine, {"file": cache.path.name, "bytes": cache.merge(config)}
+    except VssError as error:  # the engine is good; what was measured is lost, and the report says so
+        LOG.warning("%s", error)
+        return engine, {"file": cache.path.name, "bytes": 0, "not_saved": str(error)}
+
+
+def _line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300].rstrip(".")
+
+
+def _write(trt: Any, target: Path, engine: bytes, facts: dict[str, Any]) -> None:
+    """The engine and what belongs beside it; the JSON that vouches for it comes last."""
+    with atomic(target) as temporary:
+        temporary.write_bytes(engine)
+    with atomic(target.with_name(target.name + ".sh")) as temporary:
+        temporary.write_text("".join(f"# {name}\n{line}\n" for name, line in facts["commands"].items()))
+    runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+    if facts["plan"]["version_compatible"]:
+        runtime.engine_host_code_allowed = True
+    opened = runtime.deserialize_cuda_engine(engine)
+    if opened is None:
+        raise VssError(f"TensorRT {trt.__version__} cannot load {target.name}, which it has just built.")
+    if facts["plan"]["verbosity"] != "NONE":
+        layers = inspect_layers(trt, opened)
+        write_json(target.with_name(target.name + ".layers.json"), layers)
+        facts["layers"] = len(layers.get("Layers", []))
+    write_json(target.with_name(target.name + ".json"), facts)
