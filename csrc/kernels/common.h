@@ -80,6 +80,23 @@ inline float to_float(Half value) {
     return bits_to_float(bits | sign);
 }
 
+// Calls run(float{}), run(Half{}) or run(BFloat16{}), whichever the maps consist of; for what runs on the CPU.
+template <typename Run>
+Status by_dtype(DType dtype, const Run& run) {
+    switch (dtype) {
+        case DType::f32:
+            run(float{});
+            return Status::ok;
+        case DType::f16:
+            run(Half{});
+            return Status::ok;
+        case DType::bf16:
+            run(BFloat16{});
+            return Status::ok;
+    }
+    return Status::bad_argument;
+}
+
 // Inside an OpenMP region: which thread runs; 0 without OpenMP.
 inline int thread_index() {
 #if defined(_OPENMP)

@@ -228,18 +228,7 @@ int64_t map_stats_workspace(const MapStatsParams& p) {
 
 Status map_stats_cpu(const MapStatsParams& p) {
     if (p.threads < 1 || p.height < 1 || p.width < 1) return Status::bad_argument;
-    switch (p.dtype) {
-        case DType::f32:
-            run<float>(p);
-            return Status::ok;
-        case DType::f16:
-            run<Half>(p);
-            return Status::ok;
-        case DType::bf16:
-            run<BFloat16>(p);
-            return Status::ok;
-    }
-    return Status::bad_argument;
+    return by_dtype(p.dtype, [&](auto element) { run<decltype(element)>(p); });
 }
 
 }  // namespace vss

@@ -63,34 +63,12 @@ void unpool(const MaxPoolParams& p) {
 
 Status max_pool_cpu(const MaxPoolParams& p) {
     if (p.threads < 1 || p.kernel < 1) return Status::bad_argument;
-    switch (p.dtype) {
-        case DType::f32:
-            pool<float>(p);
-            return Status::ok;
-        case DType::f16:
-            pool<Half>(p);
-            return Status::ok;
-        case DType::bf16:
-            pool<BFloat16>(p);
-            return Status::ok;
-    }
-    return Status::bad_argument;
+    return by_dtype(p.dtype, [&](auto element) { pool<decltype(element)>(p); });
 }
 
 Status max_unpool_cpu(const MaxPoolParams& p) {
     if (p.threads < 1) return Status::bad_argument;
-    switch (p.dtype) {
-        case DType::f32:
-            unpool<float>(p);
-            return Status::ok;
-        case DType::f16:
-            unpool<Half>(p);
-            return Status::ok;
-        case DType::bf16:
-            unpool<BFloat16>(p);
-            return Status::ok;
-    }
-    return Status::bad_argument;
+    return by_dtype(p.dtype, [&](auto element) { unpool<decltype(element)>(p); });
 }
 
 }  // namespace vss

@@ -173,18 +173,7 @@ int64_t seg_argmax_workspace(const SegArgmaxParams& p) {
 
 Status seg_argmax_cpu(const SegArgmaxParams& p) {
     if (p.classes < 1 || p.classes > kSegArgmaxMaxClasses || p.threads < 1) return Status::bad_argument;
-    switch (p.dtype) {
-        case DType::f32:
-            run<float>(p);
-            return Status::ok;
-        case DType::f16:
-            run<Half>(p);
-            return Status::ok;
-        case DType::bf16:
-            run<BFloat16>(p);
-            return Status::ok;
-    }
-    return Status::bad_argument;
+    return by_dtype(p.dtype, [&](auto element) { run<decltype(element)>(p); });
 }
 
 }  // namespace vss

@@ -140,18 +140,7 @@ void run(const WeightReduceParams& p) {
 
 Status weight_reduce_cpu(const WeightReduceParams& p) {
     if (p.threads < 1) return Status::bad_argument;
-    switch (p.dtype) {
-        case DType::f32:
-            run<float>(p);
-            return Status::ok;
-        case DType::f16:
-            run<Half>(p);
-            return Status::ok;
-        case DType::bf16:
-            run<BFloat16>(p);
-            return Status::ok;
-    }
-    return Status::bad_argument;
+    return by_dtype(p.dtype, [&](auto element) { run<decltype(element)>(p); });
 }
 
 }  // namespace vss
