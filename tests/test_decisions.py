@@ -163,3 +163,25 @@ def test_every_order_of_six_images() -> None:
         values.add(round(d.average_precision(labels, scores), 9))
         assert d.average_precision(labels, scores) == pytest.approx(slow_ap(labels, scores))
     assert max(values) == 100 and min(values) == pytest.approx(100 * (1 / 5 + 2 / 6) / 2)
+
+
+def test_map_scores_are_the_average_precision_of_rounded_logits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    metric = d.MapScores()
+    every: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for _ in range(3):
+        truth = torch.rand(2, 9, 7, generator=generator) < 0.2
+        logits = 4 * torch.randn(2, 9, 7, generator=generator) + truth
+        metric.update(logits, truth)
+        every.append((truth.flatten(), ((logits.clamp(-16, 16)) * 100).round().flatten()))
+    labels, scores = (torch.cat(parts).numpy() for parts in zip(*every, strict=True))
+    assert metric.compute() == pytest.approx(slow_ap(labels, scores), abs=1e-6)
+    assert d.MapScores().compute() is None
+
+
+def test_decisions_come_back_in_order() -> None:
+    metric = d.Decisions()
+    metric.update(torch.tensor([0.5, -2.0]), torch.tensor([1.0, 0.0]))
+    metric.update(torch.tensor([3.0]), torch.tensor([0.0]))
+    labels, scores = metric.compute()
+    assert labels.tolist() == [True, False, False] and scores.tolist() == [0.5, -2.0, 3.0]

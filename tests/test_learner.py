@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from vss.learner import Learner, SegLearner
+from vss.learner import DefectLearner, Learner, SegLearner
 from vss.losses import SegLoss, distillation, divergence
 from vss.metrics import SegMetrics
 
@@ -73,3 +73,40 @@ def test_one_channel_is_a_decision_between_two() -> None:
 def test_a_learner_that_says_nothing_is_refused(mask: torch.Tensor) -> None:
     with pytest.raises(TypeError, match="Learner must define forward"):
         Learner()(heads(0), {"mask": mask})
+
+
+class Heads(torch.nn.Module):
+    """A network whose heads are given."""
+
+    def __init__(self, heads: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def forward_train(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return self.heads
+
+
+def test_defect_score_gathers_batches_and_is_forgotten() -> None:
+    learner, empty = DefectLearner(), torch.zeros(2, 3, 8, 8)
+    for scores, labels in (([3.0, 1.0], [1.0, 0.0]), ([2.0, 0.5], [0.0, 1.0])):
+        heads = Heads({"decision": torch.tensor(scores)[:, None]})
+        learner.update(heads, empty, {"label": torch.tensor(labels)})
+    assert learner.compute() == pytest.approx(100 * (1 / 2 + 1 / 2 * 2 / 4))
+    learner.reset()
+    learner.update(Heads({"decision": torch.tensor([[1.0], [0.0]])}), empty, {"label": torch.tensor([1.0, 0.0])})
+    assert learner.compute() == 100.0
+
+
+def test_defect_learner_compares_both_heads() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (
+        {"decision": torch.randn(2, 1, generator=generator), "seg": torch.randn(2, 1, 3, 4, generator=generator)}
+        for _ in range(2)
+    )
+    batch = {"mask": torch.zeros(2, 24, 32, dtype=torch.int64)}
+    parts = [divergence(student[k], teacher[k], batch["mask"], temperature=2.0, ignore_index=255) for k in student]
+    learner = DefectLearner()
+    assert learner.teach(Heads(teacher), torch.zeros(2, 3, 24, 32)) == teacher
+    found = learner.divergence(student, teacher, batch, temperature=2.0)
+    assert float(found) == pytest.approx(float(parts[0] + parts[1]))
+    assert float(learner.divergence(teacher, teacher, batch)) == pytest.approx(0, abs=1e-6)

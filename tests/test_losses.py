@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.special import log_softmax
 
-from vss.losses import SegLoss, distillation
+from vss.losses import DefectLoss, SegLoss, distillation
 
 VOID = 255
 
@@ -134,3 +134,55 @@ def test_many_pixels_in_half_precision_do_not_overflow_the_mean(dtype: torch.dty
     wanted = math.log(2) + p * math.log(p) + (1 - p) * math.log(1 - p)
     value = distillation(student, teacher, target, temperature=1.0, ignore_index=VOID)
     assert float(value) == pytest.approx(wanted, rel=1e-4)
+
+
+def defect_batch(seed: int = 0) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    outputs = {"decision": torch.randn(3, 1, generator=generator), "seg": torch.randn(3, 1, 4, 5, generator=generator)}
+    batch = {
+        "label": torch.tensor([1.0, 0.0, 1.0]),
+        "target": torch.rand(3, 4, 5, generator=generator),
+        "weight": 3 * torch.rand(3, 4, 5, generator=generator),
+        "annotated": torch.tensor([1.0, 1.0, 0.0]),
+    }
+    return outputs, batch
+
+
+def binary(logit: float, target: float) -> float:
+    return math.log1p(math.exp(-abs(logit))) + max(logit, 0) - logit * target
+
+
+@pytest.mark.parametrize("delta", [1.0, 0.25])
+@pytest.mark.parametrize(("dynamic", "progress"), [(True, 0.0), (True, 0.3), (True, 0.98), (False, 0.3)])
+def test_defect_loss_image_by_image(delta: float, dynamic: bool, progress: float) -> None:
+    outputs, batch = defect_batch()
+    w_seg, w_dec = (1 - progress, delta * progress) if dynamic else (1.0, delta)
+    total = 0.0
+    for image in range(3):
+        pixels = [
+            float(batch["weight"][image, y, x])
+            * binary(float(outputs["seg"][image, 0, y, x]), float(batch["target"][image, y, x]))
+            for y in range(4)
+            for x in range(5)
+        ]
+        total += w_seg * float(batch["annotated"][image]) * sum(pixels) / 20
+        total += w_dec * binary(float(outputs["decision"][image, 0]), float(batch["label"][image]))
+    found = DefectLoss(delta=delta, dynamic=dynamic)(outputs, batch, progress=progress)
+    assert float(found) == pytest.approx(total / 3, rel=1e-5)
+
+
+def test_an_image_without_annotation_teaches_its_decision_alone() -> None:
+    outputs, batch = defect_batch()
+    for value in outputs.values():
+        value.requires_grad_()
+    DefectLoss()(outputs, batch, progress=0.5).backward()
+    seg, decision = outputs["seg"].grad, outputs["decision"].grad
+    assert seg is not None and decision is not None
+    assert bool((seg[2] == 0).all()) and bool((seg[:2] != 0).all()) and bool((decision != 0).all())
+
+
+def test_the_first_epoch_teaches_the_map_alone() -> None:
+    outputs, batch = defect_batch()
+    first = DefectLoss()(outputs, batch, progress=0.0)
+    outputs["decision"] = outputs["decision"] + 5
+    assert torch.equal(first, DefectLoss()(outputs, batch, progress=0.0))

@@ -132,6 +132,34 @@ class DmcpConfig(Section):
         return self
 
 
+class DefectConfig(Section):
+    """Networks that decide about defects (task defect); others do not read it. Bozic et al., 2021."""
+
+    delta: float = Field(default=1.0, ge=0, description="weight of the decision's loss")
+    dynamic: bool = Field(default=True, description="move from the map's loss to the decision's over the epochs")
+    gradient_multiplier: float = Field(
+        default=0.0, ge=0, description="of the decision's gradients into the map and its features, while training"
+    )
+    balance: bool = Field(default=True, description="defective and sound images by turns, equally many in an epoch")
+    dilate: int = Field(default=15, ge=1, description="training masks grow by a square of so many stored pixels, odd")
+    distance_power: float = Field(default=2.0, ge=0)
+    distance_max: float = Field(default=3.0, gt=0, description="largest weight of a pixel, in the middle of a defect")
+    annotated: int | None = Field(
+        default=None, ge=0, description="mixed supervision: so many defective training images have a mask; null: all"
+    )
+    split_file: str | None = Field(default=None, description="or those of a published split_weakly_N.pyb")
+    threshold: Literal["f1", "fnr"] = Field(
+        default="f1", description="chosen on validation: best F1, or highest with at most max_fnr_pct missed"
+    )
+    max_fnr_pct: float = Field(default=0.0, ge=0, lt=100)
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> Self:
+        if self.annotated is not None and self.split_file is not None:
+            raise ValueError("annotated and split_file both say which masks may be used; give one")
+        return self
+
+
 class ExportConfig(Section):
     """What the ONNX file contains."""
 
@@ -187,6 +215,7 @@ class Recipe(Section):
     dmcp: DmcpConfig = DmcpConfig()
     prune: PruneConfig = PruneConfig()
     finetune: FitConfig = FitConfig(epochs=20, lr=0.005)
+    defect: DefectConfig = DefectConfig()
     export: ExportConfig = ExportConfig()
     build: BuildConfig = BuildConfig()
     gate: GateConfig = GateConfig()

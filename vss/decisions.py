@@ -10,6 +10,10 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from vss.errors import VssError
 
@@ -194,3 +198,58 @@ def decision_scores(labels: np.ndarray, scores: np.ndarray, threshold: float) ->
         "negatives": int((~labels).sum()),
         **{f"{name}_interval_pct": interval(make()) for name, make in bootstraps.items()},
     }
+
+
+class Decisions(Metric):
+    """Gathers scores and labels of a split, over processes as well; `compute` gives (labels, scores)."""
+
+    is_differentiable = False
+    full_state_update = False
+    scores: list[Tensor]
+    labels: list[Tensor]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("scores", [], dist_reduce_fx="cat")
+        self.add_state("labels", [], dist_reduce_fx="cat")
+
+    def update(self, scores: Tensor, labels: Tensor) -> None:
+        """scores: (N,) float; labels: (N,), above 0 for a defect."""
+        self.scores.append(scores.detach().double())
+        self.labels.append(labels > 0)
+
+    def compute(self) -> tuple[np.ndarray, np.ndarray]:
+        """((n,) bool, (n,) float64)."""
+        return dim_zero_cat(self.labels).cpu().numpy(), dim_zero_cat(self.scores).cpu().numpy()
+
+
+MAP_LIMIT, MAP_BINS = 16.0, 3200
+
+
+class MapScores(Metric):
+    """Average precision of the pixels of defect maps, from a histogram: logits in steps of 0.01 up to 16 either way.
+
+    Pixels of one step enter together, so the figure is that of logits rounded to the step.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("counts", torch.zeros(2, MAP_BINS + 1, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, truth: Tensor) -> None:
+        """logits: float, truth: bool, of one shape."""
+        bins = ((logits.double().clamp(-MAP_LIMIT, MAP_LIMIT) + MAP_LIMIT) * (MAP_BINS / (2 * MAP_LIMIT))).round()
+        flat = truth.long().flatten() * (MAP_BINS + 1) + bins.long().flatten()
+        self.counts += torch.bincount(flat, minlength=2 * (MAP_BINS + 1)).view_as(self.counts)
+
+    def compute(self) -> float | None:
+        """In percent; None where no pixel is a defect."""
+        sound, defective = self.counts.double().flip(1).cumsum(1).unbind()
+        if not defective[-1]:
+            return None
+        precision = defective / (defective + sound).clamp(min=1)
+        return 100 * float((torch.diff(defective, prepend=defective.new_zeros(1)) * precision).sum() / defective[-1])

@@ -17,8 +17,11 @@ from vss.metrics import SegMetrics, confusion_per_image
 if TYPE_CHECKING:
     from vss.data.transforms import Preprocess
 
-Predictor = Callable[[Tensor], Tensor]
-"""uint8 (N, 3, H, W) RGB -> integer (N, H, W) labels."""
+Predictor = Callable[[Tensor], Any]
+"""uint8 (N, 3, H, W) RGB -> integer (N, H, W) labels; of a defect network {"decision": (N, 1), "seg": (N, 1, h, w)},
+float logits."""
+
+HEADS = ("decision", "seg")
 
 
 class _Binding(Protocol):
@@ -101,13 +104,18 @@ def _track(loader: Iterable[Any], progress: bool) -> Iterable[Any]:
     return track(loader, description="evaluate")
 
 
-def torch_predictor(model: nn.Module, preprocess: Preprocess, device: str | torch.device = "cpu") -> Predictor:
-    """A predictor from a SegModel, which is moved to `device` and set to eval mode here and now."""
+def torch_predictor(
+    model: nn.Module, preprocess: Preprocess, device: str | torch.device = "cpu", *, method: str = "predict"
+) -> Predictor:
+    """A predictor from a SegModel, which is moved to `device` and set to eval mode here and now.
+
+    `method`: which of its methods predicts, "predict" or, for the heads of a defect network, "forward_train".
+    """
     network: Any = model.to(device).eval()
 
-    def predict(images: Tensor) -> Tensor:
+    def predict(images: Tensor) -> Any:
         with torch.inference_mode():
-            return network.predict(preprocess.normalise(images.to(device, non_blocking=True)))
+            return getattr(network, method)(preprocess.normalise(images.to(device, non_blocking=True)))
 
     return predict
 
@@ -118,10 +126,11 @@ def engine_predictor(session: _Session, preprocess: Preprocess) -> EnginePredict
 
 
 class EnginePredictor:
-    """uint8 (N, 3, H, W) RGB -> labels, by way of `feed`, `infer` and `finish`, which a benchmark times one by one.
+    """uint8 (N, 3, H, W) RGB -> labels or heads, by way of `feed`, `infer` and `finish`; a benchmark times each.
 
     The input `image` is uint8 NHWC (normalisation in the graph) or floating-point NCHW (normalised here); the output
-    is `labels`, or `logits` of any resolution. An engine with a fixed batch gets the last images repeated.
+    is `labels`, or `logits` of any resolution, or the heads `decision` and `seg` of a defect network. An engine with a
+    fixed batch gets the last images repeated.
 
     Raises:
         VssError: bindings that are none of these, or an engine for another size than `preprocess`.
@@ -132,10 +141,13 @@ class EnginePredictor:
         self.batch, self.nhwc, self.dtype = _input(session, tuple(preprocess.size))
         self.output = _output(session)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """images: (N, 3, H, W) uint8. Returns (N, H, W) integer labels."""
+    def __call__(self, images: Tensor) -> Any:
+        """images: (N, 3, H, W) uint8. Returns (N, H, W) integer labels, or the heads; see `Predictor`."""
         chunks = images.split(self.batch) if self.batch else (images,)
-        return torch.cat([self.finish(self.infer(self.feed(chunk)), len(chunk)) for chunk in chunks])
+        parts = [self.finish(self.infer(self.feed(chunk)), len(chunk)) for chunk in chunks]
+        if self.output == HEADS:
+            return {name: torch.cat([part[name] for part in parts]) for name in HEADS}
+        return torch.cat(parts)
 
     def feed(self, images: Tensor) -> dict[str, np.ndarray]:
         """Pad to the engine's batch, normalise or reorder, copy to contiguous host memory."""
@@ -150,10 +162,14 @@ class EnginePredictor:
         """The engine alone, with the copies that its session makes."""
         return self.session.run(feed)
 
-    def finish(self, outputs: Mapping[str, np.ndarray], count: int) -> Tensor:
-        """Labels (count, H, W): the engine's own, or the argmax of its logits at the size of the input."""
-        result = torch.from_numpy(outputs[self.output])[:count]
-        if self.output == "labels":
+    def finish(self, outputs: Mapping[str, np.ndarray], count: int) -> Any:
+        """Labels (count, H, W): the engine's own, or the argmax of its logits at the size of the input; or the heads,
+        as they are."""
+        found = {name: torch.from_numpy(outputs[name])[:count].float() for name in HEADS if name in self.output}
+        if found:
+            return found
+        result = torch.from_numpy(outputs[self.output[0]])[:count]
+        if self.output == ("labels",):
             return result
         height, width = self.preprocess.size
         return ops.seg_argmax(result, (height, width))
@@ -181,8 +197,11 @@ def _input(session: _Session, size: tuple[int, ...]) -> tuple[int | None, bool, 
     return batch, nhwc, binding.dtype
 
 
-def _output(session: _Session) -> str:
-    names = [name for name in ("labels", "logits") if name in session.outputs]
-    if not names:
-        raise VssError(f"the engine gives {sorted(session.outputs)}; expected 'labels' or 'logits'.")
-    return names[0]
+def _output(session: _Session) -> tuple[str, ...]:
+    known: tuple[tuple[str, ...], ...] = (("labels",), ("logits",), HEADS)
+    found = next((names for names in known if all(name in session.outputs for name in names)), None)
+    if found is None:
+        raise VssError(
+            f"the engine gives {sorted(session.outputs)}; expected 'labels' or 'logits', or 'decision' and 'seg'."
+        )
+    return found

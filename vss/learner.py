@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from vss.losses import SegLoss, divergence
+from vss.decisions import Decisions, average_precision
+from vss.losses import DefectLoss, SegLoss, divergence
 from vss.metrics import SegMetrics
 
 Batch = dict[str, Tensor]
@@ -105,4 +107,50 @@ class SegLearner(Learner):
 
     def reset(self) -> None:
         """Forget the confusion matrix."""
+        self.score.reset()
+
+
+class DefectLearner(Learner):
+    """Defect networks: weighted map and decision, average precision of the decisions.
+
+    Args:
+        delta, dynamic: see `DefectLoss`.
+    """
+
+    metric = "ap_pct"
+
+    def __init__(self, *, delta: float = 1.0, dynamic: bool = True) -> None:
+        super().__init__()
+        self.loss = DefectLoss(delta=delta, dynamic=dynamic)
+        self.score = Decisions()
+
+    def forward(self, outputs: Heads, batch: Batch, *, progress: float = 1.0) -> Tensor:
+        """outputs: `decision` and `seg`; batch: as for `DefectLoss`."""
+        loss: Tensor = self.loss(outputs, batch, progress=progress)
+        return loss
+
+    def teach(self, teacher: Any, images: Tensor) -> Heads:
+        """Both heads."""
+        heads: Heads = teacher.forward_train(images)
+        return heads
+
+    def divergence(self, student: Heads, teacher: Heads, batch: Batch, *, temperature: float = 1.0) -> Tensor:
+        """Of both heads, each a mean over its values."""
+        parts = [
+            divergence(student[head], soft, batch["mask"], temperature=temperature, ignore_index=255)
+            for head, soft in teacher.items()
+        ]
+        return torch.stack(parts).sum()
+
+    def update(self, model: Any, images: Tensor, batch: Batch) -> None:
+        """images: (N, 3, H, W) float; batch: `label`."""
+        self.score.update(model.forward_train(images)["decision"].flatten(), batch["label"])
+
+    def compute(self) -> float:
+        """Average precision in percent."""
+        labels, scores = self.score.compute()
+        return average_precision(labels, scores)
+
+    def reset(self) -> None:
+        """Forget the decisions."""
         self.score.reset()

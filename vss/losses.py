@@ -1,4 +1,4 @@
-"""Losses over label maps with void pixels."""
+"""Losses over label maps with void pixels, and over decisions with defect maps."""
 
 from __future__ import annotations
 
@@ -47,6 +47,38 @@ class SegLoss(nn.Module):
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
         )
+
+
+class DefectLoss(nn.Module):
+    """Loss of a decision and a defect map (Bozic et al. 2021, section 3.3), a mean over images.
+
+    Of one image: w_seg * mean(weight * BCE(map, target)) + w_dec * BCE(decision, label), the first term where the map
+    is annotated. The published balance moves from the map to the decision: w_seg = 1 - p, w_dec = delta * p, p the
+    finished share of the training. The published code adds over a batch instead of averaging: its learning rate at
+    batch size n is ours divided by n.
+
+    Args:
+        delta: weight of the decision.
+        dynamic: move the balance; without it w_seg = 1 and w_dec = delta throughout.
+    """
+
+    def __init__(self, *, delta: float = 1.0, dynamic: bool = True) -> None:
+        super().__init__()
+        self.delta, self.dynamic = delta, dynamic
+
+    def forward(self, outputs: dict[str, Tensor], batch: dict[str, Tensor], *, progress: float = 1.0) -> Tensor:
+        """The scalar loss.
+
+        Args:
+            outputs: `decision` (N, 1) and `seg` (N, 1, h, w), logits.
+            batch: `label` (N,), `target` and `weight` (N, h, w), `annotated` (N,), all float.
+            progress: p, 0..1.
+        """
+        decision, seg = outputs["decision"].float().flatten(), outputs["seg"].float().squeeze(1)
+        w_seg, w_dec = (1 - progress, self.delta * progress) if self.dynamic else (1.0, self.delta)
+        pixels = F.binary_cross_entropy_with_logits(seg, batch["target"], weight=batch["weight"], reduction="none")
+        maps = (pixels.mean(dim=(1, 2)) * batch["annotated"]).mean()
+        return w_seg * maps + w_dec * F.binary_cross_entropy_with_logits(decision, batch["label"])
 
 
 def divergence(student: Tensor, teacher: Tensor, target: Tensor, *, temperature: float, ignore_index: int) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch.nn import functional as F
 
 from vss.data import IGNORE, SegSplit
 from vss.evaluate import Predictor
@@ -51,3 +52,41 @@ def paint(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
     table[: len(palette)] = palette
     table[IGNORE] = 0
     return table[labels]
+
+
+def write_defects(
+    root: Path, split: SegSplit, images: Iterable[Mapping[str, Any]], predict: Predictor, *, threshold: float
+) -> list[dict[str, Any]]:
+    """Write `defects/ID-WHAT.png` below `root`: image, mask and heat map of every image; returns the list of a report.
+
+    Args:
+        split: where the images come from.
+        images: `id` and `score`, a probability.
+        predict: gives the heads of a defect network.
+        threshold: a probability; images below it are missed.
+    """
+    panels = []
+    for row in images:
+        sample = split[split.ids.index(row["id"])]
+        pixels = sample["image"].permute(1, 2, 0).numpy()
+        seg = predict(sample["image"][None])["seg"].float().cpu()
+        logits = F.interpolate(seg, size=pixels.shape[:2], mode="bilinear", align_corners=False)[0, 0]
+        pictures = {"image": pixels, "mask": paint(sample["mask"].numpy(), MASK), "heat": heat(pixels, logits.numpy())}
+        files = {title: f"defects/{row['id'].replace('/', '_')}-{title}.png" for title in pictures}
+        for title, picture in pictures.items():
+            with atomic(root / files[title]) as temporary:
+                Image.fromarray(picture).save(temporary)
+        panels.append({"id": row["id"], "files": files, "score": row["score"], "missed": row["score"] < threshold})
+    return panels
+
+
+MASK = np.array([(0, 0, 0), (255, 255, 255)], np.uint8)
+HEAT = np.array([(0, 0, 60), (70, 30, 130), (200, 40, 90), (250, 150, 30), (255, 250, 150)], np.float64)
+
+
+def heat(image: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8: a map's probabilities as colours over the dimmed image, from dark blue (0) to yellow (1)."""
+    share = 1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -50, 50)))
+    steps = np.linspace(0, 1, len(HEAT))
+    colours = np.stack([np.interp(share, steps, HEAT[:, channel]) for channel in range(3)], axis=2)
+    return (0.35 * image + 0.65 * colours).astype(np.uint8)

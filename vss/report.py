@@ -56,6 +56,8 @@ class Row(BaseModel):
     macs_g: float | None = None
     miou_pct: Percent | None = None
     pixel_acc_pct: Percent | None = None
+    ap_pct: Percent | None = None
+    fnr_pct: Percent | None = None
     latency_ms_p50: float | None = None
     latency_ms_p99: float | None = None
     fps: float | None = None
@@ -73,6 +75,7 @@ class CurvePoint(BaseModel):
     step: int | None = None
     loss: float | None = None
     val_miou_pct: Percent | None = None
+    val_ap_pct: Percent | None = None
     lr: float | None = None
 
 
@@ -113,6 +116,13 @@ class Artefact(_Part):
     sha256: dict[str, str]
 
 
+class Defect(Panel):
+    """Pictures of one defective image: `image`, `mask`, `heat`; what the engine thinks of it, and whether it misses."""
+
+    score: float = Field(ge=0, le=1)
+    missed: bool
+
+
 class Report(_Part):
     """The schema of report.json."""
 
@@ -136,6 +146,7 @@ class Report(_Part):
     palette: list[Annotated[list[Byte], Field(min_length=3, max_length=3)]] = []
     iou_pct: dict[str, list[Percent | None]] = {}
     panels: list[Panel] = []
+    defects: list[Defect] = []
     checks: dict[str, Any] = {}
     bench: dict[str, Any] = {}
     gate: dict[str, Any] = {}

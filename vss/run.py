@@ -217,8 +217,8 @@ class Job:
                 "detail": f"{backend.name}: {self._summary(metrics)}",
             }
 
-        depends = [recipe.export.model_dump(mode="json"), recipe.build.model_dump(mode="json"), recipe.split]
-        depends += ["with artefact"]
+        depends: list[Any] = [recipe.export.model_dump(mode="json"), recipe.build.model_dump(mode="json")]
+        depends += [recipe.split, "with artefact"]
         return self.step(f"engine-{name}", depends, [f"evaluate-{name}", after], [onnx, artefact, images], work)
 
     def gates(self) -> Result:
@@ -283,7 +283,7 @@ class Job:
             scores = {"engine": self.step.result("engine-finetuned")["metrics"]}
             pictures = project.task.pictures(self.out, predictors, scores)
             session.close()
-            return pictures | {"detail": f"{len(pictures['panels'])} images"}
+            return pictures | {"detail": f"{len(pictures['files'])} pictures"}
 
         after = ["evaluate-baseline", "evaluate-pruned", "engine-finetuned"]
         return self.step("panels", [recipe.panels, recipe.split], after, [], work)

@@ -297,7 +297,7 @@ def prune(
         budget = final.model_copy(update={"keep": min(1.0, target / reached)})
         now = plan_once(project, small, config, budget, phase["labels"], statistics=known if step == 1 else None)
         cut = apply_plan(small, now)
-        checks = verify(small, cut, now, two_sizes(project.preprocess.size, getattr(model, "size_multiple", 1)))
+        checks = verify(small, cut, now, two_sizes(project.preprocess.size, model))
         plan = plans[-1].then(now) if plans else now
         plans.append(plan)
         reached = plan.cost_after[final.kind] / plan.cost_before[final.kind]
@@ -318,11 +318,11 @@ def recalibrate(project: Project, model: nn.Module, config: PruneConfig) -> None
         recalibrate_bn(model, (images for images, _ in batches if len(images) > 1))
 
 
-def two_sizes(size: tuple[int, int], multiple: int) -> list[tuple[int, int]]:
-    """The network's size and a smaller, differently shaped one, both legal; proofs do not need large images."""
-    step = max(32, multiple)
+def two_sizes(size: tuple[int, int], model: nn.Module) -> list[tuple[int, int]]:
+    """Two small, differently shaped sizes that the network takes; proofs do not need large images."""
+    step = max(int(getattr(model, "least_side", 32)), int(getattr(model, "size_multiple", 1)))
     small = [max(step, side // 2 // step * step) for side in size]
-    return [(small[0], small[1]), (small[0] + step, small[1])]
+    return [(small[0] + step, small[1]), (small[0], small[1] + step)]
 
 
 def describe(plan: Plan) -> dict[str, Any]:

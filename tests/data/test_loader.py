@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from vss.data import Augment, BadSampleError, EpochSampler, Preprocess, SegSplit, make_loader, open_data
+from vss.data import (
+    Augment,
+    BadSampleError,
+    BalancedSampler,
+    EpochSampler,
+    Preprocess,
+    SegSplit,
+    make_loader,
+    open_data,
+)
 from vss.errors import VssError
 
 
@@ -91,3 +100,53 @@ def test_a_bad_file_is_one_sentence_with_workers_too(camvid_root: Path, workers:
     with pytest.raises(BadSampleError) as caught:
         list(loader)
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+def test_balanced_epochs_alternate_and_use_every_sound_image_equally_often() -> None:
+    labels = np.zeros(23, bool)
+    labels[[3, 7, 11, 20]] = True
+    sampler = BalancedSampler(labels, seed=5)
+    used: dict[int, int] = {}
+    for epoch in range(19):  # 19 * 4 places = 4 passes over the 19 sound images
+        sampler.set_epoch(epoch)
+        order = [index for index, _ in sampler]
+        assert len(order) == len(sampler) == 8 and labels[order[::2]].all() and not labels[order[1::2]].any()
+        assert sorted(order[::2]) == [3, 7, 11, 20]
+        for index in order[1::2]:
+            used[index] = used.get(index, 0) + 1
+    assert set(used.values()) == {4} and len(used) == 19
+
+
+def test_balanced_order_depends_on_seed_and_epoch_alone() -> None:
+    labels = np.arange(30) % 5 == 0
+    orders = {}
+    for seed in (0, 1):
+        for epoch in (0, 1):
+            sampler = BalancedSampler(labels, seed=seed)
+            sampler.set_epoch(epoch)
+            orders[seed, epoch] = sampler.order().tolist()
+            assert orders[seed, epoch] == sampler.order().tolist()
+    assert len({tuple(order) for order in orders.values()}) == 4
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_balanced_processes_share_out_pairs(world: int) -> None:
+    labels = np.arange(28) % 4 == 0  # seven defective
+    parts = [list(BalancedSampler(labels, seed=2, rank=rank, world=world)) for rank in range(world)]
+    assert len({len(part) for part in parts}) == 1 and len(parts[0]) == 2 * -(-7 // world)
+    for part in parts:
+        assert labels[[index for index, _ in part[::2]]].all() and not labels[[i for i, _ in part[1::2]]].any()
+    assert {index for part in parts for index, _ in part[::2]} == set(np.flatnonzero(labels).tolist())
+
+
+def test_more_defective_than_sound_images() -> None:
+    labels = np.array([True] * 5 + [False] * 2)
+    sampler = BalancedSampler(labels)
+    order = [index for index, _ in sampler]
+    assert sorted(order[::2]) == [0, 1, 2, 3, 4] and set(order[1::2]) == {5, 6}
+
+
+@pytest.mark.parametrize("labels", [np.ones(4, bool), np.zeros(4, bool)])
+def test_one_kind_alone_cannot_be_balanced(labels: np.ndarray) -> None:
+    with pytest.raises(VssError, match="needs both"):
+        BalancedSampler(labels)

@@ -75,4 +75,4 @@ def test_speedup_from_medians_when_no_row_states_it(report: dict[str, Any]) -> N
 def test_engine_that_differs_from_torch_says_by_how_much(report: dict[str, Any]) -> None:
     report["rows"][4]["miou_pct"] = 60.0
     assert "The engine differs from torch by \u22121.02 points." in verdict(report).sentences
-    assert facts(report).miou_after == 60.0
+    assert facts(report).score_after == 60.0

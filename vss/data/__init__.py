@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from vss.data.images import BadSampleError
+from vss.data.inspection import DefectSplit, Targets, choose_annotated, labels_of
 from vss.data.labels import IGNORE, LabelTable, UnknownLabelsError
-from vss.data.loader import EpochSampler, make_loader
+from vss.data.loader import BalancedSampler, EpochSampler, make_loader
 from vss.data.pairs import DATASETS, Pair, SegData, guess_layout, open_data
+from vss.data.split_file import read_split_file
 from vss.data.stats import class_frequencies, class_weights, count_classes
 from vss.data.synthetic import write_defects, write_street
 from vss.data.transforms import Augment, Preprocess, SegSplit
@@ -15,19 +17,25 @@ __all__ = [
     "IGNORE",
     "Augment",
     "BadSampleError",
+    "BalancedSampler",
+    "DefectSplit",
     "EpochSampler",
     "LabelTable",
     "Pair",
     "Preprocess",
     "SegData",
     "SegSplit",
+    "Targets",
     "UnknownLabelsError",
+    "choose_annotated",
     "class_frequencies",
     "class_weights",
     "count_classes",
     "guess_layout",
+    "labels_of",
     "make_loader",
     "open_data",
+    "read_split_file",
     "write_defects",
     "write_street",
 ]

@@ -190,11 +190,15 @@ class SegSplit(Dataset[dict[str, Any]]):
     def __getitem__(self, key: Key) -> dict[str, Any]:
         index, epoch = key if isinstance(key, tuple) else (key, 0)
         index = range(len(self.pairs))[index]
-        image, mask = self.data.read(self.pairs[index])
+        image, mask = self.read(self.pairs[index])
         if self.augment is None:
             return {"image": self.preprocess.image(image), "mask": self.preprocess.mask(mask), "index": index}
         x, y = self.augment(image, mask, preprocess=self.preprocess, seed=sample_seed(self.seed, epoch, index))
         return {"image": x, "mask": y, "index": index}
+
+    def read(self, pair: Pair) -> tuple[Image.Image, np.ndarray]:
+        """(8-bit RGB image, decoded mask) before anything is resized."""
+        return self.data.read(pair)
 
     @property
     def ids(self) -> list[str]:

@@ -15,13 +15,19 @@ ROUNDING = 1e-9  # so that 50.1 - 50.0 is a drop of 0.1
 
 
 def gate(
-    baseline: Mapping[str, Any], candidate: Mapping[str, Any], *, metric: str = "miou_pct", max_drop: float = 0.1
+    baseline: Mapping[str, Any],
+    candidate: Mapping[str, Any],
+    *,
+    metric: str = "miou_pct",
+    max_drop: float = 0.1,
+    lower_is_better: bool = False,
 ) -> dict[str, Any]:
     """Compare two results of `vss.evaluate.evaluate`.
 
     Args:
-        metric: a key of both, in percent, higher is better.
-        max_drop: how many points `candidate` may lie below `baseline`; negative asks for a gain.
+        metric: a key of both, in percent.
+        max_drop: by how many points `candidate` may be worse than `baseline`; negative asks for a gain.
+        lower_is_better: of the metric, as of a rate of misses; worse is an increase then, and `drop` is that increase.
 
     Returns:
         {"passed", "metric", "baseline", "candidate", "drop", "max_drop", "sentence"}; for miou_pct, and when both hold
@@ -38,8 +44,9 @@ def gate(
             raise VssError(
                 f"baseline and candidate differ in {key} ({baseline[key]} and {candidate[key]}); evaluate both alike."
             )
-    drop = before - after
+    drop = after - before if lower_is_better else before - after
     passed = drop <= max_drop + ROUNDING
+    change = "an increase" if lower_is_better else "a drop"
     result = {
         "passed": passed,
         "metric": metric,
@@ -48,7 +55,7 @@ def gate(
         "drop": drop,
         "max_drop": max_drop,
         "sentence": f"{'passed' if passed else 'failed'}: {metric} went from {before:.3f} to {after:.3f}, "
-        f"a drop of {drop:.3f} points where {max_drop:g} {'is' if max_drop == 1 else 'are'} allowed.",
+        f"{change} of {drop:.3f} points where {max_drop:g} {'is' if max_drop == 1 else 'are'} allowed.",
     }
     if metric == "miou_pct" and "confusion_per_image" in baseline and "confusion_per_image" in candidate:
         result["drop_interval"] = drop_interval(baseline["confusion_per_image"], candidate["confusion_per_image"])

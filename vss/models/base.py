@@ -21,6 +21,7 @@ class SegModel(nn.Module):
         name, options: what `vss.models.build` was called with, so that a checkpoint can rebuild the network.
         num_classes: K.
         size_multiple: H and W of an input must be multiples of this.
+        least_side: least H and W of an input.
         dynamic_multiple: `size_multiple` must be a multiple of this in an export of one graph for many sizes.
         align_corners: the corner rule of the final resize.
         jumps: rounding can move whole values to another pixel (pooling indices at near-ties), so that a few outputs
@@ -30,6 +31,7 @@ class SegModel(nn.Module):
 
     task: str = "segmentation"
     size_multiple: int = 1
+    least_side: int = 32
     dynamic_multiple: int = 1
     align_corners: bool = False
     jumps: bool = False

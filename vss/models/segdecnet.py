@@ -98,6 +98,7 @@ class SegDecNet(DefectModel):
     """
 
     size_multiple = 8
+    least_side = 64
 
     def __init__(self, num_classes: int = 1, *, widths: Sequence[int] = WIDTHS) -> None:
         super().__init__(num_classes)

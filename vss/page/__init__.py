@@ -14,6 +14,7 @@ from typing import Any
 from vss.errors import VssError
 from vss.files import atomic
 from vss.page.charts import curves
+from vss.page.defects import missed_defects
 from vss.page.panels import panels
 from vss.page.text import block, label, number, show, signed
 from vss.page.verdict import verdict
@@ -22,18 +23,23 @@ from vss.report import read_report
 __all__ = ["render", "write_page"]
 
 _COLUMNS = (
-    "params_m", "macs_g", "miou_pct", "latency_ms_p50", "speedup", "speedup_per_mac_reduction", "size_mib",
+    "params_m", "macs_g", "miou_pct", "ap_pct", "fnr_pct", "f1_pct", "latency_ms_p50", "speedup",
+    "speedup_per_mac_reduction", "size_mib",
 )  # fmt: skip
 _HEADS = {
     "params_m": ("Parameters", "M"),
     "macs_g": ("MACs", "G"),
     "miou_pct": ("mIoU", "%"),
+    "ap_pct": ("AP", "%"),
+    "fnr_pct": ("Missed", "%"),
+    "f1_pct": ("F1", "%"),
     "latency_ms_p50": ("Latency p50", "ms"),
     "speedup": ("Speed-up", "ratio"),
     "speedup_per_mac_reduction": ("Speed-up / MAC reduction", "ratio"),
     "size_mib": ("File", "MiB"),
 }
 _REPEATED = {"bench": {"kind", "schema", "environment"}, "gate": {"sentence", "detail"}}
+_SCORES = {"miou_pct", "ap_pct", "fnr_pct", "f1_pct"}
 _RELATIVE = {"params_m", "macs_g", "size_mib"}
 _STAGES = {
     "baseline": "as trained",
@@ -71,6 +77,7 @@ def context(report: Mapping[str, Any], root: Path) -> dict[str, Any]:
     """Everything the template shows: `sections` maps an anchor to (title, data), without those that have no data."""
     builders: dict[str, tuple[str, Callable[[], Any]]] = {
         "results": ("Results", lambda: _results(report)),
+        "defects": ("Missed defects", lambda: missed_defects(report, root)),
         "pictures": ("Pictures", lambda: _pictures(report, root)),
         "classes": ("IoU per class", lambda: _classes(report)),
         "training": ("Training", lambda: curves(report)),
@@ -135,9 +142,10 @@ def _cell(key: str, row: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str
         return {"text": text, "delta": "", "tone": ""}
     if key in _RELATIVE and start:
         return {"text": text, "delta": f"{signed((value / start - 1) * 100, 0)} %", "tone": ""}
-    if key == "miou_pct":
+    if key in _SCORES:
         change = value - start
-        tone = "bad" if change < -0.005 else "good" if change > 0.005 else ""
+        better = -change if key == "fnr_pct" else change
+        tone = "bad" if better < -0.005 else "good" if better > 0.005 else ""
         return {"text": text, "delta": signed(change, 2), "tone": tone}
     return {"text": text, "delta": "", "tone": ""}
 

@@ -26,6 +26,7 @@ _VARIABLES = {_INK: "--ink", _MUTED: "--muted", _LINE: "--line", _CARD: "--card"
 _ROLES = {"train": 0, "finetune": 1, "control": 3}
 _CURVES = (
     ("val_miou_pct", "Validation mIoU", "mIoU (%)", "linear"),
+    ("val_ap_pct", "Validation AP", "AP (%)", "linear"),
     ("loss", "Training loss", "loss", "log"),
     ("lr", "Learning rate", "learning rate", "linear"),
 )
@@ -56,7 +57,7 @@ def curves(report: Mapping[str, Any]) -> list[Chart]:
             continue
         if scale == "log" and min(y for line in lines for y in line.y) <= 0:
             scale = "linear"
-        mark = _baseline(report) if key == "val_miou_pct" else None
+        mark = _baseline(report, key) if key.startswith("val_") else None
         alt = f"{title} over {axis}: " + "; ".join(
             f"{line.name} from {line.y[0]:.4g} to {line.y[-1]:.4g}" for line in lines
         )
@@ -92,10 +93,10 @@ def _thin(pairs: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
     return [sum(x for x, _ in b) / len(b) for b in bins], [sum(y for _, y in b) / len(b) for b in bins]
 
 
-def _baseline(report: Mapping[str, Any]) -> float | None:
-    """Best validation mIoU of the first phase, the level that fine-tuning has to regain."""
+def _baseline(report: Mapping[str, Any], key: str) -> float | None:
+    """Best validation score of the first phase, the level that fine-tuning has to regain."""
     first: Sequence[Mapping[str, Any]] = next(iter(report.get("curves", {}).values()), [])
-    values = [point["val_miou_pct"] for point in first if point.get("val_miou_pct") is not None]
+    values = [point[key] for point in first if point.get(key) is not None]
     return max(values) if values and len(report["curves"]) > 1 else None
 
 

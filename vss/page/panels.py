@@ -97,7 +97,7 @@ def change(image: Image.Image, truth: np.ndarray, before: np.ndarray, after: np.
 
 def _row(files: Mapping[str, str], root: Path, palette: list[list[int]]) -> tuple[list[Cell], tuple[str, str] | None]:
     names = [name for name in _ORDER if name in files] + [name for name in files if name not in _ORDER]
-    pictures = {name: _open(root, files[name]) for name in names}
+    pictures = {name: open_picture(root, files[name]) for name in names}
     masks = {n: labels_of(p, palette) for n, p in pictures.items() if n != "image" and not isinstance(p, str)}
     truth, cells = masks.get("truth"), []
     for name in names:
@@ -105,18 +105,18 @@ def _row(files: Mapping[str, str], root: Path, palette: list[list[int]]) -> tupl
         if isinstance(picture, str):
             cells.append(Cell(name, "", picture, name != "image"))
         elif name == "image":
-            cells.append(Cell(name, _uri(_shrink(picture)), "", False))
+            cells.append(Cell(name, data_uri(shrink(picture)), "", False))
         else:
             right = _right(masks[name], truth) if name != "truth" else ""
-            shown = _paint(masks[name], palette) if picture.mode in _INDEXED else _shrink(picture, smooth=False)
-            cells.append(Cell(name, _uri(shown), right, True))
+            shown = _paint(masks[name], palette) if picture.mode in _INDEXED else shrink(picture, smooth=False)
+            cells.append(Cell(name, data_uri(shown), right, True))
     after = next((name for name in ("engine", "finetuned", "pruned") if name in masks), None)
     if truth is None or after is None or "baseline" not in masks or isinstance(pictures.get("image", ""), str):
         return cells, None
     if not masks["baseline"].shape == masks[after].shape == truth.shape:
         return cells, None
     seen = change(pictures["image"], truth, masks["baseline"], masks[after])  # type: ignore[arg-type]
-    return [*cells, Cell("change", _uri(seen), f"baseline to {after}", True)], ("baseline", after)
+    return [*cells, Cell("change", data_uri(seen), f"baseline to {after}", True)], ("baseline", after)
 
 
 def _right(mask: np.ndarray, truth: np.ndarray | None) -> str:
@@ -125,7 +125,7 @@ def _right(mask: np.ndarray, truth: np.ndarray | None) -> str:
     return f"{number(100 * float((mask == truth)[truth != VOID].mean()), 1)} % right"
 
 
-def _open(root: Path, name: str) -> Image.Image | str:
+def open_picture(root: Path, name: str) -> Image.Image | str:
     """The picture, or a note on why there is none. A path that leaves `root` raises `VssError`."""
     from PIL import Image
 
@@ -142,7 +142,7 @@ def _open(root: Path, name: str) -> Image.Image | str:
         return f"{name} cannot be read ({error})"
 
 
-def _shrink(picture: Image.Image, smooth: bool = True) -> Image.Image:
+def shrink(picture: Image.Image, smooth: bool = True) -> Image.Image:
     from PIL import Image
 
     picture = picture.convert("RGB")
@@ -163,7 +163,7 @@ def _paint(labels: np.ndarray, palette: list[list[int]]) -> Image.Image:
     return picture
 
 
-def _uri(picture: Image.Image) -> str:
+def data_uri(picture: Image.Image) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -26,24 +26,35 @@ class Verdict(NamedTuple):
 class Facts(NamedTuple):
     """The comparison behind the verdict; every figure is None when the report lacks what it needs.
 
-    `mac_ratio` and `param_ratio` are after / before, `speedup` is before / after time, `miou` rows are percentages.
+    `mac_ratio` and `param_ratio` are after / before, `speedup` is before / after time, the scores are
+    percentages of `title`.
     """
 
     mac_ratio: float | None
     param_ratio: float | None
     speedup: float | None
     timed_on: str
-    miou_before: float | None
-    miou_pruned: float | None
-    miou_tuned: float | None
-    miou_engine: float | None
-    miou_control: float | None
+    title: str
+    score_before: float | None
+    score_pruned: float | None
+    score_tuned: float | None
+    score_engine: float | None
+    score_control: float | None
 
     @property
-    def miou_after(self) -> float | None:
+    def score_after(self) -> float | None:
         """The figure furthest down the chain: engine, else fine-tuned, else pruned."""
-        chain = (self.miou_engine, self.miou_tuned, self.miou_pruned)
+        chain = (self.score_engine, self.score_tuned, self.score_pruned)
         return next((value for value in chain if value is not None), None)
+
+
+SCORES = (("miou_pct", "mIoU"), ("ap_pct", "AP"))
+
+
+def score_of(report: Mapping[str, Any]) -> tuple[str, str]:
+    """Key and title of the score that the rows of a report have; mean IoU where they have none."""
+    rows = report.get("rows", [])
+    return next((pair for pair in SCORES if any(row.get(pair[0]) is not None for row in rows)), SCORES[0])
 
 
 def facts(report: Mapping[str, Any]) -> Facts:
@@ -51,24 +62,26 @@ def facts(report: Mapping[str, Any]) -> Facts:
     rows = {row["name"]: row for row in report.get("rows", [])}
     before, engine = rows.get("baseline", {}), rows.get("engine pruned", {})
     small = rows.get("finetuned") or rows.get("pruned") or {}
+    key, title = score_of(report)
     timed = engine if _speedup(rows, "engine pruned", "engine baseline") else small
     return Facts(
         mac_ratio=_ratio(small.get("macs_g"), before.get("macs_g")),
         param_ratio=_ratio(small.get("params_m"), before.get("params_m")),
         speedup=_speedup(rows, "engine pruned", "engine baseline") or _speedup(rows, small.get("name", ""), "baseline"),
         timed_on="engine" if timed is engine and engine else "torch",
-        miou_before=before.get("miou_pct"),
-        miou_pruned=rows.get("pruned", {}).get("miou_pct"),
-        miou_tuned=rows.get("finetuned", {}).get("miou_pct"),
-        miou_engine=engine.get("miou_pct"),
-        miou_control=rows.get("control", {}).get("miou_pct"),
+        title=title,
+        score_before=before.get(key),
+        score_pruned=rows.get("pruned", {}).get(key),
+        score_tuned=rows.get("finetuned", {}).get(key),
+        score_engine=engine.get(key),
+        score_control=rows.get("control", {}).get(key),
     )
 
 
 def verdict(report: Mapping[str, Any]) -> Verdict:
     """The head of the page."""
     found, gate = facts(report), report.get("gate", {})
-    parts = [_macs_phrase(found.mac_ratio), _speed_phrase(found.speedup), _miou_phrase(found)]
+    parts = [_macs_phrase(found.mac_ratio), _speed_phrase(found.speedup), _score_phrase(found)]
     headline = ", ".join(part for part in parts if part)
     headline = headline[:1].upper() + headline[1:]
     if "passed" in gate:
@@ -96,15 +109,16 @@ def _gate_sentences(gate: Mapping[str, Any]) -> list[str]:
 
 def _more(found: Facts) -> list[str]:
     sentences = []
-    before, pruned, tuned, engine = found.miou_before, found.miou_pruned, found.miou_tuned, found.miou_engine
+    before, pruned, tuned, engine = found.score_before, found.score_pruned, found.score_tuned, found.score_engine
     if before is not None and pruned is not None and tuned is not None:
         cost, back = before - pruned, tuned - pruned
         if cost > 0.05:
             sentences.append(
-                f"Pruning cost {number(cost, 1)} points of mIoU and fine-tuning brought back {number(back, 1)}."
+                f"Pruning cost {number(cost, 1)} points of {found.title} and fine-tuning brought back "
+                f"{number(back, 1)}."
             )
-    if found.miou_control is not None and tuned is not None:
-        control, ahead = number(found.miou_control, 2), signed(tuned - found.miou_control, 2)
+    if found.score_control is not None and tuned is not None:
+        control, ahead = number(found.score_control, 2), signed(tuned - found.score_control, 2)
         sentences.append(
             f"The unpruned control, fine-tuned as long, reaches {control} %: {ahead} points for the pruned network."
         )
@@ -128,8 +142,8 @@ def _tiles(found: Facts) -> list[tuple[str, str]]:
         tiles.append((f"{signed((found.param_ratio - 1) * 100, 0)} %", "parameters"))
     if found.speedup:
         tiles.append((f"{number(found.speedup, 2)}{TIMES}", f"speed-up, {found.timed_on}"))
-    if found.miou_before is not None and found.miou_after is not None:
-        tiles.append((signed(found.miou_after - found.miou_before, 2), "points of mIoU"))
+    if found.score_before is not None and found.score_after is not None:
+        tiles.append((signed(found.score_after - found.score_before, 2), f"points of {found.title}"))
     return tiles
 
 
@@ -153,14 +167,14 @@ def _speed_phrase(speedup: float | None) -> str:
     return f"{number(speedup if faster else 1 / speedup, 2)}{TIMES} {'faster' if faster else 'slower'}"
 
 
-def _miou_phrase(found: Facts) -> str:
-    if found.miou_after is None:
+def _score_phrase(found: Facts) -> str:
+    if found.score_after is None:
         return ""
-    if found.miou_before is None:
-        return f"{number(found.miou_after, 1)} % mIoU"
-    change = found.miou_after - found.miou_before
-    where = "after fine-tuning" if found.miou_tuned is not None else "without fine-tuning"
-    return f"{signed(change, 1 if abs(change) >= 0.05 else 2)}{THIN}mIoU {where}"
+    if found.score_before is None:
+        return f"{number(found.score_after, 1)} % {found.title}"
+    change = found.score_after - found.score_before
+    where = "after fine-tuning" if found.score_tuned is not None else "without fine-tuning"
+    return f"{signed(change, 1 if abs(change) >= 0.05 else 2)}{THIN}{found.title} {where}"
 
 
 def _ratio(after: float | None, before: float | None) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vss.tasks.base import TASKS, Task, task_of
+from vss.tasks.defect import DefectTask
 from vss.tasks.segmentation import SegmentationTask
 
-__all__ = ["TASKS", "SegmentationTask", "Task", "task_of"]
+__all__ = ["TASKS", "DefectTask", "SegmentationTask", "Task", "task_of"]
