@@ -221,10 +221,13 @@ def evaluate(
     data_root: Root = None,
     input_size: Size = None,
     max_drop: Annotated[float | None, typer.Option(help="gate: points of mIoU that may be lost")] = None,
+    bench_seconds: Annotated[float, typer.Option(help="of a pair, to time both; 0: not")] = 4.0,
+    oracle: Annotated[int, typer.Option(help="of a pair of checkpoints, channels left out one by one; 0: none")] = 32,
     report: ReportFile = None,
 ) -> None:
-    """Score a checkpoint or an engine, alone or against a baseline."""
+    """Score a checkpoint or an engine, alone or against a baseline; of a pair also speed and agreement."""
     from vss import command
+    from vss.sweep import pair
 
     figures = command.evaluate(
         candidate,
@@ -235,7 +238,16 @@ def evaluate(
         size=size_of(input_size),
         max_drop=max_drop,
     )
-    show_table(figures["rows"], COLUMNS | {"pixel_acc_pct": "pixel acc %", "fwiou_pct": "FWIoU %"})
+    if baseline and bench_seconds:
+        pair.speed(figures["rows"], baseline, candidate, seconds=bench_seconds)
+    if baseline and {baseline.suffix, candidate.suffix} == {".safetensors"}:
+        figures |= pair.agreement(baseline, candidate, dataset=dataset, data_root=data_root, channels=oracle)
+        out.print(f"outputs moved by {figures['reconstruction_relative']:.3f} of their mean square", highlight=False)
+        if figures.get("oracle_overlap") is not None:
+            text = "an oracle's best channels among the kept: {oracle_overlap:.2f} (chance {oracle_chance:.2f})"
+            out.print(text.format(**figures), highlight=False)
+    more = {"class_acc_pct": "class acc %", "boundary_iou_pct": "boundary IoU %", "fps": "images/s"}
+    show_table(figures["rows"], COLUMNS | {"pixel_acc_pct": "pixel acc %", "fwiou_pct": "FWIoU %"} | more)
     write_figures(report, "vss.evaluation", figures)
     if "gate" in figures:
         out.print(figures["gate"]["sentence"])

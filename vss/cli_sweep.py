@@ -12,7 +12,7 @@ import typer
 import yaml
 from rich.progress import BarColumn, Progress, TextColumn
 
-from vss.console import Data, Root, Set, err, out, show_table, tell
+from vss.console import Data, ReportFile, Root, Set, err, out, show_table, tell, write_figures
 from vss.errors import GateFailed, VssError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ Retries = Annotated[int, typer.Option("--retries", help="how often a failed cell
 Address = Annotated[str | None, typer.Option("--address", help="of a Ray cluster; without it one is started here")]
 Gpus = Annotated[float | None, typer.Option("--gpus", help="of a cell on Ray, may be a fraction")]
 Extend = Annotated[bool, typer.Option("--extend", help="go on in a folder that holds another sweep")]
+MlFlow = Annotated[bool, typer.Option("--mlflow", help="also write every cell as an MLflow run into OUT/mlruns")]
 Dry = Annotated[bool, typer.Option("--dry-run", help="list the cells and stop")]
 FinetuneEpochs = Annotated[int | None, typer.Option("--finetune-epochs", help="of every pruned network; 0: none")]
 
@@ -45,6 +46,7 @@ def sweep(
     address: Address = None,
     gpus: Gpus = None,
     extend: Extend = False,
+    mlflow: MlFlow = False,
     overrides: Set = None,
     dry_run: Dry = False,
 ) -> None:
@@ -52,7 +54,7 @@ def sweep(
     from vss.sweep import load_grid
 
     settings = _settings(executor, workers, threads, retries, address, gpus)
-    _go(load_grid(grid, _dotted(overrides)), to, settings, extend=extend, dry_run=dry_run)
+    _go(load_grid(grid, _dotted(overrides)), to, settings, extend=extend, mlflow=mlflow, dry_run=dry_run)
 
 
 @sweep_app.command()
@@ -73,6 +75,7 @@ def benchmark(
     address: Address = None,
     gpus: Gpus = None,
     extend: Extend = False,
+    mlflow: MlFlow = False,
     overrides: Set = None,
     dry_run: Dry = False,
 ) -> None:
@@ -86,7 +89,7 @@ def benchmark(
         to.name, baseline, [m.strip() for m in methods.split(",")], [f"{budget}:{k}" for k in keep], seeds, changes
     )
     settings = _settings(executor, workers, threads, retries, address, gpus)
-    _go(grid, to, settings, extend=extend, dry_run=dry_run)
+    _go(grid, to, settings, extend=extend, mlflow=mlflow, dry_run=dry_run)
 
 
 @sweep_app.command("finetune-batch")
@@ -107,6 +110,27 @@ def finetune_batch(
     grid = finetune_grid(benchmark_dir, {"finetune.epochs": finetune_epochs} | _dotted(overrides))
     settings = _settings(executor, workers, threads, retries, address, gpus)
     _go(grid, benchmark_dir, settings, extend=True)
+
+
+@sweep_app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="folder of a sweep or a run")],
+    b: Annotated[Path, typer.Argument(help="folder of another one, the newer")],
+    report: ReportFile = None,
+) -> None:
+    """Compare two sweeps or two runs: what got better, what got worse, what is within noise."""
+    from vss.sweep.compare import compare as compare_folders
+
+    figures = compare_folders(a, b)
+    heads = {"name": "network", "metric": "figure", "a": "before", "b": "after", "change": "change",
+             "half": "95 % +-", "verdict": "verdict"}  # fmt: skip
+    show_table(figures["rows"], heads)
+    for side, names in ((a, figures["only_a"]), (b, figures["only_b"])):
+        if names:
+            out.print(f"only in {side}: {', '.join(names)}", highlight=False)
+    counts = {word: sum(row["verdict"] == word for row in figures["rows"]) for word in ("better", "worse")}
+    out.print(f"{counts['better']} better, {counts['worse']} worse, {len(figures['rows'])} compared")
+    write_figures(report, "vss.comparison", figures)
 
 
 def _settings(
@@ -138,7 +162,9 @@ def _removed(text: str) -> float:
     return round(1 - ratio, 6)
 
 
-def _go(grid: Grid, folder: Path, settings: Settings, *, extend: bool = False, dry_run: bool = False) -> None:
+def _go(
+    grid: Grid, folder: Path, settings: Settings, *, extend: bool = False, mlflow: bool = False, dry_run: bool = False
+) -> None:
     from vss.sweep import sweep as run_sweep
     from vss.sweep.drive import Summary
 
@@ -153,7 +179,8 @@ def _go(grid: Grid, folder: Path, settings: Settings, *, extend: bool = False, d
     command = "vss " + shlex.join(sys.argv[1:])
     with _Bar(summary) as bar:
         try:
-            run_sweep(grid, folder, settings=settings, tell=bar.tell, summary=summary, extend=extend, command=command)
+            run_sweep(grid, folder, settings=settings, tell=bar.tell, summary=summary, extend=extend, command=command,
+                      mlflow=mlflow)  # fmt: skip
         except KeyboardInterrupt:
             tell(err, "interrupted:", "yellow", f"{summary.sentence()}; the same command goes on from here")
             raise typer.Exit(130) from None
@@ -183,6 +210,8 @@ class _Bar:
         known = self.summary
         if what == "cost":
             out.print(detail, highlight=False)
+        elif what == "page":
+            out.print(f"report: {name}", highlight=False)
         elif what != "start":
             tell(out, f"{time.strftime('%H:%M:%S')} {what:>7}", self.COLOURS[what], f"{name}  {detail}")
         done = known.ok + known.skipped + len(known.failed)

@@ -10,10 +10,10 @@ from typing import Any
 from vss.config import Recipe
 from vss.errors import VssError
 from vss.files import write_json
-from vss.sweep import STUDIES, Place
+from vss.sweep import STUDIES, Place, Study
 
 
-class DryStudy:
+class DryStudy(Study):
     """Cells say what happens to them in `model.options`."""
 
     metric = "score"

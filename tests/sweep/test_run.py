@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import HERE, dry_grid  # type: ignore[attr-defined]
 
 from vss.errors import VssError
 from vss.sweep import Grid, Settings, Store, sweep
+
+from .conftest import HERE, dry_grid
 
 LOCAL = Settings(workers=2, threads=1, retries=1)
 

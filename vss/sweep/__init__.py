@@ -5,8 +5,9 @@
 """
 
 from vss.sweep.grid import Cell, Grid, load_grid
+from vss.sweep.local import LocalExecutor
 from vss.sweep.run import Settings, sweep
 from vss.sweep.store import Store
 from vss.sweep.study import STUDIES, Place, Study
 
-__all__ = ["STUDIES", "Cell", "Grid", "Place", "Settings", "Store", "Study", "load_grid", "sweep"]
+__all__ = ["STUDIES", "Cell", "Grid", "LocalExecutor", "Place", "Settings", "Store", "Study", "load_grid", "sweep"]

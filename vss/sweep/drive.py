@@ -15,7 +15,7 @@ from vss.sweep.local import Executor
 from vss.sweep.store import Store
 from vss.sweep.study import Json
 
-What = Literal["cost", "start", "ok", "failed", "retry", "lost", "skipped"]
+What = Literal["page", "cost", "start", "ok", "failed", "retry", "lost", "skipped"]
 Tell = Callable[[What, str, str], None]
 """(what happened, id of the cell or shared part, detail)."""
 
@@ -144,7 +144,7 @@ class _Drive:
         for cell, seconds in zip(part.cells, cost.get("cells", [0.0] * len(part.cells)), strict=True):
             record = self.store.record(cell.id)
             self.costs[cell.id] = 0.0 if record and record["status"] == "ok" else seconds
-        if (self.store.root / "shared" / f"{part.name}.json").is_file():
+        if self.store.has_share(part.name):
             self.costs[part.name] = 0.0
         self.summary.planned_s += self.costs[part.name] + sum(self.costs[cell.id] for cell in part.cells)
 

@@ -52,6 +52,8 @@ class Grid(Section):
     seeds: tuple[Choice, ...] = ()
     variants: tuple[Choice, ...] = ()
     metric: str | None = Field(default=None, description="what cells are compared by; null: that of the task")
+    latency_seconds: float = Field(default=2.0, ge=0, description="to time each network when all is done; 0: not")
+    panels: int = Field(default=2, ge=0, description="images in the report")
     plugins: tuple[str, ...] = Field(default=(), description="modules that register networks, criteria, data, studies")
     study: str = Field(default="prune", description="what a cell does: `vss.sweep.study`")
 

@@ -6,21 +6,28 @@ import logging
 import os
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from vss import checkpoint, models, steps
 from vss.config import PruneConfig, Recipe
+from vss.deploy import BACKENDS, bench
+from vss.pictures import spread, write_panels
 from vss.prune import make_criterion
 from vss.run import Job
 from vss.runner import Runner
 from vss.sweep import calibrate
-from vss.sweep.study import STUDIES, Json, Place
+from vss.sweep.grid import slug
+from vss.sweep.study import STUDIES, Json, Place, Study
 
 log = logging.getLogger(__name__)
 
 
-class PruneStudy:
+class PruneStudy(Study):
     """Networks x criteria x budgets x seeds on any task that `vss.run.Job` does."""
 
     metric = "miou_pct"
+    times = True
 
     def share_of(self, recipe: Recipe) -> Json:
         """A trained network is shared by all cells with its seed, data, model and training."""
@@ -102,6 +109,45 @@ class PruneStudy:
             "steps": job.step.records,
         }
 
+    def time(self, recipe: Recipe, place: Place, seconds: float) -> Json:
+        """Latency of the last network and of the baseline, in turns, in torch on the CPU or the first device."""
+        project = steps.Project.open(recipe)
+        paths = {"baseline": place.shared / "baseline.safetensors", "cell": last_network(place.folder)}
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        backend, size = BACKENDS["torch"], project.preprocess.size
+        options = {"size": size, "device": device}
+        sessions = {name: backend.open(checkpoint.load(path), **options) for name, path in paths.items()}
+        image = np.random.default_rng(0).standard_normal((1, 3, *size)).astype(np.float32)
+        feeds = {name: {"image": image} for name in sessions}
+        found = bench(sessions, feeds, min_seconds=seconds / 2, max_seconds=seconds, window_seconds=seconds / 16)
+        row = found["sessions"]["cell"]
+        keys = {"latency_ms_p50": "latency_ms_p50", "latency_ms_p99": "latency_ms_p99", "fps": "throughput_fps"}
+        return {name: row[key] for name, key in keys.items()} | {
+            "pixels_per_s": row["throughput_fps"] * size[0] * size[1],
+            "baseline_latency_ms_p50": found["sessions"]["baseline"]["latency_ms_p50"],
+            "speedup": found["speedup"]["cell"]["ratio"],
+            "latency_stable": found["stable"],
+        }
+
+    def pictures(self, recipe: Recipe, place: Place, extra: Json) -> Json:
+        """Image, truth, what the baseline says and what each of `extra["cells"]` says; segmentation alone."""
+        project = steps.Project.open(recipe)
+        if project.task.metric != self.metric:
+            return {"panels": []}
+        root, size = place.folder.parent.parent, extra.get("panels", 2)
+        paths = {"baseline": place.shared / "baseline.safetensors"}
+        paths |= {cell["title"]: last_network(root / "runs" / cell["id"]) for cell in extra["cells"]}
+        predictors = {title: project.task.predictor(checkpoint.load(path)) for title, path in paths.items()}
+        split = project.split(recipe.split)
+        folder = root / "pictures" / slug(extra["name"])
+        panels = write_panels(folder, split, spread(split, size), predictors, project.data.palette)
+        files = [
+            {title: f"pictures/{slug(extra['name'])}/{path}" for title, path in panel["files"].items()}
+            for panel in panels
+        ]
+        found = [{"id": f"{extra['name']}: {panel['id']}", "files": f} for panel, f in zip(panels, files, strict=True)]
+        return {"panels": found, "palette": project.data.palette.tolist()}
+
     def cost(self, recipes: list[Recipe]) -> Json:
         """Times one training step and one image of evaluation, and multiplies."""
         from vss.sweep.cost import estimate
@@ -110,6 +156,12 @@ class PruneStudy:
 
 
 STUDIES.add("prune", PruneStudy())
+
+
+def last_network(folder: Path) -> Path:
+    """The network that a cell came to."""
+    tuned = folder / "finetuned.safetensors"
+    return tuned if tuned.is_file() else folder / "pruned.safetensors"
 
 
 def _job(recipe: Recipe, place: Place) -> Job:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from vss.environment import environment
 from vss.errors import VssError, unknown
+from vss.sweep.after import finish
 from vss.sweep.drive import Summary, Tell, drive
 from vss.sweep.grid import Grid
 from vss.sweep.local import Executor, LocalExecutor
@@ -45,6 +45,10 @@ class Settings:
             raise unknown("executor", self.executor, EXECUTORS)
         if self.workers is not None and self.workers < 1:
             raise VssError(f"{self.workers} workers do nothing; give at least 1.")
+        if self.executor == "ray":
+            from vss.sweep.ray import RayExecutor
+
+            return RayExecutor(self.workers, threads=self.threads, gpus=self.gpus, address=self.address)
         return LocalExecutor(self.workers or default_workers(), threads=self.threads)
 
 
@@ -61,10 +65,10 @@ def sweep(
     *,
     settings: Settings | None = None,
     tell: Tell = lambda *_: None,
-    before: Callable[[Store, Executor], None] = lambda *_: None,
     summary: Summary | None = None,
     extend: bool = False,
     command: str = "",
+    mlflow: bool = False,
 ) -> Summary:
     """Do every cell of a grid that is not done yet; see `vss.sweep.store` for what is in `out` afterwards.
 
@@ -73,10 +77,10 @@ def sweep(
         out: folder; holds this sweep or nothing.
         settings: by whom.
         tell: called for everything that happens.
-        before: called with the store and the executor before the first cell.
         summary: filled while the sweep goes on.
         extend: go on in a folder that holds another sweep; cells that both have are not repeated.
         command: how the sweep was started, for the report.
+        mlflow: also write every cell as a run into `out/mlruns`.
     """
     study(grid.study, grid.plugins)
     settings = settings or Settings()
@@ -86,7 +90,8 @@ def sweep(
     try:
         store = Store.make(out, grid, about=about, replace=extend)
         with store.lock():
-            before(store, executor)
-            return drive(store, cells, executor, retries=settings.retries, tell=tell, summary=summary)
+            result = drive(store, cells, executor, retries=settings.retries, tell=tell, summary=summary)
+            tell("page", str(finish(store, executor, tell=tell, mlflow=mlflow)), "")
+            return result
     finally:
         executor.close()

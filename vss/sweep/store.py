@@ -120,6 +120,10 @@ class Store:
         """Write what a shared part returned."""
         write_json(self.root / "shared" / f"{name}.json", {"kind": SHARE, "schema": SCHEMA, "result": result})
 
+    def has_share(self, name: str) -> bool:
+        """Whether a shared part is done."""
+        return (self.root / "shared" / f"{name}.json").is_file()
+
     def shared(self, name: str) -> Json:
         """What a shared part returned."""
         result: Json = read_json(self.root / "shared" / f"{name}.json", kind=SHARE, schema=SCHEMA)["result"]
@@ -161,13 +165,16 @@ def note_computed(root: Path, part: str, step: str, key: str) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool, refusal: str = "") -> Iterator[None]:
-    """Hold a file lock between processes; with `wait` off a held one is a `VssError`."""
+    """Hold a file lock that names its holder; with `wait` off a held one is a `VssError`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise VssError(refusal) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
         yield
 
 

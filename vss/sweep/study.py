@@ -6,10 +6,11 @@ A study is a row of `STUDIES`; a plugin adds its own. It runs in worker processe
 from __future__ import annotations
 
 import importlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from vss.config import Recipe
 from vss.registry import Registry, load_plugin
@@ -34,24 +35,30 @@ class Place:
     progress: bool = False
 
 
-class Study(Protocol):
-    """The parts of a sweep's work."""
+class Study(ABC):
+    """The parts of a sweep's work.
 
-    metric: str
-    """Key of a row by which cells are compared, higher is better."""
+    Attributes:
+        metric: key of a row by which cells are compared, higher is better, where `share` names none.
+        times: whether it has `time` and `pictures`.
+    """
 
+    metric: ClassVar[str]
+    times: ClassVar[bool] = False
+
+    @abstractmethod
     def share_of(self, recipe: Recipe) -> Json:
         """What the shared part depends on; equal for all cells that share it. Cheap: no data is opened."""
-        ...
 
+    @abstractmethod
     def check(self, recipe: Recipe) -> None:
         """Raise `VssError` for a cell that can be known to be impossible."""
-        ...
 
+    @abstractmethod
     def cost(self, recipes: list[Recipe]) -> Json:
         """Seconds, estimated: {"shared": s, "cells": [s]} for cells that share."""
-        ...
 
+    @abstractmethod
     def share(self, recipes: list[Recipe], place: Place) -> Json:
         """Do what the recipes of these cells share.
 
@@ -59,15 +66,22 @@ class Study(Protocol):
             {"key": hash of what it came from, "row": figures of the network before pruning}, and where it applies
             "metric", "title", "row_keys" (scores that tables show), "classes", "iou_pct", "protocol", "curves".
         """
-        ...
 
+    @abstractmethod
     def cell(self, recipe: Recipe, place: Place, shared: Json) -> Json:
         """Do one cell; `shared` is what `share` returned.
 
         Returns:
             {"row": {metric: value}}, and where it applies "stage", "iou_pct", "groups", "labels", "curves", "steps".
         """
-        ...
+
+    def time(self, recipe: Recipe, place: Place, seconds: float) -> Json:
+        """Latency of a cell's network, as more of its row; nothing else runs meanwhile."""
+        return {}
+
+    def pictures(self, recipe: Recipe, place: Place, extra: Json) -> Json:
+        """{"panels": [...], "palette": [...]} of the cells in `extra["cells"]`, `extra["panels"]` images."""
+        return {"panels": []}
 
 
 STUDIES: Registry[Study] = Registry("study")

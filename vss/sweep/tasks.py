@@ -1,6 +1,7 @@
 """What a worker process does with a task: one function from JSON to JSON that never raises for a failed task.
 
-A task is {"kind": "share" | "cell" | "cost", "id", "root", "study", "plugins", "recipe", "threads", "share", "shared"}.
+A task is {"kind", "id", "root", "study", "plugins", "recipe", "threads", "share", "shared"}; its kind is one of share,
+cell, cost, time and pictures.
 An outcome is {"id", "status": "ok", "seconds", "result"} or {"id", "status": "failed", "seconds", "error", "full"};
 `full` says that the disk is. An executor answers "lost" for a worker that died.
 """
@@ -66,7 +67,20 @@ def _cost(work: Study, task: Json, root: Path) -> Json:
     return work.cost(Store.read(root).recipes(task["share"]))
 
 
-_KINDS = {"share": _share, "cell": _cell, "cost": _cost}
+def _time(work: Study, task: Json, root: Path) -> Json:
+    return work.time(Recipe.model_validate(task["recipe"]), _after(task), task["extra"]["seconds"])
+
+
+def _pictures(work: Study, task: Json, root: Path) -> Json:
+    return work.pictures(Recipe.model_validate(task["recipe"]), _after(task), task["extra"])
+
+
+def _after(task: Json) -> Place:
+    root = Path(task["root"])
+    return Place(root / "runs" / task["cell"], root / "shared" / task["share"], lambda *_: None)
+
+
+_KINDS = {"time": _time, "pictures": _pictures, "share": _share, "cell": _cell, "cost": _cost}
 
 
 def _place(task: Json, folder: Path, shared: Path) -> Place:

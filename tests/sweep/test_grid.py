@@ -1,0 +1,61 @@
+"""Grids: short forms, names, impossible cells, bad files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vss.config import parse
+from vss.errors import VssError
+from vss.sweep import Grid, load_grid
+
+
+def grid(**content: Any) -> Grid:
+    made: Grid = parse(Grid, {"name": "g", **content}, source="test")
+    return made
+
+
+def test_every_combination_is_a_recipe() -> None:
+    found = grid(recipe="camvid_unet", networks=["unet", {"name": "wide", "set": {"model.options": {"width": 32}}}],
+                 criteria=["l1", "sirfp:faithful"], budgets=[0.5, "params:0.3"], seeds=[0, 7]).cells()  # fmt: skip
+    assert len(found) == len({cell.id for cell in found}) == 16
+    cell = next(c for c in found if c.id == "wide--sirfp_faithful--params_0.3--7")
+    assert cell.coords == {"network": "wide", "criterion": "sirfp:faithful", "budget": "params 0.3", "seed": "7"}
+    recipe = cell.recipe()
+    assert (recipe.model.options, recipe.seed, recipe.train.epochs) == ({"width": 32}, 7, 24)
+    assert (recipe.prune.criterion, recipe.prune.options) == ("sirfp", {"preset": "faithful"})
+    assert (recipe.prune.budget.kind, recipe.prune.budget.keep, recipe.prune.budget.align) == ("params", 0.3, 8)
+
+
+def test_a_cell_that_cannot_be_is_named_and_the_rest_stay() -> None:
+    found = grid(budgets=[0.5, 1.5], variants=[{"name": "v", "set": {"data.size": [32, 64]}}]).cells()
+    assert [bool(cell.fault) for cell in found] == [False, True]
+    assert "prune.budget.keep" in found[1].fault and "macs_1.5--v" in found[1].fault
+    assert found[0].recipe().data.size == (32, 64)
+
+
+def test_bad_grids_are_sentences(tmp_path: Path) -> None:
+    with pytest.raises(VssError, match="varies nothing"):
+        grid().cells()
+    with pytest.raises(VssError, match="seeds names '1' twice"):
+        grid(seeds=[1, 1])
+    with pytest.raises(VssError, match=r"unknown key in test 'seed'.*'seeds'"):
+        grid(seed=[1])
+    with pytest.raises(VssError, match="are called 'a_b'"):
+        grid(variants=["a b", "a_b"]).cells()
+    with pytest.raises(VssError, match="cannot be read"):
+        load_grid(tmp_path / "no.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(VssError, match="is no YAML"):
+        load_grid(tmp_path / "bad.yaml")
+    (tmp_path / "list.yaml").write_text("[1]")
+    with pytest.raises(VssError, match="holds a list"):
+        load_grid(tmp_path / "list.yaml")
+
+
+def test_overrides_are_for_every_cell(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("seeds: [0]\nset: {train.epochs: 3, data.root: a}\n")
+    found = load_grid(tmp_path / "s.yaml", {"data.root": "b"})
+    assert found.name == "s" and found.set == {"train.epochs": 3, "data.root": "b"}

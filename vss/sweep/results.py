@@ -1,0 +1,174 @@
+"""From the records of a sweep to one table: results.json, which the page, exports and `vss compare` read."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+from vss.files import read_json, write_json
+from vss.sweep.grid import Cell
+from vss.sweep.statistics import ranking, summary
+from vss.sweep.store import Store
+from vss.sweep.study import Json
+
+KIND, SCHEMA = "vss.sweep_results", 1
+COSTS = ("macs_g", "params_m", "latency_ms_p50", "size_mib")
+EQUAL = 0.02
+"""MACs of cells at one budget that differ by more than this fraction of the whole are not equal."""
+
+
+def gather(store: Store) -> Json:
+    """Everything a sweep found out.
+
+    Returns:
+        JSON of kind `vss.sweep_results`: `metric`, `title`, `columns` (keys of `values` in table order), `axes`,
+        `rows` (a cell each), `groups` (cells that differ in the seed alone, each value with its interval),
+        `baselines`, `ranking`, `unequal` (budgets whose cells do not cost the same), and how it was made.
+    """
+    cells = store.cells()
+    shares = {cell.id: store.share(cell) for cell in cells if not cell.fault}
+    shared = {name: store.shared(name) for name in dict.fromkeys(shares.values()) if store.has_share(name)}
+    first: Json = next(iter(shared.values()), {})
+    metric = store.grid.metric or first.get("metric") or store.study().metric
+    rows = [_row(store, cell, shares.get(cell.id)) for cell in cells]
+    good = [row for row in rows if row["status"] == "ok"]
+    about = store.about()
+    return {
+        "kind": KIND,
+        "schema": SCHEMA,
+        "name": store.grid.name,
+        "created": about["created"],
+        "command": about["command"],
+        "environment": about["environment"],
+        "protocol": first.get("protocol", ""),
+        "metric": metric,
+        "title": first.get("title", metric),
+        "columns": _columns(good, metric, first.get("row_keys", [])),
+        "axes": list(dict.fromkeys(axis for row in rows for axis in row["coords"])),
+        "rows": rows,
+        "groups": _groups(good),
+        "baselines": _baselines(cells, shares, shared),
+        "classes": first.get("classes", []),
+        "ranking": ranking(_blocks(good, metric)),
+        "unequal": _unequal(good),
+        "computed_steps": len(store.computed()),
+        "repeated_steps": len(store.repeated()),
+        **_panels(store),
+    }
+
+
+def write(store: Store) -> Path:
+    """Gather and write `results.json`."""
+    return write_json(store.root / "results.json", gather(store))
+
+
+def read(folder: Path | str) -> Json:
+    """`results.json` of a sweep."""
+    return read_json(Path(folder) / "results.json", kind=KIND, schema=SCHEMA)
+
+
+def _row(store: Store, cell: Cell, share: str | None) -> Json:
+    record = store.record(cell.id) or {"status": "left"}
+    kept = ("status", "error", "seconds", "attempts", "iou_pct", "groups", "labels", "stage")
+    command = ["vss", "sweep", "GRID.yaml", "--out", "DIR"]
+    row = {"id": cell.id, "coords": cell.coords, "share": share, "values": record.get("row", {})}
+    row |= {key: record[key] for key in kept if record.get(key) is not None}
+    return row | {"command": _command(store, cell) or shlex.join(command)}
+
+
+def _command(store: Store, cell: Cell) -> str:
+    """One run of this cell by itself, through `vss run`."""
+    if store.grid.study != "prune":
+        return ""
+    settings = {**store.grid.set, **cell.overrides}
+    words = ["vss", "run", store.grid.recipe or "RECIPE.yaml", "--out", f"runs/{cell.id}"]
+    for key, value in settings.items():
+        words += ["--set", f"{key}={json.dumps(value)}"]
+    return shlex.join(words)
+
+
+def _columns(rows: list[Json], metric: str, scores: list[str]) -> list[str]:
+    wanted = [metric, f"{metric}_change", *scores, *COSTS, "macs_kept", "params_kept", f"pruned_{metric}", "speedup"]
+    keys = {key for row in rows for key, value in row["values"].items() if isinstance(value, int | float)}
+    first = [key for key in dict.fromkeys(wanted) if key in keys]
+    return first + sorted(keys - set(first))
+
+
+def _groups(rows: list[Json]) -> list[Json]:
+    """Cells that differ in the seed alone, together."""
+    table: dict[str, list[Json]] = {}
+    for row in rows:
+        table.setdefault(" · ".join(v for axis, v in row["coords"].items() if axis != "seed"), []).append(row)
+    groups = []
+    for name, members in table.items():
+        keys = dict.fromkeys(key for row in members for key in row["values"])
+        values = {key: [v for row in members if isinstance(v := row["values"].get(key), int | float)] for key in keys}
+        groups.append({
+            "name": name,
+            "coords": {axis: value for axis, value in members[0]["coords"].items() if axis != "seed"},
+            "cells": [row["id"] for row in members],
+            "values": {key: summary(found) for key, found in values.items() if found},
+            "iou_pct": _mean_lists([row["iou_pct"] for row in members if row.get("iou_pct")]),
+            "widths": members[0].get("groups", []),
+            "labels": sorted({label for row in members for label in row.get("labels", [])}),
+        })  # fmt: skip
+    return groups
+
+
+def _mean_lists(lists: list[list[float | None]]) -> list[float | None]:
+    columns = [[value for value in column if value is not None] for column in zip(*lists, strict=True)]
+    return [sum(column) / len(column) if column else None for column in columns]
+
+
+def _baselines(cells: list[Cell], shares: dict[str, str], shared: dict[str, Json]) -> list[Json]:
+    """The networks before pruning, means over seeds."""
+    table: dict[str, dict[str, Json]] = {}
+    for cell in cells:
+        if shares.get(cell.id) in shared:
+            name = shares[cell.id]
+            table.setdefault(cell.coords.get("network", "baseline"), {})[name] = shared[name]
+    found = []
+    for name, parts in table.items():
+        keys = dict.fromkeys(key for part in parts.values() for key in part["row"])
+        values = {key: [part["row"][key] for part in parts.values() if key in part["row"]] for key in keys}
+        iou = [part["iou_pct"] for part in parts.values() if part.get("iou_pct")]
+        numbers = {k: [v for v in found if isinstance(v, int | float)] for k, found in values.items()}
+        found.append({
+            "name": name, "values": {k: summary(v) for k, v in numbers.items() if v}, "iou_pct": _mean_lists(iou),
+        })  # fmt: skip
+    return found
+
+
+def _blocks(rows: list[Json], metric: str) -> dict[str, dict[str, float]]:
+    """Everything but the criterion -> {criterion: score}; without criteria, variants are compared."""
+    axis = "criterion" if any("criterion" in row["coords"] for row in rows) else "variant"
+    blocks: dict[str, dict[str, float]] = {}
+    for row in rows:
+        score, name = row["values"].get(metric), row["coords"].get(axis)
+        if score is not None and name is not None:
+            block = " · ".join(value for key, value in row["coords"].items() if key != axis)
+            blocks.setdefault(block, {})[name] = score
+    return blocks
+
+
+def _unequal(rows: list[Json]) -> list[Json]:
+    """Budgets of a network at which the kept share of MACs differs by more than EQUAL between cells."""
+    table: dict[str, list[Json]] = {}
+    for row in rows:
+        if "macs_kept" in row["values"] and row["coords"].get("budget", "macs").startswith("macs"):
+            key = " · ".join(row["coords"][axis] for axis in ("network", "budget") if axis in row["coords"])
+            table.setdefault(key, []).append(row)
+    found = []
+    for name, members in table.items():
+        kept = {row["id"]: row["values"]["macs_kept"] for row in members}
+        low, high = min(kept, key=lambda i: kept[i]), max(kept, key=lambda i: kept[i])
+        if kept[high] - kept[low] > EQUAL:
+            found.append({"name": name, "low": low, "low_kept": kept[low], "high": high, "high_kept": kept[high]})
+    return found
+
+
+def _panels(store: Store) -> Json:
+    file = store.root / "panels.json"
+    data = read_json(file, kind="vss.sweep_panels", schema=1) if file.is_file() else {"panels": [], "palette": []}
+    return {key: data[key] for key in ("panels", "palette")}
