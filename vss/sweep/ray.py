@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from vss.errors import VssError
 from vss.sweep.study import Json
 
 GRACE_S = 10.0
+PROBE_S = 5.0
 STORE_BYTES = 100 * 2**20
 """Object store of a Ray that is started here; only tasks and outcomes pass through it, a few kB each."""
 
@@ -28,7 +30,7 @@ class RayExecutor:
         workers: tasks at a time; None: as many as the cluster has cores for.
         threads: CPU threads, and cores that Ray reserves, of a task; None: the machine's cores over `workers`.
         gpus: devices that Ray reserves for a task, may be a fraction.
-        address: of a cluster; None starts Ray here.
+        address: of a cluster, HOST:PORT or auto; None starts Ray here.
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class RayExecutor:
         self._ray: Any = ray
         cores = len(os.sched_getaffinity(0))
         self.threads = threads or (max(1, cores // workers) if workers else 1)
-        self._connect(address, (workers or cores) * self.threads, gpus)
+        self._connect(address, (workers or cores) * self.threads)
         free = int(ray.cluster_resources().get("CPU", 0))
         self.slots = workers or max(1, free // self.threads)
         self._check(free, gpus or 0)
@@ -83,7 +85,8 @@ class RayExecutor:
             return {"id": name, "status": "lost", "error": f"{type(error).__name__}: {lines[0] if lines else ''}"}
         return outcome
 
-    def _connect(self, address: str | None, cores: int, gpus: float | None) -> None:
+    def _connect(self, address: str | None, cores: int) -> None:
+        _probe(address)
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
         try:
             if address:
@@ -92,11 +95,7 @@ class RayExecutor:
                 own = {"num_cpus": cores, "include_dashboard": False, "object_store_memory": STORE_BYTES}
                 self._ray.init(address="local", **own, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            where = f"at {address}" if address else "on this machine"
-            first = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-            raise VssError(
-                f"no Ray cluster answers {where} ({first}); start one with `ray start --head`, or leave --address off."
-            ) from error
+            raise _nobody(address, error) from error
 
     def _check(self, cores: int, gpus: float) -> None:
         devices = self._ray.cluster_resources().get("GPU", 0)
@@ -106,6 +105,25 @@ class RayExecutor:
                 f"a cell wants {self.threads} cores and {gpus:g} GPUs, and the cluster has {cores} and {devices:g}; "
                 "lower --threads or --gpus."
             )
+
+
+def _probe(address: str | None) -> None:
+    """Refuse HOST:PORT where nothing listens at once; Ray itself tries for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=PROBE_S).close()
+    except OSError as error:
+        raise _nobody(address, error) from error
+
+
+def _nobody(address: str | None, error: Exception) -> VssError:
+    where = f"at {address}" if address else "on this machine"
+    first = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return VssError(
+        f"no Ray cluster answers {where} ({first}); start one with `ray start --head`, or leave --address off."
+    )
 
 
 def _perform(task: str) -> str:
