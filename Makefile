@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 NATIVE := setup.py $(wildcard csrc/kernels/* csrc/torch/*)
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: venv demo test lint format bench clean
+.PHONY: venv demo test server-test lint format bench clean
 
 venv: $(VENV)/.native
 
@@ -30,6 +30,11 @@ demo: venv
 
 test: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations 15
+
+# On a real Triton server (CPU), in an environment of its own that is kept in the user's cache.
+server-test: venv
+	$(BIN)/vss serve --get-server
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ship -m server
 
 lint: venv
 	$(BIN)/ruff check .

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vss.console import Root, out, show_table
+from vss.console import ReportFile, Root, out, show_table, write_figures
 
 ship_app = typer.Typer()
 Bundle = Annotated[Path, typer.Argument(help="a bundle: folder, or .tar.gz")]
@@ -70,3 +70,70 @@ def rebuild(
     manifest = make(bundle, max_drop=max_drop)
     note = manifest.rebuilds[-1]
     out.print(f"{manifest.engine.file} {manifest.engine.device or ''}; samples: {note['samples']['metrics']}")
+
+
+@ship_app.command()
+def serve(
+    bundles: Annotated[list[Path] | None, typer.Argument(help="folders of bundles")] = None,
+    get_server: Annotated[bool, typer.Option("--get-server", help="install a Triton server for the CPU first")] = False,
+    http_port: Annotated[int, typer.Option()] = 8000,
+    grpc_port: Annotated[int, typer.Option()] = 8001,
+    metrics_port: Annotated[int | None, typer.Option(help="off unless given")] = None,
+    log: Annotated[Path, typer.Option(help="takes everything the server says")] = Path("triton.log"),
+    once: Annotated[bool, typer.Option("--once", help="stop after the answers were checked")] = False,
+) -> None:
+    """Start a Triton server over bundles, wait until it is ready, check its answers, go on until interrupted."""
+    import signal
+
+    from vss.errors import VssError
+    from vss.ship import server_env
+    from vss.ship.serve import serve as start
+    from vss.ship.server import Ports
+
+    if get_server:
+        out.print(f"server: {server_env.make()}")
+    if not bundles:
+        if get_server:
+            return
+        raise VssError("give one or more bundles to serve.")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped `vss serve` takes its server along
+    with start(bundles, ports=Ports(http_port, grpc_port, metrics_port), log=log) as (server, distances):
+        for name, distance in distances.items():
+            out.print(f"{name}: answers {distance:.2g} of the tolerance away from the shipped ones")
+        out.print(f"ready: http 127.0.0.1:{http_port}, grpc 127.0.0.1:{grpc_port}; log {log}; Ctrl-C stops it")
+        out.file.flush()
+        if not once and server.process.wait():
+            raise VssError(f"the server ended with {server.process.returncode}: {server.complaint()} (log: {log})")
+
+
+@ship_app.command()
+def load(
+    bundle: Annotated[Path, typer.Argument(help="folder of a bundle that is being served")],
+    address: Annotated[str, typer.Option(help="HOST:PORT of gRPC")] = "127.0.0.1:8001",
+    rate: Annotated[float | None, typer.Option(help="requests a second; without it as fast as it answers")] = None,
+    concurrency: Annotated[int, typer.Option(help="requests under way at once")] = 8,
+    seconds: Annotated[float, typer.Option()] = 10.0,
+    perf_analyzer: Annotated[bool, typer.Option("--perf-analyzer", help="also ask NVIDIA's tool")] = False,
+    report: ReportFile = None,
+) -> None:
+    """Send the bundle's samples to a server; latency, throughput, errors, and the batches that the server formed."""
+    from vss.errors import GateFailed
+    from vss.ship import load as tools
+    from vss.ship.manifest import read
+    from vss.ship.serve import load_bundle
+
+    figures = load_bundle(bundle, address, seconds=seconds, concurrency=concurrency, rate=rate)
+    if perf_analyzer:
+        name = read(bundle).name
+        figures["perf_analyzer"] = tools.perf_analyzer(
+            address, name, seconds=seconds, concurrency=concurrency, rate=rate
+        )
+    heads = {
+        "model": "model", "latency_ms_p50": "p50 ms", "latency_ms_p90": "p90 ms", "latency_ms_p99": "p99 ms",
+        "throughput_rps": "requests/s", "mean_batch": "mean batch", "engine_share": "engine share",
+    }  # fmt: skip
+    show_table([figures], heads)
+    out.print(f"batches formed: {figures['batches']}; errors: {sum(figures['errors'].values())}")
+    write_figures(report, "vss.load", figures)
+    if figures["errors"]:
+        raise GateFailed(f"{sum(figures['errors'].values())} requests failed: {next(iter(figures['errors']))}")

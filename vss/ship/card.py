@@ -69,7 +69,7 @@ def _serving(manifest: Manifest) -> str:
 {variants}
 
 ```
-tritonserver --model-repository=$PWD/triton/{next(iter(manifest.triton))}
+cp -r triton/{next(iter(manifest.triton))} ../models && tritonserver --model-repository=$PWD/../models
 ```
 
 or `vss serve .`, which finds a server, checks an answer and says when it is ready; `vss load .` measures it.
@@ -80,7 +80,8 @@ or `vss serve .`, which finds a server, checks an answer and says when it is rea
 - N: 1 to {manifest.serving["max_batch"]}
 
 The python variant needs numpy and onnxruntime in the Python of the server; where they live elsewhere, set
-VSS_SITE_PACKAGES to that folder, and PYTHONDONTWRITEBYTECODE=1 where the bundle is to stay as it is.
+VSS_SITE_PACKAGES to that folder. Serve a copy of it: Python writes a cache beside model.py, and this bundle stays as
+it was shipped.
 
 ## Another GPU
 

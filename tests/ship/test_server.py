@@ -1,0 +1,236 @@
+"""A real Triton server over shipped bundles: equal answers, batching, refusals, restart; a TensorRT repository."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from vss.cli import app
+from vss.deploy import Binding
+from vss.errors import VssError
+from vss.ship import read, server_env, verify
+from vss.ship.check import open_engine
+from vss.ship.client import PROTOCOLS, Client, difference
+from vss.ship.manifest import Manifest
+from vss.ship.serve import check_answers, load_bundle
+from vss.ship.server import HOST, Ports, Server, deploy, find, free_ports, refuse_taken, running
+from vss.ship.standalone import prepare, readable
+from vss.ship.triton import CONFIG, Serving, parse, write_repository
+
+
+@pytest.fixture(scope="module")
+def installed() -> None:
+    try:
+        find()
+    except VssError as error:
+        pytest.skip(f"needs a server: {error}")
+
+
+@pytest.fixture(scope="module")
+def served(
+    installed: None,
+    seg_bundle: Path,
+    logits_bundle: Path,
+    defect_bundle: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[SimpleNamespace]:
+    bundles = [seg_bundle, logits_bundle, defect_bundle]
+    folder = tmp_path_factory.mktemp("server")
+    places = [deploy(bundle, read(bundle), find(), folder) for bundle in bundles]
+    with running(places, log=folder / "log") as server:
+        server.wait_ready()
+        yield SimpleNamespace(server=server, bundles=bundles)
+
+
+def client_of(server: Server, protocol: str = "grpc") -> Client:
+    return Client(protocol, f"{HOST}:{getattr(server.ports, protocol)}")
+
+
+def noise(manifest: Manifest, count: int) -> np.ndarray:
+    return np.random.default_rng(count).integers(0, 256, (count, *manifest.image.size, 3), dtype=np.uint8)
+
+
+def local(bundle: Path, images: np.ndarray) -> dict[str, np.ndarray]:
+    """The bundle's engine in this process, by another way into it than the server's."""
+    manifest = read(bundle)
+    session, facts = open_engine(bundle, manifest), manifest.image.model_dump()
+    nhwc = manifest.inputs["image"].dtype == "uint8"
+    found = readable(session.run({"image": np.stack([prepare(Image.fromarray(x), facts, nhwc) for x in images])}))
+    session.close()
+    return {name: found[name] for name in manifest.served()[1]}
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("which", [0, 1, 2], ids=["labels", "ensemble", "defect"])
+def test_answers_equal_local_inference(served: SimpleNamespace, protocol: str, which: int) -> None:
+    bundle = served.bundles[which]
+    manifest, client = read(bundle), client_of(served.server, protocol)
+    for count in (1, 3):
+        images = noise(manifest, count)
+        want = local(bundle, images)
+        got = client.infer(manifest.name, {"image": images}, list(want))
+        for name, value in want.items():
+            assert got[name].shape == value.shape and got[name].dtype == value.dtype
+            if np.issubdtype(value.dtype, np.integer):
+                assert np.array_equal(got[name], value) and len(np.unique(value)) > 1
+            else:
+                np.testing.assert_allclose(got[name], value, rtol=1e-5, atol=1e-5)
+    assert check_answers(bundle, manifest, client) <= 1
+    client.close()
+
+
+@pytest.mark.server
+def test_the_server_forms_batches(served: SimpleNamespace) -> None:
+    manifest, client = read(served.bundles[0]), client_of(served.server)
+    images = noise(manifest, 8)
+    want = local(served.bundles[0], images)["labels"]
+    before = client.statistics(manifest.name)
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(
+            pool.map(lambda i: client.infer(manifest.name, {"image": images[i % 8][None]}, ["labels"]), range(64))
+        )
+    assert all(np.array_equal(answer["labels"][0], want[i % 8]) for i, answer in enumerate(answers))
+    found = difference(client.statistics(manifest.name), before)
+    assert found["requests"] == 64 > found["executions"]
+    assert sum(size * count for size, count in found["batches"].items()) == 64 and max(found["batches"]) > 1
+    client.close()
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_wrong_requests_are_refused_and_the_server_goes_on(served: SimpleNamespace, protocol: str) -> None:
+    bundle = served.bundles[0]
+    manifest, client = read(bundle), client_of(served.server, protocol)
+    good = noise(manifest, 1)
+    cases: list[tuple[str, np.ndarray, str]] = [
+        (manifest.name, good[:, :-1], "unexpected shape for input 'image'"),
+        (manifest.name, good.astype(np.float32), "data-type is 'FP32', but model 'street' expects 'UINT8'"),
+        (manifest.name, noise(manifest, 9), "batch-size must be <= 8"),
+        ("nothing", good, "unknown model"),
+    ]
+    for model, images, words in cases:
+        with pytest.raises(VssError, match=words):
+            client.infer(model, {"image": images}, ["labels"])
+    assert served.server.process.poll() is None
+    assert np.array_equal(
+        client.infer(manifest.name, {"image": good}, ["labels"])["labels"], local(bundle, good)["labels"]
+    )
+    client.close()
+
+
+@pytest.mark.server
+def test_load_counts_every_request(served: SimpleNamespace) -> None:
+    address = f"{HOST}:{served.server.ports.grpc}"
+    found = load_bundle(served.bundles[0], address, seconds=1.0, concurrency=4, rate=40)
+    assert found["answered"] == 40 and found["errors"] == {}
+    assert sum(size * count for size, count in found["batches"].items()) == 40
+    assert 0 < found["latency_ms_p50"] <= found["latency_ms_p90"] <= found["latency_ms_p99"]
+    assert 0 < found["engine_share"] < 1 <= found["mean_batch"]
+    ensemble = load_bundle(served.bundles[1], address, seconds=0.5, concurrency=2)
+    assert ensemble["answered"] == sum(size * count for size, count in ensemble["batches"].items()) > 0
+
+
+@pytest.mark.server
+def test_kill_9_and_restart(served: SimpleNamespace, seg_bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(seg_bundle, tmp_path / "bundle"))
+    manifest, ports = read(copy), free_ports()
+    place = deploy(copy, manifest, find(), tmp_path / "models")
+    server = Server(find(), [place], ports, tmp_path / "log")
+    server.wait_ready()
+    os.kill(server.process.pid, signal.SIGKILL)
+    server.stop(kill=True)
+    assert server.process.returncode == -signal.SIGKILL
+    verify(copy)
+    with running([place], log=tmp_path / "log", ports=ports) as again:
+        again.wait_ready()
+        client = client_of(again)
+        assert check_answers(copy, manifest, client) == 0
+        client.close()
+    verify(copy)
+
+
+@pytest.mark.server
+def test_the_only_complaint_about_the_tensorrt_repository_is_the_missing_backend(
+    installed: None, tmp_path: Path
+) -> None:
+    plan = tmp_path / "plan"
+    plan.write_bytes(b"stands for a plan, which the server never gets to read")
+    inputs, outputs = {"image": Binding((None, 32, 48, 3), "uint8")}, {"labels": Binding((None, 32, 48), "int32")}
+    for name in ("right", "wrong"):
+        write_repository(tmp_path / "models", "tensorrt", Serving(name, inputs, outputs, labels=["a", "b"]), plan)
+    config = parse(tmp_path / "models/wrong" / CONFIG)
+    config.dynamic_batching.preferred_batch_size.append(99)
+    (tmp_path / "models/wrong" / CONFIG).write_text(str(config))
+    with running([tmp_path / "models"], log=tmp_path / "log", strict=False) as server:
+        server.wait_live()
+        rows = {row["name"]: row for row in server.index()}
+        log = (tmp_path / "log").read_text()
+    assert rows["right"]["state"] == "UNAVAILABLE"
+    assert "unable to find backend library for backend 'tensorrt'" in rows["right"]["reason"]
+    assert "dynamic batching preferred size must be <= max batch size for wrong" in log
+    complaints = [line for line in log.splitlines() if "right" in line and line.startswith("E")]
+    assert complaints and all("backend 'tensorrt'" in line for line in complaints)
+
+
+@pytest.mark.server
+def test_serve_says_when_it_is_ready(installed: None, defect_bundle: Path, tmp_path: Path) -> None:
+    ports = free_ports()
+    command = ["serve", str(defect_bundle), "--once", "--log", str(tmp_path / "log")]
+    done = CliRunner().invoke(app, [*command, "--http-port", str(ports.http), "--grpc-port", str(ports.grpc)])
+    assert done.exit_code == 0, done.output
+    assert f"ready: http 127.0.0.1:{ports.http}" in done.output and "defects: answers 0" in done.output
+
+
+def test_a_port_in_use_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(VssError, match=rf"port {port} \(grpc\) cannot be used .* give --grpc-port"):
+            refuse_taken(Ports(free_ports().http, port))
+
+
+def test_a_missing_server_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VSS_TRITON", str(tmp_path))
+    with pytest.raises(VssError, match=r"no Triton server here: run `vss serve --get-server`"):
+        find()
+
+
+def test_a_server_on_the_path_is_found_with_its_backends(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seg_bundle: Path
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "backends/onnxruntime").mkdir(parents=True)
+    (tmp_path / "bin/tritonserver").write_text("#!/bin/sh\nexit 3\n")
+    (tmp_path / "bin/tritonserver").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.delenv("VSS_TRITON", raising=False)
+    found = find()
+    manifest = read(seg_bundle)
+    assert found.binary == tmp_path / "bin/tritonserver" and found.variant(manifest) == "onnxruntime"
+    only: Any = manifest.model_copy(update={"triton": {"tensorrt": "triton/tensorrt"}})
+    with pytest.raises(VssError, match="has no backend for street"):
+        found.variant(only)
+    server = Server(found, [tmp_path], free_ports(), tmp_path / "log")
+    with pytest.raises(VssError, match="the server ended with 3"):
+        server.wait_ready(5)
+    server.stop()
+
+
+def test_the_environment_is_named_by_its_versions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("VSS_TRITON", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert server_env.home().parent == tmp_path / "vss" and server_env.home().name.startswith("nvidia-pytriton-0.7.0")

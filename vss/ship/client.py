@@ -1,0 +1,89 @@
+"""Requests to a Triton server, by HTTP or gRPC, with one face; and what the server's statistics say of its batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vss.deploy.session import need
+from vss.errors import VssError
+
+PROTOCOLS = ("grpc", "http")
+TRITON_TYPES = {"uint8": "UINT8", "int32": "INT32", "float32": "FP32", "float16": "FP16", "int64": "INT64"}
+
+
+class Client:
+    """One connection. A gRPC client may be shared by threads, an HTTP client may not.
+
+    Args:
+        protocol: "grpc" or "http".
+        address: HOST:PORT of that protocol.
+        timeout: of one request, seconds.
+    """
+
+    def __init__(self, protocol: str, address: str, *, timeout: float = 60.0) -> None:
+        if protocol not in PROTOCOLS:
+            raise VssError(f"protocol is {protocol!r}; expected grpc or http.")
+        self.lib: Any = need(f"tritonclient.{protocol}", "talking to a server")
+        self.protocol, self.timeout = protocol, timeout
+        extra = {"network_timeout": timeout, "connection_timeout": timeout} if protocol == "http" else {}
+        self.client = self.lib.InferenceServerClient(address, **extra)
+
+    def infer(self, model: str, inputs: Mapping[str, np.ndarray], outputs: list[str]) -> dict[str, np.ndarray]:
+        """One request. Raises `VssError` with the server's own words for everything that it refuses."""
+        from tritonclient.utils import InferenceServerException
+
+        fields = []
+        for name, value in inputs.items():
+            dtype = TRITON_TYPES.get(value.dtype.name, value.dtype.name.upper())
+            fields.append(self.lib.InferInput(name, list(value.shape), dtype))
+        extra = {"client_timeout": self.timeout} if self.protocol == "grpc" else {}
+        try:
+            for field, value in zip(fields, inputs.values(), strict=True):
+                field.set_data_from_numpy(value)
+            wanted = [self.lib.InferRequestedOutput(name) for name in outputs]
+            answer = self.client.infer(model, fields, outputs=wanted, **extra)
+        except (InferenceServerException, OSError) as error:
+            raise VssError(f"the server refused the request to {model}: {error}") from error
+        return {name: answer.as_numpy(name) for name in outputs}
+
+    def statistics(self, model: str) -> dict[str, Any]:
+        """Counters of one model since it was loaded: requests, executions, batches {size: executions}, ns by stage."""
+        extra = {"as_json": True} if self.protocol == "grpc" else {}
+        row = self.client.get_inference_statistics(model, **extra)["model_stats"][0]
+        stats = row.get("inference_stats", {})
+        stages = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+        return {
+            "requests": int(row.get("inference_count", 0)),
+            "executions": int(row.get("execution_count", 0)),
+            "batches": {
+                int(each["batch_size"]): int(each["compute_infer"].get("count", 0))
+                for each in row.get("batch_stats", [])
+            },
+            "ns": {name: int(stats.get(name, {}).get("ns", 0)) for name in stages},
+            "count": {name: int(stats.get(name, {}).get("count", 0)) for name in stages},
+        }
+
+    def models(self) -> list[str]:
+        """Names of the models in the server's repositories."""
+        index = self.client.get_model_repository_index()
+        rows = index if self.protocol == "http" else index.models
+        return [row["name"] if self.protocol == "http" else row.name for row in rows]
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.client.close()
+
+
+def difference(after: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """What happened between two `Client.statistics`; batch sizes that did not occur are left out."""
+    batches = {size: count - before["batches"].get(size, 0) for size, count in after["batches"].items()}
+    return {
+        "requests": after["requests"] - before["requests"],
+        "executions": after["executions"] - before["executions"],
+        "batches": {size: count for size, count in sorted(batches.items()) if count},
+        "ns": {name: value - before["ns"][name] for name, value in after["ns"].items()},
+        "count": {name: value - before["count"][name] for name, value in after["count"].items()},
+    }
