@@ -40,12 +40,12 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(filter %.h %.cpp %.cu %.cuh,$(wildcard csrc/*/*))
+	$(BIN)/clang-format --dry-run --Werror $(filter %.h %.cpp %.cu %.cuh,$(wildcard csrc/*/* plugins_trt/* plugins_trt/*/*))
 
 format: venv
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(filter %.h %.cpp %.cu %.cuh,$(wildcard csrc/*/*))
+	$(BIN)/clang-format -i $(filter %.h %.cpp %.cu %.cuh,$(wildcard csrc/*/* plugins_trt/* plugins_trt/*/*))
 
 bench: venv
 	$(BIN)/python benchmarks/bench_ops.py --write

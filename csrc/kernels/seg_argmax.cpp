@@ -146,7 +146,12 @@ void block(const SegArgmaxParams& p, int64_t n, int64_t first_row, int64_t first
         const auto argmax = pair.upper.finite && lower.finite ? argmax_finite : argmax_special;
         uint8_t labels[kColumns];
         argmax(pair.upper.values, lower.values, tap.w0, tap.w1, static_cast<int>(p.classes), labels);
-        std::memcpy(p.labels + (n * p.out_h + y) * p.out_w + first_column, labels, columns);
+        const int64_t at = (n * p.out_h + y) * p.out_w + first_column;
+        if (p.wide_labels != nullptr) {
+            std::copy_n(labels, columns, p.wide_labels + at);
+        } else {
+            std::memcpy(p.labels + at, labels, columns);
+        }
     }
 }
 

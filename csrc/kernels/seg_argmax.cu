@@ -37,8 +37,15 @@ struct Tile {
     }
 
     __device__ __forceinline__ void store(const SegArgmaxParams& p, const Best (&best)[kPixels]) const {
-        const int64_t x = at.first + threadIdx.x * kPixels;
-        uint8_t* out = p.labels + (at.n * p.out_h + at.y) * p.out_w + x;
+        const int64_t x = at.first + threadIdx.x * kPixels, place = (at.n * p.out_h + at.y) * p.out_w + x;
+        if (p.wide_labels != nullptr) {
+#pragma unroll
+            for (int j = 0; j < kPixels; ++j) {
+                if (x + j < p.out_w) p.wide_labels[place + j] = best[j].index;
+            }
+            return;
+        }
+        uint8_t* out = p.labels + place;
         if (p.out_w % kPixels == 0 && x < p.out_w) {
             *reinterpret_cast<uchar4*>(out) = make_uchar4(best[0].index, best[1].index, best[2].index, best[3].index);
             return;

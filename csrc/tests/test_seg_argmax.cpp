@@ -102,6 +102,11 @@ void run(const Shape& s) {
     p.workspace = workspace.data();
     check(seg_argmax_cpu(p) == Status::ok, "status");
     check_labels(s, x, labels, "CPU label");
+    std::vector<int32_t> wide(labels.size(), -1);
+    p.wide_labels = wide.data();
+    check(seg_argmax_cpu(p) == Status::ok, "CPU status, int32 labels");
+    check(std::equal(labels.begin(), labels.end(), wide.begin()), "int32 labels are the same");
+    p.wide_labels = nullptr;
     std::vector<int> hits(labels.size(), 0);
     emulate_cuda(p, x.data(), hits);
     check_labels(s, x, labels, "emulated CUDA label");

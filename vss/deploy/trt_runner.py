@@ -185,11 +185,9 @@ class Memory(Protocol):
     def download(self, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         """Copy a buffer to the host, on the stream; valid after `synchronise`."""
 
-    def synchronise(self) -> None:
-        """Wait for the stream."""
+    def synchronise(self) -> None: ...
 
-    def close(self) -> None:
-        """Free everything."""
+    def close(self) -> None: ...
 
 
 class PycudaMemory:
@@ -209,30 +207,25 @@ class PycudaMemory:
         self._host: dict[str, np.ndarray] = {}
 
     def reserve(self, name: str, size: int) -> int:
-        """See `Memory`."""
         if name not in self._host or self._host[name].nbytes < size:
             self._device[name] = self._drv.mem_alloc(max(size, 1))
             self._host[name] = self._drv.pagelocked_empty(max(size, 1), np.uint8)
         return int(self._device[name])
 
     def upload(self, name: str, values: Any) -> None:
-        """See `Memory`."""
         host = self._host[name][: values.nbytes]
         host[:] = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
         self._drv.memcpy_htod_async(self._device[name], host, self._stream)
 
     def download(self, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        """See `Memory`."""
         host = self._host[name][: math.prod(shape) * np.dtype(dtype).itemsize]
         self._drv.memcpy_dtoh_async(host, self._device[name], self._stream)
         return host.view(dtype).reshape(shape)
 
     def synchronise(self) -> None:
-        """See `Memory`."""
         self._stream.synchronize()
 
     def close(self) -> None:
-        """See `Memory`."""
         self._device.clear()
         self._host.clear()
         self._context.pop()
@@ -394,5 +387,16 @@ def load_plugins(trt: Any, libraries: Sequence[Path | str]) -> None:
     for library in libraries:
         if not Path(library).is_file():
             raise EngineError(f"{library} does not exist; expected a library with TensorRT plugins.")
+        _check_major(trt, Path(library))
         if trt.get_plugin_registry().load_library(str(library)) is None:
             raise EngineError(f"{library} holds no plugins for TensorRT {trt.__version__}; build it for that version.")
+
+
+def _check_major(trt: Any, library: Path) -> None:
+    """Interfaces differ between 10 and 11; a library of ours says what it was built for."""
+    try:
+        built_for = ctypes.CDLL(str(library)).vssTensorRTMajor
+    except (OSError, AttributeError):
+        return
+    if built_for() != int(trt.__version__.split(".")[0]):
+        raise EngineError(f"{library} is built for TensorRT {built_for()}, this is {trt.__version__}; build it again.")

@@ -1,0 +1,123 @@
+// VssMaxPool: x (N, C, H, W) -> maxima (N, C, H/k, W/k) and their places, int32 y * W + x within a map.
+// VssMaxUnpool: values and places (N, C, h, w) -> (N, C, 2 h + extra_h, 2 w + extra_w), zero elsewhere; the extra row
+// or column is the one that filled no window of an odd map.
+#include "max_pool.h"
+
+#include "plugin.h"
+
+namespace vss::trt {
+namespace {
+
+using nvinfer1::DimensionOperation;
+
+constexpr int64_t kInt32Max = 2147483647;
+
+MaxPoolParams params(const nvinfer1::Dims& large, const nvinfer1::Dims& small, const nvinfer1::Dims& input) {
+    MaxPoolParams p{};
+    p.batch = large.d[0], p.channels = large.d[1], p.height = large.d[2], p.width = large.d[3];
+    p.pooled_h = small.d[2], p.pooled_w = small.d[3];
+    p.stride[3] = 1, p.stride[2] = input.d[3];
+    p.stride[1] = input.d[2] * input.d[3], p.stride[0] = input.d[1] * p.stride[1];
+    p.threads = 1;
+    return p;
+}
+
+void check_maps(const nvinfer1::Dims& large, const nvinfer1::Dims& small, int64_t kernel) {
+    expect(large.nbDims == 4 && small.nbDims == 4 && large.d[0] == small.d[0] && large.d[1] == small.d[1] &&
+               large.d[2] / kernel == small.d[2] && large.d[3] / kernel == small.d[3],
+           "maps " + text(large) + " and " + text(small) + " do not belong together");
+    expect(large.d[2] * large.d[3] <= kInt32Max, "maps " + text(large) + " are over the int32 range of their places");
+}
+
+struct MaxPool {
+    static constexpr const char* kName = "VssMaxPool";
+    static constexpr std::array<Field, 1> kFields{{{"kernel", 2, 1, 1024}}};
+    static constexpr int32_t kMinInputs = 1, kInputs = 1, kOutputs = 2;
+    static constexpr size_t kWorkspace = 0;
+    std::array<int32_t, 1> values{};
+
+    static DataType type(int32_t output, DataType first) { return output == 0 ? first : DataType::kINT32; }
+    static bool accepts(int32_t, DataType type, DataType) { return is_float(type); }
+
+    void shapes(const DimsExprs* in, int32_t, DimsExprs* out, nvinfer1::IExprBuilder& builder) const {
+        const auto* kernel = builder.constant(values[0]);
+        out[0] = in[0];
+        for (int32_t axis = 2; axis < 4; ++axis) {
+            out[0].d[axis] = builder.operation(DimensionOperation::kFLOOR_DIV, *in[0].d[axis], *kernel);
+        }
+        out[1] = out[0];
+    }
+
+    void check(const Tensors& t) const { check_maps(t.in[0].dims, t.out[0].dims, values[0]); }
+
+    void run(const Tensors& t, const void* const* in, void* const* out, void*, cudaStream_t stream) const {
+        MaxPoolParams p = params(t.in[0].dims, t.out[0].dims, t.in[0].dims);
+        p.dtype = kernel_type(t.in[0].type);
+        p.input = in[0], p.output = out[0], p.indices = static_cast<int32_t*>(out[1]);
+        p.kernel = values[0];
+#if defined(VSS_WITH_CUDA)
+        expect_ok(max_pool_cuda(p, stream));
+#else
+        static_cast<void>(stream);
+        expect_ok(max_pool_cpu(p));
+#endif
+    }
+};
+
+struct MaxUnpool {
+    static constexpr const char* kName = "VssMaxUnpool";
+    static constexpr std::array<Field, 2> kFields{{{"extra_h", 0, 0, 1}, {"extra_w", 0, 0, 1}}};
+    static constexpr int32_t kMinInputs = 2, kInputs = 2, kOutputs = 1;
+    static constexpr size_t kWorkspace = sizeof(int32_t);  // where the kernel notes a place outside of its map
+    std::array<int32_t, 2> values{};
+
+    static DataType type(int32_t, DataType first) { return first; }
+    static bool accepts(int32_t at, DataType type, DataType) {
+        return at == 0 ? is_float(type) : type == DataType::kINT32;
+    }
+
+    void shapes(const DimsExprs* in, int32_t, DimsExprs* out, nvinfer1::IExprBuilder& builder) const {
+        const auto* two = builder.constant(2);
+        out[0] = in[0];
+        for (int32_t axis = 2; axis < 4; ++axis) {
+            const auto* even = builder.operation(DimensionOperation::kPROD, *in[0].d[axis], *two);
+            const auto* extra = builder.constant(values[static_cast<size_t>(axis) - 2]);
+            out[0].d[axis] = builder.operation(DimensionOperation::kSUM, *even, *extra);
+        }
+    }
+
+    void check(const Tensors& t) const {
+        check_maps(t.out[0].dims, t.in[0].dims, 2);
+        expect(text(t.in[0].dims) == text(t.in[1].dims),
+               "values " + text(t.in[0].dims) + " and places " + text(t.in[1].dims) + " do not belong together");
+    }
+
+    void run(const Tensors& t, const void* const* in, void* const* out, void* workspace, cudaStream_t stream) const {
+        MaxPoolParams p = params(t.out[0].dims, t.in[0].dims, t.in[0].dims);
+        p.dtype = kernel_type(t.in[0].type);
+        p.input = in[0], p.output = out[0];
+        p.indices = static_cast<int32_t*>(const_cast<void*>(in[1]));  // unpooling reads them
+        p.bad_index = static_cast<int32_t*>(workspace);
+        fill_zero(workspace, kWorkspace, stream);
+        fill_zero(out[0], static_cast<size_t>(count_of(t.out[0].dims)) * (p.dtype == DType::f32 ? 4 : 2), stream);
+#if defined(VSS_WITH_CUDA)
+        expect_ok(max_unpool_cuda(p, stream));
+#else
+        expect_ok(max_unpool_cpu(p));
+#endif
+    }
+};
+
+}  // namespace
+
+nvinfer1::IPluginCreatorInterface* max_pool_creator() noexcept {
+    static Creator<MaxPool> creator;
+    return &creator;
+}
+
+nvinfer1::IPluginCreatorInterface* max_unpool_creator() noexcept {
+    static Creator<MaxUnpool> creator;
+    return &creator;
+}
+
+}  // namespace vss::trt
