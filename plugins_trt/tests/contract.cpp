@@ -12,61 +12,12 @@
 #include <vector>
 
 #include "check.h"
+#include "host.h"
 
 namespace {
 
 using namespace nvinfer1;
-using vss::test::check;
-
-std::string last_message;
-
-struct Logger final : ILogger {
-    void log(Severity severity, const char* message) noexcept override {
-        check(severity == Severity::kERROR, "messages are errors");
-        last_message = message;
-    }
-} logger;
-
-struct Finder final : ILoggerFinder {
-    ILogger* findLogger() noexcept override { return &logger; }
-} finder;
-
-// An expression is its value here; -1 stands for nothing.
-struct Number final : IDimensionExpr, apiv::VDimensionExpr {
-    explicit Number(int64_t v) : value(v) { mImpl = this; }
-    ~Number() noexcept override = default;
-    bool isConstant() const override { return true; }
-    int64_t getConstantValue() const override { return value; }
-    bool isSizeTensor() const override { return false; }
-    int64_t value;
-};
-
-struct Builder final : IExprBuilder, apiv::VExprBuilder {
-    Builder() { mImpl = this; }
-    ~Builder() noexcept override = default;
-
-    const IDimensionExpr* constant(int64_t value) override {
-        kept.push_back(std::make_unique<Number>(value));
-        return kept.back().get();
-    }
-    const IDimensionExpr* operation(DimensionOperation op, const IDimensionExpr& a, const IDimensionExpr& b) override {
-        const int64_t x = a.getConstantValue(), y = b.getConstantValue();
-        switch (op) {
-            case DimensionOperation::kSUM:
-                return constant(x + y);
-            case DimensionOperation::kPROD:
-                return constant(x * y);
-            case DimensionOperation::kFLOOR_DIV:
-                return constant(x / y);
-            default:
-                return constant(-1);
-        }
-    }
-    const IDimensionExpr* declareSizeTensor(int32_t, const IDimensionExpr&, const IDimensionExpr&) override {
-        return nullptr;
-    }
-    std::vector<std::unique_ptr<Number>> kept;
-};
+using namespace vss::test;
 
 using Creators = std::vector<IPluginCreatorV3One*>;
 using Sides = std::vector<int64_t>;

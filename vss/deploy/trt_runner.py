@@ -99,11 +99,9 @@ class Driver:
         return int(executable.value or 0)
 
     def launch(self, executable: int, stream: int) -> None:
-        """Put a recorded graph on a stream."""
         self._call("cuGraphLaunch", ctypes.c_void_p(executable), ctypes.c_void_p(stream))
 
     def destroy(self, executable: int) -> None:
-        """Free a recorded graph."""
         self._call("cuGraphExecDestroy", ctypes.c_void_p(executable))
 
 
@@ -364,7 +362,6 @@ class Engine:
         self._graphs.clear()
 
     def layers(self) -> dict[str, Any]:
-        """What the engine inspector says, as data."""
         return inspect_layers(load_tensorrt(), self._engine)
 
     def close(self) -> None:
