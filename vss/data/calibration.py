@@ -1,0 +1,163 @@
+"""Which training images ranges are measured on: few, seeded, and every class among them, rare ones and defects too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vss.data.images import thread_map
+from vss.data.segdata import Pair, SegData
+from vss.data.transforms import Preprocess
+from vss.errors import VssError, unknown
+from vss.files import sha256_file, sha256_json
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationSet:
+    """Images of one split, chosen once, the same in every run.
+
+    `pairs`: sorted by id. `files`: id -> hash of the image file. `images_per_class`: (K,) int64, how many of them show
+    each class. `seed`: of the choice.
+    """
+
+    data: SegData
+    split: str
+    pairs: tuple[Pair, ...]
+    files: dict[str, str]
+    images_per_class: np.ndarray
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def sha256(self) -> str:
+        """Hex SHA-256 over ids and contents of the images."""
+        return sha256_json(sorted(self.files.items()))
+
+    def manifest(self) -> dict[str, Any]:
+        """What is written beside everything that was calibrated: the list, its hash and how it was chosen."""
+        return {
+            "dataset": self.data.name,
+            "split": self.split,
+            "images": len(self),
+            "seed": self.seed,
+            "sha256": self.sha256(),
+            "images_per_class": dict(zip(self.data.class_names, self.images_per_class.tolist(), strict=True)),
+            "files": self.files,
+        }
+
+    def batches(self, preprocess: Preprocess, size: int = 1) -> Iterator[torch.Tensor]:
+        """(n, 3, H, W) uint8 RGB, n at most `size`, in the order of `pairs`; nothing is kept."""
+        for start in range(0, len(self.pairs), size):
+            images = [preprocess.image(self.data.read(pair)[0]) for pair in self.pairs[start : start + size]]
+            yield torch.stack(images)
+
+
+def choose_calibration(
+    data: SegData,
+    *,
+    count: int = 64,
+    seed: int = 0,
+    split: str = "train",
+    ids: Sequence[str] | None = None,
+) -> CalibrationSet:
+    """Choose images of the training split so that every class that occurs there is shown.
+
+    Every class is owed count / (2 K) images, rounded up, or all it has; the rarest class is served first, and an image
+    counts for every class it shows. The rest are drawn evenly. All draws are seeded.
+
+    Args:
+        count: how many images; all of a smaller split are taken.
+        split: "train"; the others are refused.
+        ids: take exactly these instead.
+
+    Raises:
+        VssError: another split, an id of another split or of none, an image that is also a test image, too few images
+            to show every class, an empty set or one that shows a single class.
+    """
+    if split != "train":
+        data.pairs(split)
+        raise VssError(
+            f"calibration was asked for on the {split} split; ranges come from training images alone, since every "
+            "other split is there to judge the result: leave --split off."
+        )
+    pairs = data.pairs(split) if ids is None else _listed(data, ids)
+    if not pairs or count < 1:
+        raise VssError(f"the calibration set of {data.root} is empty; give at least one training image.")
+    present = _presence(data, pairs)
+    picked = list(range(len(pairs))) if ids is not None else _stratified(present, count, seed, data.class_names)
+    chosen = tuple(pairs[index] for index in picked)
+    shown = present[picked].sum(0)
+    if (shown > 0).sum() < 2:
+        names = [name for name, images in zip(data.class_names, shown, strict=True) if images] or ["no class at all"]
+        raise VssError(
+            f"the {len(chosen)} calibration images show {names[0]} alone; ranges would fit that class and cut off the "
+            "others: give images of at least two classes."
+        )
+    files = dict(zip((p.id for p in chosen), thread_map(lambda p: sha256_file(p.image), chosen, None), strict=True))
+    _refuse_test_images(data, chosen, files)
+    return CalibrationSet(data, split, chosen, files, shown, seed)
+
+
+def _listed(data: SegData, ids: Sequence[str]) -> list[Pair]:
+    """Training pairs by id; an id of the test split is refused as such."""
+    known = {pair.id: pair for pair in data.pairs("train")}
+    for other, pairs in data.splits.items():
+        foreign = {pair.id for pair in pairs}
+        if other != "train" and (caught := [key for key in ids if key not in known and key in foreign]):
+            raise VssError(
+                f"calibration image {caught[0]!r} belongs to the {other} split; ranges come from training images alone."
+            )
+    for key in ids:
+        if key not in known:
+            raise unknown(f"training image of {data.root}", key, list(known)[:5])
+    return [known[key] for key in sorted(set(ids))]
+
+
+def _presence(data: SegData, pairs: Sequence[Pair]) -> np.ndarray:
+    """(n, K) bool: which classes each image shows."""
+
+    def shows(pair: Pair) -> np.ndarray:
+        return np.bincount(data.read_mask(pair.mask).ravel(), minlength=256)[: data.num_classes] > 0
+
+    return np.stack(list(thread_map(shows, pairs, None)))
+
+
+def _stratified(present: np.ndarray, count: int, seed: int, names: Sequence[str]) -> list[int]:
+    """Indices of `count` rows of (n, K) `present`, in order."""
+    total, classes = present.shape
+    if count >= total:
+        return list(range(total))
+    order = np.random.default_rng(seed).permutation(total)
+    images = present.sum(0)
+    owed = np.minimum(images, -(-count // (2 * classes)))
+    taken: list[int] = []
+    for label in np.argsort(images, kind="stable"):
+        candidates = [index for index in order if present[index, label] and index not in taken]
+        missing = int(owed[label] - present[taken, label].sum()) if taken else int(owed[label])
+        taken += candidates[: max(0, missing)]
+    if len(taken) > count:
+        raise VssError(
+            f"{count} calibration images cannot show every class of {', '.join(names)}; {len(taken)} can: raise the "
+            "number of images."
+        )
+    rest = [index for index in order if index not in set(taken)]
+    return sorted(int(index) for index in taken + rest[: count - len(taken)])
+
+
+def _refuse_test_images(data: SegData, chosen: Sequence[Pair], files: dict[str, str]) -> None:
+    """A test image under another name is found by its content; only files of equal size are read."""
+    tests: dict[int, list[Path]] = {}
+    for pair in data.splits.get("test", []):
+        tests.setdefault(pair.image.stat().st_size, []).append(pair.image)
+    for pair in chosen:
+        for path in tests.get(pair.image.stat().st_size, []):
+            if sha256_file(path) == files[pair.id]:
+                raise VssError(
+                    f"calibration image {pair.image} is also the test image {path.name}; take it out of one of the two."
+                )
