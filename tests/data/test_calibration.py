@@ -78,7 +78,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
             choose_calibration(data, split=split)
     with pytest.raises(VssError, match="'test000' belongs to the test split"):
         choose_calibration(data, ids=["train000", "test000"])
-    with pytest.raises(VssError, match="unknown training image .*'train00x'"):
+    with pytest.raises(VssError, match=r"unknown training image .*'train00x'"):
         choose_calibration(data, ids=["train00x"])
     with pytest.raises(VssError, match="is empty"):
         choose_calibration(data, ids=[])
@@ -87,7 +87,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with Image.open(tmp_path / "d" / "trainannot" / "train001.png") as mask:
         other = np.where(np.asarray(mask) == 7, 8, mask).astype(np.uint8)
     Image.fromarray(other).save(tmp_path / "d" / "trainannot" / "train001.png")
-    with pytest.raises(VssError, match="1 calibration images cannot show every class .* 2 can"):
+    with pytest.raises(VssError, match=r"1 calibration images cannot show every class .* 2 can"):
         choose_calibration(data, count=1)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from vss.deploy.graph import SegGraph
 from vss.errors import VssError
 
 DRAWS = 4
+Images = Callable[[int, tuple[int, int], int], Tensor]
+"""(N, (H, W), seed) -> what a graph takes."""
 WORST: tuple[str, ...] = ("max_abs", "max_rel", "max_lead")
 
 
@@ -39,12 +42,15 @@ def parity(
     onnx: Path,
     shapes: Sequence[tuple[int, tuple[int, int]]],
     tolerance: Tolerance | None = None,
+    *,
+    images: Images | None = None,
 ) -> dict[str, Any]:
-    """Run torch and onnxruntime (CPU) on the same seeded noise.
+    """Run torch and onnxruntime (CPU) on the same seeded noise, or on given images.
 
     Args:
         graph: the wrapper that was exported.
         shapes: (N, (H, W)) per comparison.
+        images: in place of noise.
 
     Returns:
         {"shapes": [{"input", "logit_scale", "max_abs", "max_rel", "max_lead", "argmax_agreement"}...], and the worst
@@ -63,7 +69,10 @@ def parity(
     network.labels = False
     session = BACKENDS["onnxruntime"].open(onnx)
     try:
-        rows = [_agreed(network, session, batch, size, seed, tolerance) for seed, (batch, size) in enumerate(shapes)]
+        rows = [
+            _agreed(network, session, partial(images or partial(noise, nhwc=graph.nhwc), *shape), seed, tolerance)
+            for seed, shape in enumerate(shapes)
+        ]
     finally:
         session.close()
     worst: dict[str, float] = {key: max(row[key] for row in rows) for key in WORST if key in rows[0]}
@@ -72,21 +81,20 @@ def parity(
 
 
 def _agreed(
-    network: SegGraph, session: Session, batch: int, size: tuple[int, int], seed: int, tolerance: Tolerance
+    network: SegGraph, session: Session, draw: Callable[[int], Tensor], seed: int, tolerance: Tolerance
 ) -> dict[str, Any]:
     """The figures of the first image that is inside the tolerance; raises what is wrong with the last one."""
     jumps = getattr(network.model, "jumps", False)
     fault = ""
-    for draw in range(DRAWS if jumps else 1):
-        row = _compare(network, session, batch, size, seed + 1000 * draw)
+    for count in range(DRAWS if jumps else 1):
+        row = _compare(network, session, draw(seed + 1000 * count))
         fault = _fault(row, tolerance, jumps)
         if not fault:
-            return row | ({"draws": draw + 1} if jumps else {})
+            return row | ({"draws": count + 1} if jumps else {})
     raise VssError(fault)
 
 
-def _compare(network: SegGraph, session: Session, batch: int, size: tuple[int, int], seed: int) -> dict[str, Any]:
-    image = noise(batch, size, nhwc=network.nhwc, seed=seed)
+def _compare(network: SegGraph, session: Session, image: Tensor) -> dict[str, Any]:
     with torch.inference_mode():
         expected = network(image)
     if network.defect:
@@ -126,7 +134,7 @@ def _compare_heads(expected: dict[str, Tensor], session: Session, image: Tensor)
     return row
 
 
-def noise(batch: int, size: tuple[int, int], *, nhwc: bool, seed: int) -> Tensor:
+def noise(batch: int, size: tuple[int, int], seed: int, *, nhwc: bool) -> Tensor:
     """Seeded test images: uint8 (N, H, W, 3) over the full range, or float32 (N, 3, H, W) of unit variance."""
     generator = torch.Generator().manual_seed(seed)
     if nhwc:
