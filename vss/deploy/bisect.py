@@ -14,6 +14,9 @@ from vss.deploy.layers import Net, read_onnx
 from vss.deploy.ranges import tap
 from vss.errors import VssError
 
+ROUNDING = 1e-5
+"""Two float32 runs of one layer, optimised differently, are this close; a smaller error is none."""
+
 
 def first_diverging(
     reference: Path | str,
@@ -88,7 +91,7 @@ def halve(layers: Sequence[str], error_of: Callable[[str], float], limit: float 
     seen = {layers[-1]: error_of(layers[-1])}
     end = seen[layers[-1]]
     bound = limit if limit is not None else (end / 2 if math.isfinite(end) else 1.0)
-    if end <= bound:
+    if end <= max(bound, ROUNDING):
         return {"layer": None, "end": end, "limit": bound, "probes": 1, "reason": _reason(end, bound)}
     low, high = -1, len(layers) - 1
     while high - low > 1:
@@ -101,7 +104,7 @@ def halve(layers: Sequence[str], error_of: Callable[[str], float], limit: float 
 
 
 def _reason(end: float, bound: float) -> str:
-    if end == 0:
+    if end <= ROUNDING:
         return "every layer gives the same; what differs is behind the last one"
     return f"the last layer is off by {end:.3g}, inside the limit of {bound:.3g}"
 

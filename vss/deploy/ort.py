@@ -63,7 +63,8 @@ class OnnxRuntimeSession(Session):
         path: the ONNX file.
         threads: threads within an operator; None is one per physical core.
         provider: "cpu" or "cuda"; a provider that is not there is an error, never a silent fallback.
-        optimisation: "disabled", "basic", "extended" or "all".
+        optimisation: "disabled", "basic", "extended" or "all"; None is "all", and "disabled" for a file with float16
+            Q/DQ, whose accuracy onnxruntime's passes spoil: such a file is opened in no other way.
         write: also write the optimised graph here.
     """
 
@@ -73,27 +74,39 @@ class OnnxRuntimeSession(Session):
         *,
         threads: int | None = None,
         provider: str = "cpu",
-        optimisation: str = "all",
+        optimisation: str | None = None,
         write: Path | None = None,
     ) -> None:
         ort = need("onnxruntime", "running ONNX files")
-        _check_options(ort, threads, provider, optimisation)
+        _check_options(ort, threads, provider, optimisation or "all")
         if not path.is_file():
             raise VssError(f"{path} does not exist; expected an ONNX file.")
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads or 0
-        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, OPTIMISATION[optimisation])
-        if write is not None:
-            options.optimized_model_filepath = str(write)
         self._errors = _ort_errors()
-        try:
-            self._session: Any = ort.InferenceSession(str(path), options, providers=[PROVIDERS[provider]])
-        except self._errors as error:
-            raise VssError(
-                f"{path} cannot be opened as ONNX ({_first_line(error)}): "
-                "the file is damaged or foreign; export it again."
-            ) from error
+
+        def start(level: str) -> Any:
+            options = ort.SessionOptions()
+            options.log_severity_level = 3
+            options.intra_op_num_threads = threads or 0
+            options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, OPTIMISATION[level])
+            if write is not None:
+                options.optimized_model_filepath = str(write)
+            try:
+                return ort.InferenceSession(str(path), options, providers=[PROVIDERS[provider]])
+            except self._errors as error:
+                raise VssError(
+                    f"{path} cannot be opened as ONNX ({_first_line(error)}): "
+                    "the file is damaged or foreign; export it again."
+                ) from error
+
+        self._session: Any = start(optimisation or "all")
+        if _runs_as_written(self._session) and optimisation != "disabled":
+            if optimisation is not None:
+                raise VssError(
+                    f"{path} holds float16 Q/DQ and must run as written, not with optimisation {optimisation!r}: leave "
+                    "that option off."
+                )
+            optimisation = "disabled"
+            self._session = start(optimisation)
         if self._session.get_providers()[0] != PROVIDERS[provider]:
             raise VssError(f"onnxruntime did not start {provider} (see its log); check the driver and CUDA version.")
         self.inputs = {each.name: _ort_binding(each) for each in self._session.get_inputs()}
@@ -103,7 +116,7 @@ class OnnxRuntimeSession(Session):
             "version": ort.__version__,
             "device": provider,
             "threads": threads,
-            "optimisation": optimisation,
+            "optimisation": optimisation or "all",
             "artefact_sha256": sha256_file(path),
             "artefact_bytes": path.stat().st_size,
             "metadata": dict(self._session.get_modelmeta().custom_metadata_map),
@@ -122,6 +135,12 @@ class OnnxRuntimeSession(Session):
     def close(self) -> None:
         """Drop the native session."""
         self._session = None
+
+
+def _runs_as_written(session: Any) -> bool:
+    """Whether a file says of itself that it has Q/DQ in float16."""
+    about = session.get_modelmeta().custom_metadata_map
+    return (about.get("vss.precision"), about.get("vss.elsewhere")) == ("int8", "fp16")
 
 
 def _check_options(ort: Any, threads: int | None, provider: str, optimisation: str) -> None:

@@ -1,0 +1,196 @@
+"""vss.deploy.precision: networks of this package in every precision, at three batches and three sizes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from tests.deploy.nets import conv_graph
+from vss.deploy import export
+from vss.deploy.layers import Net, read_onnx
+from vss.deploy.lint import lint
+from vss.deploy.ort import OnnxRuntimeSession
+from vss.deploy.precision import Precision, convert, export_as
+from vss.deploy.qdq import observed
+from vss.deploy.ranges import Method, Ranges, measure, ranges_of
+from vss.errors import VssError
+from vss.models import build
+
+INT8_HALF = Precision("int8", elsewhere="fp16")
+PRECISIONS = [Precision("fp32"), Precision("fp16"), Precision("int8"), INT8_HALF]
+
+
+def images(batch: int, size: tuple[int, int], seed: int, *, nhwc: bool = False) -> Tensor:
+    """Smooth pictures: noise of an eighth of the size, enlarged."""
+    generator = torch.Generator().manual_seed(seed)
+    small = torch.rand(batch, 3, max(2, size[0] // 8), max(2, size[1] // 8), generator=generator)
+    large = nn.functional.interpolate(small, size=size, mode="bilinear")
+    return (large * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous() if nhwc else (large - 0.5) * 4
+
+
+def calibrated(path: Path, tensors: list[str], *, size: tuple[int, int], nhwc: bool) -> Ranges:
+    feeds: Iterator[dict[str, np.ndarray]] = (
+        {"image": images(2, size, seed, nhwc=nhwc).numpy()} for seed in range(100, 104)
+    )
+    return ranges_of(path, measure(path, feeds, tensors), Method("minmax"), calibration={"sha256": "c" * 64})
+
+
+def written(model: nn.Module, path: Path, precision: Precision, **options: Any) -> dict[str, Any]:
+    nhwc = "preprocess" in options
+    ranges = functools.partial(calibrated, size=options["size"], nhwc=nhwc)
+    return export_as(model, path, precision, ranges=ranges, images=functools.partial(images, nhwc=nhwc), **options)
+
+
+def network(name: str) -> Any:
+    torch.manual_seed(0)
+    options = {"unet": {"width": 8, "depth": 2}, "segdecnet": {"widths": [4, 8, 8, 8, 16]}}.get(name, {})
+    model = build(name, 1 if name == "segdecnet" else 5, **options)
+    return model.eval()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS, ids=lambda each: f"{each.kind}-{each.elsewhere}")
+@pytest.mark.parametrize("name", ["unet", "resnet18_seg"])
+def test_three_batches_and_three_sizes_pass_parity(name: str, precision: Precision, tmp_path: Path) -> None:
+    model = network(name)
+    size = (32, 48) if name == "unet" else (64, 96)
+    report = written(model, tmp_path / "x.onnx", precision, size=size, dynamic_size=True)
+    rows = report["parity"]["shapes"]
+    assert len({tuple(row["input"][2:]) for row in rows}) == 3 and [row["input"][0] for row in rows] == [1, 2, 3]
+    limit = {"fp32": 1e-5, "fp16": 0.01, "int8": 0.2}[precision.kind]
+    assert max(row["p99_rel"] for row in rows) < limit
+    assert report["inputs"]["image"]["shape"][0] == "batch"
+    x = images(4, (size[0] * 2, size[1]), 9)
+    options = {"optimisation": "disabled"} if precision.runs_as_written else {}
+    found = OnnxRuntimeSession(tmp_path / "x.onnx", **options).run({"image": x.numpy()})["logits"]
+    with torch.inference_mode():
+        expected = model(x).numpy()
+    error = np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2))
+    assert error < {"fp32": 1e-5, "fp16": 0.005, "int8": 0.1}[precision.kind]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS[1:], ids=lambda each: f"{each.kind}-{each.elsewhere}")
+def test_segdecnet_gives_both_heads(precision: Precision, tmp_path: Path) -> None:
+    model = network("segdecnet")
+    report = written(model, tmp_path / "x.onnx", precision, size=(64, 128), parity_batches=[1, 3])
+    assert set(report["outputs"]) == {"decision", "seg"} and report["precision"]["kind"] == precision.kind
+    assert [row["input"][0] for row in report["parity"]["shapes"]] == [1, 3]
+    if precision.kind == "int8":
+        assert report["precision"]["kept"] == dict.fromkeys(["seg_mask.0", "fc"], "last layer")
+
+
+@pytest.mark.parametrize("name", ["unet", "resnet18_seg", "segdecnet"])
+@pytest.mark.parametrize("precision", PRECISIONS[2:], ids=lambda each: each.elsewhere)
+def test_int8_files_are_what_tensorrt_takes(name: str, precision: Precision, tmp_path: Path) -> None:
+    size = (64, 128)
+    report = written(network(name), tmp_path / "x.onnx", precision, size=size, parity_batches=[1])
+    model = onnx.load(tmp_path / "x.onnx")
+    assert [finding for finding in lint(model) if finding.rule.startswith("q_")] == []
+    zeros = {node.input[2] for node in model.graph.node if "zeLinear" in node.op_type}
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    assert zeros and all(values[name].dtype == np.int8 and not values[name].any() for name in zeros)
+    dtype = np.float16 if precision.elsewhere == "fp16" else np.float32
+    assert {values[node.input[1]].dtype.type for node in model.graph.node if "zeLinear" in node.op_type} == {dtype}
+    facts = report["precision"]
+    assert len(facts["int8"]) + len(facts["kept"]) == facts["layers"] and facts["method"] == "minmax"
+    assert facts["calibration"]["sha256"] == "c" * 64
+    found = {each.key: each.value for each in model.metadata_props}
+    assert found["vss.precision"] == "int8" and found["vss.calibration_sha256"] == "c" * 64
+    assert found["vss.model"] == name and found["vss.elsewhere"] == precision.elsewhere
+
+
+def test_int8_weights_take_a_quarter_and_half_a_half(preprocess: Any, tmp_path: Path) -> None:
+    model = build("unet", 5, width=16, depth=3).eval()
+    options = {"size": (32, 48), "preprocess": preprocess, "labels": True, "parity_batches": [1]}
+    sizes = {p.kind: written(model, tmp_path / f"{p.kind}.onnx", p, **options)["bytes"] for p in PRECISIONS[:3]}
+    assert sizes["fp16"] < 0.55 * sizes["fp32"] and sizes["int8"] < 0.35 * sizes["fp32"]
+
+
+def test_residual_additions_have_one_quantised_branch(tmp_path: Path) -> None:
+    written(network("resnet18_seg"), tmp_path / "x.onnx", Precision("int8"), size=(64, 96), parity_batches=[1])
+    net = Net(onnx.load(tmp_path / "x.onnx"))
+    additions = [
+        [net.producer[name].op_type for name in node.input]
+        for node in net.nodes
+        if node.op_type == "Add" and all(name in net.producer for name in node.input)
+    ]
+    assert len(additions) >= 8
+    assert all(sorted(makers) == ["Conv", "DequantizeLinear"] for makers in additions)
+
+
+def test_layers_are_kept_by_name_and_by_place(tmp_path: Path) -> None:
+    onnx.save(conv_graph(), tmp_path / "a.onnx")
+    rng = np.random.default_rng(0)
+    feeds = [{"image": rng.standard_normal((2, 3, 16, 16)).astype(np.float32)}]
+    histograms = measure(tmp_path / "a.onnx", feeds, observed(Net(conv_graph())))
+    ranges = ranges_of(tmp_path / "a.onnx", histograms, Method())
+    precision = Precision("int8", keep=("main.0",), first=False, last=True)
+    report = convert(tmp_path / "a.onnx", tmp_path / "b.onnx", precision, ranges)
+    assert report["kept"] == {"main.0": "asked for", "stem": "first layer"}
+    assert report["int8"] == ["main.1", "project", "down", "mix", "head"]
+    stored = {tensor.name: tensor.data_type for tensor in onnx.load(tmp_path / "b.onnx").graph.initializer}
+    assert stored["model.main.0.weight"] == stored["model.stem.weight"] == onnx.TensorProto.FLOAT
+    assert stored["model.head.weight_quantized"] == onnx.TensorProto.INT8
+    other = tmp_path / "other.onnx"
+    onnx.save(conv_graph(seed=1), other)
+    with pytest.raises(VssError, match=r"the ranges belong to another file than .*other\.onnx"):
+        convert(other, tmp_path / "c.onnx", Precision("int8"), ranges)
+    with pytest.raises(VssError, match="cannot be quantised without ranges"):
+        convert(other, tmp_path / "c.onnx", Precision("int8"))
+    assert not (tmp_path / "c.onnx").exists()
+
+
+def test_a_scale_that_float16_cannot_hold_keeps_its_layer_out_of_int8(tmp_path: Path) -> None:
+    model = conv_graph()
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "model.down.weight")
+    values = numpy_helper.to_array(weight).copy()
+    values[2] *= 1e-4
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    path = tmp_path / "a.onnx"
+    onnx.save(model, path)
+    feeds = [{"image": np.random.default_rng(0).standard_normal((2, 3, 16, 16)).astype(np.float32)}]
+    ranges = ranges_of(path, measure(path, feeds, observed(Net(model))), Method())
+    report = convert(path, tmp_path / "b.onnx", INT8_HALF, ranges)
+    assert report["kept"]["down"] == "a scale below what float16 can hold" and "down" not in report["int8"]
+    assert "down" in convert(path, tmp_path / "c.onnx", Precision("int8"), ranges)["int8"]
+
+
+def test_a_float16_quantised_file_runs_as_written(tmp_path: Path) -> None:
+    written(network("unet"), tmp_path / "x.onnx", INT8_HALF, size=(32, 48), parity_batches=[1])
+    session = OnnxRuntimeSession(tmp_path / "x.onnx")
+    assert session.describe()["optimisation"] == "disabled"
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    x = {"image": images(1, (32, 48), 3).numpy()}
+    plain = onnxruntime.InferenceSession(tmp_path / "x.onnx", options)
+    assert np.array_equal(session.run(x)["logits"], plain.run(None, x)[0])
+    with pytest.raises(VssError, match=r"x\.onnx .* must run as written"):
+        OnnxRuntimeSession(tmp_path / "x.onnx", optimisation="extended")
+    written(network("unet"), tmp_path / "y.onnx", Precision("int8"), size=(32, 48), parity_batches=[1])
+    assert OnnxRuntimeSession(tmp_path / "y.onnx").describe()["optimisation"] == "all"
+
+
+def test_bad_requests(tmp_path: Path) -> None:
+    with pytest.raises(VssError, match=r"unknown precision 'int4'"):
+        Precision("int4")
+    with pytest.raises(VssError, match=r"unknown precision beside INT8 'int8'"):
+        Precision("int8", elsewhere="int8")
+    model = network("unet")
+    with pytest.raises(VssError, match="int8 needs ranges"):
+        export_as(model, tmp_path / "x.onnx", Precision("int8"), size=(32, 48), parity_batches=[1])
+    with pytest.raises(VssError, match=r"unknown layer 'classifer'. Did you mean 'classifier'"):
+        export_as(model, tmp_path / "x.onnx", Precision("fp16", ("classifer",)), size=(32, 48), parity_batches=[1])
+    assert list(tmp_path.iterdir()) == []
+    export(model, tmp_path / "plain.onnx", size=(32, 48), parity_batches=[1])
+    report = convert(tmp_path / "plain.onnx", tmp_path / "same.onnx", Precision("fp32"))
+    assert report["pairs"] == report["casts"] == 0
+    assert read_onnx(tmp_path / "same.onnx").graph == read_onnx(tmp_path / "plain.onnx").graph
