@@ -10,20 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from vss.deploy.export import export
 from vss.deploy.fp16 import kept_nodes, to_fp16
 from vss.deploy.graph import SegGraph
 from vss.deploy.layers import Net, check_names, read_onnx
 from vss.deploy.lint import lint
-from vss.deploy.parity import Tolerance, parity
+from vss.deploy.parity import Images, Tolerance, parity
 from vss.deploy.qdq import Placement, insert, observed, place, tied
 from vss.deploy.ranges import Ranges
 from vss.deploy.session import need
 from vss.errors import VssError, unknown
 from vss.files import atomic, sha256_file
 
+GRAPH_OPTIONS = ("preprocess", "labels", "labels_dtype")
+Measure = Callable[[Path, list[str]], Ranges]
+"""(float32 file, tensors) -> their ranges."""
 KINDS = ("fp32", "fp16", "int8")
 SMALLEST_SCALE = 2.0**-18
 """Below it a float16 scale is off by more than 0.8 %, twice the error of rounding to INT8."""
@@ -186,45 +189,69 @@ def export_as(
     path: Path | str,
     precision: Precision,
     *,
-    ranges: Callable[[Path, list[str]], Ranges] | None = None,
-    images: Callable[[int, tuple[int, int], int], Tensor] | None = None,
+    ranges: Measure | None = None,
+    images: Images | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """`vss.deploy.export` in a precision: write float32, convert, and compare the result with torch again.
 
     Args:
-        ranges: of "int8": called with the float32 file and the tensors that may be quantised.
-        images: (N, (H, W), seed) -> what the graph takes, for the comparison; noise lies outside of the ranges that
-            images gave.
+        ranges, images: see `retype`.
         options: of `vss.deploy.export`.
 
     Returns:
-        The report of the export, with `parity`, `sha256` and `bytes` of the written file, and `precision`, see
-        `convert`, with what the float32 file was: `fp32`.
+        The report of the export, changed as `retype` says.
     """
     if precision.kind == "fp32":
         return export(model, path, **options)
     with tempfile.TemporaryDirectory(prefix="vss-precision-") as folder:
         plain = Path(folder) / "fp32.onnx"
         report = export(model, plain, **options)
-        measured = None
-        if precision.kind == "int8":
-            if ranges is None:
-                raise VssError("int8 needs ranges; calibrate on training images first.")
-            measured = ranges(plain, observed(Net(read_onnx(plain))))
-        with atomic(path) as temporary:
-            typed = convert(plain, temporary, precision, measured)
-            shapes = [_shape(row["input"], options.get("preprocess") is not None) for row in report["parity"]["shapes"]]
-            compared = parity(_graph(model, options), temporary, shapes, TOLERANCES[precision.kind], images=images)
+        graph = graph_of(model, **{name: options[name] for name in GRAPH_OPTIONS if name in options})
+        return retype(graph, plain, path, precision, report, ranges=ranges, images=images)
+
+
+def graph_of(model: nn.Module, **options: Any) -> SegGraph:
+    """What was exported: a copy of the network on the CPU with its pre- and post-processing."""
+    return SegGraph(copy.deepcopy(model).cpu().eval(), **options).eval()
+
+
+def retype(
+    graph: SegGraph,
+    plain: Path,
+    path: Path | str,
+    precision: Precision,
+    report: Mapping[str, Any],
+    *,
+    ranges: Measure | None = None,
+    images: Images | None = None,
+) -> dict[str, Any]:
+    """Write `path` from an exported float32 file, and compare it with torch at the same batches and sizes.
+
+    Args:
+        graph: what was exported, see `graph_of`.
+        plain: the float32 file.
+        report: of its export.
+        ranges: of "int8": called with the file and the tensors that may be quantised.
+        images: (N, (H, W), seed) -> what the graph takes, for the comparison; noise lies outside of the ranges that
+            images gave.
+
+    Returns:
+        `report` with `parity`, `sha256` and `bytes` of the new file, and `precision`, see `convert`; in it `fp32` is
+        what the float32 file was.
+    """
+    measured = None
+    if precision.kind == "int8":
+        if ranges is None:
+            raise VssError("int8 needs ranges; calibrate on training images first.")
+        measured = ranges(plain, observed(Net(read_onnx(plain))))
+    shapes = [_shape(row["input"], graph.nhwc) for row in report["parity"]["shapes"]]
+    with atomic(path) as temporary:
+        typed = convert(plain, temporary, precision, measured)
+        compared = parity(graph, temporary, shapes, TOLERANCES[precision.kind], images=images)
     typed["fp32"] = {key: report[key] for key in ("sha256", "bytes", "nodes_before", "nodes_after", "parity")}
     written = {key: typed.pop(key) for key in ("sha256", "bytes")}
-    return report | written | {"onnx": Path(path).name, "parity": compared, "precision": typed}
-
-
-def _graph(model: nn.Module, options: Mapping[str, Any]) -> SegGraph:
-    network = copy.deepcopy(model).cpu().eval()
-    names = ("preprocess", "labels", "labels_dtype")
-    return SegGraph(network, **{name: options[name] for name in names if name in options}).eval()
+    return {**report, **written, "onnx": Path(path).name, "parity": compared, "precision": typed}
 
 
 def _shape(shape: Sequence[int], nhwc: bool) -> tuple[int, tuple[int, int]]:
