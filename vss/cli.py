@@ -20,6 +20,7 @@ from rich.logging import RichHandler
 
 from vss.cli_build import build_app
 from vss.cli_data import data_app
+from vss.cli_export import export_app
 from vss.cli_lint import lint_app
 from vss.cli_methods import methods_app
 from vss.cli_ship import ship_app
@@ -54,6 +55,7 @@ from vss.registry import load_plugin
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(data_app, name="data")
+app.add_typer(export_app)
 app.add_typer(methods_app)
 app.add_typer(ship_app)
 app.add_typer(build_app)
@@ -253,30 +255,6 @@ def evaluate(
         out.print(figures["gate"]["sentence"])
         if not figures["gate"]["passed"]:
             raise GateFailed(f"gate {figures['gate']['sentence']}")
-
-
-@app.command()
-def export(
-    ckpt: Ckpt,
-    save: Save = Path("model.onnx"),
-    labels: Annotated[bool, typer.Option(help="argmax in the graph")] = False,
-    labels_dtype: Annotated[str, typer.Option(help="int32 or uint8")] = "int32",
-    preprocess: Annotated[bool, typer.Option(help="uint8 images in, normalisation in the graph")] = False,
-    input_size: Size = None,
-    dynamic_size: Annotated[bool, typer.Option(help="H and W dynamic as well")] = False,
-    opset: Annotated[int, typer.Option()] = 20,
-    report: ReportFile = None,
-) -> None:
-    """Write typed ONNX and prove parity with torch at three shapes."""
-    from vss import command
-
-    figures = command.export_checkpoint(
-        ckpt, save, labels=labels, labels_dtype=labels_dtype, preprocess=preprocess, size=size_of(input_size),
-        dynamic_size=dynamic_size, opset=opset,
-    )  # fmt: skip
-    show_table(figures["parity"]["shapes"], {key: key for key in figures["parity"]["shapes"][0]}, "parity with torch")
-    out.print(f"{figures['nodes_before']} nodes, {figures['nodes_after']} after clean-up; wrote {save}")
-    write_figures(report, "vss.export", figures)
 
 
 @app.command()

@@ -12,7 +12,8 @@ from torch import nn
 from vss import checkpoint, models, steps
 from vss.config import Recipe
 from vss.data import Preprocess
-from vss.deploy import BACKENDS, Session, bench, export, gate
+from vss.deploy import BACKENDS, Session, bench, gate
+from vss.deploy.precision import Precision, export_as
 from vss.errors import VssError
 from vss.evaluate import Predictor, engine_predictor
 from vss.prune import count
@@ -146,14 +147,18 @@ def export_checkpoint(
     ckpt: Path,
     path: Path,
     *,
-    labels: bool,
-    labels_dtype: str,
-    preprocess: bool,
+    precision: Precision | None = None,
     size: list[int] | None,
-    dynamic_size: bool,
-    opset: int,
+    preprocess: bool,
+    **options: Any,
 ) -> dict[str, Any]:
-    """Export a checkpoint at its own size and with its own preprocessing, unless another size is given."""
+    """Export a checkpoint at its own size and with its own preprocessing, unless another size is given.
+
+    Args:
+        precision: "fp32" or "fp16"; INT8 needs data, see `vss.precision`.
+        preprocess: whether the graph takes uint8 images.
+        options: of `vss.deploy.export`.
+    """
     saved = checkpoint.read(ckpt)
     if saved.preprocess is None and (preprocess or not size):
         raise VssError(f"{ckpt} does not say its preprocessing; give --input-size and leave --preprocess off.")
@@ -161,17 +166,15 @@ def export_checkpoint(
     if own and size:
         own = own.model_copy(update={"size": tuple(size)})
     height, width = size or (own.size if own else (0, 0))
-    return export(
+    return export_as(
         saved.model,
         path,
+        precision or Precision(),
         size=(height, width),
         preprocess=own if preprocess else None,
-        labels=labels,
-        labels_dtype=labels_dtype,
-        dynamic_size=dynamic_size,
-        opset=opset,
         class_names=list(saved.classes) or None,
         plan_sha256=saved.plans[-1].sha256() if saved.plans else None,
+        **options,
     )
 
 

@@ -169,6 +169,25 @@ class ExportConfig(Section):
     preprocess: bool = Field(default=True, description="uint8 images in, normalisation in the graph")
 
 
+class PrecisionConfig(Section):
+    """Which precisions the engines are made in besides float32, and how INT8 is calibrated and judged."""
+
+    kinds: tuple[Literal["fp16", "int8"], ...] = Field(default=(), description="none: float32 alone")
+    method: Literal["minmax", "percentile", "entropy"] = "percentile"
+    percent: float = Field(default=99.99, ge=50, le=100, description="of the magnitudes inside a percentile range")
+    images: int = Field(default=64, ge=1, description="calibration images, from the training split, all classes shown")
+    split: str = Field(default="train", description="of the calibration images; no other is allowed")
+    image_list: str | None = Field(default=None, description="file with ids of calibration images, one a line")
+    elsewhere: Literal["fp32", "fp16"] = Field(default="fp32", description="what is not INT8 in an INT8 file")
+    first: bool = Field(default=True, description="INT8 in the layers at the input")
+    last: bool = Field(default=False, description="INT8 in the layers at the outputs")
+    keep: tuple[str, ...] = Field(default=(), description="layers that stay in floating point")
+    max_drop: float = Field(default=0.5, ge=0, description="points that a precision may cost")
+    search: bool = Field(default=True, description="where INT8 costs more, look for the layers to keep")
+    groups: int = Field(default=16, ge=1, description="most groups of layers that the search tells apart")
+    search_images: int = Field(default=64, ge=1, description="validation images that the search scores on")
+
+
 class BuildConfig(Section):
     """Which runtime."""
 
@@ -217,6 +236,7 @@ class Recipe(Section):
     finetune: FitConfig = FitConfig(epochs=20, lr=0.005)
     defect: DefectConfig = DefectConfig()
     export: ExportConfig = ExportConfig()
+    precision: PrecisionConfig = PrecisionConfig()
     build: BuildConfig = BuildConfig()
     gate: GateConfig = GateConfig()
     bench: BenchConfig = BenchConfig()

@@ -150,6 +150,7 @@ class Report(_Part):
     checks: dict[str, Any] = {}
     bench: dict[str, Any] = {}
     gate: dict[str, Any] = {}
+    precision: dict[str, Any] = {}
     plan: dict[str, Any] = {}
     export: dict[str, Any] = {}
     artefacts: dict[str, Artefact] = {}

@@ -22,6 +22,7 @@ from vss.page import write_page
 from vss.pictures import spread
 from vss.prune import CRITERIA, Statistics
 from vss.report import write_report
+from vss.run_precision import merge, typed_engines
 from vss.runner import Result, Runner
 from vss.steps import Project
 
@@ -85,7 +86,9 @@ class Job:
         gates = self.gates()
         timing = self.bench()
         pictures = self.panels()
+        typed = typed_engines(self)
         report = self.report(train, pruned, finetuned, control, scores, engines, gates, timing, pictures)
+        merge(report, typed, self.out)
         write_report(self.out / "report.json", report)
         write_page(self.out / "report.json", self.out / "report.html")
         return report
@@ -158,20 +161,20 @@ class Job:
         def work() -> Result:
             model = checkpoint.load(path)
             result = steps.torch_score(self.project, model)
-            self._write_images(images, result)
+            self.write_images(images, result)
             row = steps.size_row(name, model, self.project, path)
-            return {"row": row, "metrics": result, "detail": self._summary(result)}
+            return {"row": row, "metrics": result, "detail": self.summary(result)}
 
         depends = [recipe.split, self.project.split(recipe.split).sha256(), self.project.task.depends()]
         return self.step(f"evaluate-{name}", depends, [after], [images], work)
 
-    def _write_images(self, name: str, metrics: Result) -> None:
+    def write_images(self, name: str, metrics: Result) -> None:
         """Take the array by image out of the metrics and write it."""
         value = metrics.pop(self.project.task.per_image)
         with atomic(self.out / name) as temporary:
             np.save(temporary, value.astype(np.int32) if value.dtype == np.int64 else value)
 
-    def _summary(self, metrics: Result) -> str:
+    def summary(self, metrics: Result) -> str:
         task = self.project.task
         return f"{task.title} {metrics[task.metric]:.2f}"
 
@@ -188,23 +191,13 @@ class Job:
 
         def work() -> Result:
             model = checkpoint.load(self.out / f"{name}.safetensors")
-            plans = getattr(model, "plans", ())
-            exported = export(
-                model,
-                self.out / onnx,
-                size=project.preprocess.size,
-                preprocess=project.preprocess if recipe.export.preprocess else None,
-                opset=recipe.export.opset,
-                class_names=project.task.classes,
-                **project.task.export_options(),
-                plan_sha256=plans[-1].sha256() if plans else None,
-            )
+            exported = export(model, self.out / onnx, **steps.export_options(project, model))
             backend, spec = available(recipe.build.backend), BuildSpec()
             backend.build(self.out / onnx, self.out / artefact, spec)
             session = backend.open(self.out / artefact, threads=recipe.build.threads)
             metrics = project.score(engine_predictor(session, project.preprocess))
             session.close()
-            self._write_images(images, metrics)
+            self.write_images(images, metrics)
             return {
                 "export": exported,
                 "metrics": metrics,
@@ -214,23 +207,24 @@ class Job:
                     "files": {"onnx": onnx, "engine": artefact, "scores": images},
                 },
                 "size_mib": (self.out / artefact).stat().st_size / 2**20,
-                "detail": f"{backend.name}: {self._summary(metrics)}",
+                "detail": f"{backend.name}: {self.summary(metrics)}",
             }
 
         depends: list[Any] = [recipe.export.model_dump(mode="json"), recipe.build.model_dump(mode="json")]
         depends += [recipe.split, "with artefact"]
         return self.step(f"engine-{name}", depends, [f"evaluate-{name}", after], [onnx, artefact, images], work)
 
+    def scores_of(self, step: str) -> Result:
+        """What a step of an evaluation found, with the array by image."""
+        images = np.load(self.out / f"scores/{step.removeprefix('evaluate-')}.npy")
+        return self.step.result(step)["metrics"] | {self.project.task.per_image: images}
+
     def gates(self) -> Result:
         task, start = self.project.task, "control" if self.recipe.control else "baseline"
         sources = {"finetuned": "evaluate-finetuned", "engine": "engine-finetuned", start: f"evaluate-{start}"}
 
-        def loaded(step: str) -> Result:
-            images = np.load(self.out / f"scores/{step.removeprefix('evaluate-')}.npy")
-            return self.step.result(step)["metrics"] | {task.per_image: images}
-
         def work() -> Result:
-            verdicts = task.verdicts({name: loaded(step) for name, step in sources.items()}, start=start)
+            verdicts = task.verdicts({name: self.scores_of(step) for name, step in sources.items()}, start=start)
             checks = [{"engine": "engine pruned", **verdict} for verdict in verdicts]
             passed = all(check["passed"] for check in checks)
             worst = next((check for check in checks if not check["passed"]), checks[0])

@@ -358,6 +358,26 @@ def torch_score(project: Project, model: nn.Module, *, split: str | None = None)
     return result
 
 
+def export_options(project: Project, model: nn.Module) -> dict[str, Any]:
+    """How the recipe exports a network, as `vss.deploy.export` takes it."""
+    config, plans = project.recipe.export, getattr(model, "plans", ())
+    return {
+        "size": project.preprocess.size,
+        "preprocess": project.preprocess if config.preprocess else None,
+        "opset": config.opset,
+        "class_names": project.task.classes,
+        **project.task.export_options(),
+        "plan_sha256": plans[-1].sha256() if plans else None,
+    }
+
+
+def project_with(project: Project, *, split: str, limit: int) -> Project:
+    """The same project, scored on another split and on so many images of it, evenly spread."""
+    recipe = project.recipe
+    data = recipe.data.model_copy(update={"limit": min(limit, recipe.data.limit or limit)})
+    return Project(recipe.model_copy(update={"split": split, "data": data}), project.data, project.preprocess)
+
+
 def project_of(path: Path | str, *, data_root: str | None, dataset: str | None, recipe: Recipe) -> Project:
     """A project around a checkpoint: its own data set name and image size unless others are given."""
     saved = checkpoint.read(path)

@@ -142,7 +142,8 @@ def test_residual_additions_have_one_quantised_branch(folder: Path, tmp_path: Pa
     additions = [
         [net.producer[name].op_type for name in node.input]
         for node in net.nodes
-        if node.op_type == "Add" and net.producer[node.input[0]].op_type in ("Conv", "DequantizeLinear")
+        if node.op_type == "Add"
+        if {net.producer[name].op_type for name in node.input if name in net.producer} & {"DequantizeLinear"}
     ]
     assert len(additions) >= 8
     assert all(sorted(makers) == ["Conv", "DequantizeLinear"] for makers in additions)

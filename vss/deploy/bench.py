@@ -35,6 +35,7 @@ def bench(
     sessions: Mapping[str, Session],
     feeds: Mapping[str, Mapping[str, np.ndarray]],
     *,
+    against: Mapping[str, str] | None = None,
     warmup: int = 10,
     window_seconds: float = 0.25,
     windows: int = 8,
@@ -47,12 +48,14 @@ def bench(
     Args:
         sessions: name -> session; the first is the baseline of the speed-ups.
         feeds: name -> what to feed that session; the same images for all, or the ratio means nothing.
+        against: name -> another name, for further speed-ups than those over the first.
         warmup, window_seconds, windows, spread, min_seconds, max_seconds: see `vss.deploy.windows.Timing`.
 
     Returns:
         JSON-ready: `kind` "vss.bench", `schema`, `mode` "engine", `stable`, `baseline`, `rounds`, `seconds`, `timing`,
         `sessions` {name: batch, n, latency_ms_p50, _p90, _p99, _mean, throughput_fps, spread, describe},
-        `speedup` {name: ratio, low, high} over the baseline, `environment`.
+        `speedup` {name: ratio, low, high} over the baseline, with `against` also `speedup_against` {name: the same and
+        `of`}, `environment`.
 
     Raises:
         VssError: no session, a session without a feed, batches that differ, or a feed that a session refuses.
@@ -68,6 +71,10 @@ def bench(
     result = _result("engine", trace, timing, batches, before)
     for name, row in result["sessions"].items():
         row["describe"] = sessions[name].describe()
+    if against:
+        result["speedup_against"] = {
+            name: {"of": other, **speedup(trace.windows[other], trace.windows[name])} for name, other in against.items()
+        }
     return result
 
 
