@@ -1,4 +1,4 @@
-"""vss.precision on a trained network: calibration by hash, INT8 that collapses and the search that saves it, the gate."""
+"""vss.precision on a trained network: ranges by hash, an INT8 that collapses, the search that saves it, the gate."""
 
 from __future__ import annotations
 
