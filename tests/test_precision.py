@@ -107,7 +107,7 @@ def test_scores_of_every_precision_stay_close(make: Make, model: nn.Module, tmp_
         report = typing.write(tmp_path / f"{kind}.onnx", kind)
         scores[kind] = typing.score(tmp_path / f"{kind}.onnx")["miou_pct"]
         assert report["parity"]["argmax_agreement"] > 0.9 and report["precision"]["kind"] == kind
-    assert scores["fp32"] > 15
+    assert scores["fp32"] > 10
     assert scores["fp16"] == pytest.approx(scores["fp32"], abs=0.2)
     assert scores["int8"] == pytest.approx(scores["fp32"], abs=1.5)
 
