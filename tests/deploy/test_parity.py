@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vss.deploy.graph import SegGraph
-from vss.deploy.parity import Tolerance, noise, parity
+from vss.deploy.parity import Tolerance, _against_float64, _fault, noise, parity
 from vss.errors import VssError
 
 
@@ -96,3 +96,17 @@ def test_noise_is_seeded() -> None:
     assert torch.equal(noise(2, (4, 6), nhwc=True, seed=3), noise(2, (4, 6), nhwc=True, seed=3))
     assert noise(2, (4, 6), nhwc=True, seed=3).shape == (2, 4, 6, 3)
     assert noise(2, (4, 6), nhwc=False, seed=3).shape == (2, 3, 4, 6)
+
+
+def test_float64_judges_where_float32_is_the_larger_part(tiny: Any) -> None:
+    network, x = SegGraph(tiny).eval(), noise(1, (32, 48), 0, nhwc=False)
+    with torch.inference_mode():
+        expected = network(x)
+    scale = float(expected.abs().max())
+    found = _against_float64(network, x, expected, expected + 1e-4 * scale)
+    assert found["exact_rel"] == pytest.approx(1e-4, rel=0.02) and 0 < found["own_rel"] < 1e-6
+    row = {"input": [1, 3, 32, 48], "max_rel": 1.2e-4, "max_lead": 0.0, "argmax_agreement": 1.0}
+    assert "max_rel 0.00012, allowed 0.0001" in _fault(row, Tolerance(), False)
+    assert _fault(row | {"own_rel": 8e-5, "exact_rel": 1.2e-4}, Tolerance(), False) == ""
+    assert "exact_rel 0.0002, allowed 0.00016" in _fault(row | {"own_rel": 8e-5, "exact_rel": 2e-4}, Tolerance(), False)
+    assert "exact_rel" in _fault(row | {"own_rel": 1e-6, "exact_rel": 1.2e-4}, Tolerance(), False)
