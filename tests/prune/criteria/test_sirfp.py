@@ -154,7 +154,7 @@ def test_small_maps_are_ranked_by_norm() -> None:
     small, large = maps(side=(3, 5)), maps(side=(4, 4))
     criterion = make_criterion("sirfp", aux="none")
     by_norm = raw_scores(criterion, net, [net.group()], [small], None)["a"]
-    torch.testing.assert_close(by_norm, (norms / 6 - 1).double())
+    torch.testing.assert_close(by_norm, 6 / 15 * (norms / 6 - 1).double())  # v / positions is at most 6 / 15
     by_map = raw_scores(criterion, net, [net.group()], [large], None)["a"]
     assert not torch.allclose(by_map, by_norm)
 
@@ -323,12 +323,21 @@ def test_scales_of_v() -> None:
     base = {"aux": "none", "site": "stream"}
     raw = fed_scores(make_criterion("sirfp", scale="none", **base), [x])
     order = raw.argsort(stable=True)
-    torch.testing.assert_close(fed_scores(make_criterion("sirfp", **base), [x]), raw / raw.abs().max())
+    torch.testing.assert_close(fed_scores(make_criterion("sirfp", **base), [x]), raw / (x.shape[2] * x.shape[3]))
+    torch.testing.assert_close(fed_scores(make_criterion("sirfp", scale="max", **base), [x]), raw / raw.abs().max())
     alive = fed_scores(make_criterion("sirfp", scale="alive", **base), [x])
     others = torch.tensor([4.0, 3.0, 2.0, 1.0, 1.0], dtype=torch.float64)
     torch.testing.assert_close(alive[order], raw[order] / others)
     assert raw[order][-1] == raw[order][-2] < 0  # the last two are redundant with each other alone
     assert alive.min() >= -1
+
+
+def test_the_aux_term_weighs_the_same_whatever_the_unit_of_v() -> None:
+    x, options = maps(5), {"site": "stream", "lam": 0.3}
+    wanted = fed_scores(make_criterion("sirfp", scale="max", **options), [x])
+    raw = fed_scores(make_criterion("sirfp", scale="none", aux="none", site="stream"), [x]).abs().max()
+    for scale, unit in (("none", raw), ("positions", raw / (x.shape[2] * x.shape[3]))):
+        torch.testing.assert_close(fed_scores(make_criterion("sirfp", scale=scale, **options), [x]), wanted * unit)
 
 
 def test_z_scores_of_equal_values_are_zero() -> None:

@@ -52,8 +52,9 @@ class Sirfp(Criterion):
     The published form (preset "faithful") reads batch norm outputs member by member, divides maps by their sum of
     absolutes, counts the diagonal, sums signed products before taking the absolute, and compares raw sums across
     layers, which then mostly tells how wide and how small a layer's maps are. Preset "faithful_v2" takes the gated
-    gradient in place of edges. The default reads the stream tensor of coupled groups, cosines, no diagonal, and
-    scales v per group.
+    gradient in place of edges. The default reads the stream tensor of coupled groups, cosines, no diagonal, and divides
+    v by the number of positions. With the sum over a layer's channels this keeps what is useful in comparing raw sums,
+    that a channel among many, on small maps, is worth less; scaling v to [0, 1] within each group ("max") loses it.
 
     Args:
         site: "mixed" (stream for coupled groups, norm output for others), "stream", "bn_out" or "conv".
@@ -65,7 +66,8 @@ class Sirfp(Criterion):
         aux_scale: "z" standardises aux inside the group, "none" takes it as it is.
         lam: weight of aux.
         lam_head: weight of aux for groups outside the backbone; None takes `lam`.
-        scale: of v: "max" divides by the group's largest, "alive" by the number of others alive at that step, "none".
+        scale: of v: "positions" divides by their number, "max" by the group's largest, "alive" by the number of others
+            alive at that step, "none".
         pool: "global" compares scores of all groups; "group" ranks within each group; "backbone_head" ranks within two
             pools, layers whose name begins with "backbone" and all others, so that each loses the same fraction.
         ema: decay of moving averages, for statistics recorded during training; None takes means.
@@ -97,7 +99,7 @@ class Sirfp(Criterion):
     aux_scale: Literal["z", "none"] = "z"
     lam: float = 0.1
     lam_head: float | None = None
-    scale: Literal["max", "alive", "none"] = "max"
+    scale: Literal["positions", "max", "alive", "none"] = "positions"
     pool: Literal["global", "group", "backbone_head"] = "global"
     ema: float | None = None
     edge_padding: Literal["replicate", "zeros"] = "replicate"
@@ -110,7 +112,7 @@ class Sirfp(Criterion):
         aux = self._aux()
         if aux is not None:
             needs.append(aux)
-        if self.min_positions:
+        if self.min_positions or self.scale == "positions":
             needs.append(Need.of("positions", site=self.site))
         return tuple(needs)
 
@@ -136,13 +138,18 @@ class Sirfp(Criterion):
             positions = int(stats.collected(Need.of("positions", site=self.site), group))
             if positions < self.min_positions:
                 _log.info("%s: maps of %d positions are too small for sirfp; ranked by L1 norm", group.id, positions)
-                return _by_norm(group, stats)
+                largest = {"positions": group.channels / positions, "none": float(group.channels)}.get(self.scale, 1.0)
+                return largest * _by_norm(group, stats)
         order, v = redundancy(stats.collected(self._similarity(), group), diag=self.diag)
         if not self.diag:
             v[order[-2:]] = v[order[-2:]].mean()  # the last two are equally redundant, whichever number goes first
-        return self._weight(group) * self._auxiliary(group, stats) - self._scaled(order, v)
+        v = self._scaled(order, v, stats, group)
+        unit = v.max() if self.aux_scale == "z" and self.scale in ("positions", "none") else 1.0  # z has no unit, v has
+        return self._weight(group) * self._auxiliary(group, stats) * unit - v
 
-    def _scaled(self, order: Tensor, v: Tensor) -> Tensor:
+    def _scaled(self, order: Tensor, v: Tensor, stats: Stats, group: Group) -> Tensor:
+        if self.scale == "positions":
+            return v / stats.collected(Need.of("positions", site=self.site), group)
         if self.scale == "max":
             return normalized(v, "max")
         if self.scale == "alive":
@@ -184,5 +191,5 @@ def in_backbone(layer: str) -> bool:
 
 
 def _by_norm(group: Group, stats: Stats) -> Tensor:
-    """L1 norms mapped to [-1, 0], the range of the other groups' redundancies."""
+    """L1 norms mapped to [-1, 0], which is to be given the range of the other groups' redundancies."""
     return normalized(stats.filter_sums(group, 1), "max") - 1
