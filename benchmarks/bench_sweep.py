@@ -134,7 +134,7 @@ def differences(a: Path, b: Path) -> dict[str, float]:
 
 
 DRY = """
-import resource, sys, tempfile
+import re, sys, tempfile
 sys.path[:0] = [{tests!r}, {root!r}]
 import dry_study
 from vss.sweep import Grid, LocalExecutor, Store
@@ -150,7 +150,8 @@ with tempfile.TemporaryDirectory() as folder:
     seconds = time.monotonic() - start
     executor.close()
 assert summary.ok == {cells}, summary
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, seconds / {cells})
+peak = re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]
+print(int(peak) / 1024, seconds / {cells})
 """
 
 

@@ -69,10 +69,17 @@ class Browser:
 
     def run(self, script: str) -> Any:
         """The value of an expression in the page; promises are awaited."""
-        found = self.send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True,
-                          userGesture=True)  # fmt: skip
+        found = self.send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
+
+    def click(self, selector: str) -> None:
+        """A click of the mouse in the middle of an element, as a person's; scripts may download only so often."""
+        place = self.run(f"(() => {{ const n = document.querySelector({json.dumps(selector)});"
+                         "n.scrollIntoView({block: 'center', behavior: 'instant'});"
+                         "const b = n.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2] })()")  # fmt: skip
+        for kind in ("mousePressed", "mouseReleased"):
+            self.send("Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", clickCount=1)
 
     def until(self, script: str, seconds: float = 30.0) -> Any:
         """Wait until an expression is true."""

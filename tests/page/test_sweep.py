@@ -110,7 +110,7 @@ def test_every_export_gives_a_file(desktop: Browser, page: tuple[Path, dict[str,
     stems = ["ranking", "pareto-macs_g", "pareto-params_m", "pareto-latency_ms_p50", "cells", "classes", "widths"]
     assert names == [f"{stem}.{kind}" for stem in stems for kind in ("csv", "tex", "png")]
     for name in names:
-        desktop.run(f"document.querySelector('[data-export=\"{name}\"]').click()")
+        desktop.click(f'[data-export="{name}"]')
         file, deadline = tmp_path / f"camvid_small-{name}", time.monotonic() + 30
         while not (file.is_file() and file.stat().st_size) and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from vss.runner import Runner
 from vss.sweep import calibrate
 from vss.sweep.grid import slug
 from vss.sweep.study import STUDIES, Json, Place, Study
+from vss.sweep.track import to_tensorboard
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +100,7 @@ class PruneStudy(Study):
         row |= {f"{kind}_kept": share for kind, share in pruned["kept"].items()}
         keys = [key for key in shared["row_keys"] if row.get(key) is not None and base.get(key) is not None]
         row |= {f"{key}_change": row[key] - base[key] for key in keys}
+        to_tensorboard(place.folder, row)
         return {
             "row": row,
             "stage": list(stages)[-1],
@@ -115,7 +118,7 @@ class PruneStudy(Study):
         paths = {"baseline": place.shared / "baseline.safetensors", "cell": last_network(place.folder)}
         device = "cuda" if torch.cuda.is_available() else "cpu"
         backend, size = BACKENDS["torch"], project.preprocess.size
-        options = {"size": size, "device": device}
+        options: dict[str, Any] = {"size": size, "device": device}
         sessions = {name: backend.open(checkpoint.load(path), **options) for name, path in paths.items()}
         image = np.random.default_rng(0).standard_normal((1, 3, *size)).astype(np.float32)
         feeds = {name: {"image": image} for name in sessions}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 
-from vss.files import read_json, write_json
+import yaml
+
+from vss.files import atomic, read_json, write_json
 from vss.sweep.grid import Cell
 from vss.sweep.statistics import ranking, summary
 from vss.sweep.store import Store
@@ -71,21 +72,21 @@ def read(folder: Path | str) -> Json:
 def _row(store: Store, cell: Cell, share: str | None) -> Json:
     record = store.record(cell.id) or {"status": "left"}
     kept = ("status", "error", "seconds", "attempts", "iou_pct", "groups", "labels", "stage")
-    command = ["vss", "sweep", "GRID.yaml", "--out", "DIR"]
     row = {"id": cell.id, "coords": cell.coords, "share": share, "values": record.get("row", {})}
     row |= {key: record[key] for key in kept if record.get(key) is not None}
-    return row | {"command": _command(store, cell) or shlex.join(command)}
+    return row | {"command": _command(store, cell)}
 
 
 def _command(store: Store, cell: Cell) -> str:
-    """One run of this cell by itself, through `vss run`."""
-    if store.grid.study != "prune":
+    """One run of this cell by itself, training included; its recipe is written for that."""
+    if cell.fault or store.grid.study != "prune":
         return ""
-    settings = {**store.grid.set, **cell.overrides}
-    words = ["vss", "run", store.grid.recipe or "RECIPE.yaml", "--out", f"runs/{cell.id}"]
-    for key, value in settings.items():
-        words += ["--set", f"{key}={json.dumps(value)}"]
-    return shlex.join(words)
+    path = store.root / "recipes" / f"{cell.id}.yaml"
+    text = yaml.safe_dump(cell.recipe().model_dump(mode="json"), sort_keys=False)
+    if not path.is_file() or path.read_text() != text:
+        with atomic(path) as temporary:
+            temporary.write_text(text)
+    return shlex.join(["vss", "run", f"recipes/{cell.id}.yaml", "--out", f"again/{cell.id}"])
 
 
 def _columns(rows: list[Json], metric: str, scores: list[str]) -> list[str]:

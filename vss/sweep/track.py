@@ -1,12 +1,25 @@
-"""MLflow, in its local file store: a run for every finished cell."""
+"""Where sweeps are followed: TensorBoard always, MLflow (its local file store) by option."""
 
 from __future__ import annotations
 
 import os
+import shutil
+from pathlib import Path
 
 from vss.errors import VssError
 from vss.sweep.store import Store
 from vss.sweep.study import Json
+
+
+def to_tensorboard(folder: Path, row: Json) -> None:
+    """The figures of a cell as scalars in `folder/tensorboard`, beside the curves of its fits; older ones go."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        for key, value in row.items():
+            if isinstance(value, int | float):
+                writer.add_scalar(f"cell/{key}", value)
 
 
 def to_mlflow(store: Store, table: Json) -> None:
