@@ -75,9 +75,9 @@ class Browser:
 
     def click(self, selector: str) -> None:
         """A click of the mouse in the middle of an element, as a person's; scripts may download only so often."""
-        place = self.run(f"(() => {{ const n = document.querySelector({json.dumps(selector)});"
-                         "n.scrollIntoView({block: 'center', behavior: 'instant'});"
-                         "const b = n.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2] })()")  # fmt: skip
+        script = f"const n = document.querySelector({json.dumps(selector)});"
+        script += "n.scrollIntoView({block: 'center', behavior: 'instant'}); const b = n.getBoundingClientRect();"
+        place = self.run(f"(() => {{ {script} return [b.x + b.width / 2, b.y + b.height / 2] }})()")
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", clickCount=1)
 
