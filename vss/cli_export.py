@@ -49,6 +49,7 @@ def export(
     input_size: Size = None,
     dynamic_size: Annotated[bool, typer.Option(help="H and W dynamic as well")] = False,
     opset: Opset = 20,
+    plugins: Annotated[bool, typer.Option("--plugins", help="nodes of the TensorRT plugins, with bodies")] = False,
     keep: Keep = None,
     choice: Annotated[Path | None, typer.Option(help="int8: file of vss sensitivity, the layers to keep")] = None,
     elsewhere: Elsewhere = None,
@@ -66,7 +67,7 @@ def export(
     from vss.deploy.precision import Precision
 
     options: dict[str, Any] = {"labels": labels, "labels_dtype": labels_dtype, "preprocess": preprocess}
-    options |= {"dynamic_size": dynamic_size, "opset": opset}
+    options |= {"dynamic_size": dynamic_size, "opset": opset, "plugins": plugins}
     if Precision(precision).kind == "int8":
         job = _job(seed, overrides, method, images, elsewhere, keep)
         with tempfile.TemporaryDirectory(prefix="vss-export-") as folder:

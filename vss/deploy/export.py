@@ -15,11 +15,13 @@ import torch
 from torch import nn
 
 from vss.deploy import surgeon
+from vss.deploy.functions import add_bodies
 from vss.deploy.graph import SegGraph
 from vss.deploy.parity import Tolerance, parity
 from vss.deploy.session import need
 from vss.errors import VssError
 from vss.files import atomic, sha256_file, sha256_tensors
+from vss.ops.onnx_nodes import plugin_nodes
 from vss.version import __version__
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ def export(
     tolerance: Tolerance | None = None,
     class_names: Sequence[str] | None = None,
     plan_sha256: str | None = None,
+    plugins: bool = False,
 ) -> dict[str, Any]:
     """Write `path` (whole or not at all) and return what was written and measured.
 
@@ -61,9 +64,12 @@ def export(
             default is `size`, and with `dynamic_size` two larger ones as well.
         tolerance: of that comparison, see `vss.deploy.parity.Tolerance`.
         class_names, plan_sha256: written to the metadata.
+        plugins: labels and pooling indices become nodes that TensorRT plugins implement, with bodies of standard ops
+            for every other runtime (`vss.deploy.functions`).
 
     Returns:
-        JSON-ready: onnx, sha256, bytes, opset, inputs, outputs, nodes_before, nodes_after, passes, parity, metadata.
+        JSON-ready: onnx, sha256, bytes, opset, inputs, outputs, nodes_before, nodes_after, passes, plugins, parity,
+        metadata.
 
     Raises:
         VssError: size, option or missing package; a network that cannot be exported; a result that differs.
@@ -76,8 +82,10 @@ def export(
     sizes = _parity_sizes(size, network.size_multiple, dynamic_size, parity_sizes, len(parity_batches))
     metadata = _metadata(model, size, preprocess, class_names, plan_sha256)
     with atomic(path) as temporary:
-        _trace(wrapped, temporary, size, opset, dynamic_size)
+        with plugin_nodes(plugins):
+            _trace(wrapped, temporary, size, opset, dynamic_size)
         cleaned, report = surgeon.clean(onnx.load(str(temporary)), metadata)
+        report["plugins"] = add_bodies(cleaned) if plugins else []
         inputs, outputs = _declare(wrapped, size, dynamic_size)
         surgeon.check(cleaned, inputs, outputs)
         onnx.save(cleaned, str(temporary))

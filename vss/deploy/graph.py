@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vss.errors import VssError
+from vss.ops import onnx_nodes
 
 if TYPE_CHECKING:
     from vss.data.transforms import Preprocess
@@ -72,5 +73,9 @@ class SegGraph(nn.Module):
             return self.model(image)
         if self.native:
             return self.model.predict(image).to(self.dtype)
-        labels = self.model(image).argmax(1)
+        if onnx_nodes.writes_nodes():
+            logits = self.model.forward_logits(image)
+            labels = onnx_nodes.seg_argmax_node(logits, image, self.model.align_corners)
+        else:
+            labels = self.model(image).argmax(1)
         return labels.to(torch.float32).to(torch.uint8) if self.dtype == torch.uint8 else labels.to(self.dtype)

@@ -6,7 +6,8 @@ maximum inside its 2x2 window is an ArgMax over the four phases of the image, an
 phase and zero to the other three. The two forms agree exactly, ties included, at even and odd sizes (the last row or
 column of an odd size is in no window).
 One graph for many sizes needs sides that are always even here, since the exporter cannot express the cut of an odd one:
-a network that uses this sets `SegModel.dynamic_multiple`.
+a network that uses this sets `SegModel.dynamic_multiple`. With `vss.ops.onnx_nodes.plugin_nodes` an export gets the
+nodes VssMaxPool and VssMaxUnpool instead.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vss import ops
+from vss.ops import onnx_nodes
 
 
 def max_pool(x: Tensor) -> tuple[Tensor, Tensor]:
     """x: (N, C, H, W) float. Returns the maxima (N, C, H//2, W//2) and what `max_unpool` needs, of the same shape."""
+    if onnx_nodes.writes_nodes():
+        return onnx_nodes.max_pool_node(x)
     if torch.compiler.is_exporting():
         return max_pool_phases(x)
     if x.dtype == torch.float64:  # the op has none; torch's indices are int64, by which `max_unpool` knows them
@@ -32,6 +36,8 @@ def max_unpool(x: Tensor, indices: Tensor, size: torch.Size | tuple[int, ...]) -
 
     `size` is that of the pooled tensor; its last two entries H and W count: H//2 == h, W//2 == w.
     """
+    if onnx_nodes.writes_nodes():
+        return onnx_nodes.max_unpool_node(x, indices, size)
     if torch.compiler.is_exporting():
         return max_unpool_phases(x, indices, size)
     sides = [int(side) for side in size[-2:]]
