@@ -91,12 +91,14 @@ def export(
         onnx.save(cleaned, str(temporary))
         report["parity"] = parity(wrapped, temporary, list(zip(parity_batches, sizes, strict=True)), tolerance)
         report |= {"sha256": sha256_file(temporary), "bytes": temporary.stat().st_size}
-    describe = {"inputs": inputs, "outputs": outputs}
-    shapes = {
+    return {"onnx": Path(path).name, "opset": opset, **_shapes(inputs, outputs), **report, "metadata": metadata}
+
+
+def _shapes(inputs: dict[str, tuple], outputs: dict[str, tuple]) -> dict[str, Any]:
+    return {
         kind: {name: {"dtype": dtype, "shape": list(dims)} for name, (dtype, dims) in values.items()}
-        for kind, values in describe.items()
+        for kind, values in (("inputs", inputs), ("outputs", outputs))
     }
-    return {"onnx": Path(path).name, "opset": opset, **shapes, **report, "metadata": metadata}
 
 
 def _check_request(model: Any, size: tuple[int, int], dynamic_size: bool, class_names: Sequence[str] | None) -> None:
