@@ -19,8 +19,12 @@ from vss.sweep.study import Json
 
 GRACE_S = 10.0
 PROBE_S = 5.0
+STARTS = 3
+"""On a busy machine Ray's own processes miss its fixed time limits; files are in memory at the next try."""
 STORE_BYTES = 100 * 2**20
 """Object store of a Ray that is started here; only tasks and outcomes pass through it, a few kB each."""
+
+log = logging.getLogger(__name__)
 
 
 class RayExecutor:
@@ -88,14 +92,18 @@ class RayExecutor:
     def _connect(self, address: str | None, cores: int) -> None:
         _probe(address)
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
-        try:
-            if address:
-                self._ray.init(address=address, **quiet)
-            else:
-                own = {"num_cpus": cores, "include_dashboard": False, "object_store_memory": STORE_BYTES}
-                self._ray.init(address="local", **own, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise _nobody(address, error) from error
+        own = {"num_cpus": cores, "include_dashboard": False, "object_store_memory": STORE_BYTES}
+        settings = {"address": address, **quiet} if address else {"address": "local", **own, **quiet}
+        os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
+        for attempt in range(1, STARTS + 1):
+            try:
+                self._ray.init(**settings)
+                return
+            except Exception as error:  # Ray raises bare Exception where its processes start too slowly
+                self._ray.shutdown()
+                if address or attempt == STARTS:
+                    raise _nobody(address, error) from error
+                log.warning("Ray did not start (%s); trying again", str(error).partition(chr(10))[0])
 
     def _check(self, cores: int, gpus: float) -> None:
         devices = self._ray.cluster_resources().get("GPU", 0)
