@@ -193,7 +193,7 @@ class Typing:
         feed = {"image": self.images(1, self.project.preprocess.size, 0).numpy()}
         limit = recipe.bench.max_seconds
         try:
-            timing = {"window_seconds": 0.05, "windows": 4, "warmup": 2}
+            timing: dict[str, Any] = {"window_seconds": 0.05, "windows": 4, "warmup": 2}
             found = bench(sessions, dict.fromkeys(sessions, feed), min_seconds=0.0, max_seconds=limit, **timing)
         finally:
             for session in sessions.values():

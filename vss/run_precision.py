@@ -80,7 +80,7 @@ def _engines(job: Job, name: str) -> Result:
         told = ", ".join(f"{kind} {job.summary(facts['metrics'])}" for kind, facts in kinds.items())
         return {"kinds": kinds, "detail": told}
 
-    depends = [part.model_dump(mode="json") for part in (config, recipe.export, recipe.build)]
+    depends: list[Any] = [part.model_dump(mode="json") for part in (config, recipe.export, recipe.build)]
     depends += [recipe.split, recipe.seed, project.split("train").sha256(), project.split("val").sha256()]
     outputs = [path for each in files.values() for path in each.values()]
     return job.step(f"precision-{name}", depends, [f"engine-{name}", f"evaluate-{name}", AFTER[name]], outputs, work)
@@ -156,7 +156,7 @@ def _time(job: Job, nets: Mapping[str, Result]) -> Result:
         split = project.split(recipe.split)
         pixels = np.stack([split[i % len(split)]["image"].numpy() for i in range(config.batch_size)])
         feed = engine_predictor(next(iter(sessions.values())), project.preprocess).feed(torch.from_numpy(pixels))
-        limits = {"min_seconds": config.min_seconds, "max_seconds": config.max_seconds}
+        limits: dict[str, Any] = {"min_seconds": config.min_seconds, "max_seconds": config.max_seconds}
         found = bench(sessions, dict.fromkeys(sessions, feed), against=own, **limits)
         for session in sessions.values():
             session.close()

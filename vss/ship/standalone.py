@@ -23,7 +23,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -196,7 +196,7 @@ def sides(text: str | None) -> tuple[int, int]:
     return width, height
 
 
-def raw_frames(stream: BinaryIO, width: int, height: int) -> Iterator[tuple[str, Image.Image]]:
+def raw_frames(stream: IO[bytes], width: int, height: int) -> Iterator[tuple[str, Image.Image]]:
     """RGB frames of width * height * 3 bytes until the stream ends."""
     for number in range(sys.maxsize):
         data = stream.read(width * height * 3)
