@@ -222,7 +222,9 @@ def evaluate(
     dataset: Data = None,
     data_root: Root = None,
     input_size: Size = None,
-    max_drop: Annotated[float | None, typer.Option(help="gate: points of mIoU that may be lost")] = None,
+    max_drop: Annotated[float | None, typer.Option(help="gate: points of mIoU (or AP) that may be lost")] = None,
+    max_fnr_increase: Annotated[float | None, typer.Option(help="gate: points of missed defects, on val")] = None,
+    max_ap_drop: Annotated[float | None, typer.Option(help="gate: points of average precision, on val")] = None,
     bench_seconds: Annotated[float, typer.Option(help="of a pair, to time both; 0: not")] = 4.0,
     oracle: Annotated[int, typer.Option(help="of a pair of checkpoints, channels left out one by one; 0: none")] = 32,
     report: ReportFile = None,
@@ -239,6 +241,8 @@ def evaluate(
         data_root=data_root,
         size=size_of(input_size),
         max_drop=max_drop,
+        max_fnr_increase=max_fnr_increase,
+        max_ap_drop=max_ap_drop,
     )
     if baseline and bench_seconds:
         pair.speed(figures["rows"], baseline, candidate, seconds=bench_seconds)
@@ -297,10 +301,22 @@ def run(
     recipe: Annotated[str, typer.Argument(help="a packaged recipe or a YAML file")],
     to: Annotated[Path | None, typer.Option("--out", help="folder; default runs/RECIPE")] = None,
     overrides: Set = None,
+    max_fnr_increase: Annotated[float | None, typer.Option(help="gate.max_fnr_increase")] = None,
+    max_ap_drop: Annotated[float | None, typer.Option(help="gate.max_ap_drop")] = None,
     dry_run: Annotated[bool, typer.Option(help="print the recipe in full and stop")] = False,
 ) -> None:
-    """Do a whole recipe: train, prune, fine-tune, evaluate, export, build, gate, bench, report. Resumes."""
-    job = recipe_of(recipe, overrides)
+    """Do a whole recipe: train, prune, fine-tune, evaluate, export, build, gate, bench, report. Resumes.
+
+    A packaged grid (ksdd_sweep) is a sweep; CRITERION_BUDGET (ours_c4_r40) is one row of such a grid by itself.
+    """
+    from vss.cli_sweep import row_recipe, run_grid
+
+    limits = {"max_fnr_increase": max_fnr_increase, "max_ap_drop": max_ap_drop}
+    given = [f"gate.{key}={value}" for key, value in limits.items() if value is not None]
+    overrides = [*given, *(overrides or [])]
+    if run_grid(recipe, to, overrides, dry_run=dry_run):
+        return
+    job = row_recipe(recipe, overrides) or recipe_of(recipe, overrides)
     if dry_run:
         out.print(yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False), highlight=False)
         return

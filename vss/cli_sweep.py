@@ -16,6 +16,7 @@ from vss.console import Data, ReportFile, Root, Set, err, out, show_table, tell,
 from vss.errors import GateFailed, VssError
 
 if TYPE_CHECKING:
+    from vss.config import Recipe
     from vss.sweep.drive import Summary
     from vss.sweep.grid import Grid
     from vss.sweep.run import Settings
@@ -37,7 +38,7 @@ FinetuneEpochs = Annotated[int | None, typer.Option("--finetune-epochs", help="o
 
 @sweep_app.command()
 def sweep(
-    grid: Annotated[Path, typer.Argument(help="a YAML file: networks, criteria, budgets, seeds, variants")],
+    grid: Annotated[Path, typer.Argument(help="a YAML file (networks, criteria, budgets, seeds), or a packaged grid")],
     to: Folder = Path("runs/sweep"),
     executor: ExecutorName = "local",
     workers: Workers = None,
@@ -131,6 +132,27 @@ def compare(
     counts = {word: sum(row["verdict"] == word for row in figures["rows"]) for word in ("better", "worse")}
     out.print(f"{counts['better']} better, {counts['worse']} worse, {len(figures['rows'])} compared")
     write_figures(report, "vss.comparison", figures)
+
+
+def run_grid(name: str, folder: Path | None, overrides: list[str] | None, *, dry_run: bool) -> bool:
+    """Do a packaged grid on this machine, where `name` is one; whether it is."""
+    from vss.sweep import Settings, load_grid
+    from vss.sweep.grid import grids
+
+    if name not in grids():
+        return False
+    _go(load_grid(name, _dotted(overrides)), folder or Path("runs") / name, Settings(), dry_run=dry_run)
+    return True
+
+
+def row_recipe(name: str, overrides: list[str] | None) -> Recipe | None:
+    """The recipe of one row of a packaged grid, where `name` is one."""
+    from vss.config import recipes
+    from vss.sweep.grid import named_recipe
+
+    if name in recipes() or Path(name).suffix in (".yaml", ".yml"):
+        return None
+    return named_recipe(name, _dotted(overrides))
 
 
 def _settings(

@@ -82,8 +82,13 @@ def evaluate(
     data_root: str | None,
     size: list[int] | None,
     max_drop: float | None,
+    max_fnr_increase: float | None = None,
+    max_ap_drop: float | None = None,
 ) -> dict[str, Any]:
-    """Score one or two files (checkpoints or ONNX); with two, also the drop and, with `max_drop`, a gate."""
+    """Score one or two files (checkpoints or ONNX); with two, also the drop and, with limits, a gate.
+
+    `max_fnr_increase` and `max_ap_drop` are limits on validation, for networks that decide about defects.
+    """
     rows, results = [], []
     for name, path in (("baseline", baseline), ("candidate", candidate)):
         if path is None:
@@ -95,7 +100,12 @@ def evaluate(
         rows.append({"name": name, "file": str(path), **static, **_scalars(result)})
     figures: dict[str, Any] = {"split": split, "rows": rows}
     if len(results) == 2:
-        figures["gate"] = gate(results[0], results[1], max_drop=100.0 if max_drop is None else max_drop)
+        limit = 100.0 if max_drop is None else max_drop
+        checks = [gate(results[0], results[1], metric=project.task.metric, max_drop=limit)]
+        limits = {"max_fnr_increase": max_fnr_increase, "max_ap_drop": max_ap_drop}
+        checks += project.task.limits(results[0], results[1], **limits)
+        worst = next((check for check in checks if not check["passed"]), checks[0])
+        figures["gate"] = worst if len(checks) == 1 else {**worst, "checks": checks}
     return figures
 
 
@@ -119,7 +129,10 @@ def _opened(
     if dataset is None or data_root is None:
         raise VssError(f"{path} is an engine and does not know its data; give --dataset and --data-root.")
     settings = {"dataset": dataset, "root": data_root, "size": list(preprocess.size)}
-    project = steps.Project.open(recipe.model_copy(update={"data": type(recipe.data).model_validate(settings)}))
+    made_of = session.describe().get("metadata", {}).get("vss.model", recipe.model.name)
+    network = {"name": made_of if made_of in models.MODELS else recipe.model.name}
+    recipe = Recipe.model_validate(recipe.model_dump() | {"data": settings, "model": network})
+    project = steps.Project.open(recipe)
     project = steps.Project(project.recipe, project.data, preprocess)
     return project, engine_predictor(session, preprocess), static
 

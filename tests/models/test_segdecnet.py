@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from vss.command import network_to_prune
+from vss.config import Recipe
 from vss.deploy import export
 from vss.errors import VssError
 from vss.models import DefectModel, build
@@ -206,3 +208,45 @@ def test_requests_that_it_cannot_meet(net: nn.Module, tmp_path: Path) -> None:
         export(net, tmp_path / "net.onnx", size=(128, 64), dynamic_size=True)
     with pytest.raises(VssError, match="no labels"):
         export(net, tmp_path / "net.onnx", size=(128, 64), labels=True)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_published_weights_load_and_are_pruned(net: SegDecNet, defect_root: Path, tmp_path: Path, prefix: str) -> None:
+    path = tmp_path / "final_state_dict.pth"
+    torch.save({prefix + key: value for key, value in net.state_dict().items()}, path)
+    recipe = Recipe.model_validate({"model": {"options": net.options}})
+    project, loaded = network_to_prune(
+        recipe, None, "segdecnet", path, dataset="ksdd2", data_root=str(defect_root), size=[128, 64]
+    )
+    x = torch.randn(1, 3, 128, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for ours, theirs in zip(loaded.eval()(x), net.eval()(x), strict=True):
+            assert torch.equal(ours, theirs)
+    assert project.task.classes == ("defect",)
+    torch.save({key.replace("scale", "weight"): value for key, value in net.state_dict().items()}, path)
+    with pytest.raises(VssError, match=r"it has no volume.0.1.scale"):
+        network_to_prune(recipe, None, "segdecnet", path, dataset="ksdd2", data_root=str(defect_root), size=[128, 64])
+
+
+@pytest.mark.parametrize("removed", [0.2, 0.4, 0.6])
+def test_c1_slices_consumers_by_the_kept_channels_and_not_by_the_first_ones(removed: float) -> None:
+    torch.manual_seed(3)
+    net = build("segdecnet", 1, widths=(8, 64, 64, 64, 256)).eval()
+    budget = {"kind": "channels", "keep": 1 - removed, "scope": "local"}
+    plan = make_plan(net, torch.zeros(1, 3, 128, 64), criterion="hw_l1", budget=budget, keep=SCOPES["volume"])
+    small = apply_plan(net, plan)
+    kept = {group.id.removesuffix(".0"): group.kept for group in plan.groups}
+    widths = [len(kept[f"volume.{index}"]) for index in (0, 2, 3, 4, 6, 7, 8, 9, 11)]
+    aligned, last = {0.2: (48, 192), 0.4: (40, 160), 0.6: (24, 96)}[removed]
+    assert widths == [int(8 * (1 - removed) + 1e-9), *[aligned] * 7, last]
+    for before, after in (("volume.3", "volume.4"), ("volume.9", "volume.11"), ("volume.11", "seg_mask")):
+        rows = range(1) if after == "seg_mask" else kept[after]
+        whole = net.get_submodule(after)[0].weight[list(rows)]
+        assert torch.equal(small.get_submodule(after)[0].weight, whole[:, list(kept[before])])
+        assert not torch.equal(small.get_submodule(after)[0].weight, whole[:, : len(kept[before])])
+    columns = [*kept["volume.11"], 256]  # the map, the last channel of the concatenation, stays
+    assert torch.equal(small.extractor[1][0].weight, net.extractor[1][0].weight[:, columns])
+    with torch.no_grad():
+        x = torch.randn(1, 3, 128, 64)
+        for cut, gated in zip(small(x), masked(net, plan)(x), strict=True):
+            torch.testing.assert_close(cut, gated, rtol=1e-4, atol=1e-5)

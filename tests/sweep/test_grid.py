@@ -9,7 +9,9 @@ import pytest
 
 from vss.config import parse
 from vss.errors import VssError
+from vss.prune import make_criterion
 from vss.sweep import Grid, load_grid
+from vss.sweep.grid import grids, named_recipe
 
 
 def grid(**content: Any) -> Grid:
@@ -59,3 +61,33 @@ def test_overrides_are_for_every_cell(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text("seeds: [0]\nset: {train.epochs: 3, data.root: a}\n")
     found = load_grid(tmp_path / "s.yaml", {"data.root": "b"})
     assert found.name == "s" and found.set == {"train.epochs": 3, "data.root": "b"}
+
+
+def test_packaged_grids_are_whole() -> None:
+    assert {"ksdd_sweep", "ksdd_equal_macs"} <= set(grids())
+    for name in grids():
+        cells = load_grid(name).cells()
+        assert [cell.fault for cell in cells if cell.fault] == []
+        for cell in cells:
+            recipe = cell.recipe()
+            make_criterion(recipe.prune.criterion, **recipe.prune.options)
+    ids = {cell.id for cell in load_grid("ksdd_sweep").cells()}
+    assert len(ids) == 7 * 3 * 3 and "ours_c2--r60--2" in ids
+
+
+def test_a_row_of_a_packaged_grid_is_a_recipe() -> None:
+    recipe = named_recipe("ours_c1_r40", {"data.root": "somewhere", "train.epochs": 3})
+    assert recipe is not None and recipe.name == "ours_c1_r40" and recipe.seed == 0
+    assert (recipe.prune.criterion, recipe.prune.budget.keep, recipe.prune.budget.kind) == ("hw_l1", 0.6, "channels")
+    assert (recipe.data.root, recipe.train.epochs) == ("somewhere", 3)
+    same = [named_recipe(f"{method}_r60") for method in ("naive_l1", "naive_fn", "ours_c1", "ours_c2", "ours_c3")]
+    assert len({recipe.finetune for recipe in same if recipe}) == 1 and None not in same
+    assert named_recipe("ours_c9_r40") is None
+
+
+def test_a_grid_takes_its_own_keys_as_overrides() -> None:
+    grid = load_grid("ksdd_sweep", {"recipe": "ksdd_small", "seeds": [7], "name": "other", "data.root": "x"})
+    assert grid.recipe == "ksdd_small" and [choice.name for choice in grid.seeds] == ["7"]
+    assert grid.set == {"name": "other", "data.root": "x"} and grid.name == "ksdd_sweep"
+    with pytest.raises(VssError, match="unknown grid 'ksdd_sweeep'. Did you mean 'ksdd_sweep'"):
+        load_grid("ksdd_sweeep")

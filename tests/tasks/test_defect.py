@@ -19,7 +19,7 @@ from vss.data import labels_of, write_defects
 from vss.decisions import at_threshold, average_precision, choose_threshold
 from vss.errors import VssError
 from vss.run import run
-from vss.tasks.defect import DefectTask, ship_verdicts
+from vss.tasks.defect import DefectTask
 
 SIZE = (128, 64)
 FIT = {"batch_size": 4, "lr": 0.02, "precision": "32-true", "accelerator": "cpu"}
@@ -123,17 +123,18 @@ def results(ap: float, missed: int, seed: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("missed", "limit", "passed"), [(3, 0, False), (3, 9.9, False), (3, 10, True), (1, 0, True)])
-def test_ship_rule_on_missed_defects(missed: int, limit: float, passed: bool) -> None:
-    checks = ship_verdicts(results(90, 2, 0), results(80, missed, 1), max_fnr_increase=limit, max_ap_drop=None)
-    assert [(what, verdict["passed"]) for what, verdict in checks] == [("missed defects on validation", passed)]
-    assert checks[0][1]["drop"] == pytest.approx(10 * (missed - 2)) and "increase" in checks[0][1]["sentence"]
+def test_ship_rule_on_missed_defects(root: Path, missed: int, limit: float, passed: bool) -> None:
+    before, after = results(90, 2, 0), results(80, missed, 1)
+    (check,) = opened(root).task.limits(before, after, max_fnr_increase=limit, max_ap_drop=None)
+    assert (check["what"], check["passed"]) == ("missed defects on validation", passed)
+    assert check["drop"] == pytest.approx(10 * (missed - 2)) and "increase" in check["sentence"]
 
 
-def test_ship_rule_on_average_precision_has_a_paired_interval() -> None:
-    same = results(90, 0, 0)
-    ((_, verdict),) = ship_verdicts(same, same | {"val": {"ap_pct": 88.0}}, max_fnr_increase=None, max_ap_drop=1.5)
+def test_ship_rule_on_average_precision_has_a_paired_interval(root: Path) -> None:
+    same, task = results(90, 0, 0), opened(root).task
+    (verdict,) = task.limits(same, same | {"val": {"ap_pct": 88.0}}, max_fnr_increase=None, max_ap_drop=1.5)
     assert not verdict["passed"] and verdict["drop"] == 2 and verdict["drop_interval"] == [0.0, 0.0]
-    ((_, other),) = ship_verdicts(same, results(90, 0, 1), max_fnr_increase=None, max_ap_drop=0)
+    (other,) = task.limits(same, results(90, 0, 1), max_fnr_increase=None, max_ap_drop=0)
     assert other["passed"] and other["drop_interval"][0] < other["drop_interval"][1]
 
 

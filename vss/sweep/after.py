@@ -10,6 +10,7 @@ from typing import Any
 from vss.errors import VssError
 from vss.files import write_json
 from vss.sweep import results
+from vss.sweep.chart import write_chart, write_csv
 from vss.sweep.drive import Tell
 from vss.sweep.grid import Cell
 from vss.sweep.local import Executor
@@ -30,6 +31,8 @@ def finish(store: Store, executor: Executor, *, tell: Tell, mlflow: bool = False
     if study.times and store.grid.panels:
         picture(store, executor, tell)
     table = results.write(store)
+    write_csv(results.read(store.root), store.root / "table.csv")
+    write_chart(results.read(store.root), store.root / "chart.png")
     if mlflow:
         from vss.sweep.track import to_mlflow
 

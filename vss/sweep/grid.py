@@ -27,7 +27,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from vss.config import Recipe, Section, load_recipe, override, parse
-from vss.errors import VssError
+from vss.errors import VssError, unknown
 
 AXES = {"networks": "network", "criteria": "criterion", "budgets": "budget", "seeds": "seed", "variants": "variant"}
 
@@ -166,9 +166,36 @@ def _variant(item: Any) -> dict[str, Any]:
 _SHORT = {"networks": _network, "criteria": _criterion, "budgets": _budget, "seeds": _seed, "variants": _variant}
 
 
+GRIDS = Path(__file__).resolve().parent.parent / "grids"
+OWN_KEYS = frozenset(Grid.model_fields) - {"name"}
+
+
+def grids() -> list[str]:
+    """Names of the grids that come with the package."""
+    return sorted(path.stem for path in GRIDS.glob("*.yaml"))
+
+
+def named_recipe(name: str, overrides: dict[str, Any] | None = None) -> Recipe | None:
+    """The recipe of one row of a packaged grid, CRITERION_BUDGET such as `ours_c4_r40`, with the first seed; None where
+    there is no such row."""
+    for grid in (load_grid(each, overrides) for each in grids()):
+        for cell in grid.cells():
+            if "_".join(cell.coords[axis] for axis in ("criterion", "budget") if axis in cell.coords) == name:
+                return cell.recipe().model_copy(update={"name": name})
+    return None
+
+
 def load_grid(path: Path | str, overrides: dict[str, Any] | None = None) -> Grid:
-    """Read a grid from YAML; `overrides` are dotted keys of the recipe, for every cell."""
+    """Read a packaged grid by name or any YAML file.
+
+    `overrides` are dotted keys of the recipe, for every cell; keys of the grid itself (`recipe`, `seeds`, ...) replace
+    what it says.
+    """
     path = Path(path)
+    if path.suffix not in (".yaml", ".yml") and not path.is_file():
+        if path.name not in grids():
+            raise unknown("grid", str(path), grids())
+        path = GRIDS / f"{path.name}.yaml"
     try:
         data = yaml.safe_load(path.read_text()) or {}
     except OSError as error:
@@ -178,6 +205,8 @@ def load_grid(path: Path | str, overrides: dict[str, Any] | None = None) -> Grid
     if not isinstance(data, dict):
         raise VssError(f"grid {path} holds a {type(data).__name__}; expected keys and values.")
     data.setdefault("name", path.stem)
-    data["set"] = {**(data.get("set") or {}), **(overrides or {})}
+    own = {key: value for key, value in (overrides or {}).items() if key in OWN_KEYS}
+    data |= own
+    data["set"] = {**(data.get("set") or {}), **{k: v for k, v in (overrides or {}).items() if k not in own}}
     grid: Grid = parse(Grid, data, source=str(path))
     return grid

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,20 @@ from vss import checkpoint, models, steps
 from vss.config import PruneConfig, Recipe
 from vss.deploy import BACKENDS, bench
 from vss.pictures import spread, write_panels
-from vss.prune import make_criterion
+from vss.prune import CRITERIA, make_criterion
 from vss.run import Job
 from vss.runner import Runner
 from vss.sweep import calibrate
 from vss.sweep.grid import slug
+from vss.sweep.store import locked
 from vss.sweep.study import STUDIES, Json, Place, Study
 from vss.sweep.track import to_tensorboard
 
 log = logging.getLogger(__name__)
+
+
+SHARED_PARTS = ("seed", "split", "eval_batch_size", "data", "model", "train", "defect")
+"""Sections of a recipe on which a trained network and its scores depend."""
 
 
 class PruneStudy(Study):
@@ -34,7 +41,7 @@ class PruneStudy(Study):
     def share_of(self, recipe: Recipe) -> Json:
         """A trained network is shared by all cells with its seed, data, model and training."""
         parts = recipe.model_dump(mode="json")
-        return {key: parts[key] for key in ("seed", "split", "eval_batch_size", "data", "model", "train")}
+        return {key: parts[key] for key in SHARED_PARTS}
 
     def check(self, recipe: Recipe) -> None:
         """Names and options of the network, the criterion and the budget."""
@@ -44,12 +51,12 @@ class PruneStudy(Study):
 
     def share(self, recipes: list[Recipe], place: Place) -> Json:
         """The trained network, its scores, and one calibration pass per calibration set for all criteria."""
-        job = _job(recipes[0].model_copy(update={"name": "baseline"}), place)
+        job = job_of(recipes[0].model_copy(update={"name": "baseline"}), place)
         task, train = job.project.task, job.train()
         score = job.score("baseline", "train")
         sets = calibrate.calibrations(recipes)
         faults = {name: self._calibrate(job, name, configs) for name, configs in sets.items()}
-        return {
+        found = {
             "key": job.step.keys["train"],
             "row": _flat(score),
             "metric": task.metric,
@@ -60,8 +67,15 @@ class PruneStudy(Study):
             "protocol": task.protocol,
             "curves": train.get("curves", []),
             "faults": faults,
-            "seconds": sum(record["seconds"] for record in job.step.records),
         }
+        self.finish_share(job, found)
+        return found | {"seconds": sum(record["seconds"] for record in job.step.records)}
+
+    def finish_share(self, job: Job, found: Json) -> None:
+        """What another study adds to the shared part."""
+
+    def finish_cell(self, job: Job, place: Place, shared: Json, found: Json) -> None:
+        """What another study adds to a cell."""
 
     def _calibrate(self, job: Job, name: str, configs: list[PruneConfig]) -> dict[str, str]:
         """Write `statistics-NAME.safetensors`; returns what could not be had, with the reasons."""
@@ -81,12 +95,13 @@ class PruneStudy(Study):
 
     def cell(self, recipe: Recipe, place: Place, shared: Json) -> Json:
         """Prune, fine-tune where the recipe has epochs for it, and evaluate after both."""
-        job = _job(recipe, place)
+        job = job_of(recipe, place)
         _link(place.shared / "baseline.safetensors", place.folder / "baseline.safetensors")
         job.step.keys["train"] = shared["key"]
         name = calibrate.set_name(recipe.prune)
         file = place.shared / f"statistics-{name}.safetensors"
-        pruned = job.prune(calibrate.read(file, recipe.prune, shared["faults"][name]))
+        with _sparse_phase(recipe, place):
+            pruned = job.prune(calibrate.read(file, recipe.prune, shared["faults"][name]))
         stages = {"pruned": job.score("pruned", "prune")}
         curves: list[Json] = []
         if recipe.finetune.epochs:
@@ -100,8 +115,7 @@ class PruneStudy(Study):
         row |= {f"{kind}_kept": share for kind, share in pruned["kept"].items()}
         keys = [key for key in shared["row_keys"] if row.get(key) is not None and base.get(key) is not None]
         row |= {f"{key}_change": row[key] - base[key] for key in keys}
-        to_tensorboard(place.folder, row)
-        return {
+        found = {
             "row": row,
             "stage": list(stages)[-1],
             "iou_pct": last["metrics"].get("iou_pct"),
@@ -111,6 +125,9 @@ class PruneStudy(Study):
             "curves": curves,
             "steps": job.step.records,
         }
+        self.finish_cell(job, place, shared, found)
+        to_tensorboard(place.folder, row)
+        return found
 
     def time(self, recipe: Recipe, place: Place, seconds: float) -> Json:
         """Latency of the last network and of the baseline, in turns, in torch on the CPU or the first device."""
@@ -161,13 +178,27 @@ class PruneStudy(Study):
 STUDIES.add("prune", PruneStudy())
 
 
+@contextlib.contextmanager
+def _sparse_phase(recipe: Recipe, place: Place) -> Iterator[None]:
+    """Cells that differ in their budget alone train their sparse phase once: it lies in the shared part, and who comes
+    second waits for the first and finds it done."""
+    if not CRITERIA[recipe.prune.criterion].sparse_phase:
+        yield
+        return
+    (place.shared / "sparse").mkdir(parents=True, exist_ok=True)
+    _link(place.shared / "sparse", place.folder / "sparse")
+    with locked(place.shared / "sparse" / ".lock", wait=True):
+        yield
+
+
 def last_network(folder: Path) -> Path:
     """The network that a cell came to."""
     tuned = folder / "finetuned.safetensors"
     return tuned if tuned.is_file() else folder / "pruned.safetensors"
 
 
-def _job(recipe: Recipe, place: Place) -> Job:
+def job_of(recipe: Recipe, place: Place) -> Job:
+    """A run in the folder of a cell or a shared part, whose finished steps are noted."""
     runner = Runner(place.folder, lambda *_: None)
 
     def say(name: str, status: str, seconds: float, detail: str) -> None:

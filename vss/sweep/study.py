@@ -85,12 +85,13 @@ class Study(ABC):
 
 
 STUDIES: Registry[Study] = Registry("study")
+BUILT_IN = {"prune": "vss.sweep.prune", "engine": "vss.sweep.engine"}
 
 
 def study(name: str, plugins: Iterable[str] = ()) -> Study:
     """A study by name; the one of this package is imported when it is asked for, as it needs torch and lightning."""
     for module in plugins:
         load_plugin(module)
-    if name == "prune":
-        importlib.import_module("vss.sweep.prune")
+    if name in BUILT_IN:
+        importlib.import_module(BUILT_IN[name])
     return STUDIES[name]

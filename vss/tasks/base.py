@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from vss import models
 from vss.config import FitConfig, Recipe
 from vss.data import Augment, Preprocess, SegData, SegSplit, make_loader
+from vss.errors import VssError
 from vss.evaluate import Predictor
 from vss.learner import Learner
 from vss.registry import Registry
@@ -109,6 +110,17 @@ class Task(ABC):
         Returns:
             Verdicts of `vss.deploy.gate`, each with `what` was compared; at least one.
         """
+
+    def limits(
+        self, before: Figures, after: Figures, *, max_fnr_increase: float | None, max_ap_drop: float | None
+    ) -> list[Figures]:
+        """Verdicts of the ship rule, those limits that are given; for networks that decide about defects."""
+        if max_fnr_increase is not None or max_ap_drop is not None:
+            raise VssError(
+                f"a limit on missed defects or on average precision came, and {self.recipe.model.name!r} segments; use "
+                "the limit on the drop from the baseline."
+            )
+        return []
 
     def depends(self) -> Any:
         """JSON-able data, beside the reported split, on which the results of `evaluate` depend."""

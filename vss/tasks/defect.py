@@ -217,14 +217,32 @@ class DefectTask(Task):
         """Engine against torch on the reported split; against the start, misses and AP on validation."""
         config, metric = self.recipe.gate, self.recipe.gate.metric or self.metric
         torch_one, engine, before = results["finetuned"], results["engine"], results[start]
-        checks = [("engine against torch", gate(torch_one, engine, metric=metric, max_drop=config.max_drop))]
+        checks = [{"what": "engine against torch", **gate(torch_one, engine, metric=metric, max_drop=config.max_drop)}]
         if config.max_drop_from_baseline is not None:
             verdict = gate(before, engine, metric=metric, max_drop=config.max_drop_from_baseline)
-            checks.append(("engine against the baseline", verdict))
-        checks += ship_verdicts(
-            before, engine, max_fnr_increase=config.max_fnr_increase, max_ap_drop=config.max_ap_drop
-        )
-        return [{"what": what, **verdict} for what, verdict in checks]
+            checks.append({"what": "engine against the baseline", **verdict})
+        limits = {"max_fnr_increase": config.max_fnr_increase, "max_ap_drop": config.max_ap_drop}
+        return checks + self.limits(before, engine, **limits)
+
+    def limits(
+        self, before: Figures, after: Figures, *, max_fnr_increase: float | None, max_ap_drop: float | None
+    ) -> list[Figures]:
+        """The ship rule, in points on validation, each network at the threshold that it chose there.
+
+        The verdict on average precision has the 95 % bootstrap interval of the drop over the same validation images.
+        """
+        checks = []
+        if max_fnr_increase is not None:
+            limit: dict[str, Any] = {"metric": "fnr_pct", "max_drop": max_fnr_increase, "lower_is_better": True}
+            checks.append({"what": "missed defects on validation", **gate(before["val"], after["val"], **limit)})
+        if max_ap_drop is not None:
+            verdict = gate(before["val"], after["val"], metric="ap_pct", max_drop=max_ap_drop)
+            first, second = (rows[rows[:, 0] == 0] for rows in (before[self.per_image], after[self.per_image]))
+            labels = first[:, 1].astype(bool)
+            weights = draws(labels)
+            drops = resampled_ap(labels, first[:, 2], weights) - resampled_ap(labels, second[:, 2], weights)
+            checks.append({"what": "average precision on validation", **verdict, "drop_interval": interval(drops)})
+        return checks
 
     # -- artefacts ----------------------------------------------------------------------------------------------------
 
@@ -243,28 +261,6 @@ class DefectTask(Task):
 
 
 SIDES = ((0, "low"), (1, "high"))
-
-
-def ship_verdicts(
-    before: Figures, after: Figures, *, max_fnr_increase: float | None, max_ap_drop: float | None
-) -> list[tuple[str, Figures]]:
-    """The ship rule: (what, verdict) on validation of every limit that is given, in points.
-
-    The verdict on average precision has the 95 % bootstrap interval of the drop over the same validation images.
-    """
-    checks = []
-    if max_fnr_increase is not None:
-        verdict = gate(before["val"], after["val"], metric="fnr_pct", max_drop=max_fnr_increase, lower_is_better=True)
-        checks.append(("missed defects on validation", verdict))
-    if max_ap_drop is not None:
-        verdict = gate(before["val"], after["val"], metric="ap_pct", max_drop=max_ap_drop)
-        rows = [each[DefectTask.per_image] for each in (before, after)]
-        first, second = (table[table[:, 0] == 0] for table in rows)
-        labels = first[:, 1].astype(bool)
-        weights = draws(labels)
-        drops = resampled_ap(labels, first[:, 2], weights) - resampled_ap(labels, second[:, 2], weights)
-        checks.append(("average precision on validation", verdict | {"drop_interval": interval(drops)}))
-    return checks
 
 
 def sigmoid(logit: float) -> float:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from vss.config import FitConfig
 from vss.data import class_weights
 from vss.deploy import gate
-from vss.errors import VssError
 from vss.evaluate import Predictor, evaluate, torch_predictor
 from vss.learner import SegLearner
 from vss.losses import SegLoss
@@ -31,12 +30,7 @@ class SegmentationTask(Task):
     def check(self) -> None:
         """Gates on missed defects belong to defect networks."""
         config = self.recipe.gate
-        for key in ("max_fnr_increase", "max_ap_drop"):
-            if getattr(config, key) is not None:
-                raise VssError(
-                    f"gate.{key} is set and {self.recipe.model.name!r} segments; it is for networks that decide about "
-                    "defects: use gate.max_drop_from_baseline."
-                )
+        self.limits({}, {}, max_fnr_increase=config.max_fnr_increase, max_ap_drop=config.max_ap_drop)
 
     def learner(self, config: FitConfig) -> SegLearner:
         """Cross-entropy with the class weights of the training split, where the recipe wants them."""

@@ -1,0 +1,99 @@
+"""The study that ends in engines: as `prune`, and every network is exported, built, evaluated, gated and timed as an
+engine.
+
+The shared part also has the engine of the baseline and, where the recipe has a control, the unpruned network fine-tuned
+for as long: that is what a cell must not fall behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from vss.config import Recipe
+from vss.deploy import bench
+from vss.errors import VssError
+from vss.evaluate import engine_predictor
+from vss.run import Job, available
+from vss.runner import Result, Runner
+from vss.steps import Project
+from vss.sweep.prune import PruneStudy
+from vss.sweep.study import STUDIES, Json, Place
+
+ENGINES = {"baseline": "engine/baseline.engine.onnx", "cell": "engine/finetuned.engine.onnx"}
+
+
+class EngineStudy(PruneStudy):
+    """Networks x criteria x budgets x seeds, from training to engines that pass the gates or do not."""
+
+    def check(self, recipe: Recipe) -> None:
+        """Engines are made of fine-tuned networks."""
+        super().check(recipe)
+        if not recipe.finetune.epochs:
+            raise VssError("the study 'engine' fine-tunes every network; set finetune.epochs to 1 or more.")
+
+    def share_of(self, recipe: Recipe) -> Json:
+        """The control and the engine of the baseline are shared as well."""
+        parts = recipe.model_dump(mode="json")
+        return super().share_of(recipe) | {key: parts[key] for key in ("finetune", "control", "export", "build")}
+
+    def finish_share(self, job: Job, found: Json) -> None:
+        """The row also has `engine_*` and, with a control, `control_*` figures."""
+        keys = found["row_keys"]
+        found["row"] |= _named("engine", job.engine("baseline", "train"), keys)
+        found["start"] = "baseline"
+        if job.recipe.control:
+            job.finetune("control", "baseline.safetensors", "train")
+            found["row"] |= _named("control", job.score("control", "control"), keys)
+            found["start"] = "control"
+
+    def finish_cell(self, job: Job, place: Place, shared: Json, found: Json) -> None:
+        """The row also has `engine_*` figures and `ships`: 1 where the engine passes all gates of the recipe, else 0;
+        the labels say which it does not."""
+        engine, start = job.engine("finetuned", "finetune"), shared["start"]
+        results = {
+            "finetuned": _result(job, place, "evaluate-finetuned"),
+            "engine": _result(job, place, "engine-finetuned"),
+            start: _result(job, Place(place.shared, place.shared, place.computed), f"evaluate-{start}"),
+        }
+        verdicts = job.project.task.verdicts(results, start=start)
+        ships = all(verdict["passed"] for verdict in verdicts)
+        found["row"] |= _named("engine", engine, shared["row_keys"]) | {"ships": int(ships)}
+        found["row"]["engine_mib"] = engine["size_mib"]
+        found["labels"] = [*found["labels"], *(v["sentence"] for v in verdicts if not v["passed"])]
+
+    def time(self, recipe: Recipe, place: Place, seconds: float) -> Json:
+        """Latency of the cell's engine and of the baseline's, in turns, on an image of the reported split."""
+        project, backend = Project.open(recipe), available(recipe.build.backend)
+        paths = {"baseline": place.shared / ENGINES["baseline"], "cell": place.folder / ENGINES["cell"]}
+        sessions = {name: backend.open(path, threads=recipe.build.threads) for name, path in paths.items()}
+        image = torch.as_tensor(project.split(recipe.split)[0]["image"])[None]
+        feeds = {name: engine_predictor(each, project.preprocess).feed(image) for name, each in sessions.items()}
+        found = bench(sessions, feeds, min_seconds=seconds / 2, max_seconds=seconds, window_seconds=seconds / 16)
+        for session in sessions.values():
+            session.close()
+        row, base = found["sessions"]["cell"], found["sessions"]["baseline"]
+        return {
+            "latency_ms_p50": row["latency_ms_p50"],
+            "latency_ms_p99": row["latency_ms_p99"],
+            "fps": row["throughput_fps"],
+            "baseline_latency_ms_p50": base["latency_ms_p50"],
+            "speedup": found["speedup"]["cell"]["ratio"],
+            "latency_stable": found["stable"],
+        }
+
+
+STUDIES.add("engine", EngineStudy())
+
+
+def _named(prefix: str, step: Result, keys: Iterable[str]) -> Json:
+    return {f"{prefix}_{key}": step["metrics"][key] for key in keys}
+
+
+def _result(job: Job, place: Place, step: str) -> Json:
+    """Scores of a finished step of a cell or the shared part, with the array by image."""
+    metrics: Json = Runner(place.folder, lambda *_: None).result(step)["metrics"]
+    images = np.load(place.folder / "scores" / f"{step.removeprefix('evaluate-')}.npy")
+    return metrics | {job.project.task.per_image: images}
