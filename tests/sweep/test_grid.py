@@ -89,5 +89,5 @@ def test_a_grid_takes_its_own_keys_as_overrides() -> None:
     grid = load_grid("ksdd_sweep", {"recipe": "ksdd_small", "seeds": [7], "name": "other", "data.root": "x"})
     assert grid.recipe == "ksdd_small" and [choice.name for choice in grid.seeds] == ["7"]
     assert grid.set == {"name": "other", "data.root": "x"} and grid.name == "ksdd_sweep"
-    with pytest.raises(VssError, match="unknown grid 'ksdd_sweeep'. Did you mean 'ksdd_sweep'"):
+    with pytest.raises(VssError, match=r"unknown grid 'ksdd_sweeep'\. Did you mean 'ksdd_sweep'"):
         load_grid("ksdd_sweeep")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vss.page.panels import Cell, data_uri, open_picture, shrink
 from vss.page.text import number
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def missed_defects(report: Mapping[str, Any], root: Path) -> dict[str, Any] | None:
@@ -23,11 +26,14 @@ def missed_defects(report: Mapping[str, Any], root: Path) -> dict[str, Any] | No
     sentence += "Lowest score first, then the weakest that it finds." if missed else "These are the weakest it finds."
     rows = []
     for row in listed:
-        cells = []
-        for name, path in row["files"].items():
-            picture = open_picture(root, path)
-            absent = isinstance(picture, str)
-            cells.append(Cell(name, "" if absent else data_uri(shrink(picture)), picture if absent else "", False))
+        cells = [_cell(name, open_picture(root, path)) for name, path in row["files"].items()]
         note = f"{'missed' if row['missed'] else 'found'}, score {number(row['score'], 4)}"
         rows.append((row["id"], note, row["missed"], cells))
     return {"sentence": sentence, "rows": rows}
+
+
+def _cell(name: str, picture: Image.Image | str) -> Cell:
+    """A picture, or the note on why there is none."""
+    if isinstance(picture, str):
+        return Cell(name, "", picture, False)
+    return Cell(name, data_uri(shrink(picture)), "", False)

@@ -15,17 +15,23 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MISSES = "fnr_pct"
+FIRST = (
+    "params_m", "macs_g", "miou_pct", "ap_pct", "recall_pct", "f1_pct", "fnr_pct", "latency_ms_p50", "fps", "speedup",
+    "ships",
+)  # fmt: skip
+"""Figures of the master table, where a sweep has them."""
 Row = Mapping[str, Any]
 
 
 def write_csv(results: Mapping[str, Any], path: Path) -> Path:
     """One line for every baseline and every group of cells that differ in the seed alone.
 
-    Columns: `name`, the axes, `sparsity_pct` (parameters that went), and of every figure its mean and, with two seeds
-    or more, the half-width of the 95 % interval (`KEY_half`).
+    Columns: `name`, the axes, `sparsity_pct` (parameters that went), then `FIRST` and every other figure, each a mean
+    and, with two seeds or more, the half-width of its 95 % interval (`KEY_half`).
     """
     rows = table(results)
-    axes, columns = [axis for axis in results["axes"] if axis != "seed"], results["columns"]
+    axes = [axis for axis in results["axes"] if axis != "seed"]
+    columns = sorted(results["columns"], key=lambda key: FIRST.index(key) if key in FIRST else len(FIRST))
     halves = [key for key in columns if any(f"{key}_half" in row for row in rows)]
     heads = ["name", *axes, "seeds", "sparsity_pct"]
     heads += [name for key in columns for name in ([key, f"{key}_half"] if key in halves else [key])]
@@ -67,7 +73,7 @@ def write_chart(results: Mapping[str, Any], path: Path) -> Path | None:
     upper, lower = figure.subplots(2, 1)
     bars(upper, rows, [(metric, title)] + ([(MISSES, "missed defects")] if misses else []))
     trade_off(lower, rows, metric, title)
-    figure.suptitle(f"{results['name']}: {results['protocol'][:140]}", fontsize=8, wrap=True)
+    figure.suptitle(f"{results['name']}: {results['protocol'].split(';')[0]}", fontsize=8)
     with atomic(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))
     return path
