@@ -29,7 +29,7 @@ demo: venv
 	@echo "Open $(DEMO)/run/report.html"
 
 test: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations 15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations 15 -m "not server"
 
 # On a real Triton server (CPU), in an environment of its own that is kept in the user's cache.
 server-test: venv

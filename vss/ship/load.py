@@ -72,10 +72,9 @@ def drive(
             now = time.perf_counter() - start
             if due is None or (rate is None and now >= seconds):
                 return
-            if rate is None:
-                due = now
             time.sleep(max(0.0, due - now))
             sent = time.perf_counter() - start
+            due = sent if rate is None else due
             try:
                 send(feeds[number % len(feeds)])
             except VssError as error:
@@ -170,8 +169,10 @@ def perf_analyzer(address: str, model: str, *, seconds: float, concurrency: int,
         table = Path(folder) / "table.csv"
         command = [program, "-m", model, "-u", address, "-i", "grpc", "-f", str(table), "--percentile=99"]
         command += ["--measurement-interval", str(round(1000 * seconds))]
-        spread = ["--request-rate-range", f"{rate:g}", "--max-threads", str(concurrency)]
-        command += spread if rate else ["--concurrency-range", str(concurrency)]
+        if rate is None:
+            command += ["--concurrency-range", str(concurrency)]
+        else:
+            command += ["--request-rate-range", f"{rate:g}", "--max-threads", str(concurrency)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode or not table.is_file():
             last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:] or ["it said nothing"]

@@ -69,7 +69,7 @@ def _spec(values: dict[str, Any]) -> BuildSpec:
 def _written(copy: Path, manifest: Manifest, target: str, spec: dict[str, Any], verdict: dict[str, Any]) -> Manifest:
     """Put the new engine everywhere, and note where and how well it was built."""
     backend = manifest.engine.backend
-    if manifest.engine.file != manifest.onnx:
+    if manifest.engine.file not in (manifest.onnx, target):
         (copy / manifest.engine.file).unlink()
     for variant, place in manifest.triton.items():
         for old in (copy / place).glob(f"*/1/{VARIANTS[variant].file}"):

@@ -1,0 +1,317 @@
+"""What pruning is worth to a client of a server: request latency and throughput of bundles in one Triton server.
+
+    python benchmarks/bench_serving.py --baseline B1 --pruned B2 [--ckpt finetuned.safetensors] [--write] [--quick]
+    python benchmarks/bench_serving.py --pruned B2 --soak-minutes 30 [--write]
+
+The first loads both bundles into one server, compares every sample's answer over HTTP and gRPC with local inference,
+finds each capacity in a closed loop, and offers both the same rate (60 % of the slower capacity), window by window in
+turns (A B B A); ratios are of the pooled windows of that one run. `--ckpt` also serves the pruned network without pre-
+and post-processing in its graph: as an ensemble in the server, and with both on the client's side.
+The second keeps 80 % of capacity up, watches memory, kills the server with SIGKILL, starts it again and verifies.
+Client and server share this machine's cores, which figures of small networks feel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vss.command import export_checkpoint
+from vss.deploy import BACKENDS, Session
+from vss.environment import environment
+from vss.errors import GateFailed, VssError
+from vss.files import write_json
+from vss.ship import read, verify
+from vss.ship.check import open_engine
+from vss.ship.client import PROTOCOLS, Client, difference
+from vss.ship.load import drive, load, summary
+from vss.ship.manifest import Manifest
+from vss.ship.samples import compare
+from vss.ship.serve import feeds
+from vss.ship.server import HOST, Ports, Server, deploy, find, free_ports, running
+from vss.ship.standalone import readable
+from vss.ship.triton import Serving, write_repository
+from vss.version import __version__
+
+RESULTS = Path(__file__).resolve().parent / "results"
+OFFERED, SOAKED = 0.6, 0.8  # of capacity
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--baseline", type=Path, help="bundle of the unpruned engine")
+    parser.add_argument("--pruned", type=Path, required=True, help="bundle of the pruned engine")
+    parser.add_argument("--also", type=Path, action="append", default=[], help="further bundles: answers compared only")
+    parser.add_argument("--ckpt", type=Path, help="checkpoint of the pruned network: pre- and post-processing outside")
+    parser.add_argument("--soak-minutes", type=float, default=0.0)
+    parser.add_argument("--concurrency", type=int, default=8)
+    parser.add_argument("--quick", action="store_true", help="short windows: to see that it runs")
+    parser.add_argument("--write", action="store_true", help="keep the result in benchmarks/results")
+    options = parser.parse_args()
+    try:
+        result = soak(options) if options.soak_minutes else compare_bundles(options)
+    except GateFailed as error:
+        sys.stderr.write(f"failed: {error}\n")
+        return 1
+    except VssError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    suite = "serving-soak" if options.soak_minutes else "serving"
+    result = {"kind": "vss.benchmark", "schema": 1, "suite": suite, "environment": environment(), **result}
+    sys.stdout.write(json.dumps(result, indent=1) + "\n")
+    if options.write:
+        folder = RESULTS / result["environment"]["machine"]
+        sys.stdout.write(f"wrote {write_json(folder / f'{__version__}--{suite}.json', result)}\n")
+    return 0
+
+
+# -- answers ----------------------------------------------------------------------------------------------------------
+
+
+def equality(bundle: Path, ports: Ports) -> dict[str, Any]:
+    """Largest distance (1 is the tolerance) and share of unequal values, server against local engine, by protocol."""
+    manifest = read(bundle)
+    session, names, found = open_engine(bundle, manifest), list(manifest.served()[1]), {}
+    for protocol in PROTOCOLS:
+        client, worst, unequal = Client(protocol, f"{HOST}:{getattr(ports, protocol)}"), 0.0, 0.0
+        for feed in feeds(bundle, manifest):
+            want = readable(session.run(feed))
+            got = client.infer(manifest.name, feed, names)
+            worst = max(worst, compare({name: want[name] for name in names}, got))
+            unequal = max(unequal, *(float((want[name] != got[name]).mean()) for name in names))
+        client.close()
+        found[protocol] = {"distance": worst, "unequal": unequal}
+        if worst > 1:
+            raise GateFailed(f"{manifest.name} over {protocol} is {worst:.2f} tolerances from local inference.")
+    session.close()
+    return found
+
+
+# -- baseline against pruned ------------------------------------------------------------------------------------------
+
+
+def compare_bundles(options: argparse.Namespace) -> dict[str, Any]:
+    if options.baseline is None:
+        raise VssError("give --baseline as well, or --soak-minutes.")
+    window, rounds = (2.0, 1) if options.quick else (10.0, 6)
+    bundles = {"baseline": options.baseline, "pruned": options.pruned}
+    with (
+        tempfile.TemporaryDirectory(prefix="vss-bench-") as folder,
+        served([*bundles.values(), *options.also], Path(folder), options.ckpt) as (server, manifests),
+    ):
+        address = f"{HOST}:{server.ports.grpc}"
+        answers = {
+            m.name: equality(b, server.ports)
+            for b, m in zip([*bundles.values(), *options.also], manifests, strict=True)
+        }
+        loads = {name: _bundle_load(b, read(b), address) for name, b in bundles.items()}
+        if options.ckpt:
+            loads |= _outside(options.pruned, manifests[1], address)
+        capacity = {name: run(None, window, options.concurrency)["throughput_rps"] for name, run in loads.items()}
+        rate = OFFERED * min(capacity["baseline"], capacity["pruned"])
+        windows: dict[str, list[dict[str, Any]]] = {name: [] for name in loads}
+        closed: dict[str, list[float]] = {name: [] for name in loads}
+        for number in range(2 * rounds):
+            for name in list(loads) if number % 2 == 0 else list(loads)[::-1]:
+                windows[name].append(loads[name](min(rate, 0.9 * capacity[name]), window, options.concurrency))
+                closed[name].append(loads[name](None, window / 2, options.concurrency)["throughput_rps"])
+    rows = {name: _row(windows[name], closed[name]) for name in loads}
+    return {
+        "answers": answers, "offered_rate": rate, "window_seconds": window, "rounds": 2 * rounds,
+        "concurrency": options.concurrency, "rows": rows, "ratios": _ratios(rows),
+        "bundles": {name: _facts(read(path)) for name, path in bundles.items()},
+    }  # fmt: skip
+
+
+def _facts(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "chain": {link.what: link.sha256 for link in manifest.chain},
+        "metrics": {key: manifest.metrics.get(key) for key in ("macs_g", "params_m", "miou_pct")},
+        "size": manifest.image.size,
+        "serving": manifest.serving,
+    }
+
+
+def _bundle_load(bundle: Path, manifest: Manifest, address: str) -> Callable[..., dict[str, Any]]:
+    sent, outputs = feeds(bundle, manifest), list(manifest.served()[1])
+    return lambda rate, seconds, workers: load(
+        address, manifest.name, sent, outputs, seconds=seconds, concurrency=workers, rate=rate
+    )
+
+
+def _row(windows: list[dict[str, Any]], closed: list[float]) -> dict[str, Any]:
+    """Medians over windows, with the smallest and largest; errors and batches summed."""
+    row: dict[str, Any] = {"errors": sum(sum(w["errors"].values()) for w in windows), "windows": len(windows)}
+    for key in (
+        "latency_ms_p50",
+        "latency_ms_p90",
+        "latency_ms_p99",
+        "request_ms_p50",
+        "throughput_rps",
+        "mean_batch",
+        "engine_share",
+    ):
+        values = [w[key] for w in windows if w.get(key) is not None]
+        if values:
+            row[key] = float(np.median(values))
+            row[f"{key}_range"] = [min(values), max(values)]
+    row["offered_rate"] = windows[0]["offered_rate"]
+    row["capacity_rps"] = float(np.median(closed))
+    row["capacity_rps_range"] = [min(closed), max(closed)]
+    batches: dict[int, int] = {}
+    for each in windows:
+        for size, count in each.get("batches", {}).items():
+            batches[size] = batches.get(size, 0) + count
+    return row | {"batches": batches}
+
+
+def _ratios(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Baseline over each for times, each over baseline for capacity: above 1 is better than the baseline."""
+    base = rows["baseline"]
+    return {
+        name: {
+            **{key: base[key] / row[key] for key in ("latency_ms_p50", "latency_ms_p99")},
+            "capacity": row["capacity_rps"] / base["capacity_rps"],
+        }
+        for name, row in rows.items()
+        if name != "baseline"
+    }
+
+
+# -- without pre- and post-processing in the graph ---------------------------------------------------------------------
+
+
+def write_outside(folder: Path, ckpt: Path, manifest: Manifest) -> None:
+    """The same network, float32 in and logits out, as an ensemble `plain` (with `plain_net` inside) in a repository."""
+    onnx = folder / "plain.onnx"
+    export_checkpoint(
+        ckpt, onnx, labels=False, labels_dtype="int32", preprocess=False, size=None, dynamic_size=False, opset=20
+    )
+    session: Session = BACKENDS["onnxruntime"].open(onnx)
+    setting = Serving(
+        "plain", session.inputs, session.outputs, manifest.image.mean, manifest.image.std, manifest.classes,
+        **manifest.serving,
+    )  # fmt: skip
+    write_repository(folder / "plain", "python", setting, onnx)
+    session.close()
+
+
+def _outside(bundle: Path, manifest: Manifest, address: str) -> dict[str, Callable[..., dict[str, Any]]]:
+    """The ensemble, and a client that normalises and takes the argmax itself; both must give the bundle's labels."""
+    sent, client = feeds(bundle, manifest), Client("grpc", address)
+    mean, std = np.float32(manifest.image.mean), np.float32(manifest.image.std)
+
+    def by_client(feed: Any) -> np.ndarray:
+        pixels = (feed["image"].astype(np.float32) / 255 - mean) / std
+        fields = {"image": np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))}
+        return client.infer("plain_net", fields, ["logits"])["logits"].argmax(1)
+
+    for feed in sent:
+        want = client.infer(manifest.name, feed, ["labels"])["labels"]
+        for other in (client.infer("plain", feed, ["labels"])["labels"], by_client(feed)):
+            if compare({"labels": want}, {"labels": other.astype(want.dtype)}) > 1:
+                raise GateFailed("pre- and post-processing outside of the graph gives other labels than inside.")
+
+    def whole(rate: float | None, seconds: float, workers: int) -> dict[str, Any]:
+        before = client.statistics("plain_net")
+        trace = drive(by_client, sent, seconds=seconds, concurrency=workers, rate=rate)
+        served = difference(client.statistics("plain_net"), before)
+        found = summary(trace, rate=rate, concurrency=workers)
+        engine = 1e-6 * served["ns"]["compute_infer"] / max(served["count"]["compute_infer"], 1)
+        mean_ms = 1e3 * float(np.mean(np.array(trace.done) - np.array(trace.sent)))
+        return found | {"batches": served["batches"], "engine_share": engine / mean_ms}
+
+    def ensemble(rate: float | None, seconds: float, workers: int) -> dict[str, Any]:
+        return load(
+            address, "plain", sent, ["labels"], seconds=seconds, concurrency=workers, rate=rate, engine="plain_net"
+        )
+
+    return {"pruned, ensemble around the graph": ensemble, "pruned, pre and post by the client": whole}
+
+
+# -- soak ---------------------------------------------------------------------------------------------------------------
+
+
+def soak(options: argparse.Namespace) -> dict[str, Any]:
+    """80 % of capacity in slices; memory by slice; kill -9, verify, restart, equal answers."""
+    bundle, manifest = options.pruned, read(options.pruned)
+    slice_seconds = 5.0 if options.quick else 30.0
+    with tempfile.TemporaryDirectory(prefix="vss-soak-") as folder:
+        place, ports, log = deploy(bundle, manifest, find(), Path(folder)), free_ports(), Path(folder) / "log"
+        server = Server(find(), [place], ports, log)
+        try:
+            server.wait_ready()
+            run = _bundle_load(bundle, manifest, f"{HOST}:{ports.grpc}")
+            capacity = run(None, slice_seconds, options.concurrency)["throughput_rps"]
+            rate, rows, start = SOAKED * capacity, [], time.monotonic()
+            while time.monotonic() - start < 60 * options.soak_minutes:
+                found = run(rate, slice_seconds, options.concurrency)
+                keys = ("latency_ms_p50", "latency_ms_p99", "throughput_rps", "answered", "mean_batch")
+                row = {key: found[key] for key in keys} | {"errors": sum(found["errors"].values())}
+                rows.append(row | {"rss_mib": server.rss_mib(), "at_s": time.monotonic() - start})
+                sys.stderr.write(f"{rows[-1]}\n")
+        finally:
+            server.stop(kill=True)
+        verify(bundle)
+        with running([place], log=log, ports=ports) as again:
+            again.wait_ready()
+            answers = equality(bundle, ports)
+    return {
+        "minutes": options.soak_minutes, "capacity_rps": capacity, "offered_rate": rate, "slices": rows,
+        "answered": sum(row["answered"] for row in rows), "errors": sum(row["errors"] for row in rows),
+        "memory": _memory(rows), "after_kill_9": {"verified": True, "answers": answers},
+        "bundle": _facts(manifest), "concurrency": options.concurrency,
+    }  # fmt: skip
+
+
+def _memory(rows: list[dict[str, Any]]) -> dict[str, float | None]:
+    """MiB of server and models: first and last slice after the first fifth, and the slope of a line through those."""
+    rest = rows[len(rows) // 5 :]
+    times, sizes = (np.array([row[key] for row in rest]) for key in ("at_s", "rss_mib"))
+    slope = float(np.polyfit(times / 3600, sizes, 1)[0]) if len(rest) > 2 else None
+    return {
+        "first_mib": float(sizes[0]),
+        "last_mib": float(sizes[-1]),
+        "max_mib": float(sizes.max()),
+        "mib_per_hour": slope,
+    }
+
+
+# -- the server ---------------------------------------------------------------------------------------------------------
+
+
+class served:  # noqa: N801  (reads as a verb: `with served(...)`)
+    """A server over bundles and, with a checkpoint, over its network without pre- and post-processing."""
+
+    def __init__(self, bundles: list[Path], folder: Path, ckpt: Path | None) -> None:
+        self.manifests = [read(bundle) for bundle in bundles]
+        if len({m.name for m in self.manifests}) < len(bundles):
+            raise VssError("two bundles have one name; ship one of them with --name.")
+        places = [deploy(b, m, find(), folder) for b, m in zip(bundles, self.manifests, strict=True)]
+        if ckpt:
+            write_outside(folder, ckpt, self.manifests[1])
+            places.append(folder / "plain")
+        self.server = Server(find(), places, free_ports(), folder / "log")
+
+    def __enter__(self) -> tuple[Server, list[Manifest]]:
+        try:
+            self.server.wait_ready()
+        except VssError:
+            self.server.stop()
+            raise
+        return self.server, self.manifests
+
+    def __exit__(self, *_: object) -> None:
+        self.server.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
