@@ -14,11 +14,12 @@ Client and server share this machine's cores, which figures of small networks fe
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,10 @@ from vss.version import __version__
 
 RESULTS = Path(__file__).resolve().parent / "results"
 OFFERED, SOAKED = 0.6, 0.8  # of capacity
+MEDIANS = (
+    "latency_ms_p50", "latency_ms_p90", "latency_ms_p99", "request_ms_p50", "throughput_rps", "mean_batch",
+    "engine_share",
+)  # fmt: skip
 
 
 def main() -> int:
@@ -115,6 +120,8 @@ def compare_bundles(options: argparse.Namespace) -> dict[str, Any]:
         loads = {name: _bundle_load(b, read(b), address) for name, b in bundles.items()}
         if options.ckpt:
             loads |= _outside(options.pruned, manifests[1], address)
+        for run in loads.values():
+            run(None, window / 2, options.concurrency)  # warm-up
         capacity = {name: run(None, window, options.concurrency)["throughput_rps"] for name, run in loads.items()}
         rate = OFFERED * min(capacity["baseline"], capacity["pruned"])
         windows: dict[str, list[dict[str, Any]]] = {name: [] for name in loads}
@@ -150,15 +157,7 @@ def _bundle_load(bundle: Path, manifest: Manifest, address: str) -> Callable[...
 def _row(windows: list[dict[str, Any]], closed: list[float]) -> dict[str, Any]:
     """Medians over windows, with the smallest and largest; errors and batches summed."""
     row: dict[str, Any] = {"errors": sum(sum(w["errors"].values()) for w in windows), "windows": len(windows)}
-    for key in (
-        "latency_ms_p50",
-        "latency_ms_p90",
-        "latency_ms_p99",
-        "request_ms_p50",
-        "throughput_rps",
-        "mean_batch",
-        "engine_share",
-    ):
+    for key in MEDIANS:
         values = [w[key] for w in windows if w.get(key) is not None]
         if values:
             row[key] = float(np.median(values))
@@ -237,7 +236,7 @@ def _outside(bundle: Path, manifest: Manifest, address: str) -> dict[str, Callab
     return {"pruned, ensemble around the graph": ensemble, "pruned, pre and post by the client": whole}
 
 
-# -- soak ---------------------------------------------------------------------------------------------------------------
+# -- soak --------------------------------------------------------------------------------------------------------------
 
 
 def soak(options: argparse.Namespace) -> dict[str, Any]:
@@ -250,6 +249,7 @@ def soak(options: argparse.Namespace) -> dict[str, Any]:
         try:
             server.wait_ready()
             run = _bundle_load(bundle, manifest, f"{HOST}:{ports.grpc}")
+            run(None, slice_seconds / 2, options.concurrency)  # warm-up
             capacity = run(None, slice_seconds, options.concurrency)["throughput_rps"]
             rate, rows, start = SOAKED * capacity, [], time.monotonic()
             while time.monotonic() - start < 60 * options.soak_minutes:
@@ -285,32 +285,22 @@ def _memory(rows: list[dict[str, Any]]) -> dict[str, float | None]:
     }
 
 
-# -- the server ---------------------------------------------------------------------------------------------------------
+# -- the server --------------------------------------------------------------------------------------------------------
 
 
-class served:  # noqa: N801  (reads as a verb: `with served(...)`)
+@contextlib.contextmanager
+def served(bundles: list[Path], folder: Path, ckpt: Path | None) -> Iterator[tuple[Server, list[Manifest]]]:
     """A server over bundles and, with a checkpoint, over its network without pre- and post-processing."""
-
-    def __init__(self, bundles: list[Path], folder: Path, ckpt: Path | None) -> None:
-        self.manifests = [read(bundle) for bundle in bundles]
-        if len({m.name for m in self.manifests}) < len(bundles):
-            raise VssError("two bundles have one name; ship one of them with --name.")
-        places = [deploy(b, m, find(), folder) for b, m in zip(bundles, self.manifests, strict=True)]
-        if ckpt:
-            write_outside(folder, ckpt, self.manifests[1])
-            places.append(folder / "plain")
-        self.server = Server(find(), places, free_ports(), folder / "log")
-
-    def __enter__(self) -> tuple[Server, list[Manifest]]:
-        try:
-            self.server.wait_ready()
-        except VssError:
-            self.server.stop()
-            raise
-        return self.server, self.manifests
-
-    def __exit__(self, *_: object) -> None:
-        self.server.stop()
+    manifests = [read(bundle) for bundle in bundles]
+    if len({manifest.name for manifest in manifests}) < len(bundles):
+        raise VssError("two bundles have one name; ship one of them with --name.")
+    places = [deploy(bundle, m, find(), folder) for bundle, m in zip(bundles, manifests, strict=True)]
+    if ckpt:
+        write_outside(folder, ckpt, manifests[1])
+        places.append(folder / "plain")
+    with running(places, log=folder / "log") as server:
+        server.wait_ready()
+        yield server, manifests
 
 
 if __name__ == "__main__":

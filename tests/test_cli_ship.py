@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.ship.conftest import make_run
+from vss.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +21,22 @@ def run(street_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("run"), street_root)
 
 
-def vss(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vss.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
+def vss(*words: str | Path) -> SimpleNamespace:
+    """`vss WORDS` through its entry point, in this process; what it raises is not caught here."""
+    stdout, stderr, code = io.StringIO(), io.StringIO(), 0
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(stderr),
+    ):
+        patch.setattr(sys, "argv", ["vss", *map(str, words)])
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return SimpleNamespace(
+        returncode=code, stdout=" ".join(stdout.getvalue().split()), stderr=" ".join(stderr.getvalue().split())
+    )
 
 
 def test_ship_verify_rebuild_and_tamper(run: Path, tmp_path: Path) -> None:
@@ -46,7 +61,7 @@ def test_bad_input_is_one_sentence(run: Path, tmp_path: Path) -> None:
         (["ship", tmp_path / "no", "--to", tmp_path / "b"], "report.json does not exist"),
         (["ship", ungated, "--to", tmp_path / "b"], "no gate judged 'engine pruned'; --force ships it"),
         (["ship", run, "--to", tmp_path / "b", "--max-batch", "0"], "max_batch 0"),
-        (["ship", run, "--to", tmp_path / "b", "--name", "a b"], "name"),
+        (["ship", run, "--to", tmp_path / "b", "--name", "a b"], "'a b' is no name of a model"),
         (["verify", tmp_path], "manifest.json does not exist"),
         (["verify", run / "report.json"], "expected the folder of a bundle"),
         (["serve"], "give one or more bundles"),
@@ -55,12 +70,13 @@ def test_bad_input_is_one_sentence(run: Path, tmp_path: Path) -> None:
     for arguments, words in cases:
         done = vss(*arguments)
         assert done.returncode == 2 and words in done.stderr, (arguments, done.stderr)
-        assert "Traceback" not in done.stderr and not (tmp_path / "b").exists()
+        assert not (tmp_path / "b").exists()
 
 
-def test_a_missing_server_says_how_to_get_it(run: Path, tmp_path: Path) -> None:
+def test_a_missing_server_says_how_to_get_it(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VSS_TRITON", str(tmp_path))
     assert vss("ship", run, "--to", tmp_path / "b", "--samples", "1").returncode == 0
-    done = vss("serve", tmp_path / "b", VSS_TRITON=str(tmp_path))
-    assert done.returncode == 2 and "vss serve --get-server" in " ".join(done.stderr.split())
+    done = vss("serve", tmp_path / "b")
+    assert done.returncode == 2 and "vss serve --get-server" in done.stderr
     away = vss("load", tmp_path / "b", "--address", "127.0.0.1:1", "--seconds", "0.1")
-    assert away.returncode == 2 and "127.0.0.1:1" in away.stderr and "Traceback" not in away.stderr
+    assert away.returncode == 2 and "127.0.0.1:1" in away.stderr

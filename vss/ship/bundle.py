@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import time
@@ -20,7 +21,7 @@ from vss.files import atomic, sha256_file
 from vss.prune import Plan
 from vss.run import available
 from vss.ship import archive, card
-from vss.ship.manifest import Engine, Image, Link, Manifest, Samples, Tensor, seal
+from vss.ship.manifest import NAME, Engine, Image, Link, Manifest, Samples, Tensor, seal
 from vss.ship.samples import write_samples
 from vss.ship.source import Source, open_run
 from vss.ship.triton import FOR_BACKEND, Serving, write_repository
@@ -64,6 +65,9 @@ def ship(
     if to.exists() and (to.is_file() or any(to.iterdir())):
         raise VssError(f"{to} exists already; name a new folder, or remove it first.")
     source = open_run(run, row)
+    name = name or source.report["name"]
+    if not re.fullmatch(NAME, name):
+        raise VssError(f"{name!r} is no name of a model; give --name with letters, digits, '_', '-' and '.' alone.")
     forced = _gate(source, force)
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as temporary:
@@ -94,7 +98,7 @@ def _gate(source: Source, force: bool) -> str | None:
 def _write(
     folder: Path,
     source: Source,
-    name: str | None,
+    name: str,
     data_root: str | None,
     amount: int,
     forced: str | None,
@@ -104,7 +108,7 @@ def _write(
     files = _copy(folder, source)
     session = available(source.backend).open(source.files["engine"])
     try:
-        manifest = _manifest(source, session, files, name or source.report["name"], forced, licences)
+        manifest = _manifest(source, session, files, name, forced, licences)
         setting = _serving(manifest, session, serving)
         for variant in FOR_BACKEND[source.backend]:
             place = f"triton/{variant}"

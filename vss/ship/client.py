@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,32 +28,29 @@ class Client:
         if protocol not in PROTOCOLS:
             raise VssError(f"protocol is {protocol!r}; expected grpc or http.")
         self.lib: Any = need(f"tritonclient.{protocol}", "talking to a server")
-        self.protocol, self.timeout = protocol, timeout
+        self.protocol, self.address, self.timeout = protocol, address, timeout
         extra = {"network_timeout": timeout, "connection_timeout": timeout} if protocol == "http" else {}
         self.client = self.lib.InferenceServerClient(address, **extra)
 
     def infer(self, model: str, inputs: Mapping[str, np.ndarray], outputs: list[str]) -> dict[str, np.ndarray]:
         """One request. Raises `VssError` with the server's own words for everything that it refuses."""
-        from tritonclient.utils import InferenceServerException
-
         fields = []
         for name, value in inputs.items():
             dtype = TRITON_TYPES.get(value.dtype.name, value.dtype.name.upper())
             fields.append(self.lib.InferInput(name, list(value.shape), dtype))
         extra = {"client_timeout": self.timeout} if self.protocol == "grpc" else {}
-        try:
+        with self._asking(f"the server refused the request to {model}"):
             for field, value in zip(fields, inputs.values(), strict=True):
                 field.set_data_from_numpy(value)
             wanted = [self.lib.InferRequestedOutput(name) for name in outputs]
             answer = self.client.infer(model, fields, outputs=wanted, **extra)
-        except (InferenceServerException, OSError) as error:
-            raise VssError(f"the server refused the request to {model}: {error}") from error
         return {name: answer.as_numpy(name) for name in outputs}
 
     def statistics(self, model: str) -> dict[str, Any]:
         """Counters of one model since it was loaded: requests, executions, batches {size: executions}, ns by stage."""
         extra = {"as_json": True} if self.protocol == "grpc" else {}
-        row = self.client.get_inference_statistics(model, **extra)["model_stats"][0]
+        with self._asking(f"the server at {self.address} gives no statistics of {model}"):
+            row = self.client.get_inference_statistics(model, **extra)["model_stats"][0]
         stats = row.get("inference_stats", {})
         stages = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
         return {
@@ -68,9 +66,20 @@ class Client:
 
     def models(self) -> list[str]:
         """Names of the models in the server's repositories."""
-        index = self.client.get_model_repository_index()
+        with self._asking(f"the server at {self.address} does not list its models"):
+            index = self.client.get_model_repository_index()
         rows = index if self.protocol == "http" else index.models
         return [row["name"] if self.protocol == "http" else row.name for row in rows]
+
+    @contextlib.contextmanager
+    def _asking(self, what: str) -> Iterator[None]:
+        """Errors of the server and of the connection as one sentence."""
+        from tritonclient.utils import InferenceServerException
+
+        try:
+            yield
+        except (InferenceServerException, OSError) as error:
+            raise VssError(f"{what}: {error}") from error
 
     def close(self) -> None:
         """Close the connection."""

@@ -18,6 +18,7 @@ from vss.files import atomic, read_json, sha256_file, write_json
 
 KIND, SCHEMA = "vss.bundle", 1
 MANIFEST, SUMS = "manifest.json", "SHA256SUMS"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
 
 def relative(path: str) -> str:
@@ -94,7 +95,7 @@ class Manifest(_Part):
 
     kind: Literal["vss.bundle"] = "vss.bundle"
     schema_: int = Field(default=SCHEMA, alias="schema", ge=1, le=SCHEMA)
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: str = Field(pattern=NAME)
     row: str
     created: str
     vss: str
