@@ -91,7 +91,30 @@ def uint8_through_float(graph: Any) -> int:
     return changed
 
 
+def identity_as_strided(graph: Any) -> int:
+    """Drop the gather by which the exporter writes a global average pool's result as a view of itself.
+
+    `adaptive_avg_pool2d(x, 1)` becomes a mean (N, C, 1, 1), flattened, and read again by indices n * C + c computed
+    from the batch: the same values in the same shape, with the channel count in its constants.
+    """
+    changed = 0
+    for node in [node for node in graph.nodes if node.op == "Gather" and "as_strided" in node.name]:
+        flat = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
+        source = flat.inputs[0] if flat is not None and flat.op == "Reshape" else None
+        target = node.outputs[0]
+        if source is None or source.shape is None or target.shape is None or len(source.shape) != 4:
+            continue
+        if list(source.shape[1:]) != list(target.shape[1:]) or list(source.shape[2:]) != [1, 1]:
+            continue
+        for reader in list(target.outputs):
+            reader.inputs = [source if each is target else each for each in reader.inputs]
+        node.outputs.clear()
+        changed += 1
+    return changed
+
+
 PASSES: dict[str, Callable[[Any], int]] = {
+    "identity_as_strided": identity_as_strided,
     "resize_by_scales": resize_by_scales,
     "uint8_through_float": uint8_through_float,
 }

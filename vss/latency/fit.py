@@ -1,0 +1,153 @@
+"""Latency of any widths from measured ones: a small non-negative model per unit.
+
+With a and b the channels that a unit reads and writes, over those of the uncut network, its time is
+
+    w0 + w1 a + w2 b + w3 ab + m (w4 + w5 ab)        every w >= 0 (scipy's `nnls`, errors weighted by 1 / time)
+
+in one of two forms per block of 1, 4, 8, 16 or 32 channels: a and b rounded up to whole blocks and m = 0 (a kernel that
+fills up), or as they are with m = 1 where one of them is no whole number of blocks (another kernel takes over). The form
+with the least error on left-out samples is taken. The whole is the sum of the units plus a constant, the low quantile of
+what a run takes beyond its units: noise only ever adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.optimize import nnls
+
+BLOCKS = (1, 4, 8, 16, 32)
+TERMS = 6
+QUANTILE = 0.1
+FOLDS = 5
+BETTER = 0.98  # another form must lower the error at least this far
+LIGHT = 0.002  # units below this share of the time have the plainest form
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Channels of units as affine functions of the groups' widths.
+
+    Attributes:
+        full: (units,) channels of the uncut network.
+        slope: (units, groups) channels that a unit loses with each channel of a group.
+        widths: (groups,) widths of the uncut network.
+    """
+
+    full: np.ndarray
+    slope: np.ndarray
+    widths: np.ndarray
+
+    def __call__(self, widths: np.ndarray) -> np.ndarray:
+        """(n, groups) -> (n, units)."""
+        return np.rint(self.full - (self.widths - widths) @ self.slope.T)
+
+
+@dataclass(frozen=True)
+class LatencyModel:
+    """Predicted milliseconds of a network at any widths; see the module.
+
+    Attributes:
+        blocks: (units,) block of the unit's form.
+        whole: (units,) whether its form rounds up to whole blocks.
+        weights: (units, TERMS).
+        constant: milliseconds of a run beyond its units.
+    """
+
+    units: tuple[str, ...]
+    cin: Affine
+    cout: Affine
+    blocks: np.ndarray
+    whole: np.ndarray
+    weights: np.ndarray
+    constant: float
+
+    @classmethod
+    def fit(
+        cls, units: Sequence[str], cin: Affine, cout: Affine, widths: np.ndarray, times: np.ndarray, totals: np.ndarray
+    ) -> LatencyModel:
+        """Fit all units.
+
+        Args:
+            units: names, in the order of all arrays.
+            cin, cout: their channels.
+            widths: (samples, groups) measured widths.
+            times: (samples, units) milliseconds; 0 where a unit was not there.
+            totals: (samples,) milliseconds of the whole.
+        """
+        blocks, whole = np.ones(len(units), np.int64), np.ones(len(units), bool)
+        weights = np.zeros((len(units), TERMS))
+        read, made = cin(widths), cout(widths)
+        light = times.mean(axis=0) < LIGHT * times.sum(axis=1).mean()
+        for index in range(len(units)):
+            sides = read[:, index], made[:, index], float(cin.full[index]), float(cout.full[index])
+            forms = [(1, True)] if light[index] else FORMS
+            blocks[index], whole[index], weights[index] = _fit_unit(sides, times[:, index], forms)
+        beyond = float(np.quantile(totals - times.sum(axis=1), QUANTILE))
+        return cls(tuple(units), cin, cout, blocks, whole, weights, max(0.0, beyond))
+
+    def by_unit(self, widths: np.ndarray) -> np.ndarray:
+        """(n, groups) -> (n, units) milliseconds."""
+        terms = _terms(self.cin(widths), self.cout(widths), self.cin.full, self.cout.full, self.blocks, self.whole)
+        return (terms * self.weights).sum(axis=-1)
+
+    def __call__(self, widths: np.ndarray) -> np.ndarray:
+        """(n, groups) -> (n,) milliseconds of the whole network."""
+        return self.by_unit(np.atleast_2d(widths)).sum(axis=1) + self.constant
+
+
+FORMS = [(1, True), *((block, whole) for block in BLOCKS[1:] for whole in (True, False))]
+
+
+def _terms(ci: Any, co: Any, full_in: Any, full_out: Any, block: Any, whole: Any) -> np.ndarray:
+    """(..., TERMS) features; the first four are 1 each at full width."""
+    up = np.where(whole, block, 1)
+    a = np.ceil(ci / up) / np.ceil(full_in / up)
+    b = np.ceil(co / up) / np.ceil(full_out / up)
+    odd = np.where(whole, 0.0, ((ci % block != 0) | (co % block != 0)).astype(float))
+    return np.stack([np.ones_like(a), a, b, a * b, odd, odd * a * b], axis=-1)
+
+
+def _fit_unit(
+    sides: tuple[Any, Any, float, float], times: np.ndarray, forms: Sequence[tuple[int, bool]]
+) -> tuple[int, bool, np.ndarray]:
+    """Block, rounding and weights of one unit."""
+    if not times.any():
+        return 1, True, np.zeros(TERMS)
+    best, chosen = np.inf, forms[0]
+    for form in forms if len(forms) > 1 else ():
+        error = _left_out_error(_terms(*sides, *form), times)
+        if error < best * BETTER:
+            best, chosen = error, form
+    return *chosen, _solve(_terms(*sides, *chosen), times)
+
+
+def _solve(terms: np.ndarray, times: np.ndarray) -> np.ndarray:
+    weight = 1 / np.maximum(times, max(1e-9, 0.05 * float(times.max())))
+    return nnls(terms * weight[:, None], times * weight)[0]
+
+
+def _left_out_error(terms: np.ndarray, times: np.ndarray) -> float:
+    """Mean absolute error over folds, in milliseconds."""
+    if len(times) < 2 * FOLDS:
+        return float(np.abs(terms @ _solve(terms, times) - times).mean())
+    folds = np.arange(len(times)) % FOLDS
+    errors = [
+        np.abs(terms[folds == fold] @ _solve(terms[folds != fold], times[folds != fold]) - times[folds == fold])
+        for fold in range(FOLDS)
+    ]
+    return float(np.concatenate(errors).mean())
+
+
+def left_out(units: Sequence[str], cin: Affine, cout: Affine, widths: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """(samples,) relative errors of the sum of the units, each predicted from the other folds."""
+    sums = times.sum(axis=1)
+    folds, errors = np.arange(len(sums)) % FOLDS, np.zeros(len(sums))
+    for fold in range(FOLDS):
+        here, rest = folds == fold, folds != fold
+        model = LatencyModel.fit(units, cin, cout, widths[rest], times[rest], sums[rest])
+        errors[here] = model.by_unit(widths[here]).sum(axis=1) / sums[here] - 1
+    return errors

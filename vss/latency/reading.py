@@ -1,0 +1,112 @@
+"""Times of every unit of one network in one run: onnxruntime's own profile, or hooks on torch modules.
+
+Layers are timed inside of the whole network, since one by itself pays for layout changes that it does not have there
+and finds its input in the cache. The least of many runs is taken: what disturbs a run only ever adds time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vss.deploy.session import need
+from vss.errors import VssError
+from vss.latency.units import Graph
+
+WARM_RUNS = 2
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Milliseconds of one network: `units` name -> least time of all runs, `total` of a whole run, likewise."""
+
+    units: dict[str, float]
+    total: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, rounded to a nanosecond."""
+        return {"total": round(self.total, 6), "units": {name: round(ms, 6) for name, ms in self.units.items()}}
+
+
+@contextlib.contextmanager
+def pinned(threads: int) -> Iterator[list[int] | None]:
+    """Keep this thread and those that it starts on the first `threads` usable cores; None where the system cannot."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield None
+        return
+    before = os.sched_getaffinity(0)
+    cores = sorted(before)[:threads]
+    os.sched_setaffinity(0, cores)
+    try:
+        yield cores
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def usable_threads(asked: int | None) -> int:
+    """The thread count of a measurement: as asked, else one per usable core."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if asked is not None and not 1 <= asked <= usable:
+        raise VssError(f"threads is {asked}; this process may use 1 to {usable} cores.")
+    return asked or usable
+
+
+def read_onnx(
+    path: Path, feed: Mapping[str, np.ndarray], *, threads: int, graph: Graph, seconds: float = 0.4, least: int = 8
+) -> Reading:
+    """Profile one ONNX file in onnxruntime on the CPU.
+
+    Args:
+        path: the file.
+        feed: its input.
+        threads: within an operator.
+        graph: the exported graph by which units are named; widths do not matter.
+        seconds, least: measured for so long, and at least so many runs.
+    """
+    ort, onnx = need("onnxruntime", "latency tables"), need("onnx", "latency tables")
+    with tempfile.TemporaryDirectory() as folder:
+        options = ort.SessionOptions()
+        options.log_severity_level, options.intra_op_num_threads = 4, threads
+        options.enable_profiling, options.profile_file_prefix = True, f"{folder}/profile"
+        options.optimized_model_filepath = f"{folder}/optimised.onnx"
+        try:
+            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            total = _run(lambda: session.run(None, dict(feed)), seconds, least)
+            events = json.loads(Path(session.end_profiling()).read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise VssError(f"the profile of {path} cannot be written or read ({error}); free some space.") from error
+        optimised = onnx.load(f"{folder}/optimised.onnx").graph
+    tensors = {node.name: [*node.input, *node.output] for node in optimised.node}
+    times: dict[str, list[float]] = defaultdict(list)
+    operators: dict[str, str] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            name = event["name"].removesuffix("_kernel_time")
+            times[name].append(event["dur"] / 1e3)
+            operators[name] = event["args"]["op_name"]
+    units: dict[str, float] = defaultdict(float)
+    for name, each in times.items():
+        units[graph.resolve(name, operators[name], tensors.get(name, ()))] += min(each[WARM_RUNS:] or each)
+    return Reading(dict(units), total)
+
+
+def _run(call: Callable[[], Any], seconds: float, least: int) -> float:
+    """Least milliseconds of a call, after a warm-up."""
+    for _ in range(WARM_RUNS):
+        call()
+    times, end = [], time.perf_counter() + seconds
+    while len(times) < least or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times) * 1e3
