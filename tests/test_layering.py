@@ -22,7 +22,19 @@ LAYERS = (
     ("data", "models", "prune"),
     ("train", "evaluate", "deploy"),
     (
-        *("checkpoint", "tasks", "steps", "pictures", "run", "runner", "search", "sweep", "doctor", "quality"),
+        *(
+            "checkpoint",
+            "tasks",
+            "steps",
+            "pictures",
+            "run",
+            "runner",
+            "search",
+            "sweep",
+            "doctor",
+            "quality",
+            "latency",
+        ),
         *(
             "command",
             "console",
@@ -30,6 +42,7 @@ LAYERS = (
             "cli_build",
             "cli_data",
             "cli_export",
+            "cli_latency",
             "cli_lint",
             "cli_methods",
             "precision",

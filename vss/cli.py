@@ -21,6 +21,7 @@ from rich.logging import RichHandler
 from vss.cli_build import build_app
 from vss.cli_data import data_app
 from vss.cli_export import export_app
+from vss.cli_latency import explain_app, lut_app
 from vss.cli_lint import lint_app
 from vss.cli_methods import methods_app
 from vss.cli_ship import ship_app
@@ -41,6 +42,7 @@ from vss.console import (
     Split,
     budget_of,
     err,
+    latency_of,
     options_of,
     out,
     recipe_of,
@@ -60,6 +62,8 @@ app.add_typer(methods_app)
 app.add_typer(ship_app)
 app.add_typer(build_app)
 app.add_typer(lint_app)
+app.add_typer(lut_app, name="lut")
+app.add_typer(explain_app)
 app.add_typer(sweep_app)
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -142,6 +146,8 @@ def prune(
     local_ratio: Annotated[float | None, typer.Option(help="remove this fraction of every group")] = None,
     macs: Annotated[float | None, typer.Option(help="keep this fraction of the MACs")] = None,
     params: Annotated[float | None, typer.Option(help="keep this fraction of the parameters")] = None,
+    latency: Annotated[str | None, typer.Option(help="0.5x of the uncut time, or 12ms, as measured")] = None,
+    lut: Annotated[Path | None, typer.Option(help="a latency table; default: made in SAVE")] = None,
     align: Annotated[int, typer.Option(help="kept widths are multiples of this")] = 1,
     floor: Annotated[float, typer.Option(help="least fraction of a group that stays")] = 0.1,
     iterative: Annotated[int, typer.Option(help="rounds of scoring and cutting")] = 1,
@@ -156,9 +162,10 @@ def prune(
     """Score channels on training images, cut the network, prove the cut; writes plan.json and pruned.safetensors."""
     from vss import command, steps
 
-    budget = budget_of(global_ratio, local_ratio, macs, params) | {"align": align, "floor": floor}
+    budget = budget_of(global_ratio, local_ratio, macs, params, latency) | {"align": align, "floor": floor}
     options = ({"preset": preset} if preset else {}) | (options_of(option) or {})
     section = {"criterion": method, "options": options, "budget": budget, "steps": iterative, "batches": batches}
+    section |= latency_of(latency, lut, dry_run)
     job = recipe_of(None, overrides, prune=section, seed=seed)
     project, net = command.network_to_prune(
         job, ckpt, model, weights, dataset=dataset, data_root=data_root, size=size_of(input_size)

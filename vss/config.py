@@ -78,6 +78,18 @@ class BudgetConfig(Section):
     align: int = Field(default=1, ge=1)
 
 
+class LatencyConfig(Section):
+    """Prune to a measured time on `build.backend`, in place of the budget, of which `floor` and `align` still count."""
+
+    target: str = Field(description="0.5x of the uncut network's time, or 12ms")
+    lut: str | None = Field(default=None, description="a table of `vss lut build`; null: made in the run's folder")
+    tolerance: float = Field(default=0.03, gt=0, lt=1, description="of the measured time")
+    iterations: int = Field(default=6, ge=1, description="engines that may be built")
+    noise: float = Field(default=0.02, gt=0, lt=1, description="half the 95 % interval of a time that counts")
+    max_seconds: float = Field(default=30.0, gt=0, description="of one measurement")
+    quick: bool = Field(default=False, description="a small table, for trying out")
+
+
 class PruneConfig(Section):
     """How channels are scored and how many stay."""
 
@@ -90,6 +102,7 @@ class PruneConfig(Section):
     epochs_between: int = Field(default=0, ge=0, description="fine-tuning epochs between rounds")
     recalibrate: int = Field(default=50, ge=0, description="batches for batch-norm statistics after the cut")
     keep: tuple[str, ...] = ()
+    latency: LatencyConfig | None = None
 
 
 class SparseConfig(Section):

@@ -116,7 +116,11 @@ def show(value: Any) -> str:
 
 
 def budget_of(
-    global_ratio: float | None, local_ratio: float | None, macs: float | None, params: float | None
+    global_ratio: float | None,
+    local_ratio: float | None,
+    macs: float | None,
+    params: float | None,
+    latency: str | None = None,
 ) -> dict[str, Any]:
     given = [
         ("--global-ratio", global_ratio, "channels", "global"),
@@ -125,8 +129,10 @@ def budget_of(
         ("--params", params, "params", "global"),
     ]
     chosen = [item for item in given if item[1] is not None]
-    if len(chosen) != 1:
-        raise VssError("give exactly one of --global-ratio, --local-ratio, --macs and --params.")
+    if len(chosen) + (latency is not None) != 1:
+        raise VssError("give exactly one of --global-ratio, --local-ratio, --macs, --params and --latency.")
+    if latency is not None:
+        return {}
     flag, given_value, kind, scope = chosen[0]
     value = float(given_value or 0.0)
     if kind == "channels":
@@ -136,6 +142,17 @@ def budget_of(
     elif not 0 < value <= 1:
         raise VssError(f"{flag} is {value}; expected a fraction to keep, above 0 and at most 1.")
     return {"kind": kind, "scope": scope, "keep": value}
+
+
+def latency_of(target: str | None, lut: Path | None, dry_run: bool) -> dict[str, Any]:
+    """The section `prune.latency` of the flags."""
+    if target is None:
+        if lut:
+            raise VssError("--lut is the table of --latency; give both.")
+        return {}
+    if dry_run:
+        raise VssError("--latency builds and measures engines, which is no dry run; leave --dry-run off.")
+    return {"latency": {"target": target, "lut": str(lut) if lut else None}}
 
 
 def tell(console: Console, tag: str, colour: str, text: object) -> None:

@@ -35,6 +35,7 @@ from vss.prune import (
     recalibrate_bn,
     verify,
 )
+from vss.prune.make import Choose
 from vss.prune.sparse import scale_facts
 from vss.tasks import TASKS, Task, task_of
 
@@ -230,10 +231,11 @@ def plan_once(
     labels: Iterable[str] = (),
     *,
     statistics: Statistics | None = None,
+    choose: Choose | None = None,
 ) -> Plan:
     """Groups, one calibration pass on training images (unless its `statistics` are known), budget search.
 
-    `labels` are written into the plan.
+    `labels` are written into the plan; `choose` decides in place of the budget.
     """
     height, width = project.preprocess.size
     criterion = make_criterion(config.criterion, **config.options)
@@ -249,6 +251,7 @@ def plan_once(
         seed=project.recipe.seed,
         keep=config.keep,
         statistics=statistics,
+        choose=choose,
         calibration={
             "dataset": project.data.name,
             "split": "train",
@@ -289,13 +292,22 @@ def prune(
     given = model
     model, config, phase = sparsify(project, model, config, out, progress=progress)
     known = statistics if model is given else None
+    goal: Any = None
+    if config.latency:
+        from vss.latency import LatencyGoal
+
+        goal = LatencyGoal.open(project, model, config, out)
     reached, small = 1.0, model
     checks: dict[str, Any] = {}
     plans: list[Plan] = []
     for step in range(1, config.steps + 1):
         target = 1 - (1 - final.keep) * step / config.steps
         budget = final.model_copy(update={"keep": min(1.0, target / reached)})
-        now = plan_once(project, small, config, budget, phase["labels"], statistics=known if step == 1 else None)
+        now = plan_once(
+            project, small, config, budget, phase["labels"], statistics=known if step == 1 else None, choose=goal
+        )
+        if goal:
+            now, phase["latency"] = goal.sign(now), goal.record
         cut = apply_plan(small, now)
         checks = verify(small, cut, now, two_sizes(project.preprocess.size, model))
         plan = plans[-1].then(now) if plans else now

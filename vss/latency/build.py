@@ -1,8 +1,8 @@
 """Measure a latency table, coarse to fine.
 
 1. The uncut network, again from time to time, so that the machine's drift is known.
-2. Alignment: the same random widths rounded to 1, 2, 4, 8, 16 and 32; the smallest step whose time per MAC is within 3 %
-   of the best is taken.
+2. Alignment: the same random widths rounded to 1, 2, 4, 8, 16 and 32; the smallest step whose time per MAC is within
+   3 % of the best is taken.
 3. Random independent widths on a coarse grid of that step, then where the left-out error of a unit is largest and
    nothing near was measured, until the error is small or the limit is reached.
 4. Random widths of which the model has seen nothing: the error that the table states.

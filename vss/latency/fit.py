@@ -4,10 +4,14 @@ With a and b the channels that a unit reads and writes, over those of the uncut 
 
     w0 + w1 a + w2 b + w3 ab + m (w4 + w5 ab)        every w >= 0 (scipy's `nnls`, errors weighted by 1 / time)
 
-in one of two forms per block of 1, 4, 8, 16 or 32 channels: a and b rounded up to whole blocks and m = 0 (a kernel that
-fills up), or as they are with m = 1 where one of them is no whole number of blocks (another kernel takes over). The form
-with the least error on left-out samples is taken. The whole is the sum of the units plus a constant, the low quantile of
-what a run takes beyond its units: noise only ever adds.
+in one of three forms per block of 1, 4, 8, 16 or 32 channels, by what kernels do with a part of a block:
+
+- fill: a and b are rounded up to whole blocks, m = 0;
+- start: as fill, except that fewer channels than a block are read as they are (first layers);
+- other: a and b as they are, m = 1 where one of them is no whole number of blocks: another kernel takes over.
+
+The form with the least error on left-out samples is taken. The whole is the sum of the units plus a constant, the low
+quantile of what a run takes beyond its units: noise only ever adds.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ import numpy as np
 from scipy.optimize import nnls
 
 BLOCKS = (1, 4, 8, 16, 32)
+FILL, START, OTHER = 0, 1, 2
+FORMS = [(1, FILL), *((block, form) for block in BLOCKS[1:] for form in (FILL, START, OTHER))]
 TERMS = 6
 QUANTILE = 0.1
 FOLDS = 5
@@ -52,7 +58,7 @@ class LatencyModel:
 
     Attributes:
         blocks: (units,) block of the unit's form.
-        whole: (units,) whether its form rounds up to whole blocks.
+        forms: (units,) FILL, START or OTHER.
         weights: (units, TERMS).
         constant: milliseconds of a run beyond its units.
     """
@@ -61,7 +67,7 @@ class LatencyModel:
     cin: Affine
     cout: Affine
     blocks: np.ndarray
-    whole: np.ndarray
+    forms: np.ndarray
     weights: np.ndarray
     constant: float
 
@@ -78,20 +84,20 @@ class LatencyModel:
             times: (samples, units) milliseconds; 0 where a unit was not there.
             totals: (samples,) milliseconds of the whole.
         """
-        blocks, whole = np.ones(len(units), np.int64), np.ones(len(units), bool)
+        blocks, kinds = np.ones(len(units), np.int64), np.full(len(units), FILL)
         weights = np.zeros((len(units), TERMS))
         read, made = cin(widths), cout(widths)
         light = times.mean(axis=0) < LIGHT * times.sum(axis=1).mean()
         for index in range(len(units)):
             sides = read[:, index], made[:, index], float(cin.full[index]), float(cout.full[index])
-            forms = [(1, True)] if light[index] else FORMS
-            blocks[index], whole[index], weights[index] = _fit_unit(sides, times[:, index], forms)
+            forms = FORMS[:1] if light[index] else FORMS
+            blocks[index], kinds[index], weights[index] = _fit_unit(sides, times[:, index], forms)
         beyond = float(np.quantile(totals - times.sum(axis=1), QUANTILE))
-        return cls(tuple(units), cin, cout, blocks, whole, weights, max(0.0, beyond))
+        return cls(tuple(units), cin, cout, blocks, kinds, weights, max(0.0, beyond))
 
     def by_unit(self, widths: np.ndarray) -> np.ndarray:
         """(n, groups) -> (n, units) milliseconds."""
-        terms = _terms(self.cin(widths), self.cout(widths), self.cin.full, self.cout.full, self.blocks, self.whole)
+        terms = _terms(self.cin(widths), self.cout(widths), self.cin.full, self.cout.full, self.blocks, self.forms)
         return (terms * self.weights).sum(axis=-1)
 
     def __call__(self, widths: np.ndarray) -> np.ndarray:
@@ -99,24 +105,27 @@ class LatencyModel:
         return self.by_unit(np.atleast_2d(widths)).sum(axis=1) + self.constant
 
 
-FORMS = [(1, True), *((block, whole) for block in BLOCKS[1:] for whole in (True, False))]
-
-
-def _terms(ci: Any, co: Any, full_in: Any, full_out: Any, block: Any, whole: Any) -> np.ndarray:
+def _terms(ci: Any, co: Any, full_in: Any, full_out: Any, block: Any, form: Any) -> np.ndarray:
     """(..., TERMS) features; the first four are 1 each at full width."""
-    up = np.where(whole, block, 1)
-    a = np.ceil(ci / up) / np.ceil(full_in / up)
-    b = np.ceil(co / up) / np.ceil(full_out / up)
-    odd = np.where(whole, 0.0, ((ci % block != 0) | (co % block != 0)).astype(float))
+    a = _rounded(ci, block, form, True) / _rounded(full_in, block, form, True)
+    b = _rounded(co, block, form, False) / _rounded(full_out, block, form, False)
+    odd = ((form == OTHER) & ((ci % block != 0) | (co % block != 0))).astype(float)
     return np.stack([np.ones_like(a), a, b, a * b, odd, odd * a * b], axis=-1)
 
 
+def _rounded(count: Any, block: Any, form: Any, read: bool) -> np.ndarray:
+    """Channels as a form counts them."""
+    whole = np.ceil(count / block) * block
+    plain = (form == OTHER) | ((form == START) & read & (count < block))
+    return np.where(plain, count, whole)
+
+
 def _fit_unit(
-    sides: tuple[Any, Any, float, float], times: np.ndarray, forms: Sequence[tuple[int, bool]]
-) -> tuple[int, bool, np.ndarray]:
-    """Block, rounding and weights of one unit."""
+    sides: tuple[Any, Any, float, float], times: np.ndarray, forms: Sequence[tuple[int, int]]
+) -> tuple[int, int, np.ndarray]:
+    """Block, form and weights of one unit."""
     if not times.any():
-        return 1, True, np.zeros(TERMS)
+        return *forms[0], np.zeros(TERMS)
     best, chosen = np.inf, forms[0]
     for form in forms if len(forms) > 1 else ():
         error = _left_out_error(_terms(*sides, *form), times)

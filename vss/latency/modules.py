@@ -27,7 +27,7 @@ class TorchSubject:
     Args:
         model: the network.
         groups, key: see `vss.latency.subject`.
-        device, precision: "cpu" or "cuda"; "fp32" or "fp16" (channels last).
+        device, precision: default the CPU; "fp32" or "fp16" (channels last).
     """
 
     def __init__(
@@ -39,14 +39,12 @@ class TorchSubject:
         size: tuple[int, int],
         threads: int,
         batch: int = 1,
-        device: str = "cpu",
+        device: torch.device | None = None,
         precision: str = "fp32",
         seconds: float = 0.4,
     ) -> None:
-        from vss.latency.subject import torch_device
-
         self.groups, self.key, self._model = list(groups), key, model
-        self._threads, self._seconds, self._device = threads, seconds, torch_device(device)
+        self._threads, self._seconds, self._device = threads, seconds, device or torch.device("cpu")
         self._dtype = torch.float16 if precision == "fp16" else torch.float32
         images = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
         self._images = self._placed(images)

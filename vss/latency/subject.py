@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -81,85 +82,90 @@ class OnnxSubject:
         return unit_shapes(self._model(widths), self._batch)
 
 
-def table_key(
-    model: Any,
-    groups: Sequence[Group],
-    *,
-    backend: str,
-    device: str,
-    size: tuple[int, int],
-    batch: int,
-    threads: int,
-    precision: str,
-    options: Mapping[str, Any],
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Setting:
+    """Where and how a network runs.
+
+    Attributes:
+        backend: "onnxruntime" (CPU) or "torch".
+        device, precision: of torch: "cpu" or "cuda", "fp32" or "fp16".
+        threads: None for one per usable core.
+        batch: images.
+        options: of the export, such as labels=True.
+        keep: layers whose channels stay.
+    """
+
+    backend: str = "onnxruntime"
+    device: str = "cpu"
+    precision: str = "fp32"
+    threads: int | None = None
+    batch: int = 1
+    options: Mapping[str, Any] = field(default_factory=lambda: {"labels": True})
+    keep: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.backend not in ("onnxruntime", "torch"):
+            raise VssError(
+                f"the layers of {self.backend} cannot be timed here; prune to a time on onnxruntime or torch."
+            )
+        if self.backend == "onnxruntime" and (self.device, self.precision) != ("cpu", "fp32"):
+            raise VssError(
+                f"onnxruntime tables are of fp32 on the cpu; {self.precision} on {self.device} needs backend torch."
+            )
+        if self.precision not in ("fp32", "fp16"):
+            raise VssError(f"precision is {self.precision!r}; expected fp32 or fp16.")
+
+
+def table_key(model: Any, groups: Sequence[Group], size: tuple[int, int], setting: Setting) -> dict[str, Any]:
     """What a table holds for: the network's shapes, and where and how it runs. All JSON types."""
     about = environment()
-    gpu = device.startswith("cuda")
+    gpu = setting.device.startswith("cuda")
     driver = about["devices"][0]["driver"] if gpu and about["devices"] else None
-    package = {"torch": ["torch"], "onnxruntime": ["onnxruntime", "onnxruntime-gpu"], "tensorrt": ["tensorrt"]}
-    versions = {name: about["packages"][name] for name in package.get(backend, []) if name in about["packages"]}
+    names = {"torch": ["torch"], "onnxruntime": ["onnxruntime", "onnxruntime-gpu"]}[setting.backend]
+    versions = {name: about["packages"][name] for name in names if name in about["packages"]}
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
     members = [[group.id, group.channels, group.unit] for group in groups]
     return {
         "device": about["machine"],
         "driver": driver,
         "versions": versions,
-        "backend": backend,
-        "precision": precision,
+        "backend": setting.backend,
+        "precision": setting.precision,
         "resolution": list(size),
-        "batch": batch,
-        "threads": None if gpu else threads,
+        "batch": setting.batch,
+        "threads": None if gpu else usable_threads(setting.threads),
         "network": getattr(model, "name", "") or type(model).__name__,
-        "shapes_sha256": sha256_json([shapes, members, sorted(options.items())]),
+        "shapes_sha256": sha256_json([shapes, members, sorted(setting.options.items())]),
     }
 
 
+def groups_and_key(model: nn.Module, size: tuple[int, int], setting: Setting) -> tuple[list[Group], dict[str, Any]]:
+    """The groups of a network and what a table of it holds for, (H, W) pixels."""
+    groups = list(find_groups(model, example_of(size), keep=setting.keep))
+    return groups, table_key(model, groups, size, setting)
+
+
 def open_subject(
-    model: nn.Module,
-    folder: Path,
-    *,
-    preprocess: Preprocess,
-    backend: str = "onnxruntime",
-    device: str = "cpu",
-    threads: int | None = None,
-    batch: int = 1,
-    precision: str = "fp32",
-    keep: Sequence[str] = (),
-    options: Mapping[str, Any] | None = None,
-    seconds: float = 0.4,
+    model: nn.Module, folder: Path, preprocess: Preprocess, setting: Setting, *, seconds: float = 0.4
 ) -> Subject:
     """A network ready to be measured.
 
     Args:
         model: uncut, or cut before.
-        folder: for the exported file.
+        folder: for the exported file; it must last as long as the subject.
         preprocess: size and normalisation of the engine.
-        backend: "onnxruntime" (CPU) or "torch".
-        device, precision: of torch: "cpu" or "cuda", "fp32" or "fp16".
-        threads: None for one per usable core.
-        keep: layers whose channels stay.
-        options: of the export; default labels=True.
+        setting: where and how it runs.
         seconds: length of one reading.
     """
-    groups = list(find_groups(model, example_of(preprocess.size), keep=keep))
-    options = {"labels": True} if options is None else dict(options)
-    count, size = usable_threads(threads), preprocess.size
-    where: dict[str, Any] = {"backend": backend, "device": device, "precision": precision, "size": size}
-    key = table_key(model, groups, **where, batch=batch, threads=count, options=options)
-    if backend == "onnxruntime":
-        if device != "cpu" or precision != "fp32":
-            raise VssError(f"onnxruntime tables are of fp32 on the cpu; {precision} on {device} needs backend torch.")
-        variants = make_variants(model, groups, folder, preprocess=preprocess, options=options)
-        return OnnxSubject(variants, key, size=size, threads=count, batch=batch, seconds=seconds)
-    if backend == "torch":
+    groups, key = groups_and_key(model, preprocess.size, setting)
+    share: dict[str, Any] = {"threads": usable_threads(setting.threads), "batch": setting.batch, "seconds": seconds}
+    if setting.backend == "torch":
         from vss.latency.modules import TorchSubject
 
-        return TorchSubject(
-            model, groups, key, size=size, threads=count, batch=batch, device=device, precision=precision,
-            seconds=seconds,
-        )  # fmt: skip
-    raise VssError(f"there is no way to time the layers of {backend}; expected onnxruntime or torch.")
+        share |= {"device": torch_device(setting.device), "precision": setting.precision}
+        return TorchSubject(model, groups, key, size=preprocess.size, **share)
+    variants = make_variants(model, groups, folder, preprocess=preprocess, options=setting.options)
+    return OnnxSubject(variants, key, size=preprocess.size, **share)
 
 
 def channels(subject: Subject, units: Sequence[str]) -> tuple[Affine, Affine]:

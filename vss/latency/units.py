@@ -1,7 +1,8 @@
 """What is timed: the nodes of an engine, named after the exported graph, with the channels that go in and out.
 
 A runtime fuses and renames. A unit is one timed piece under a name that stays the same at every width: a layer by its
-module (`encoder.0.1.0`), anything else by its operator and the tensor it makes (`Concat:cat_1`, `ReorderOutput:relu_7`).
+module (`encoder.0.1.0`), anything else by its operator and the tensor it makes (`Concat:cat_1`,
+`ReorderOutput:relu_7`).
 """
 
 from __future__ import annotations

@@ -11,13 +11,17 @@ from torch import Tensor, nn
 
 from vss.errors import VssError
 from vss.files import sha256_tensors
-from vss.prune.budget import Budget, search
+from vss.prune.budget import Budget, Rounding, search
 from vss.prune.cost import CostModel
 from vss.prune.criteria import CRITERIA, Criterion, make_criterion, score_groups
 from vss.prune.groups import Group, Groups
 from vss.prune.plan import Plan, plan_group
 from vss.prune.stats import Batch, Loss, Statistics, Stats, collect
 from vss.prune.trace import find_groups
+
+KINDS = ("channels", "params", "macs")
+Choose = Callable[[list[Group], dict[str, Tensor], Rounding | None], dict[str, Tensor]]
+"""(groups, scores by group id, width rule of the criterion) -> kept channel numbers by group id, ascending int64."""
 
 
 def make_plan(
@@ -34,6 +38,7 @@ def make_plan(
     calibration: dict[str, Any] | None = None,
     forward: Callable[[nn.Module, Tensor], Any] | None = None,
     statistics: Statistics | None = None,
+    choose: Choose | None = None,
 ) -> Plan:
     """Decide which channels stay.
 
@@ -48,6 +53,7 @@ def make_plan(
         calibration: facts about the calibration set, written into the plan.
         forward: how to call the model so that all heads are reached.
         statistics: of `collect`, with at least the criterion's needs, in place of `batches`.
+        choose: decides in place of the budget, from the scores.
 
     Returns:
         The plan, deterministic for equal arguments.
@@ -62,7 +68,21 @@ def make_plan(
         raise VssError("no prunable channels were found; every layer is locked: see `vss prune --dry-run`.")
     scores, seen = _scores(model, members, criterion, batches, loss, seed, statistics)
     cost = CostModel.measure(model, example)
-    kept = search(members, scores, cost, budget, rounding=criterion.rounding)
+    kept = (
+        choose(members, scores, criterion.rounding)
+        if choose
+        else search(members, scores, cost, budget, rounding=criterion.rounding)
+    )
+    about = {**(calibration or {}), "batches": seen, "input_size": list(example.shape[-2:])}
+    return _written(model, members, kept, cost, criterion).model_copy(
+        update={"budget": budget.model_dump(), "calibration": about, "seed": seed}
+    )
+
+
+def _written(
+    model: nn.Module, members: list[Group], kept: dict[str, Tensor], cost: CostModel, criterion: Criterion
+) -> Plan:
+    """The plan that keeps those channels."""
     counts = [len(kept[group.id]) for group in members]
     full = [group.channels for group in members]
     return Plan(
@@ -72,11 +92,9 @@ def make_plan(
         weights_sha256=sha256_tensors(model.state_dict()),
         criterion=criterion_name(criterion),
         criterion_options=criterion.options(),
-        budget=budget.model_dump(),
-        calibration={**(calibration or {}), "batches": seen, "input_size": list(example.shape[-2:])},
-        seed=seed,
-        cost_before={kind: cost.total(kind, members, full) for kind in ("channels", "params", "macs")},
-        cost_after={kind: cost.total(kind, members, counts) for kind in ("channels", "params", "macs")},
+        budget={},
+        cost_before={kind: cost.total(kind, members, full) for kind in KINDS},
+        cost_after={kind: cost.total(kind, members, counts) for kind in KINDS},
         groups=tuple(plan_group(group, kept[group.id]) for group in members),
     )
 

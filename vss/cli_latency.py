@@ -1,0 +1,117 @@
+"""`vss lut build`, `vss lut show` and `vss explain`."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import Progress
+
+from vss.console import Ckpt, ReportFile, Seed, err, out, show_table, tell, write_figures
+from vss.errors import VssError
+
+lut_app = typer.Typer(no_args_is_help=True, help="Latency tables: measured times of a network at many widths.")
+explain_app = typer.Typer()
+
+
+@lut_app.command("build")
+def lut_build(
+    ckpt: Ckpt,
+    save: Annotated[Path, typer.Option("--save", help="the table; a killed build goes on")] = Path("latency.json"),
+    backend: Annotated[str, typer.Option(help="onnxruntime, or torch")] = "onnxruntime",
+    device: Annotated[str, typer.Option(help="of torch: cpu or cuda")] = "cpu",
+    precision: Annotated[str, typer.Option(help="of torch: fp32 or fp16")] = "fp32",
+    threads: Annotated[int | None, typer.Option(help="default: one per usable core")] = None,
+    batch_size: Annotated[int, typer.Option()] = 1,
+    step: Annotated[int | None, typer.Option(help="width step, in place of the discovered one")] = None,
+    limit: Annotated[int, typer.Option(help="most samples to fit on")] = 96,
+    seconds: Annotated[float, typer.Option(help="of one reading")] = 0.4,
+    quick: Annotated[bool, typer.Option(help="a small table, for trying out")] = False,
+    labels_dtype: Annotated[str, typer.Option(help="as the recipe's export: int32 or uint8")] = "int32",
+    seed: Seed = None,
+) -> None:
+    """Measure a network at many widths on this machine: alignment, times of every layer, and their error."""
+    from vss import checkpoint
+    from vss.data import Preprocess
+    from vss.latency import QUICK, Effort, Setting, build, open_subject
+
+    saved = checkpoint.read(ckpt)
+    if saved.preprocess is None:
+        raise VssError(f"{ckpt} does not say its input size; save it with vss.save(..., preprocess=...).")
+    options = {} if saved.model.task == "defect" else {"labels": True, "labels_dtype": labels_dtype}
+    setting = Setting(backend, device, precision, threads, batch_size, options)
+    effort = QUICK if quick else dataclasses.replace(Effort(), limit=limit)
+    with tempfile.TemporaryDirectory() as folder, Progress(console=err, transient=True) as bar:
+        task = bar.add_task("exporting", total=None)
+        subject = open_subject(saved.model, Path(folder), Preprocess(**saved.preprocess), setting, seconds=seconds)
+
+        def told(done: int, most: int, left: float) -> None:
+            bar.update(task, description=f"{done} of at most {most}, {left:.0f} s left", completed=done, total=most)
+
+        table = build(subject, save, effort=effort, step=step, seed=seed or 0, progress=told)
+    _shown(table)
+    out.print(f"wrote {save}")
+
+
+@lut_app.command("show")
+def lut_show(
+    table: Path, plot: Annotated[Path | None, typer.Option(help="write the width-cliff plot, SVG")] = None
+) -> None:
+    """Print what a table says."""
+    from vss.latency import LatencyTable
+    from vss.latency.charts import plot_cliffs
+
+    known = LatencyTable.load(table)
+    _shown(known)
+    if plot:
+        out.print(f"wrote {plot_cliffs(known, plot)}")
+
+
+def _shown(table: Any) -> None:
+    rows = [{"name": step, "cost": value} for step, value in table.alignment.items()]
+    show_table(rows, {"name": "widths in steps of", "cost": "time per MAC over the best"})
+    size = "x".join(map(str, table.key["resolution"]))
+    where = f"{table.key['backend']} {table.key['precision']} on {table.key['device']}, {table.key['threads']} threads"
+    out.print(f"{table.key['network']} {size}, batch {table.key['batch']}, {where}", highlight=False)
+    out.print(f"step {table.step}, {len(table.samples)} samples, uncut {table.full_ms():.3f} ms")
+    if table.error:
+        out.print(
+            f"error on {table.error['n']:.0f} unseen width vectors: median {table.error['median']:.1%}, "
+            f"largest {table.error['max']:.1%}; uncut network drifted {table.drift:.1%} during the build"
+        )
+    if not table.done:
+        tell(out, "not finished:", "yellow", "the same vss lut build goes on")
+
+
+@explain_app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(help="folder of a finished vss run")],
+    seconds: Annotated[float, typer.Option(help="of one reading")] = 1.0,
+    top: Annotated[int, typer.Option(help="rows to print")] = 20,
+    report: ReportFile = None,
+) -> None:
+    """Say, layer by layer, why a cut network is or is not as much faster as its MACs fell."""
+    from vss.latency.explain import explain as work
+
+    figures = work(run, seconds=seconds)
+    heads = {"name": "unit", "cin": "in", "cout": "out", "ms_before": "ms before", "ms_after": "ms after",
+             "mmacs_before": "MMACs before", "mmacs_after": "MMACs after", "efficiency": "efficiency",
+             "lost_ms": "lost ms", "reason": "why", "better": "no slower at"}  # fmt: skip
+    rows = [
+        {**row, "name": row["unit"], "mmacs_before": row["macs_before"] / 1e6, "mmacs_after": row["macs_after"] / 1e6}
+        for row in figures["rows"][:top]
+    ]
+    show_table(rows, heads)
+    out.print(
+        f"{figures['ms_before']:.3f} ms before, {figures['ms_after']:.3f} after: {figures['speedup']:.2f}x faster for "
+        f"{figures['mac_reduction']:.2f}x fewer MACs ({figures['speedup_per_mac_reduction']:.2f})"
+    )
+    for cause in figures["causes"]:
+        units = ", ".join(cause["units"][:4])
+        tell(out, f"{cause['lost_ms']:.3f} ms", "yellow", f"({cause['share']:.0%}) {cause['cause']}: {units}")
+    for name, request in figures["request"].items():
+        out.print(f"{name}: the engine is {request['engine_share']:.0%} of a request of {request['request_ms']:.2f} ms")
+    write_figures(report, "vss.explain", figures)

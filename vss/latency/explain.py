@@ -1,0 +1,300 @@
+"""Why a cut network is, or is not, as much faster as its MACs fell: unit by unit, from measurements.
+
+Both engines are profiled in turns, then the cut one again with every odd width filled up to 4, 8 and 16 channels (the
+uncut network cut to other widths, so nothing is guessed): a layer that is not slower when wider had a bad width. The
+time that is lost is what a unit takes above its old time divided by the whole network's MAC reduction.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vss.deploy.session import need
+from vss.errors import VssError
+from vss.latency.reading import Reading, pinned, read_onnx, usable_threads
+from vss.latency.units import Graph, Shape, anchor, unit_shapes
+from vss.latency.variants import SlicedVariants
+from vss.prune.groups import Group
+from vss.prune.plan import Plan
+from vss.report import read_report
+
+FILLS = (4, 8, 16)
+REFORMATS = ("Reorder", "Transpose", "Cast", "Reformat", "DequantizeLinear", "QuantizeLinear")
+RESIZES = ("Resize", "Upsample")
+SMALL_SHARE = 0.01
+GAINED = 0.9  # of the MAC reduction
+NO_LOSS = 0.98  # a wider layer at most so slow, as a share, is no loss
+LAUNCHES = 4
+BUSY = 0.5  # share of the copy bandwidth at which a unit is bound by memory
+SCALES = 1.25  # a unit that gains less than this from all threads does not use them
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything measured about a cut network.
+
+    Attributes:
+        before, after: times of the uncut and the cut engine, of the same units where both have them.
+        shapes_before, shapes_after: sizes of their units.
+        filled: block -> times of the cut engine with odd widths filled up.
+        filled_shapes: likewise, sizes.
+        threads, cores: of the run, and what this process may use.
+        all_threads: times of the cut engine on all cores; None where the run had them.
+        one_thread: times of the cut engine on one core; None where the run had one.
+        bandwidth: bytes per millisecond of a large copy.
+    """
+
+    before: Reading
+    after: Reading
+    shapes_before: Mapping[str, Shape]
+    shapes_after: Mapping[str, Shape]
+    filled: Mapping[int, Reading]
+    filled_shapes: Mapping[int, Mapping[str, Shape]]
+    threads: int
+    cores: int
+    all_threads: Reading | None
+    one_thread: Reading | None
+    bandwidth: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One unit. `efficiency` is its MACs per second over the best of any layer; `better` a width that costs nothing."""
+
+    unit: str
+    cin: int
+    cout: int
+    ms_before: float
+    ms_after: float
+    macs_before: int
+    macs_after: int
+    efficiency: float
+    lost_ms: float
+    reason: str
+    better: str
+
+
+def rows(facts: Facts) -> list[Row]:
+    """All units of the cut engine, most time first."""
+    reduction = _macs(facts.shapes_before) / max(1, _macs(facts.shapes_after))
+    peak = max(_rates(facts.before, facts.shapes_before) + _rates(facts.after, facts.shapes_after), default=1.0)
+    found = []
+    for unit, ms in sorted(facts.after.units.items(), key=lambda item: -item[1]):
+        old = anchor(unit, dict(facts.shapes_before)) or NOTHING
+        new = anchor(unit, dict(facts.shapes_after)) or NOTHING
+        was = facts.before.units.get(unit, 0.0)
+        lost = max(0.0, ms - was / reduction)
+        reason, better = _reason(unit, was, ms, old, new, facts)
+        rate = new.macs / ms / peak if ms else 0.0
+        found.append(Row(unit, new.cin, new.cout, was, ms, old.macs, new.macs, rate, lost, reason, better))
+    return found
+
+
+NOTHING = Shape(0, 0, 0, 0, 0)
+
+
+def _macs(shapes: Mapping[str, Shape]) -> int:
+    return sum(shape.macs for shape in shapes.values())
+
+
+def _rates(reading: Reading, shapes: Mapping[str, Shape]) -> list[float]:
+    return [shapes[unit].macs / ms for unit, ms in reading.units.items() if unit in shapes and ms and shapes[unit].macs]
+
+
+def _reason(unit: str, was: float, ms: float, old: Shape, new: Shape, facts: Facts) -> tuple[str, str]:
+    """Why a unit did not gain what it should have, empty where it did; and a width that would be better."""
+    kind = unit.partition(":")[0]
+    total = sum(facts.after.units.values())
+    if ms < SMALL_SHARE * total:
+        return f"off the critical path: {ms / total:.1%} of the time", ""
+    better = _better(unit, ms, new, facts)
+    if better:
+        return "misaligned width", better
+    if new.macs and was / ms >= GAINED * old.macs / new.macs > 0:
+        return "", ""
+    if kind.startswith(REFORMATS):
+        return "reformat between layers", ""
+    if kind.startswith(RESIZES):
+        return "resize", ""
+    if ms < LAUNCHES * min(facts.after.units.values()):
+        return "launch-bound", ""
+    if facts.one_thread is not None and facts.one_thread.units.get(unit, np.inf) < SCALES * ms:
+        return f"single-threaded: no faster on {facts.threads} threads than on one", ""
+    if not new.macs or new.bytes / ms > BUSY * facts.bandwidth:
+        return "memory-bound", ""
+    if new.macs == old.macs:
+        return "its widths are as they were", ""
+    return "narrower layers use the kernel less", ""
+
+
+def _better(unit: str, ms: float, new: Shape, facts: Facts) -> str:
+    """A wider shape of the unit that takes no longer, as text; the widest of the fastest."""
+    best, text = NO_LOSS * ms, ""
+    for block in sorted(facts.filled):
+        shape = anchor(unit, dict(facts.filled_shapes[block])) or NOTHING
+        wider = (shape.cin, shape.cout) != (new.cin, new.cout)
+        there = facts.filled[block].units.get(unit)
+        if there is not None and wider and there < best:
+            best, text = there, f"{shape.cin} -> {shape.cout} in {there:.3f} ms"
+    return text
+
+
+def causes(found: Sequence[Row], facts: Facts) -> list[dict[str, Any]]:
+    """Reasons of the whole, most lost milliseconds first: `cause`, `lost_ms`, `share` of the time, `units`."""
+    lost: dict[str, float] = defaultdict(float)
+    units: dict[str, list[str]] = defaultdict(list)
+    for row in found:
+        if row.reason and row.lost_ms > 0:
+            cause = row.reason.partition(":")[0]
+            lost[cause] += row.lost_ms
+            units[cause].append(row.unit)
+    total = facts.after.total
+    if facts.threads == 1 and facts.cores > 1 and facts.all_threads is not None:
+        cause = f"single-threaded: 1 of {facts.cores} cores"
+        lost[cause] = max(0.0, total - facts.all_threads.total)
+        units[cause] = ["the whole engine"]
+    ranked = sorted(lost, key=lambda cause: -lost[cause])
+    return [
+        {"cause": name, "lost_ms": lost[name], "share": lost[name] / total, "units": units[name]} for name in ranked
+    ]
+
+
+# -- measuring ------------------------------------------------------------------------------------------------------
+
+
+def explain(run: Path, *, seconds: float = 1.0, rounds: int = 2) -> dict[str, Any]:
+    """Everything about the engines of a finished `vss run`, JSON-ready.
+
+    Args:
+        run: its folder: plan.json, report.json, engine/baseline.onnx and engine/finetuned.onnx.
+        seconds: of one reading.
+        rounds: readings of every engine, in turns; the least counts.
+    """
+    paths = {name: run / "engine" / f"{name}.onnx" for name in ("baseline", "finetuned")}
+    missing = [path for path in (*paths.values(), run / "plan.json", run / "report.json") if not path.is_file()]
+    if missing:
+        raise VssError(f"{missing[0]} does not exist; vss explain takes the folder of a finished `vss run`.")
+    report = read_report(run / "report.json")
+    build = report.get("recipe", {}).get("build", {})
+    if build.get("backend", "onnxruntime") != "onnxruntime":
+        raise VssError(f"the engines of {run} are of {build['backend']}; layers are explained of onnxruntime engines.")
+    plan = Plan.load(run / "plan.json")
+    facts = measure(paths["baseline"], paths["finetuned"], plan, build.get("threads"), seconds=seconds, rounds=rounds)
+    return summary(facts) | {"request": request(report)}
+
+
+def summary(facts: Facts) -> dict[str, Any]:
+    """Rows, causes and the whole, JSON-ready."""
+    found = rows(facts)
+    reduction = _macs(facts.shapes_before) / max(1, _macs(facts.shapes_after))
+    speedup = facts.before.total / facts.after.total
+    return {
+        "ms_before": facts.before.total,
+        "ms_after": facts.after.total,
+        "mac_reduction": reduction,
+        "speedup": speedup,
+        "speedup_per_mac_reduction": speedup / reduction,
+        "threads": facts.threads,
+        "cores": facts.cores,
+        "causes": causes(found, facts),
+        "rows": [asdict(row) for row in found],
+    }
+
+
+def request(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Engine time against the time of a whole request, from the run's own bench; empty where it has none."""
+    sessions = report.get("bench", {}).get("end_to_end", {}).get("sessions", {})
+    found = {}
+    for name, session in sessions.items():
+        stages, whole = session.get("stages_ms_p50", {}), session["latency_ms_p50"]
+        if "engine" in stages:
+            found[name] = {"request_ms": whole, "engine_share": stages["engine"] / whole, "stages_ms": stages}
+    return found
+
+
+def measure(
+    before: Path, after: Path, plan: Plan, threads: int | None, *, seconds: float = 1.0, rounds: int = 2
+) -> Facts:
+    """Profile the uncut and the cut engine, and the cut one with filled widths and other thread counts."""
+    onnx = need("onnx", "vss explain")
+    groups = [Group(g.id, g.channels, tuple(s.slot() for s in g.slots), g.unit) for g in plan.groups]
+    variants, cut = SlicedVariants(before, groups), onnx.load(str(after))
+    graph, count, cores = Graph.of(variants.model), usable_threads(threads), usable_threads(None)
+    feed = _feed(cut)
+    batch = len(next(iter(feed.values())))
+    widths = [len(group.kept) for group in plan.groups]
+    with tempfile.TemporaryDirectory() as name:
+        files: dict[Any, tuple[Path, int]] = {"before": (before, count), "after": (after, count)}
+        wider = {block: _filled(groups, widths, block) for block in FILLS}
+        wider = {block: each for block, each in wider.items() if each != widths}
+        for block, each in wider.items():
+            files[block] = variants.write(each, Path(name) / f"filled-{block}.onnx"), count
+        if count == 1 < cores:
+            files["all"] = after, cores
+        elif count > 1:
+            files["one"] = after, 1
+        found = _in_turns(files, lambda path, t: _read(path, feed, t, graph, seconds), rounds)
+    return Facts(
+        found["before"], found["after"], unit_shapes(variants.model, batch), unit_shapes(cut, batch),
+        {block: found[block] for block in wider},
+        {block: unit_shapes(variants.graph(each, empty=True), batch) for block, each in wider.items()},
+        count, cores, found.get("all"), found.get("one"), bandwidth(),
+    )  # fmt: skip
+
+
+def _read(path: Path, feed: Mapping[str, np.ndarray], threads: int, graph: Graph, seconds: float) -> Reading:
+    with pinned(threads):
+        return read_onnx(path, feed, threads=threads, graph=graph, seconds=seconds)
+
+
+def _in_turns(
+    files: Mapping[Any, tuple[Path, int]], read: Callable[[Path, int], Reading], rounds: int
+) -> dict[Any, Reading]:
+    """Least times of every file over some rounds."""
+    found: dict[Any, Reading] = {}
+    for _ in range(rounds):
+        for name, (path, threads) in files.items():
+            now, old = read(path, threads), found.get(name)
+            if old is not None:
+                units = {unit: min(ms, old.units.get(unit, ms)) for unit, ms in now.units.items()}
+                now = Reading(units, min(now.total, old.total))
+            found[name] = now
+    return found
+
+
+def _feed(model: Any) -> dict[str, np.ndarray]:
+    value = model.graph.input[0]
+    onnx = need("onnx", "vss explain")
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+    shape = [dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim]
+    pixels = np.random.default_rng(0).integers(0, 256, shape)
+    return {value.name: pixels.astype(dtype)}
+
+
+def _filled(groups: Sequence[Group], widths: Sequence[int], block: int) -> list[int]:
+    """Every width up to the next multiple of a block, where the group has so many channels."""
+    wanted = [
+        int(np.ceil(width / np.lcm(block, g.unit)) * np.lcm(block, g.unit))
+        for g, width in zip(groups, widths, strict=True)
+    ]
+    return [up if up <= group.channels else now for group, up, now in zip(groups, wanted, widths, strict=True)]
+
+
+def bandwidth(size: int = 2**25) -> float:
+    """Bytes read and written per millisecond by the fastest of five copies of `size` bytes."""
+    source = np.ones(size, np.uint8)
+    target = np.empty_like(source)
+    best = np.inf
+    for _ in range(5):
+        start = time.thread_time_ns()
+        np.copyto(target, source)
+        best = min(best, (time.thread_time_ns() - start) / 1e6)
+    return 2 * size / max(best, 1e-6)

@@ -1,0 +1,302 @@
+"""Prune to a measured time: choose widths under the predicted latency, build the engine, measure it, correct, repeat.
+
+The prediction only proposes. What counts is the real engine in turns with the uncut one in one run; while its time is
+off the target by more than the tolerance, the predicted time that is asked for moves by the same factor, inside of the
+bracket that earlier engines have given.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from torch import Tensor, nn
+
+from vss.deploy import BACKENDS, BuildSpec, bench, export
+from vss.deploy.session import Session
+from vss.errors import VssError
+from vss.files import sha256_json
+from vss.latency.build import QUICK, Effort, build
+from vss.latency.fit import LatencyModel
+from vss.latency.knapsack import Choices, choices, search
+from vss.latency.reading import pinned, usable_threads
+from vss.latency.subject import Setting, groups_and_key, open_subject
+from vss.latency.table import LatencyTable
+from vss.prune.apply import apply_plan
+from vss.prune.budget import Rounding, top_channels
+from vss.prune.groups import Group
+from vss.prune.plan import Plan, plan_group
+
+if TYPE_CHECKING:
+    from vss.config import LatencyConfig, PruneConfig
+    from vss.data.transforms import Preprocess
+    from vss.steps import Project
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A time: `value` of the uncut network's (`relative`), or milliseconds.
+
+    >>> Target.parse("0.5x"), Target.parse("12 ms")
+    (Target(value=0.5, relative=True), Target(value=12.0, relative=False))
+    """
+
+    value: float
+    relative: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Of "0.5x" or "12ms"; anything else is refused."""
+        match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(x|ms)\s*", text.lower())
+        value = float(match[1]) if match else 0.0
+        if match is None or not value > 0 or (match[2] == "x" and value > 1):
+            raise VssError(
+                f"the latency target is {text!r}; expected a fraction as 0.5x (at most 1x) or a time as 12ms."
+            )
+        return cls(value, match[2] == "x")
+
+    def ratio(self, uncut_ms: float) -> float:
+        """Share of the uncut network's time."""
+        return self.value if self.relative else self.value / uncut_ms
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One engine against the uncut one: milliseconds (medians) and the ratio of times with its 95 % interval."""
+
+    uncut_ms: float
+    ms: float
+    ratio: float
+    low: float
+    high: float
+
+    @property
+    def noise(self) -> float:
+        """Half the interval over the ratio."""
+        return (self.high - self.low) / 2 / self.ratio
+
+    @classmethod
+    def of(cls, figures: Mapping[str, Any]) -> Self:
+        """Of a `vss.bench` with the sessions `uncut` and `cut`, in this order."""
+        faster = figures["speedup"]["cut"]
+        if faster["low"] is None:
+            raise VssError(f"only {figures['rounds']} rounds were measured; give the measurement more seconds.")
+        times = (figures["sessions"][name]["latency_ms_p50"] for name in ("uncut", "cut"))
+        return cls(*times, 1 / faster["ratio"], 1 / faster["high"], 1 / faster["low"])
+
+
+def check_noise(found: Measured, allowed: float) -> Measured:
+    """Refuse a measurement whose interval is too wide to say whether a target was met."""
+    if found.noise > allowed:
+        raise VssError(
+            f"the machine is too noisy: the time ratio {found.ratio:.3f} is known to {found.noise:.1%} (95 % interval "
+            f"{found.low:.3f} to {found.high:.3f}) and {allowed:.1%} is needed; end other work, or raise "
+            "prune.latency.max_seconds or prune.latency.noise."
+        )
+    return found
+
+
+def correct(asked: float, ratio: float, goal: float, tried: list[tuple[float, float]]) -> float:
+    """The predicted time to ask for next.
+
+    Args:
+        asked: predicted milliseconds that were asked for last.
+        ratio: what was measured then, over the uncut network.
+        goal: what is wanted.
+        tried: all (asked, ratio) so far; the next stays between the nearest below and above the goal.
+    """
+    wanted = asked * goal / ratio
+    below = max((ask for ask, got in tried if got <= goal), default=0.0)
+    above = min((ask for ask, got in tried if got > goal), default=math.inf)
+    if below < above < math.inf and below > 0 and not below < wanted < above:
+        return (below + above) / 2
+    return wanted
+
+
+@dataclass
+class LatencyGoal:
+    """Chooses channels in place of a budget; see `vss.prune.make_plan(choose=...)`.
+
+    Attributes:
+        record: target, table, and every iteration, for the report.
+    """
+
+    project: Project
+    model: nn.Module
+    config: PruneConfig
+    table: LatencyTable
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, project: Project, model: nn.Module, config: PruneConfig, out: Path) -> LatencyGoal:
+        """With the table of `prune.latency.lut`, or one that is made (or gone on with) in `out`."""
+        settings, recipe = config.latency, project.recipe
+        assert settings is not None
+        Target.parse(settings.target)
+        if config.steps > 1:
+            raise VssError(f"prune.steps is {config.steps} and a latency target is met in one round; set it to 1.")
+        options = project.task.export_options()
+        setting = Setting(recipe.build.backend, threads=recipe.build.threads, options=options, keep=config.keep)
+        table = _table(model, project.preprocess, setting, settings, config, out)
+        return cls(project, model, config, table)
+
+    def __call__(self, groups: list[Group], scores: dict[str, Tensor], rounding: Rounding | None) -> dict[str, Tensor]:
+        """Kept channel numbers per group id."""
+        model, step = self.table.model(), max(self.config.budget.align, 1)
+        step = step if step > 1 else self.table.step
+        options = choices(groups, scores, step=step, floor=self.config.budget.floor, rounding=rounding)
+        widths = self._approach(groups, scores, options, model)
+        return _channels(groups, scores, widths)
+
+    def sign(self, plan: Plan) -> Plan:
+        """The plan with what was asked and reached in place of the budget; a target that was missed is a label."""
+        last = self.record["iterations"][self.record["chosen"]]
+        budget = {"kind": "latency", "target": self.record["target"], "ratio": last["ratio"], "ms": last["ms"]}
+        budget |= {"floor": self.config.budget.floor, "align": self.record["step"]}
+        labels = plan.labels
+        if not self.record["met"]:
+            labels = (*labels, f"latency target {self.record['target']} missed: {last['ratio']:.3f}x was measured")
+        return plan.model_copy(update={"budget": budget, "labels": labels})
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    def _approach(
+        self, groups: list[Group], scores: dict[str, Tensor], options: Choices, predict: LatencyModel
+    ) -> np.ndarray:
+        settings, threads = self.config.latency, usable_threads(self.project.recipe.build.threads)
+        assert settings is not None
+        target, whole = Target.parse(settings.target), float(predict(np.array(self.table.full, float))[0])
+        floor = float(predict(options.at(np.zeros(len(groups), np.int64)))[0]) / whole
+        self.record = self._head(settings, threads, whole, floor)
+        rows, tried, found = self.record["iterations"], [], []
+        with tempfile.TemporaryDirectory() as name, pinned(threads):
+            folder = Path(name)
+            uncut = self._engine(self.model, folder / "uncut")
+            goal = target.ratio(whole)
+            asked = goal * whole
+            while len(rows) < settings.iterations:
+                self._check_floor(goal, floor, asked / whole, settings.target)
+                widths = search(options, predict, max(asked, floor * whole))
+                plan = self._plan(groups, scores, widths)
+                cut = self._engine(apply_plan(self.model, plan, check_weights=False), folder / f"cut-{len(rows)}")
+                seen = check_noise(measure(uncut, cut, self._feed(uncut), settings.max_seconds), settings.noise)
+                cut.close()
+                goal = target.ratio(seen.uncut_ms)
+                rows.append(_row(asked, float(predict(widths)[0]), goal, seen, widths))
+                log.info("asked for %.3f ms: predicted %.3f, measured %.3f ms, %.3fx of the uncut (target %.3fx)",
+                         asked, rows[-1]["predicted_ms"], seen.ms, seen.ratio, goal)  # fmt: skip
+                found.append(widths)
+                tried.append((asked, seen.ratio))
+                if abs(seen.ratio / goal - 1) <= settings.tolerance or self._repeats(found):
+                    break
+                asked = correct(asked, seen.ratio, goal, tried)
+            uncut.close()
+        errors = [abs(row["ratio"] / row["goal"] - 1) for row in rows]
+        self.record["chosen"] = int(np.argmin(errors))
+        self.record["met"] = min(errors) <= settings.tolerance
+        return found[self.record["chosen"]]
+
+    def _head(self, settings: LatencyConfig, threads: int, whole: float, floor: float) -> dict[str, Any]:
+        table = self.table
+        return {
+            "target": settings.target, "tolerance": settings.tolerance, "threads": threads, "predicted_uncut_ms": whole,
+            "predicted_floor": floor, "step": table.step, "alignment": table.alignment, "table_error": table.error,
+            "table_drift": table.drift, "table_sha256": sha256_json([s.to_dict() for s in table.samples]),
+            "iterations": [],
+        }  # fmt: skip
+
+    def _check_floor(self, goal: float, floor: float, asked: float, target: str) -> None:
+        """Refuse what no allowed widths reach: before anything is built, or once measured times say so."""
+        rows = self.record["iterations"]
+        least = floor * (
+            rows[-1]["ratio"] / (rows[-1]["predicted_ms"] / self.record["predicted_uncut_ms"]) if rows else 1
+        )
+        if asked < floor and (not rows or least > goal * (1 + self.record["tolerance"])):
+            raise VssError(
+                f"the latency target {target} is below the floor: with {self.config.budget.floor:.0%} of every group "
+                f"left the network still takes {least:.3f}x of its time; ask for at least {least:.3f}x, or lower "
+                "prune.budget.floor."
+            )
+
+    @staticmethod
+    def _repeats(found: list[np.ndarray]) -> bool:
+        return any(np.array_equal(found[-1], each) for each in found[:-1])
+
+    def _plan(self, groups: list[Group], scores: dict[str, Tensor], widths: np.ndarray) -> Plan:
+        kept = _channels(groups, scores, widths)
+        return Plan(
+            model=getattr(self.model, "name", "") or type(self.model).__name__, weights_sha256="0" * 64,
+            criterion=self.config.criterion, budget={"kind": "latency"},
+            groups=tuple(plan_group(group, kept[group.id]) for group in groups),
+        )  # fmt: skip
+
+    def _engine(self, model: nn.Module, stem: Path) -> Session:
+        """Exported, built and opened as a run does it."""
+        recipe, project = self.project.recipe, self.project
+        threads = usable_threads(recipe.build.threads)
+        if recipe.build.backend == "torch":
+            return BACKENDS["torch"].open(
+                model, size=project.preprocess.size, threads=threads, preprocess=project.preprocess,
+                **project.task.export_options(),
+            )  # fmt: skip
+        onnx, backend = stem.with_suffix(".onnx"), BACKENDS[recipe.build.backend]
+        export(
+            model, onnx, size=project.preprocess.size, preprocess=project.preprocess, opset=recipe.export.opset,
+            parity_batches=(1,), **project.task.export_options(),
+        )  # fmt: skip
+        return backend.open(backend.build(onnx, stem.with_suffix(".engine.onnx"), BuildSpec()), threads=threads)
+
+    @staticmethod
+    def _feed(session: Session) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(0)
+        shapes = {name: (1, *binding.shape[1:]) for name, binding in session.inputs.items()}
+        return {name: rng.integers(0, 256, shape, dtype=np.uint8) for name, shape in shapes.items()}
+
+
+def measure(uncut: Session, cut: Session, feed: Mapping[str, np.ndarray], seconds: float) -> Measured:
+    """Both engines in turns on the same input."""
+    limits = {"min_seconds": min(2.0, seconds), "max_seconds": seconds, "window_seconds": 0.1}
+    return Measured.of(bench({"uncut": uncut, "cut": cut}, {"uncut": feed, "cut": feed}, **limits))
+
+
+def _row(asked: float, predicted: float, goal: float, seen: Measured, widths: np.ndarray) -> dict[str, Any]:
+    return {
+        "asked_ms": asked, "predicted_ms": predicted, "goal": goal, "uncut_ms": seen.uncut_ms, "ms": seen.ms,
+        "ratio": seen.ratio, "low": seen.low, "high": seen.high, "widths": [int(width) for width in widths],
+    }  # fmt: skip
+
+
+def _channels(groups: list[Group], scores: dict[str, Tensor], widths: np.ndarray) -> dict[str, Tensor]:
+    return {g.id: top_channels(scores[g.id], int(count), g.unit) for g, count in zip(groups, widths, strict=True)}
+
+
+def _table(
+    model: nn.Module,
+    preprocess: Preprocess,
+    setting: Setting,
+    settings: LatencyConfig,
+    config: PruneConfig,
+    out: Path,
+) -> LatencyTable:
+    """The given table, checked, or the one of this run."""
+    if settings.lut:
+        command = "vss lut build --ckpt CKPT --save TABLE, with the backend and threads of this run"
+        table = LatencyTable.load(settings.lut)
+        table.check(groups_and_key(model, preprocess.size, setting)[1], path=settings.lut, command=command)
+        if not table.done:
+            raise VssError(f"the latency table {settings.lut} is not finished; go on with: {command}")
+        return table
+    effort = QUICK if settings.quick else Effort()
+    align = config.budget.align if config.budget.align > 1 else None
+    with tempfile.TemporaryDirectory() as folder:
+        subject = open_subject(model, Path(folder), preprocess, setting)
+        return build(subject, out / "latency_table.json", effort=effort, step=align)
