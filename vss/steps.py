@@ -22,6 +22,7 @@ from vss.data import Augment, Preprocess, SegData, SegSplit, open_data
 from vss.errors import VssError
 from vss.evaluate import Predictor
 from vss.files import sha256_json, sha256_tensors
+from vss.latency import LatencyGoal
 from vss.prune import (
     CRITERIA,
     Budget,
@@ -237,13 +238,12 @@ def plan_once(
 
     `labels` are written into the plan; `choose` decides in place of the budget.
     """
-    height, width = project.preprocess.size
     criterion = make_criterion(config.criterion, **config.options)
     split = project.split("train")
     images = min(config.batches * config.batch_size, len(split))
     plan = make_plan(
         model,
-        torch.zeros(1, 3, height, width),
+        torch.zeros(1, 3, *project.preprocess.size),
         criterion=criterion,
         budget=budget,
         batches=project.calibration(config.batches, config.batch_size) if criterion.needs else None,
@@ -292,11 +292,7 @@ def prune(
     given = model
     model, config, phase = sparsify(project, model, config, out, progress=progress)
     known = statistics if model is given else None
-    goal: Any = None
-    if config.latency:
-        from vss.latency import LatencyGoal
-
-        goal = LatencyGoal.open(project, model, config, out)
+    goal = LatencyGoal.open(project, model, config, out) if config.latency else None
     reached, small = 1.0, model
     checks: dict[str, Any] = {}
     plans: list[Plan] = []
