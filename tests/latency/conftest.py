@@ -1,0 +1,85 @@
+"""A small U-Net with uneven norms, its exported file sliced, and a clock that obeys a known law."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.prune.nets import randomise
+from vss import models
+from vss.data.transforms import Preprocess
+from vss.latency.reading import Reading
+from vss.latency.units import Shape
+from vss.latency.variants import SlicedVariants, make_variants
+from vss.prune import find_groups
+from vss.prune.groups import Group, Slot
+
+SIZE = (48, 64)
+
+
+@pytest.fixture(scope="session")
+def net() -> Any:
+    torch.manual_seed(0)
+    return randomise(models.build("unet", 5, width=16, depth=2))
+
+
+@pytest.fixture(scope="session")
+def preprocess() -> Preprocess:
+    return Preprocess(size=SIZE)
+
+
+@pytest.fixture(scope="session")
+def variants(net: Any, preprocess: Preprocess, tmp_path_factory: pytest.TempPathFactory) -> SlicedVariants:
+    groups = list(find_groups(net, torch.zeros(1, 3, *SIZE)))
+    folder = tmp_path_factory.mktemp("variants")
+    made = make_variants(net, groups, folder, preprocess=preprocess, options={"labels": False})
+    assert isinstance(made, SlicedVariants)
+    return made
+
+
+class Clockwork:
+    """A chain 3 -> g0 -> g1 -> g2 -> 5 whose times follow a law: 16 channels at once, an unaligned one costs double.
+
+    Read by `vss.latency.build` in place of a runtime; every reading is exact.
+    """
+
+    def __init__(self, channels: Sequence[int] = (64, 96, 128), block: int = 16) -> None:
+        self.groups = [
+            Group(f"g{i}", count, (Slot(f"l{i}.weight", 0), Slot(f"l{i + 1}.weight", 1)))
+            for i, count in enumerate(channels)
+        ]
+        self.key: dict[str, Any] = {"device": "clockwork", "backend": "onnxruntime", "versions": {"law": "1"}}
+        self.block, self.calls = block, 0
+
+    def layers(self, widths: Sequence[int]) -> list[tuple[str, int, int]]:
+        sides = [3, *widths, 5]
+        return [(f"l{i}", a, b) for i, (a, b) in enumerate(itertools.pairwise(sides))]
+
+    def read(self, widths: Sequence[int]) -> Reading:
+        self.calls += 1
+        units = {name: self.time(a, b) for name, a, b in self.layers(widths)} | {"ArgMax:labels": 0.5}
+        return Reading(units, sum(units.values()) + 0.25)
+
+    def time(self, a: int, b: int) -> float:
+        odd = 2.0 if b % self.block and b != 5 else 1.0
+        return 0.01 + 1e-4 * a * float(np.ceil(b / self.block)) * self.block * odd
+
+    def shapes(self, widths: Sequence[int]) -> dict[str, Shape]:
+        found = {name: Shape(a, b, 10, 10 * a * b, 4 * (a + b)) for name, a, b in self.layers(widths)}
+        return found | {"ArgMax:labels": Shape(5, 1, 10, 0, 0)}
+
+
+@pytest.fixture
+def clockwork() -> Clockwork:
+    return Clockwork()
+
+
+@pytest.fixture
+def table_path(tmp_path: Path) -> Path:
+    return tmp_path / "table.json"

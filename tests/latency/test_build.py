@@ -1,0 +1,104 @@
+"""A table of a clock with a known law: alignment is found, the error is small, a killed build goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.latency.conftest import Clockwork
+from vss.errors import VssError
+from vss.latency import Effort, LatencyTable, build
+from vss.latency.charts import cliffs, plot_cliffs
+from vss.latency.reading import Reading
+
+EFFORT = Effort(vectors=2, coarse=12, batch=6, limit=24, tests=30, cliffs=1)
+
+
+@pytest.mark.parametrize("block", [1, 8, 16])
+def test_the_smallest_good_step_is_discovered(block: int, table_path: Path) -> None:
+    table = build(Clockwork(block=block), table_path, effort=EFFORT)
+    assert table.step == block
+    assert min(table.alignment.values()) == 1
+    if block == 16:
+        assert table.alignment["1"] > 1.5
+        assert table.alignment["8"] > 1.2
+
+
+def test_unseen_widths_are_predicted(clockwork: Clockwork, table_path: Path) -> None:
+    told: list[tuple[int, int, float]] = []
+    table = build(clockwork, table_path, effort=EFFORT, progress=lambda *each: told.append(each))
+    assert table.error["n"] == 30
+    assert table.error["median"] < 0.01
+    assert table.error["max"] < 0.05
+    assert table.drift == pytest.approx(0)
+    assert table.full_ms() == pytest.approx(clockwork.read([64, 96, 128]).total)
+    predicted = table.model()(np.array([[48, 64, 80]], float))
+    assert predicted[0] == pytest.approx(clockwork.read([48, 64, 80]).total, rel=0.02)
+    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
+    assert all(most == EFFORT.most and left >= 0 for _, most, left in told)
+
+
+def test_a_killed_build_goes_on_and_ends_alike(table_path: Path, tmp_path: Path) -> None:
+    class Dying(Clockwork):
+        def read(self, widths: Sequence[int]) -> Reading:
+            if self.calls == 20:
+                raise KeyboardInterrupt
+            return super().read(widths)
+
+    whole = build(Clockwork(), tmp_path / "whole.json", effort=EFFORT)
+    with pytest.raises(KeyboardInterrupt):
+        build(Dying(), table_path, effort=EFFORT)
+    assert len(LatencyTable.load(table_path).samples) == 20
+    second = Clockwork()
+    again = build(second, table_path, effort=EFFORT)
+    assert second.calls == len(whole.samples) - 20
+    assert [sample.to_dict() for sample in again.samples] == [sample.to_dict() for sample in whole.samples]
+    third = Clockwork()
+    assert build(third, table_path, effort=EFFORT).done
+    assert third.calls == 0
+
+
+def test_more_is_measured_until_the_error_is_small(table_path: Path, tmp_path: Path) -> None:
+    class Noisy(Clockwork):
+        def read(self, widths: Sequence[int]) -> Reading:
+            reading = super().read(widths)
+            factor = 1 + 0.4 * np.random.default_rng(self.calls).random()
+            return Reading({n: ms * factor for n, ms in reading.units.items()}, reading.total * factor)
+
+    noisy = build(Noisy(), table_path, effort=EFFORT)
+    exact = build(Clockwork(), tmp_path / "exact.json", effort=EFFORT)
+    assert len(noisy.of_role("fit")) == EFFORT.limit
+    assert len(exact.of_role("fit")) == EFFORT.coarse
+    assert noisy.drift > 0.05
+
+
+def test_a_table_of_another_device_or_version_is_refused(clockwork: Clockwork, table_path: Path) -> None:
+    table = build(clockwork, table_path, effort=EFFORT)
+    for change, what in (({"device": "other"}, "device"), ({"versions": {"law": "2"}}, "versions")):
+        with pytest.raises(VssError, match=rf"holds for {what} .* build one here: vss lut build --x"):
+            table.check(clockwork.key | change, path=table_path, command="vss lut build --x")
+    clockwork.key["device"] = "other"
+    with pytest.raises(VssError, match=r"holds for device clockwork and this is other; .*run vss lut build again"):
+        build(clockwork, table_path, effort=EFFORT)
+
+
+def test_a_table_with_a_missing_part_is_refused(clockwork: Clockwork, table_path: Path) -> None:
+    build(clockwork, table_path, effort=EFFORT)
+    table_path.write_text(table_path.read_text().replace('"role"', '"rule"'))
+    with pytest.raises(VssError, match="no whole latency table"):
+        LatencyTable.load(table_path)
+
+
+def test_cliffs_are_scanned_and_drawn(clockwork: Clockwork, table_path: Path, tmp_path: Path) -> None:
+    table = build(clockwork, table_path, effort=EFFORT)
+    [(group, points)] = cliffs(table).items()
+    assert group == "g1"  # 64 x 96 and 96 x 128 together are the heaviest
+    times = dict(points)
+    assert times[96] < times[95]
+    assert times[80] < times[84]
+    svg = plot_cliffs(table, tmp_path / "cliffs.svg").read_text()
+    assert "<svg" in svg
+    assert svg.count("<path") > 5
