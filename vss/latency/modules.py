@@ -93,7 +93,8 @@ def _leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:
 def _shape(cost: CostModel, name: str, module: nn.Module, x: Tensor, y: Tensor) -> Shape:
     weights = sum(p.numel() for p in module.parameters(recurse=False))
     macs = cost.positions.get(f"{name}.weight", 0) * x.shape[0]
-    macs *= module.weight.numel() if isinstance(getattr(module, "weight", None), Tensor) else 0
+    weight = getattr(module, "weight", None)
+    macs *= weight.numel() if isinstance(weight, Tensor) else 0
     sides = [int(t.shape[1]) if t.ndim > 1 else 1 for t in (x, y)]
     moved = x.element_size() * (x.numel() + y.numel() + weights)
     return Shape(sides[0], sides[1], y.numel() // max(1, sides[1]), macs, moved)
@@ -104,8 +105,10 @@ def read_modules(model: nn.Module, call: Callable[[], Any], device: torch.device
 
     The whole is timed in calls without hooks, in turns with those that have them.
     """
-    mark = _cuda_mark if device.type == "cuda" else time.perf_counter_ns
-    span = _cuda_span if device.type == "cuda" else (lambda start, end: (end - start) / 1e6)
+    mark: Callable[[], Any] = _cuda_mark if device.type == "cuda" else time.perf_counter_ns
+    span: Callable[[Any, Any], float] = (
+        _cuda_span if device.type == "cuda" else (lambda start, end: (end - start) / 1e6)
+    )
     runs: list[dict[str, float]] = []
     totals: list[float] = []
     end = time.perf_counter() + seconds

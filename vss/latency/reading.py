@@ -106,7 +106,8 @@ def _run(call: Callable[[], Any], seconds: float, least: int, *, alone: bool) ->
     clock = time.thread_time_ns if alone else time.perf_counter_ns
     for _ in range(WARM_RUNS):
         call()
-    times, end = [], time.perf_counter() + seconds
+    times: list[int] = []
+    end = time.perf_counter() + seconds
     while len(times) < least or time.perf_counter() < end:
         start = clock()
         call()

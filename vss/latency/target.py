@@ -90,8 +90,8 @@ class Measured:
         faster = figures["speedup"]["cut"]
         if faster["low"] is None:
             raise VssError(f"only {figures['rounds']} rounds were measured; give the measurement more seconds.")
-        times = (figures["sessions"][name]["latency_ms_p50"] for name in ("uncut", "cut"))
-        return cls(*times, 1 / faster["ratio"], 1 / faster["high"], 1 / faster["low"])
+        uncut, cut = (figures["sessions"][name]["latency_ms_p50"] for name in ("uncut", "cut"))
+        return cls(uncut, cut, 1 / faster["ratio"], 1 / faster["high"], 1 / faster["low"])
 
 
 def check_noise(found: Measured, allowed: float) -> Measured:
@@ -248,24 +248,26 @@ class LatencyGoal:
                 model, size=project.preprocess.size, threads=threads, preprocess=project.preprocess,
                 **project.task.export_options(),
             )  # fmt: skip
+        from vss.steps import export_options
+
         onnx, backend = stem.with_suffix(".onnx"), BACKENDS[recipe.build.backend]
-        export(
-            model, onnx, size=project.preprocess.size, preprocess=project.preprocess, opset=recipe.export.opset,
-            parity_batches=(1,), **project.task.export_options(),
-        )  # fmt: skip
+        export(model, onnx, parity_batches=(1,), **export_options(project, model))
         return backend.open(backend.build(onnx, stem.with_suffix(".engine.onnx"), BuildSpec()), threads=threads)
 
     @staticmethod
     def _feed(session: Session) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(0)
-        shapes = {name: (1, *binding.shape[1:]) for name, binding in session.inputs.items()}
-        return {name: rng.integers(0, 256, shape, dtype=np.uint8) for name, shape in shapes.items()}
+        feed = {}
+        for name, binding in session.inputs.items():
+            pixels = rng.integers(0, 256, [1, *(side or 1 for side in binding.shape[1:])])
+            feed[name] = pixels.astype(binding.dtype)
+        return feed
 
 
 def measure(uncut: Session, cut: Session, feed: Mapping[str, np.ndarray], seconds: float) -> Measured:
     """Both engines in turns on the same input."""
-    limits = {"min_seconds": min(2.0, seconds), "max_seconds": seconds, "window_seconds": 0.1}
-    return Measured.of(bench({"uncut": uncut, "cut": cut}, {"uncut": feed, "cut": feed}, **limits))
+    sessions, feeds = {"uncut": uncut, "cut": cut}, {"uncut": feed, "cut": feed}
+    return Measured.of(bench(sessions, feeds, window_seconds=0.1, min_seconds=min(2.0, seconds), max_seconds=seconds))
 
 
 def _row(asked: float, predicted: float, goal: float, seen: Measured, widths: np.ndarray) -> dict[str, Any]:
