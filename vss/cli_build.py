@@ -29,6 +29,7 @@ def build(
     flag: Annotated[list[str] | None, typer.Option(help="tensorrt: a further BuilderFlag by name")] = None,
     timing_cache: Annotated[Path | None, typer.Option(help="tensorrt: file of measured layer times")] = None,
     plugin: Annotated[list[Path] | None, typer.Option("--plugin-library", help="tensorrt: a library")] = None,
+    aot: Annotated[Path | None, typer.Option("--aot-ptx", help="tensorrt, experimental: PTX of VssSegArgmax")] = None,
     dry_run: Annotated[bool, typer.Option(help="tensorrt: print the plan as shell commands, build nothing")] = False,
 ) -> None:
     """Make the artefact that a runtime loads. A TensorRT engine is named after GPU and version, its facts beside it."""
@@ -52,6 +53,7 @@ def build(
         timing_cache=timing_cache,
         flags=tuple(name.upper() for name in flag or []),
         plugins=tuple(plugin or []),
+        aot=aot,
     )
     if dry_run:
         for line in dry_commands(plan, onnx, save).values():

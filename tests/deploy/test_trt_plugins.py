@@ -14,7 +14,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from trt_bindings import VERSIONS, UnavailableError, bindings, cache, run
+
+from tests.deploy.trt_bindings import VERSIONS, UnavailableError, bindings, cache, run
+from vss.deploy.trt_aot import ENTRIES, read_ptx
 
 ROOT = Path(__file__).parents[2]
 PLUGINS = ["VssMaxPool", "VssMaxUnpool", "VssSegArgmax"]
@@ -155,3 +157,19 @@ def test_without_headers_cmake_says_what_to_do(tmp_path: Path) -> None:
         (tmp_path / "include" / name).write_text("#define NV_TENSORRT_MAJOR 8\n")
     done = subprocess.run(["cmake", *map(str, options), "-DVSS_TENSORRT=ON"], capture_output=True, text=True)
     assert done.returncode != 0 and "is of TensorRT 8; the plugins need 10 or 11" in " ".join(done.stderr.split())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_the_ahead_of_time_kernels_compile_to_ptx(tmp_path: Path) -> None:
+    """Nine arguments each: logits, seven integers, labels; what `vss build --aot-ptx` takes."""
+    path = tmp_path / "seg_argmax.ptx"
+    source = ROOT / "plugins_trt" / "seg_argmax_aot.cu"
+    options = ["-ptx", "-std=c++17", "-arch=compute_80", "-Werror=all-warnings", "-I", ROOT / "csrc/kernels"]
+    command("nvcc", *options, source, "-o", path)
+    text = read_ptx(path)
+    for entry in ENTRIES.values():
+        parameters = re.search(rf"\.entry {entry}\((.*?)\)", text, re.DOTALL)
+        assert parameters is not None
+        kinds = re.findall(r"\.param (?:\.align \d+ )?\.(\w+)", parameters[1])
+        assert kinds == ["u64", *["u32"] * 7, "u64"]

@@ -8,12 +8,12 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vss.deploy import lint
+from vss.deploy import lint, trt_aot
 from vss.deploy.session import BuildSpec, Session, need
 from vss.deploy.trt_cache import TimingCache, default_folder
 from vss.deploy.trt_plan import BuildPlan, commands, config_arguments, member, spans
@@ -83,12 +83,14 @@ def _build(trt: Any, device: Device, onnx: Path, out: Path, plan: BuildPlan) -> 
     need("polygraphy", "building TensorRT engines")
     model = lint.read(onnx)
     names = _plugin_names(trt, plan)
+    ahead = trt_aot.register(trt, plan.aot) if plan.aot else set()
+    names |= ahead
     _refuse_findings(onnx, model, names)
     plan = complete(plan, model, device, trt.__version__)
     target = engine_path(out, device, trt.__version__)
     _check_disk(target, onnx)
     started = time.perf_counter()
-    with without_bodies(onnx, model, names) as source:
+    with without_bodies(onnx, model, names, ahead) as source:
         engine, cached = _serialised(trt, source, plan)
     seconds = time.perf_counter() - started
     facts = {
@@ -159,9 +161,15 @@ def _refuse_findings(onnx: Path, model: Any, names: set[str]) -> None:
 
 
 @contextmanager
-def without_bodies(onnx: Path, model: Any, names: set[str]) -> Iterator[Path]:
-    """The file to parse: TensorRT prefers a function body to a plugin, so bodies of plugin ops are taken out."""
+def without_bodies(onnx: Path, model: Any, names: set[str], ahead: Set[str] = frozenset()) -> Iterator[Path]:
+    """The file to parse: TensorRT prefers a function body to a plugin, so bodies of plugin ops are taken out.
+
+    Args:
+        names: op types that plugins implement.
+        ahead: those of them that are ahead-of-time Python plugins; their nodes say so.
+    """
     replaced = [function for function in model.functions if function.name in names]
+    trt_aot.mark_nodes(model, ahead)
     if not replaced:
         yield onnx
         return

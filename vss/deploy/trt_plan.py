@@ -96,6 +96,7 @@ class BuildPlan:
         auxiliary_streams: None is TensorRT's choice.
         verbosity: DETAILED for the engine inspector, LAYER_NAMES_ONLY or NONE.
         plugins: libraries with plugins; ops that they implement replace function bodies of the ONNX.
+        aot: experimental: PTX of VssSegArgmax, see `vss.deploy.trt_aot`; the engine needs no plugin library then.
         calibration: see `Calibration`.
     """
 
@@ -110,6 +111,7 @@ class BuildPlan:
     auxiliary_streams: int | None = None
     verbosity: str = "DETAILED"
     plugins: tuple[Path, ...] = ()
+    aot: Path | None = None
     calibration: Calibration | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -135,6 +137,7 @@ class BuildPlan:
         ]
         data["flags"] = list(self.flags)
         data["plugins"] = [path.name for path in self.plugins]
+        data["aot"] = self.aot.name if self.aot else None
         data["timing_cache"] = self.timing_cache.name if self.timing_cache else None
         if self.calibration:
             cache = self.calibration.cache
