@@ -21,7 +21,7 @@ from vss.deploy import BACKENDS, bench, export, gate
 from vss.deploy.bisect import first_diverging, sentence
 from vss.deploy.graph import SegGraph
 from vss.deploy.layers import Net, groups_of, read_onnx
-from vss.deploy.precision import GRAPH_OPTIONS, Precision, convert, graph_of, retype
+from vss.deploy.precision import ANY, GRAPH_OPTIONS, Precision, convert, graph_of, retype
 from vss.deploy.qdq import observed, place
 from vss.deploy.ranges import Method, Ranges, cache_key, measure, ranges_of
 from vss.deploy.sensitivity import Choice, retreat, scan
@@ -129,14 +129,15 @@ class Typing:
         return Precision(kind, kept, config.elsewhere, config.first, config.last)
 
     def write(self, path: Path, kind: str, keep: Sequence[str] | None = None) -> dict[str, Any]:
-        """The file in a precision, compared with torch on calibration images; see `vss.deploy.precision.retype`."""
+        """The file in a precision, see `vss.deploy.precision.retype`; how far it is from torch is for the gate."""
         graph: SegGraph = graph_of(
             self.model, **{name: self.options[name] for name in GRAPH_OPTIONS if name in self.options}
         )
         images = self.images if kind == "int8" else None
         return retype(
-            graph, self.plain, path, self.precision(kind, keep), self.report, ranges=self.ranges, images=images
-        )
+            graph, self.plain, path, self.precision(kind, keep), self.report, ranges=self.ranges, images=images,
+            tolerance=ANY,
+        )  # fmt: skip
 
     def score(self, path: Path, split: str | None = None) -> dict[str, Any]:
         """The task's scores of a file in onnxruntime."""
@@ -223,8 +224,12 @@ def judge(
         The verdict of `vss.deploy.gate` between "torch" and "engine", `scores` of all three, and after a failure
         `diverges`: the first layer that does, found on calibration images, also in the sentence.
     """
-    metric = metric or typing.project.task.metric
+    task = typing.project.task
+    metric = metric or task.metric
     verdict = gate(results["torch"], results["engine"], metric=metric, max_drop=max_drop)
+    span = task.drop_interval(results["torch"], results["engine"]) if metric == task.metric else None
+    if span is not None:
+        verdict["drop_interval"] = span
     verdict["scores"] = {name: result[metric] for name, result in results.items()}
     if not verdict["passed"]:
         feed = {"image": typing.images(2, typing.project.preprocess.size, 0).numpy()}

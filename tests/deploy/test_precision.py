@@ -20,7 +20,7 @@ from vss.deploy import export
 from vss.deploy.layers import Net, read_onnx
 from vss.deploy.lint import lint
 from vss.deploy.ort import OnnxRuntimeSession
-from vss.deploy.precision import Precision, convert, export_as, graph_of, retype
+from vss.deploy.precision import Precision, alone, convert, export_as, graph_of, retype
 from vss.deploy.qdq import observed
 from vss.deploy.ranges import Method, Ranges, measure, ranges_of
 from vss.errors import VssError
@@ -85,6 +85,8 @@ def test_three_batches_and_three_sizes_pass_parity(
     limit = {"fp32": 1e-5, "fp16": 0.01, "int8": 0.2}[precision.kind]
     assert max(row["p99_rel"] for row in rows) < limit
     assert report["inputs"]["image"]["shape"][0] == "batch"
+    if precision.kind != "fp32":
+        assert report["parity"]["alone_max_rel"] < 0.02
     x = images(4, (size[0] * 2, size[1]), 9)
     found = OnnxRuntimeSession(tmp_path / "x.onnx").run({"image": x.numpy()})["logits"]
     with torch.inference_mode():
@@ -226,3 +228,18 @@ def test_one_call_from_a_network_to_a_typed_file(tmp_path: Path) -> None:
     with pytest.raises(VssError, match="int8 needs ranges"):
         export_as(model, tmp_path / "y.onnx", Precision("int8"), size=(16, 24), parity_batches=[2])
     assert not (tmp_path / "y.onnx").exists()
+
+
+def test_a_file_that_mixes_the_images_of_a_batch_is_refused(folder: Path, tmp_path: Path) -> None:
+    plain, _ = exported_once("unet", folder)
+    model = onnx.load(plain)
+    last = model.graph.node[-1]
+    last.output[0] = "inner"
+    mean = onnx.helper.make_node("ReduceMean", ["inner", "axis0"], ["mean"], "n_mean", keepdims=1)
+    model.graph.node.extend([mean, onnx.helper.make_node("Add", ["inner", "mean"], ["logits"], "n_mix")])
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "axis0"))
+    onnx.save(model, tmp_path / "mixed.onnx")
+    graph, shapes = graph_of(network("unet")), [(1, (32, 48)), (3, (32, 48))]
+    assert alone(graph, plain, shapes, images) < 1e-4
+    with pytest.raises(VssError, match=r"mixed\.onnx gives an image other results in a batch than alone"):
+        alone(graph, tmp_path / "mixed.onnx", shapes, images)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +14,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from vss.deploy.backends import BACKENDS
 from vss.deploy.export import export
 from vss.deploy.fp16 import kept_nodes, to_fp16
 from vss.deploy.graph import SegGraph
 from vss.deploy.layers import Net, check_names, read_onnx
 from vss.deploy.lint import lint
-from vss.deploy.parity import Images, Tolerance, parity
+from vss.deploy.parity import Images, Tolerance, noise, parity
 from vss.deploy.qdq import Placement, insert, observed, place, tied
 from vss.deploy.ranges import Ranges
 from vss.deploy.session import need
@@ -30,12 +33,11 @@ Measure = Callable[[Path, list[str]], Ranges]
 KINDS = ("fp32", "fp16", "int8")
 SMALLEST_SCALE = 2.0**-18
 """Below it a float16 scale is off by more than 0.8 %, twice the error of rounding to INT8."""
-TOLERANCES = {
-    "fp32": Tolerance(),
-    "fp16": Tolerance(relative=0.02, agreement=0.98),
-    "int8": Tolerance(relative=0.5, agreement=0.8),
-}
-"""Of the comparison with torch: they tell a wrong graph from rounding. What rounding costs is judged by the gate."""
+ANY = Tolerance(relative=math.inf, agreement=0.0)
+TOLERANCES = {"fp32": Tolerance(), "fp16": Tolerance(relative=0.02, agreement=0.98), "int8": ANY}
+"""Of the comparison with torch. INT8 may lose anything by design: its figures are written down, and the gate judges."""
+ALONE = 0.05
+"""An image in a batch and alone may differ by so much of the largest logit: a value rounded the other way."""
 
 
 @dataclass(frozen=True)
@@ -225,6 +227,7 @@ def retype(
     *,
     ranges: Measure | None = None,
     images: Images | None = None,
+    tolerance: Tolerance | None = None,
 ) -> dict[str, Any]:
     """Write `path` from an exported float32 file, and compare it with torch at the same batches and sizes.
 
@@ -235,6 +238,7 @@ def retype(
         ranges: of "int8": called with the file and the tensors that may be quantised.
         images: (N, (H, W), seed) -> what the graph takes, for the comparison; noise lies outside of the ranges that
             images gave.
+        tolerance: of that comparison, in place of the precision's own.
 
     Returns:
         `report` with `parity`, `sha256` and `bytes` of the new file, and `precision`, see `convert`; in it `fp32` is
@@ -248,10 +252,38 @@ def retype(
     shapes = [_shape(row["input"], graph.nhwc) for row in report["parity"]["shapes"]]
     with atomic(path) as temporary:
         typed = convert(plain, temporary, precision, measured)
-        compared = parity(graph, temporary, shapes, TOLERANCES[precision.kind], images=images)
+        compared = parity(graph, temporary, shapes, tolerance or TOLERANCES[precision.kind], images=images)
+        compared["alone_max_rel"] = alone(graph, temporary, shapes, images)
     typed["fp32"] = {key: report[key] for key in ("sha256", "bytes", "nodes_before", "nodes_after", "parity")}
     written = {key: typed.pop(key) for key in ("sha256", "bytes")}
     return {**report, **written, "onnx": Path(path).name, "parity": compared, "precision": typed}
+
+
+def alone(
+    graph: SegGraph, path: Path, shapes: Sequence[tuple[int, tuple[int, int]]], images: Images | None = None
+) -> float:
+    """Largest difference between an image in a batch and by itself, relative to the largest value; over all shapes.
+
+    Raises:
+        VssError: images of one batch are not computed independently.
+    """
+    draw = images or functools.partial(noise, nhwc=graph.nhwc)
+    session, worst = BACKENDS["onnxruntime"].open(path), 0.0
+    for batch, size in shapes:
+        image = draw(batch, size, 0).numpy()
+        together, single = session.run({"image": image}), session.run({"image": image[-1:].copy()})
+        for name, value in together.items():
+            last, own = value[-1:].astype(np.float64), single[name].astype(np.float64)
+            if name == "labels":
+                worst = max(worst, float((last != own).mean()))
+            else:
+                worst = max(worst, float(np.abs(last - own).max() / max(np.abs(own).max(), 1e-12)))
+    session.close()
+    if not worst <= ALONE:
+        raise VssError(
+            f"{path.name} gives an image other results in a batch than alone (by {worst:.3g}); export again."
+        )
+    return worst
 
 
 def _shape(shape: Sequence[int], nhwc: bool) -> tuple[int, tuple[int, int]]:

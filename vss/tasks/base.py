@@ -122,6 +122,11 @@ class Task(ABC):
             )
         return []
 
+    def drop_interval(self, before: Figures, after: Figures) -> list[float] | None:
+        """95 % bootstrap interval of the drop of `metric` between two results of `evaluate` on the same images, in
+        points; None where `vss.deploy.gate` gives it."""
+        return None
+
     def depends(self) -> Any:
         """JSON-able data, beside the reported split, on which the results of `evaluate` depend."""
         return None

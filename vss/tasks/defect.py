@@ -153,6 +153,10 @@ class DefectTask(Task):
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
+    def drop_interval(self, before: Figures, after: Figures) -> list[float]:
+        """Of average precision on the split."""
+        return ap_drop_interval(before, after, part=1)
+
     def depends(self) -> Any:
         """The rule of the threshold and the images it is chosen on."""
         config = self.recipe.defect
@@ -237,11 +241,7 @@ class DefectTask(Task):
             checks.append({"what": "missed defects on validation", **gate(before["val"], after["val"], **limit)})
         if max_ap_drop is not None:
             verdict = gate(before["val"], after["val"], metric="ap_pct", max_drop=max_ap_drop)
-            first, second = (rows[rows[:, 0] == 0] for rows in (before[self.per_image], after[self.per_image]))
-            labels = first[:, 1].astype(bool)
-            weights = draws(labels)
-            drops = resampled_ap(labels, first[:, 2], weights) - resampled_ap(labels, second[:, 2], weights)
-            checks.append({"what": "average precision on validation", **verdict, "drop_interval": interval(drops)})
+            checks.append({"what": "average precision on validation", **verdict, "drop_interval": ap_drop_interval(before, after, part=0)})
         return checks
 
     # -- artefacts ----------------------------------------------------------------------------------------------------
@@ -261,6 +261,15 @@ class DefectTask(Task):
 
 
 SIDES = ((0, "low"), (1, "high"))
+
+
+def ap_drop_interval(before: Figures, after: Figures, *, part: int) -> list[float]:
+    """95 % bootstrap interval of the drop in AP over the same images, of validation (`part` 0) or the split (1)."""
+    tables = (each[DefectTask.per_image] for each in (before, after))
+    first, second = (table[table[:, 0] == part] for table in tables)
+    labels = first[:, 1].astype(bool)
+    weights = draws(labels)
+    return interval(resampled_ap(labels, first[:, 2], weights) - resampled_ap(labels, second[:, 2], weights))
 
 
 def sigmoid(logit: float) -> float:

@@ -1,0 +1,101 @@
+"""The section `precision` of a recipe: rows, gates, choice and search in a whole run, and that it resumes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from vss.config import Recipe
+from vss.run import run
+
+TITLES = ("engine baseline", "engine pruned")
+
+
+def recipe(root: Path, **precision: Any) -> Recipe:
+    fit = {"epochs": 1, "batch_size": 4, "lr": 0.05, "precision": "32-true", "accelerator": "cpu"}
+    settings: dict[str, Any] = {
+        "name": "typed",
+        "split": "val",
+        "control": False,
+        "data": {"dataset": "camvid", "root": str(root), "size": [48, 64], "augment": {"scale": [1, 1]}},
+        "model": {"name": "unet", "options": {"width": 8, "depth": 2}},
+        "train": fit,
+        "prune": {"criterion": "l1", "batches": 1, "batch_size": 4, "recalibrate": 1},
+        "finetune": fit,
+        "gate": {"max_drop": 5.0},
+        "bench": {"min_seconds": 0.1, "max_seconds": 0.5, "images": 2},
+        "panels": 1,
+        "precision": {"kinds": ["fp16", "int8"], "images": 6, "max_drop": 5.0, "search_images": 2, "groups": 3},
+    }
+    settings["precision"] |= precision
+    return Recipe.model_validate(settings)
+
+
+@pytest.fixture(scope="module")
+def finished(street_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("run")
+    return out, run(recipe(street_root), out, progress=False)
+
+
+def test_every_precision_has_a_row_with_its_own_figures(finished: tuple[Path, dict[str, Any]]) -> None:
+    out, report = finished
+    rows = {row["name"]: row for row in report["rows"]}
+    for title in TITLES:
+        plain = rows[title]
+        for kind in ("fp16", "int8"):
+            row = rows[f"{title} {kind}"]
+            assert abs(row["miou_pct"] - plain["miou_pct"]) < 5 and row["latency_ms_p50"] > 0
+            assert row["size_mib"] < plain["size_mib"] and row["macs_g"] == plain["macs_g"]
+            facts = report["precision"][title][kind]["gate"]
+            assert facts["passed"] and set(facts["scores"]) == {"torch", "onnxruntime", "engine"}
+            assert facts["candidate"] == row["miou_pct"]
+            low, high = facts["drop_interval"]
+            assert low <= high
+            artefact = report["artefacts"][f"{title} {kind}"]
+            assert (out / artefact["files"]["engine"]).is_file() and len(artefact["sha256"]) == 3
+    assert report["bench"]["precision"]["baseline"] == "engine baseline fp32"
+    assert "mode" in report["bench"]["precision"]
+
+
+def test_the_choice_stands_in_the_report_with_its_reasons(finished: tuple[Path, dict[str, Any]]) -> None:
+    rows = {row["name"]: row for row in finished[1]["rows"]}
+    for title in TITLES:
+        choice = finished[1]["precision"][title]["choice"]
+        assert set(choice["why"]) == {"fp32", "fp16", "int8"} - {choice["chosen"]}
+        for kind in ("fp16", "int8"):
+            said = rows[f"{title} {kind}"]["labels"]
+            assert said == ("kept" if choice["chosen"] == kind else f"not kept: {choice['why'][kind]}")
+    assert "not kept" in (finished[0] / "report.html").read_text()
+
+
+def test_files_say_what_they_were_calibrated_on(finished: tuple[Path, dict[str, Any]]) -> None:
+    out, report = finished
+    exported = report["export"]["engine pruned int8"]["precision"]
+    found = {each.key: each.value for each in onnx.load(out / "engine/finetuned.int8.onnx").metadata_props}
+    assert exported["calibration"]["split"] == "train" and exported["calibration"]["images"] == 6
+    assert found["vss.calibration_sha256"] == exported["calibration"]["sha256"]
+    kept = [json.loads(path.read_text()) for path in (out / "ranges").iterdir()]
+    assert {each["calibration"]["sha256"] for each in kept} == {exported["calibration"]["sha256"]}
+    assert len(kept) == 2 and all(len(each["calibration"]["files"]) == 6 for each in kept)
+
+
+def test_again_does_nothing_and_a_change_redoes_its_part(
+    finished: tuple[Path, dict[str, Any]], street_root: Path
+) -> None:
+    out, first = finished
+    again = run(recipe(street_root), out, progress=False)
+    assert {step["status"] for step in again["steps"]} == {"skipped"} and again["rows"] == first["rows"]
+    changed = run(recipe(street_root, kinds=["int8"], max_drop=0.0, method="minmax", percent=99.0), out, progress=False)
+    redone = {step["name"] for step in changed["steps"] if step["status"] == "ok"}
+    assert redone == {"precision-baseline", "precision-finetuned", "precision-bench"}
+    for name, title in (("baseline", "engine baseline"), ("finetuned", "engine pruned")):
+        facts = changed["precision"][title]["int8"]
+        if facts["search"]["gate"]["passed"] if "search" in facts else facts["gate"]["passed"]:
+            continue
+        choice = json.loads((out / f"engine/{name}.int8.choice.json").read_text())
+        assert facts["search"]["freed"] == choice["facts"]["freed"]
+        assert facts["search"]["gate"]["diverges"]["probes"] >= 1
