@@ -241,5 +241,5 @@ def test_a_file_that_mixes_the_images_of_a_batch_is_refused(folder: Path, tmp_pa
     onnx.save(model, tmp_path / "mixed.onnx")
     graph, shapes = graph_of(network("unet")), [(1, (32, 48)), (3, (32, 48))]
     assert alone(graph, plain, shapes, images) < 1e-4
-    with pytest.raises(VssError, match=r"mixed\.onnx gives an image other results in a batch than alone"):
+    with pytest.raises(VssError, match="gives an image other results in a batch than alone"):
         alone(graph, tmp_path / "mixed.onnx", shapes, images)

@@ -281,7 +281,7 @@ def alone(
     session.close()
     if not worst <= ALONE:
         raise VssError(
-            f"{path.name} gives an image other results in a batch than alone (by {worst:.3g}); export again."
+            f"the file gives an image other results in a batch than alone (by {worst:.3g}); export it again."
         )
     return worst
 
