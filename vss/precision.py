@@ -97,17 +97,18 @@ class Typing:
         images = [preprocess.image(self.project.data.read(pair)[0]) for pair in chosen]
         return self.prepared(torch.stack(images))
 
+    def feeds(self, size: int = BATCH) -> Iterator[dict[str, np.ndarray]]:
+        """The calibration images in batches as the file takes them, for any calibrator; nothing is kept."""
+        for batch in self.calibration.batches(self.project.preprocess, size):
+            yield {"image": self.prepared(batch).numpy()}
+
     def ranges(self, plain: Path, tensors: Sequence[str]) -> Ranges:
         """Of a float32 file; measured once and kept under everything that they depend on."""
         key = cache_key(plain, self.method, self.calibration.sha256(), self.project.preprocess.sha256)
         path = self.cache / f"{key[:32]}.json"
         if path.is_file():
             return Ranges.load(path)
-        feeds: Iterator[dict[str, np.ndarray]] = (
-            {"image": self.prepared(batch).numpy()}
-            for batch in self.calibration.batches(self.project.preprocess, BATCH)
-        )
-        histograms = measure(plain, feeds, tensors)
+        histograms = measure(plain, self.feeds(), tensors)
         ranges = ranges_of(
             plain, histograms, self.method, calibration=self.calibration.manifest(), allow_dead=self.config.keep
         )
