@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+import vss
 from vss import steps
 from vss.config import Recipe
 from vss.deploy.ranges import Ranges
@@ -128,13 +129,13 @@ def test_a_network_that_collapses_under_minmax_is_saved_by_the_search(
     worst = max(facts["groups"], key=lambda row: row["drop"])
     assert "encoder.0.1.0" in worst["layers"] and len(ticks) == len(facts["groups"])
     path = choice.save(tmp_path / "choice.json")
-    keep = load_choice(path, fragile)
+    keep = load_choice(path, vss.save(fragile, tmp_path / "fragile.safetensors"))
     report = typing.write(tmp_path / "saved.onnx", "int8", keep)
     assert set(keep) <= set(report["precision"]["kept"])
     before, after = (typing.score(file, "val")["miou_pct"] for file in (typing.plain, tmp_path / "saved.onnx"))
     assert after >= before - 1.0
     with pytest.raises(VssError, match="chosen for other weights"):
-        load_choice(path, model)
+        load_choice(path, vss.save(model, tmp_path / "other.safetensors"))
 
 
 def test_times_of_groups_decide_who_goes_first(make: Make, model: nn.Module) -> None:

@@ -69,10 +69,13 @@ def export(
     options: dict[str, Any] = {"labels": labels, "labels_dtype": labels_dtype, "preprocess": preprocess}
     options |= {"dynamic_size": dynamic_size, "opset": opset, "plugins": plugins}
     if Precision(precision).kind == "int8":
+        from vss.precision import load_choice
+
         job = _job(seed, overrides, method, images, elsewhere, keep)
+        chosen = load_choice(choice, ckpt)
         with tempfile.TemporaryDirectory(prefix="vss-export-") as folder:
             typing = _typing(ckpt, job, Path(folder), cache, dataset, data_root, size_of(input_size), options)
-            figures = typing.write(save, "int8", _kept(choice, typing))
+            figures = typing.write(save, "int8", list(dict.fromkeys([*typing.config.keep, *chosen])))
     else:
         if choice:
             raise VssError("--choice is for --precision int8; the other precisions take --keep.")
@@ -148,7 +151,7 @@ def sensitivity(
         choice = typing.search(lambda: bar.advance(task), timed=timed)
     facts = choice.facts
     rows = [{"name": row["group"], **row} for row in facts["groups"]]
-    heads = {"name": "only this group in INT8", "metric": facts["metric"], "drop": "drop", "gain_ms": "saves ms"}
+    heads = {"name": "only this group in INT8", "metric": facts["by"], "drop": "drop", "gain_ms": "saves ms"}
     show_table(rows, heads, f"float32: {facts['baseline']:.2f} on {facts['images']} validation images")
     choice.save(save)
     if not facts["within"]:
@@ -182,12 +185,6 @@ def _typing(
         project = steps.Project(project.recipe, project.data, resized)
     changes = options | {"preprocess": project.preprocess if options.get("preprocess") else None}
     return Typing.export(project, checkpoint.load(ckpt), project.recipe.precision, folder, cache, **changes)
-
-
-def _kept(choice: Path | None, typing: Any) -> list[str]:
-    from vss.precision import load_choice
-
-    return list(dict.fromkeys([*typing.config.keep, *load_choice(choice, typing.model)]))
 
 
 def _tell(figures: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vss import checkpoint
 from vss.config import PrecisionConfig
 from vss.data.calibration import CalibrationSet, choose_calibration
 from vss.deploy import BACKENDS, bench, export, gate
@@ -183,7 +184,7 @@ class Typing:
                 for row in rows:
                     row["gain_ms"] = times["fp32"] - times[row["group"]]
             found = retreat(rows, score, baseline, self.config.max_drop)
-        facts = {"metric": task.metric, "split": "val", "images": len(small.split("val"))}
+        facts: dict[str, Any] = {"by": task.metric, "split": "val", "images": len(small.split("val"))}
         facts |= {"baseline": baseline, "max_drop": self.config.max_drop, "groups": rows, **found, **ranges.method}
         facts |= {"ranges_sha256": ranges.sha256(), "elsewhere": self.config.elsewhere, "seed": recipe.seed}
         return Choice(sha256_tensors(self.model.state_dict()), (*self.config.keep, *found["keep"]), facts)
@@ -240,11 +241,14 @@ def judge(
     return verdict
 
 
-def load_choice(path: Path | None, model: nn.Module) -> tuple[str, ...]:
-    """Layers that a file of `vss sensitivity` keeps in floating point; a search that found no way is refused."""
+def load_choice(path: Path | None, ckpt: Path) -> tuple[str, ...]:
+    """Layers of a checkpoint that a file of `vss sensitivity` keeps in floating point, none without a file.
+
+    Raises `VssError` for a file of other weights, and for a search that found no way.
+    """
     if path is None:
         return ()
-    choice = Choice.load(path, sha256_tensors(model.state_dict()))
+    choice = Choice.load(path, checkpoint.read(ckpt).weights_sha256)
     if not choice.facts.get("within"):
         raise VssError(f"{path} found no way to quantise this network within its limit; export fp16 or fp32 instead.")
     return choice.keep
