@@ -241,7 +241,8 @@ class DefectTask(Task):
             checks.append({"what": "missed defects on validation", **gate(before["val"], after["val"], **limit)})
         if max_ap_drop is not None:
             verdict = gate(before["val"], after["val"], metric="ap_pct", max_drop=max_ap_drop)
-            checks.append({"what": "average precision on validation", **verdict, "drop_interval": ap_drop_interval(before, after, part=0)})
+            span = ap_drop_interval(before, after, part=0)
+            checks.append({"what": "average precision on validation", **verdict, "drop_interval": span})
         return checks
 
     # -- artefacts ----------------------------------------------------------------------------------------------------
