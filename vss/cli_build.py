@@ -59,7 +59,8 @@ def build(
         for line in dry_commands(plan, onnx, save).values():
             out.print(line, highlight=False, soft_wrap=True)
         return
-    path = available(backend).build(onnx, save, BuildSpec(plan=plan))
+    runtime = available(backend)
+    path = runtime.build(onnx, runtime.named(save), BuildSpec(plan=plan))
     out.print(f"wrote {path} and, beside it, .json, .layers.json and .sh")
 
 

@@ -50,7 +50,7 @@ class TensorRTBackend:
         return None
 
     def build(self, onnx: Path, out: Path, spec: BuildSpec) -> Path:
-        """Build an engine. The file is named after `out`, the GPU and TensorRT: model--nvidia-l4-sm89-trt10.16.engine.
+        """Build the engine `out`, for the GPU and the TensorRT of this machine; `named` gives it a name that says so.
 
         Beside it: `.json` (hashes, plan, device, version, metadata), `.layers.json` (engine inspector) and `.sh` (the
         same build by trtexec and by polygraphy).
@@ -63,6 +63,13 @@ class TensorRTBackend:
         try:
             device, trt = Driver().device(), load_tensorrt()
             return _build(trt, device, Path(onnx), Path(out), spec.plan or BuildPlan())
+        except EngineError as error:
+            raise VssError(str(error)) from error
+
+    def named(self, out: Path) -> Path:
+        """`out` with GPU, compute capability and TensorRT of this machine: model--nvidia-l4-sm89-trt10.16.1.engine."""
+        try:
+            return engine_path(out, Driver().device(), load_tensorrt().__version__)
         except EngineError as error:
             raise VssError(str(error)) from error
 
@@ -87,8 +94,7 @@ def _build(trt: Any, device: Device, onnx: Path, out: Path, plan: BuildPlan) -> 
     names |= ahead
     _refuse_findings(onnx, model, names)
     plan = complete(plan, model, device, trt.__version__)
-    target = engine_path(out, device, trt.__version__)
-    _check_disk(target, onnx)
+    _check_disk(out, onnx)
     started = time.perf_counter()
     with without_bodies(onnx, model, names, ahead) as source:
         engine, cached = _serialised(trt, source, plan)
@@ -96,7 +102,7 @@ def _build(trt: Any, device: Device, onnx: Path, out: Path, plan: BuildPlan) -> 
     facts = {
         "kind": KIND,
         "schema": SCHEMA,
-        "engine": target.name,
+        "engine": out.name,
         "sha256": hashlib.sha256(engine).hexdigest(),
         "bytes": len(engine),
         "onnx": onnx.name,
@@ -107,11 +113,11 @@ def _build(trt: Any, device: Device, onnx: Path, out: Path, plan: BuildPlan) -> 
         "timing_cache": cached,
         "plugins": sorted(names & {node.op_type for node in model.graph.node}),
         "build_seconds": round(seconds, 3),
-        "commands": commands(plan, onnx, target, _cache_of(plan)),
+        "commands": commands(plan, onnx, out, _cache_of(plan)),
         "metadata": {each.key: each.value for each in model.metadata_props},
     }
-    _write(trt, target, engine, facts)
-    return target
+    _write(trt, out, engine, facts)
+    return out
 
 
 def dry_commands(plan: BuildPlan, onnx: Path, out: Path) -> dict[str, str]:

@@ -53,8 +53,7 @@ def test_the_versions_differ_as_this_project_believes() -> None:
 
 
 def test_a_whole_plan_on_the_real_enums(device: Device, fakes: Install, model: Path) -> None:
-    path = build(model, **FULL)
-    assert path.name == f"model--nvidia-l4-sm89-trt{trt.__version__}.engine"
+    build(model, **FULL)
     log = fakes.log
     assert log.of("Builder", "create_network") == [(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED),)]
     assert fakes.state["flags"] == {
@@ -68,6 +67,13 @@ def test_a_whole_plan_on_the_real_enums(device: Device, fakes: Install, model: P
     assert log.of("IBuilderConfig", "profiling_verbosity") == [(trt.ProfilingVerbosity.DETAILED,)]
     assert log.of("Runtime", "engine_host_code_allowed") == [(True,)]
     assert log.asked_by_us() == []
+
+
+def test_the_name_of_an_engine_says_where_it_belongs(device: Device, fakes: Install, model: Path) -> None:
+    runtime: Any = BACKENDS["tensorrt"]
+    path = runtime.named(model.with_suffix(".engine"))
+    assert path == model.with_name(f"model--nvidia-l4-sm89-trt{trt.__version__}.engine")
+    assert build(model, path) == path and path.is_file()
 
 
 def test_the_default_plan(device: Device, fakes: Install, model: Path) -> None:
@@ -112,7 +118,7 @@ def test_what_lies_beside_the_engine(device: Device, fakes: Install, model: Path
     assert (layers, about["layers"]) == ({"Layers": []}, 0)
     script = path.with_name(path.name + ".sh").read_text()
     assert script.startswith("# trtexec\ntrtexec --onnx=") and "\n# polygraphy\npolygraphy convert " in script
-    assert sorted(each.name for each in path.parent.glob("model--*")) == [
+    assert sorted(each.name for each in path.parent.glob("model.engine*")) == [
         path.name, f"{path.name}.json", f"{path.name}.layers.json", f"{path.name}.sh",
     ]  # fmt: skip
 
@@ -227,7 +233,7 @@ def test_a_build_that_fails_leaves_nothing(device: Device, monkeypatch: pytest.M
     Install(monkeypatch, plan=b"")
     with pytest.raises(VssError, match=rf"TensorRT {trt.__version__} cannot build model.onnx \(Invalid Engine"):
         build(model)
-    assert list(model.parent.glob("model--*")) == []
+    assert list(model.parent.glob("model.engine*")) == []
 
 
 def test_no_disk(device: Device, fakes: Install, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
