@@ -65,3 +65,16 @@ def test_without_tensorrt_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     assert build(monkeypatch, model, "--sizes", "8x8") == 2
     assert "pip install tensorrt-cu13" in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_engine_is_opened_by_tensorrt_whatever_it_holds(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    engine = model.with_suffix(".engine")
+    engine.write_bytes(b"plan")
+    monkeypatch.setattr(sys, "argv", ["vss", "evaluate", "--candidate", str(engine)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert "TensorRT cannot be imported" in " ".join(capsys.readouterr().err.split())

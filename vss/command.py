@@ -19,6 +19,8 @@ from vss.evaluate import Predictor, engine_predictor
 from vss.prune import count
 from vss.run import available
 
+TENSORRT = (".engine", ".plan", ".trt")  # how TensorRT engines are called
+
 
 def network_to_prune(
     recipe: Recipe,
@@ -124,7 +126,7 @@ def _opened(
         device = "cuda" if torch.cuda.is_available() else "cpu"
         static |= count(model, project.preprocess.size)
         return project, project.task.predictor(model, device), static
-    session = available("onnxruntime").open(path)
+    session = available("tensorrt" if path.suffix in TENSORRT else "onnxruntime").open(path)
     preprocess = preprocess_of(session, size)
     if dataset is None or data_root is None:
         raise VssError(f"{path} is an engine and does not know its data; give --dataset and --data-root.")
