@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vss.deploy import export
+
+# These run on foreign bindings, in processes that `test_trt_bindings` starts.
+collect_ignore = ["bindings"] if importlib.util.find_spec("tensorrt") is None else []
+
 
 SIZE = (32, 48)
 

@@ -65,8 +65,8 @@ def register(trt: Any, ptx: Path) -> set[str]:
     # TensorRT reads types from annotations, which are text in this file
     integers: dict[str, Any] = dict.fromkeys(ATTRIBUTES, int)
     describe.__annotations__ = {"logits": plugin.TensorDesc, **integers, "return": plugin.TensorDesc}
-    code = str | bytes
-    kernel.__annotations__ = {"return": tuple[code, code, plugin.KernelLaunchParams, plugin.SymExprs]}
+    parts = (str | bytes, str | bytes, plugin.KernelLaunchParams, plugin.SymExprs)
+    kernel.__annotations__ = {"return": tuple.__class_getitem__(parts)}
     plugin.register(f"{DOMAIN}::{NAME}")(describe)
     plugin.aot_impl(f"{DOMAIN}::{NAME}")(kernel)
     _registered[NAME] = ptx
