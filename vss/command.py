@@ -213,7 +213,8 @@ def _session(path: Path, backend: str, threads: int | None) -> Session:
         saved = checkpoint.read(path)
         if saved.preprocess is None:
             raise VssError(f"{path} does not say its input size; save it with vss.save(..., preprocess=...).")
-        return BACKENDS["torch"].open(saved.model, threads=threads, size=tuple(saved.preprocess["size"]), labels=True)
+        options = {"size": tuple(saved.preprocess["size"]), "labels": steps.ends_in_labels(saved.model)}
+        return BACKENDS["torch"].open(saved.model, threads=threads, **options)
     return available(backend).open(path, threads=threads)
 
 

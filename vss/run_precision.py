@@ -83,7 +83,11 @@ def _engines(job: Job, name: str) -> Result:
     depends: list[Any] = [part.model_dump(mode="json") for part in (config, recipe.export, recipe.build)]
     depends += [recipe.split, recipe.seed, project.split("train").sha256(), project.split("val").sha256()]
     outputs = [path for each in files.values() for path in each.values()]
-    return job.step(f"precision-{name}", depends, [f"engine-{name}", f"evaluate-{name}", AFTER[name]], outputs, work)
+    after = [f"engine-{name}", f"evaluate-{name}", AFTER[name]]
+    if any(limit is not None for limit in _limits(recipe).values()):
+        depends.append(_limits(recipe))
+        after.append(_start(job))
+    return job.step(f"precision-{name}", depends, after, outputs, work)
 
 
 def _files(name: str, kind: str) -> dict[str, str]:
@@ -124,10 +128,11 @@ def _attempt(
     session = backend.open(job.out / files["engine"], threads=recipe.build.threads)
     metrics = project.score(engine_predictor(session, project.preprocess))
     session.close()
-    verdict = judge(
+    judged = judge(
         typing, job.out / files["onnx"], {**references, "engine": metrics}, max_drop=recipe.precision.max_drop,
         metric=recipe.gate.metric,
     )  # fmt: skip
+    verdict = _shipped(job, judged, metrics)
     job.write_images(files["scores"], metrics)
     return {
         "export": exported,
@@ -136,6 +141,24 @@ def _attempt(
         "size_mib": (job.out / files["engine"]).stat().st_size / 2**20,
         "artefact": {"backend": backend.name, "spec": asdict(spec), "files": files},
     }
+
+
+def _start(job: Job) -> str:
+    """The step that scored the network which no engine may fall behind."""
+    return "evaluate-control" if job.recipe.control else "evaluate-baseline"
+
+
+def _limits(recipe: Recipe) -> dict[str, float | None]:
+    return {"max_fnr_increase": recipe.gate.max_fnr_increase, "max_ap_drop": recipe.gate.max_ap_drop}
+
+
+def _shipped(job: Job, verdict: Result, metrics: Result) -> Result:
+    """The verdict with the ship rule of the task, for which the engine has chosen its own threshold on validation."""
+    checks = job.project.task.limits(job.scores_of(_start(job)), metrics, **_limits(job.recipe))
+    failed = [check["sentence"] for check in checks if not check["passed"]]
+    sentence = " ".join([verdict["sentence"], *failed])
+    more: Result = {"ship": checks, "passed": verdict["passed"] and not failed, "sentence": sentence}
+    return verdict | (more if checks else {})
 
 
 def _time(job: Job, nets: Mapping[str, Result]) -> Result:

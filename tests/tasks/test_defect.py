@@ -13,12 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vss import checkpoint, steps
+from vss import checkpoint, command, steps
 from vss.config import Recipe
 from vss.data import labels_of, write_defects
 from vss.decisions import at_threshold, average_precision, choose_threshold
 from vss.errors import VssError
 from vss.run import run
+from vss.run_precision import _shipped
 from vss.tasks.defect import DefectTask
 
 SIZE = (128, 64)
@@ -302,3 +303,35 @@ def test_the_checkpoint_knows_its_task(finished: tuple[Path, dict[str, Any]], ro
     result = project.score(project.task.predictor(model), split="test", per_image=False)
     row = next(row for row in finished[1]["rows"] if row["name"] == "finetuned")
     assert result["ap_pct"] == row["ap_pct"] and result["missed"] == sorted(result["missed"], key=lambda m: m["score"])
+
+
+def test_files_are_compared_by_the_ship_rule(finished: tuple[Path, dict[str, Any]], root: Path) -> None:
+    out, report = finished
+    rows = {row["name"]: row for row in report["rows"]}
+    options: dict[str, Any] = {"split": "test", "dataset": "ksdd2", "data_root": str(root), "size": None}
+    found = command.evaluate(
+        out / "engine" / "finetuned.onnx", out / "control.safetensors", **options, max_drop=100.0,
+        max_fnr_increase=100.0, max_ap_drop=100.0,
+    )  # fmt: skip
+    assert found["gate"]["passed"] and len(found["gate"]["checks"]) == 3
+    table = {row["name"]: row for row in found["rows"]}
+    assert table["candidate"]["ap_pct"] == pytest.approx(rows["engine pruned"]["ap_pct"], abs=1e-9)
+    assert table["baseline"]["fnr_pct"] == rows["control"]["fnr_pct"]
+    files = out / "finetuned.safetensors", out / "baseline.safetensors"
+    timed = command.bench_engines(*files, backend="onnxruntime", threads=1, batch=1, max_seconds=0.4)
+    assert set(timed["sessions"]) == {"baseline", "candidate"}
+
+
+def test_an_engine_in_another_precision_is_held_to_the_ship_rule(root: Path) -> None:
+    class Job:
+        project, recipe = opened(root), recipe(root, gate={"max_fnr_increase": 5, "max_ap_drop": 5})
+
+        def scores_of(self, step: str) -> dict[str, Any]:
+            assert step == "evaluate-control"
+            return results(90, 1, 0)
+
+    verdict = {"passed": True, "sentence": "good."}
+    good: Any = _shipped(Job(), verdict, results(86, 1, 0))  # type: ignore[arg-type]
+    bad: Any = _shipped(Job(), verdict, results(84, 2, 0))  # type: ignore[arg-type]
+    assert good["passed"] and good["sentence"] == "good." and len(good["ship"]) == 2
+    assert not bad["passed"] and bad["sentence"].count("failed:") == 2
