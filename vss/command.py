@@ -213,7 +213,7 @@ def _session(path: Path, backend: str, threads: int | None) -> Session:
         saved = checkpoint.read(path)
         if saved.preprocess is None:
             raise VssError(f"{path} does not say its input size; save it with vss.save(..., preprocess=...).")
-        options = {"size": tuple(saved.preprocess["size"]), "labels": steps.ends_in_labels(saved.model)}
+        options = {"size": tuple(saved.preprocess["size"]), "labels": not isinstance(saved.model, models.DefectModel)}
         return BACKENDS["torch"].open(saved.model, threads=threads, **options)
     return available(backend).open(path, threads=threads)
 

@@ -366,11 +366,6 @@ def torch_score(project: Project, model: nn.Module, *, split: str | None = None)
     return result
 
 
-def ends_in_labels(model: Any) -> bool:
-    """Whether a network's answer is a label map; one that decides about defects gives its heads."""
-    return str(getattr(model, "task", "segmentation")) == "segmentation"
-
-
 def export_options(project: Project, model: nn.Module) -> dict[str, Any]:
     """How the recipe exports a network, as `vss.deploy.export` takes it."""
     config, plans = project.recipe.export, getattr(model, "plans", ())
