@@ -44,6 +44,7 @@ from vss.version import __version__
 
 RESULTS = Path(__file__).resolve().parent / "results"
 OFFERED, SOAKED = 0.6, 0.8  # of capacity
+GROWTH = 0.02  # of the memory after the first fifth of a soak that may be added until its end
 MEDIANS = (
     "latency_ms_p50", "latency_ms_p90", "latency_ms_p99", "request_ms_p50", "throughput_rps", "mean_batch",
     "engine_share",
@@ -75,7 +76,7 @@ def main() -> int:
     if options.write:
         folder = RESULTS / result["environment"]["machine"]
         sys.stdout.write(f"wrote {write_json(folder / f'{__version__}--{suite}.json', result)}\n")
-    return 0
+    return 0 if result.get("passed", True) else 1
 
 
 # -- answers ----------------------------------------------------------------------------------------------------------
@@ -264,15 +265,18 @@ def soak(options: argparse.Namespace) -> dict[str, Any]:
         with running([place], log=log, ports=ports) as again:
             again.wait_ready()
             answers = equality(bundle, ports)
+    memory, errors = _memory(rows), sum(row["errors"] for row in rows)
+    grown = memory["last_mib"] - memory["first_mib"]
     return {
+        "passed": not errors and grown <= GROWTH * memory["first_mib"],
         "minutes": options.soak_minutes, "capacity_rps": capacity, "offered_rate": rate, "slices": rows,
-        "answered": sum(row["answered"] for row in rows), "errors": sum(row["errors"] for row in rows),
-        "memory": _memory(rows), "after_kill_9": {"verified": True, "answers": answers},
+        "answered": sum(row["answered"] for row in rows), "errors": errors,
+        "memory": memory, "after_kill_9": {"verified": True, "answers": answers},
         "bundle": _facts(manifest), "concurrency": options.concurrency,
     }  # fmt: skip
 
 
-def _memory(rows: list[dict[str, Any]]) -> dict[str, float | None]:
+def _memory(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """MiB of server and models: first and last slice after the first fifth, and the slope of a line through those."""
     rest = rows[len(rows) // 5 :]
     times, sizes = (np.array([row[key] for row in rest]) for key in ("at_s", "rss_mib"))
