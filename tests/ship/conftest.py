@@ -42,10 +42,10 @@ def make_run(out: Path, root: Path, *, defect: bool = False, graph: bool = True,
         plan_sha256=plan.sha256(),
     )  # fmt: skip
     BACKENDS["onnxruntime"].build(out / "engine/a.onnx", out / "engine/a.engine.onnx", BuildSpec())
-    metrics = {"miou_pct": 50.0, "pixel_acc_pct": 60.0}
+    metrics = {"miou_pct": 50.0, "pixel_acc_pct": 60.0} | ({"threshold": 0.5} if defect else {})
     if not defect:
         found = project.score(engine_predictor(BACKENDS["onnxruntime"].open(out / "engine/a.onnx"), project.preprocess))
-        metrics |= {key: found[key] for key in metrics}
+        metrics = {key: found[key] for key in metrics}
         (out / "scores").mkdir()
         np.save(out / "scores/a.npy", found["confusion_per_image"])
     files = {"onnx": "engine/a.onnx", "engine": "engine/a.engine.onnx"} | ({} if defect else {"scores": "scores/a.npy"})

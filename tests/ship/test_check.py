@@ -87,7 +87,7 @@ def test_an_onnx_file_of_other_weights_breaks_the_chain(copy: Path, logits_bundl
     digest = sha256_file(copy / "engine/model.onnx")
     changed = [x.model_copy(update={"sha256": digest}) if x.what in ("onnx", "engine") else x for x in manifest.chain]
     seal(copy, manifest.model_copy(update={"chain": changed}))
-    with pytest.raises(VssError, match="exported from other weights"):
+    with pytest.raises(VssError, match="made from other weights"):
         verify(copy, run=False)
 
 

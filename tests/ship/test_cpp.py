@@ -56,7 +56,8 @@ def test_the_example_of_onnxruntime_counts_the_labels_of_a_sample(seg_bundle: Pa
     program = tmp_path / "ort_example"
     command(
         compiler(), "-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{header.parent}",
-        seg_bundle / "cpp/ort_example.cpp", f"-L{tmp_path / 'lib'}", "-lonnxruntime", f"-Wl,-rpath,{tmp_path / 'lib'}", "-o", program,
+        seg_bundle / "cpp/ort_example.cpp", f"-L{tmp_path / 'lib'}", "-lonnxruntime",
+        f"-Wl,-rpath,{tmp_path / 'lib'}", "-o", program,
     )  # fmt: skip
     manifest = read(seg_bundle)
     for image, files in zip(manifest.samples.images, manifest.samples.expected, strict=True):

@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 
 from vss.config import Recipe
-from vss.deploy import Session
-from vss.deploy.session import need
-from vss.environment import cuda_devices, environment, package_version
+from vss.deploy import Session, trt_runner
+from vss.deploy.ranges import Ranges
+from vss.deploy.trt_runner import read_about
+from vss.environment import environment, package_version
 from vss.errors import GateFailed, VssError
 from vss.files import atomic, sha256_file
-from vss.prune import Plan
 from vss.run import available
 from vss.ship import archive, card
+from vss.ship.check import hash_of, metadata
 from vss.ship.manifest import NAME, Engine, Image, Link, Manifest, Samples, Tensor, seal
 from vss.ship.samples import write_samples
 from vss.ship.source import Source, open_run
@@ -30,6 +31,7 @@ from vss.version import __version__
 
 HERE = Path(__file__).parent
 RUNTIME = {"onnxruntime": ("onnxruntime",), "tensorrt": ("tensorrt", "pycuda")}
+RANGES = "engine/ranges.json"
 CPP = {"onnxruntime": "ort_example.cpp", "tensorrt": "trt_example.cpp"}
 
 
@@ -128,26 +130,41 @@ SERVING_KEYS = ("max_batch", "delay_us", "instances", "threads")
 def _copy(folder: Path, source: Source) -> dict[str, str]:
     """Copy the run's files; role -> path in the bundle. An engine that is the ONNX file itself is one file."""
     files = {"onnx": "engine/model.onnx", "report": "reports/report.json"}
-    suffix = source.files["engine"].suffix
-    same = sha256_file(source.files["onnx"]) == sha256_file(source.files["engine"])
-    files["engine"] = files["onnx"] if same else f"engine/model.engine{suffix}"
+    engine = source.files["engine"]
+    same = source.backend == "onnxruntime" and sha256_file(source.files["onnx"]) == sha256_file(engine)
+    files["engine"] = files["onnx"] if same else f"engine/built{engine.suffix}"
     sources = {**source.files, "report": source.run / "report.json"}
-    for role in ("calibration", "plugins"):
-        if role in source.files:
-            files[role] = f"engine/{source.files[role].name}"
-    if (source.run / "report.html").is_file():
-        files["page"], sources["page"] = "reports/report.html", source.run / "report.html"
-    if (source.run / "plan.json").is_file() and "vss.plan_sha256" in _metadata(source.files["onnx"]):
-        files["plan"], sources["plan"] = "plan.json", source.run / "plan.json"
+    if "plugins" in source.files:
+        files["plugins"] = f"engine/{source.files['plugins'].name}"
+    optional = {"page": ("reports/report.html", source.run / "report.html"), "plan": ("plan.json", _plan(source))}
+    optional |= {"about": (f"{files['engine']}.json", beside(engine)), "calibration": (RANGES, _ranges(source))}
+    for role, (target, path) in optional.items():
+        if path is not None and path.is_file():
+            files[role], sources[role] = target, path
     for role, target in files.items():
         (folder / target).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(sources[role], folder / target)
     return files
 
 
-def _metadata(onnx: Path) -> dict[str, str]:
-    model = need("onnx", "shipping").load(str(onnx), load_external_data=False)
-    return {each.key: each.value for each in model.metadata_props}
+def beside(engine: Path) -> Path:
+    """Where TensorRT's backend says of an engine what it is."""
+    return engine.with_name(engine.name + ".json")
+
+
+def _plan(source: Source) -> Path | None:
+    return source.run / "plan.json" if "vss.plan_sha256" in metadata(source.files["onnx"]) else None
+
+
+def _ranges(source: Source) -> Path | None:
+    """The run's ranges (with the list of calibration images) whose hash the ONNX file states."""
+    stated = metadata(source.files["onnx"]).get("vss.ranges_sha256")
+    if stated is None:
+        return None
+    for path in sorted((source.run / "ranges").glob("*.json")):
+        if Ranges.load(path).sha256() == stated:
+            return path
+    raise VssError(f"{source.run}/ranges does not hold the ranges of {source.files['onnx']}; run the recipe again.")
 
 
 def _manifest(
@@ -165,6 +182,7 @@ def _manifest(
         vss=__version__,
         versions=environment()["packages"],
         task="defect" if "decision" in session.outputs else "segmentation",
+        threshold=source.metrics.get("threshold"),
         image=Image(**preprocess),
         inputs=sides["inputs"],
         outputs=sides["outputs"],
@@ -172,7 +190,12 @@ def _manifest(
         palette=report.get("palette", []),
         onnx=files["onnx"],
         engine=Engine(
-            backend=backend, file=files["engine"], spec=source.spec, device=bound_to(backend), versions=versions
+            backend=backend,
+            file=files["engine"],
+            as_written=session.describe().get("optimisation") == "disabled",
+            spec=_spec(source),
+            device=bound_to(backend, source.files["engine"]),
+            versions=versions,
         ),
         chain=_chain(source, files),
         gate={"checks": source.gate} if source.gate else None,
@@ -185,28 +208,35 @@ def _manifest(
     )
 
 
-def bound_to(backend: str) -> dict[str, Any] | None:
-    """What an engine that is built here and now runs on; None for a runtime whose artefacts run anywhere."""
+def _spec(source: Source) -> dict[str, Any]:
+    """As the run states it; what TensorRT was asked for in full stands beside its engine."""
+    about = read_about(source.files["engine"]) if source.backend == "tensorrt" else None
+    return {"plan": about["plan"]} if about else source.spec
+
+
+def bound_to(backend: str, engine: Path) -> dict[str, Any] | None:
+    """What an engine belongs to, by the file beside it; None for a runtime whose artefacts run anywhere."""
     if backend != "tensorrt":
         return None
-    devices = cuda_devices()
-    if not devices:
-        raise VssError("a TensorRT engine belongs to one GPU and there is none here; ship where it was built.")
-    return {key: devices[0][key] for key in ("name", "capability")} | {"tensorrt": package_version("tensorrt")}
+    about = read_about(engine)
+    if about is None:
+        raise VssError(f"{engine} has no {beside(engine).name} that says what it is; build it with vss.")
+    major, minor = about["device"]["capability"]
+    plan = {key: about["plan"][key] for key in ("hardware", "version_compatible")}
+    return {"name": about["device"]["name"], "capability": f"{major}.{minor}", "tensorrt": about["tensorrt"], **plan}
 
 
 def _chain(source: Source, files: dict[str, str]) -> list[Link]:
     """weights -> plan -> calibration -> onnx -> engine -> report, checked where two of them state each other's hash."""
-    facts = _metadata(source.files["onnx"])
+    facts = metadata(source.files["onnx"])
     chain = [Link(what="weights", sha256=facts["vss.weights_sha256"])]
     if "plan" in files:
-        digest, rounds = Plan.load(source.run / "plan.json").sha256(), source.report["recipe"]["prune"]["steps"]
+        digest, rounds = hash_of("plan", source.run / "plan.json"), source.report["recipe"]["prune"]["steps"]
         if rounds == 1 and digest != facts["vss.plan_sha256"]:
             raise VssError(f"{source.run}/plan.json is not the plan of {source.files['onnx']}; run the recipe again.")
         chain.append(Link(what="plan", sha256=digest, file=files["plan"]))
     if "calibration" in files:
-        path = source.files["calibration"]
-        chain.append(Link(what="calibration", sha256=sha256_file(path), file=files["calibration"]))
+        chain.append(Link(what="calibration", sha256=facts["vss.ranges_sha256"], file=files["calibration"]))
     for what in ("onnx", "engine"):
         chain.append(Link(what=what, sha256=sha256_file(source.files[what]), file=files[what]))
     report = source.run / "report.json"
@@ -221,6 +251,7 @@ def _serving(manifest: Manifest, session: Session, settings: dict[str, Any]) -> 
         mean=manifest.image.mean,
         std=manifest.image.std,
         labels=manifest.classes,
+        as_written=manifest.engine.as_written,
         **settings,
     )
 
@@ -244,7 +275,7 @@ def _chosen(project: Project, split: str, amount: int, task: str) -> Iterator[tu
     order = [index * len(data) // amount for index in range(min(amount, len(data)))]
     if task == "defect":
         wanted = amount // 2
-        defective = [i for i in range(len(data)) if bool((data[i]["mask"] > 0).any())][:wanted]
+        defective = [i for i in range(len(data)) if bool((data[i]["mask"] == 1).any())][:wanted]
         sound = [i for i in order if i not in defective]
         order = sorted(defective + sound[: amount - len(defective)])
     for index in order:
@@ -255,6 +286,8 @@ def _chosen(project: Project, split: str, amount: int, task: str) -> Iterator[tu
 def _texts(folder: Path, manifest: Manifest, source: Source) -> None:
     """Runner, requirements, README, model card, labels, C++ example."""
     shutil.copyfile(HERE / "standalone.py", folder / "run.py")
+    if manifest.engine.backend == "tensorrt":
+        shutil.copyfile(str(trt_runner.__file__), folder / "trt_runner.py")
     shutil.copytree(HERE / "cpp", folder / "cpp", ignore=lambda _, names: _others(names, manifest.engine.backend))
     texts = {
         "requirements.txt": card.requirements(manifest),

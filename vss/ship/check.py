@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from vss.deploy import Session
+from vss.deploy.ranges import Ranges
 from vss.deploy.session import need
 from vss.environment import cuda_devices, package_version
 from vss.errors import VssError
 from vss.files import sha256_file
+from vss.prune import Plan
 from vss.report import read_report
 from vss.run import available
 from vss.ship.manifest import Manifest, damage, inside, read
@@ -18,6 +20,8 @@ from vss.ship.samples import check_samples
 from vss.ship.triton import CONFIG, parse
 
 Row = dict[str, str]
+STATED = {"weights": "vss.weights_sha256", "calibration": "vss.ranges_sha256"}
+"""Links that the ONNX file states in its metadata (of a plan in several rounds it states the last round alone)."""
 MAX_NAMED = 5
 
 
@@ -62,23 +66,32 @@ def whole(bundle: Path, manifest: Manifest) -> str:
 
 
 def _chain(bundle: Path, manifest: Manifest) -> str:
-    """Every link's file has its hash, and the ONNX file states the weights that the chain begins with."""
+    """Every link's file has its hash, and the ONNX file states the links that the chain begins with."""
+    stated = metadata(inside(bundle, manifest.onnx))
     for link in manifest.chain:
-        if link.file is not None and link.what != "plan" and sha256_file(inside(bundle, link.file)) != link.sha256:
+        if link.what in STATED and stated.get(STATED[link.what]) != link.sha256:
+            raise VssError(f"{manifest.onnx} was made from other {link.what} than the manifest's chain says.")
+        if link.file is not None and hash_of(link.what, inside(bundle, link.file)) != link.sha256:
             raise VssError(f"{link.file} is not the {link.what} of the manifest's chain; copy the bundle again.")
-    model = need("onnx", "vss verify").load(str(inside(bundle, manifest.onnx)), load_external_data=False)
-    stated = {each.key: each.value for each in model.metadata_props}.get("vss.weights_sha256")
-    weights, plan, report = manifest.link("weights"), manifest.link("plan"), manifest.link("report")
-    if weights is None or stated != weights.sha256:
-        raise VssError(f"{manifest.onnx} was exported from other weights than the manifest's chain begins with.")
-    if plan is not None and plan.file is not None:
-        from vss.prune import Plan
-
-        if Plan.load(inside(bundle, plan.file)).sha256() != plan.sha256:
-            raise VssError(f"{plan.file} is not the plan of the manifest's chain; copy the bundle again.")
+    if manifest.link("weights") is None or manifest.link("onnx") is None or manifest.link("engine") is None:
+        raise VssError("the manifest's chain lacks its weights, its ONNX file or its engine; ship the run again.")
+    report = manifest.link("report")
     if report is not None and report.file is not None:
         read_report(inside(bundle, report.file))
     return " -> ".join(link.what for link in manifest.chain)
+
+
+def metadata(onnx: Path) -> dict[str, str]:
+    """What vss wrote into an ONNX file."""
+    model = need("onnx", "reading ONNX files").load(str(onnx), load_external_data=False)
+    return {each.key: each.value for each in model.metadata_props}
+
+
+def hash_of(what: str, path: Path) -> str:
+    """The hash by which a link of the chain names its file; see `vss.ship.manifest.Link`."""
+    if what == "plan":
+        return Plan.load(path).sha256()
+    return Ranges.load(path).sha256() if what == "calibration" else sha256_file(path)
 
 
 def _gate(manifest: Manifest) -> str:
@@ -114,8 +127,14 @@ def refuse_foreign(manifest: Manifest, bundle: Path) -> None:
         return
     devices = cuda_devices()
     here = {key: devices[0][key] if devices else "no GPU" for key in ("name", "capability")}
-    here["tensorrt"] = package_version("tensorrt") or "not installed"
-    wrong = [f"{key} {wanted.get(key)} (here: {here[key]})" for key in here if wanted.get(key) != here[key]]
+    version = package_version("tensorrt")
+    level = wanted.get("hardware", "NONE")
+    keys = {"SAME_COMPUTE_CAPABILITY": ["capability"], "AMPERE_PLUS": []}.get(level, ["name", "capability"])
+    wrong = [f"{key} {wanted.get(key)} (here: {here[key]})" for key in keys if wanted.get(key) != here[key]]
+    if level == "AMPERE_PLUS" and not (devices and float(here["capability"] or 0) >= 8):
+        wrong.append(f"a GPU of capability 8.0 or more (here: {here['capability']})")
+    if version and version != wanted.get("tensorrt") and not wanted.get("version_compatible"):
+        wrong.append(f"TensorRT {wanted.get('tensorrt')} (here: {version})")
     if wrong:
         raise VssError(f"the engine was built for {', '.join(wrong)}; run: vss rebuild {bundle}")
 

@@ -53,8 +53,8 @@ class Tensor(_Part):
 class Link(_Part):
     """One link of the chain: `sha256` of the thing, `file` where the bundle holds it.
 
-    The hash of `weights` is that of the state dict, the hash of `plan` that of its canonical JSON (both stand in the
-    ONNX file's metadata); all others are hashes of files.
+    The hash of `weights` is that of the state dict, those of `plan` and of `calibration` (ranges, list of images) are of
+    their canonical JSON; all three stand in the ONNX file's metadata. The others are hashes of files.
     """
 
     what: Literal["weights", "plan", "calibration", "onnx", "engine", "report"]
@@ -63,10 +63,14 @@ class Link(_Part):
 
 
 class Engine(_Part):
-    """The artefact: its runtime, how it was built, and the device that it is bound to (None: any)."""
+    """The artefact: its runtime, how it was built, and the device that it is bound to (None: any).
+
+    `as_written`: the runtime must not rewrite the graph, since its passes spoil Q/DQ in float16.
+    """
 
     backend: str
     file: Inner
+    as_written: bool = False
     spec: dict[str, Any] = {}
     device: dict[str, Any] | None = None
     versions: dict[str, str] = {}
@@ -101,6 +105,7 @@ class Manifest(_Part):
     vss: str
     versions: dict[str, str]
     task: Literal["segmentation", "defect"]
+    threshold: float | None = None
     image: Image
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]

@@ -31,7 +31,7 @@ class TritonPythonModel:
         self.role = values["role"]
         if self.role == "engine":
             path = os.path.join(args["model_repository"], args["model_version"], "model.onnx")
-            self.session = open_engine(path, int(values["threads"]))
+            self.session = open_engine(path, int(values["threads"]), values["as_written"] == "1")
         if self.role == "pre":
             self.mean, self.std = (np.array(values[key].split(), np.float32) for key in ("mean", "std"))
 
@@ -60,10 +60,12 @@ class TritonPythonModel:
         return [arrays[0].argmax(1).astype(np.uint8)]
 
 
-def open_engine(path: str, threads: int) -> Any:
-    """An ONNX file on the CPU; `threads` of 0 is one per core."""
+def open_engine(path: str, threads: int, as_written: bool) -> Any:
+    """An ONNX file on the CPU; `threads` of 0 is one per core, `as_written` leaves its graph as it is."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from vss.deploy import BuildSpec
+from vss.deploy.trt_plan import BuildPlan, Span
 from vss.environment import environment, package_version
 from vss.errors import VssError
 from vss.files import atomic, sha256_file
 from vss.run import available
 from vss.ship import card
-from vss.ship.bundle import RUNTIME, bound_to
+from vss.ship.bundle import RUNTIME, beside, bound_to
 from vss.ship.check import whole
 from vss.ship.manifest import Engine, Link, Manifest, inside, read, seal
 from vss.ship.samples import check_samples
@@ -40,43 +41,69 @@ def rebuild(bundle: Path, *, max_drop: float = 0.1, options: dict[str, Any] | No
     backend = available(manifest.engine.backend)
     spec = {**manifest.engine.spec, **(options or {})}
     suffix = Path(manifest.engine.file).suffix
-    with tempfile.TemporaryDirectory(prefix=".rebuild-", dir=bundle.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=".rebuild-", dir=bundle.resolve().parent) as folder:
         copy = Path(folder) / "bundle"
         shutil.copytree(bundle, copy)
-        target = f"engine/rebuilt{suffix}"
-        backend.build(inside(copy, manifest.onnx), copy / target, _spec(spec))
-        session = backend.open(copy / target)
+        built = backend.build(inside(copy, manifest.onnx), Path(folder) / f"built{suffix}", build_spec(spec, copy))
+        session = backend.open(built)
         try:
             verdict = check_samples(copy, manifest, session, max_drop=max_drop)
         finally:
             session.close()
-        fresh = _written(copy, manifest, target, spec, verdict)
-        old = Path(folder) / "old"
-        bundle.rename(old)
-        copy.rename(bundle)
+        fresh = _written(copy, manifest, built, spec, verdict)
+        bundle.resolve().rename(Path(folder) / "old")
+        copy.rename(bundle.resolve())
     return fresh
 
 
-def _spec(values: dict[str, Any]) -> BuildSpec:
+def build_spec(values: dict[str, Any], bundle: Path) -> BuildSpec:
+    """The `BuildSpec` of a manifest; plugins of a TensorRT plan are those in the bundle."""
     try:
-        return BuildSpec(**values)
+        plan = values.get("plan")
+        return BuildSpec(**{**values, "plan": _build_plan(plan, bundle) if plan else None})
     except TypeError as error:
         raise VssError(
             f"the bundle was built with settings that this version of vss does not know ({error})."
         ) from error
 
 
-def _written(copy: Path, manifest: Manifest, target: str, spec: dict[str, Any], verdict: dict[str, Any]) -> Manifest:
+def _build_plan(values: dict[str, Any], bundle: Path) -> BuildPlan:
+    if values.get("calibration"):
+        raise VssError(
+            "the engine was calibrated inside of TensorRT 10, which is not repeated; ship an ONNX with Q/DQ."
+        )
+    spans = [
+        {name: Span(*(tuple(span[key]) for key in ("low", "best", "high"))) for name, span in profile.items()}
+        for profile in values["profiles"]
+    ]
+    libraries = tuple(sorted((bundle / "engine").glob("*.so")))
+    own = {"profiles": tuple(spans), "plugins": libraries, "timing_cache": None, "flags": tuple(values["flags"])}
+    return BuildPlan(**{**values, **own, "calibration": None})
+
+
+def _written(copy: Path, manifest: Manifest, built: Path, spec: dict[str, Any], verdict: dict[str, Any]) -> Manifest:
     """Put the new engine everywhere, and note where and how well it was built."""
-    backend = manifest.engine.backend
-    if manifest.engine.file not in (manifest.onnx, target):
+    backend, target = manifest.engine.backend, f"engine/rebuilt{built.suffix}"
+    if manifest.engine.file != manifest.onnx:
         (copy / manifest.engine.file).unlink()
+        beside(copy / manifest.engine.file).unlink(missing_ok=True)
+    shutil.copyfile(built, copy / target)
+    if beside(built).is_file():
+        shutil.copyfile(beside(built), beside(copy / target))
     for variant, place in manifest.triton.items():
         for old in (copy / place).glob(f"*/1/{VARIANTS[variant].file}"):
             shutil.copyfile(copy / target, old)
     digest = sha256_file(copy / target)
     versions = {name: version for name in RUNTIME[backend] if (version := package_version(name))}
-    engine = Engine(backend=backend, file=target, spec=spec, device=bound_to(backend), versions=versions)
+    as_written = manifest.engine.as_written
+    engine = Engine(
+        backend=backend,
+        file=target,
+        as_written=as_written,
+        spec=spec,
+        device=bound_to(backend, copy / target),
+        versions=versions,
+    )
     chain = [Link(what="engine", sha256=digest, file=target) if x.what == "engine" else x for x in manifest.chain]
     note = {
         "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

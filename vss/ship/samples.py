@@ -20,7 +20,6 @@ from vss.ship.standalone import prepare, readable
 
 LABELS_AGREE = 0.999  # share of equal labels: another processor may round a near-tie the other way
 LOGITS_CLOSE = 1e-3  # of the largest value: the same for numbers
-DECIDE = 0.5
 
 
 def write_samples(
@@ -77,7 +76,10 @@ def metrics(
     truth = [np.array(Image.open(inside(bundle, path))) for path in samples.truth]
     shown = [readable(dict(answer)) for answer in answers]
     if manifest.task == "defect":
-        right = [(float(one["score"][0]) >= DECIDE) == bool(mask.any()) for one, mask in zip(shown, truth, strict=True)]
+        limit = manifest.threshold
+        if limit is None:
+            return {}
+        right = [(one["score"][0] >= limit) == bool((mask == 1).any()) for one, mask in zip(shown, truth, strict=True)]
         return {"decision_acc_pct": 100 * float(np.mean(right))}
     labels = torch.from_numpy(np.concatenate([one["labels"] for one in shown]).astype(np.int64))
     confusion = confusion_per_image(

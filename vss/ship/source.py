@@ -24,7 +24,7 @@ class Source:
         report: the checked report.
         backend: name of the runtime.
         spec: `BuildSpec` as a dictionary.
-        files: role -> existing file: "onnx", "engine", "scores", and where there are any "calibration", "plugins".
+        files: role -> existing file: "onnx", "engine", "scores", and where there are any "plugins".
         gate: the verdicts on this engine; empty when nothing judged it.
         preprocess: the run's preprocessing.
     """
@@ -67,9 +67,18 @@ def open_run(run: Path, row: str | None = None) -> Source:
             raise VssError(f"{path} ({role} of {row!r}) does not exist; run the recipe again to make it.")
         if sha256_file(path) != built["sha256"].get(role):
             raise VssError(f"{path} is not the file that the report was made with; run the recipe again.")
-    # The gate of a run judges its pruned engine; a check that judges another one names it.
-    gates = [check for check in report.get("gate", {}).get("checks", []) if check.get("engine", DEFAULT_ROW) == row]
-    return Source(run, row, report, built["backend"], built["spec"], files, gates, _preprocess(run, report))
+    return Source(
+        run, row, report, built["backend"], built["spec"], files, _gates(report, row), _preprocess(run, report)
+    )
+
+
+def _gates(report: dict[str, Any], row: str) -> list[dict[str, Any]]:
+    """The verdicts on one engine: the run's own are on its pruned float32 engine, other precisions have theirs."""
+    for title, net in report.get("precision", {}).items():
+        for kind, facts in net.items():
+            if row == f"{title} {kind}" and "gate" in facts:
+                return [{"what": f"{kind} against torch", **facts["gate"]}]
+    return list(report.get("gate", {}).get("checks", [])) if row == DEFAULT_ROW else []
 
 
 def _preprocess(run: Path, report: dict[str, Any]) -> Preprocess:

@@ -42,7 +42,7 @@ class UsageError(Exception):
 class OnnxEngine:
     """An ONNX file in ONNX Runtime on the CPU, or on CUDA with `provider` "cuda"."""
 
-    def __init__(self, path: Path, threads: int, provider: str) -> None:
+    def __init__(self, path: Path, threads: int, provider: str, as_written: bool) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -52,6 +52,8 @@ class OnnxEngine:
             raise UsageError(f"this onnxruntime has no {name}; run: pip install onnxruntime-gpu")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        if as_written:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         self.session = onnxruntime.InferenceSession(str(path), options, providers=[name])
         self.names = [each.name for each in self.session.get_outputs()]
 
@@ -61,60 +63,24 @@ class OnnxEngine:
 
 
 class TensorRTEngine:
-    """A TensorRT plan with pycuda; buffers are made once for every batch size that comes."""
+    """A TensorRT engine by way of trt_runner.py beside this file, on memory of pycuda."""
 
-    def __init__(self, path: Path, device: dict[str, Any]) -> None:
+    def __init__(self, path: Path) -> None:
+        sys.path.insert(0, str(HERE))
+        import trt_runner
+
+        self.error = trt_runner.EngineError
         try:
-            import pycuda.autoinit
-            import pycuda.driver as cuda
-            import tensorrt as trt
-        except ImportError as error:
-            raise UsageError(
-                f"tensorrt or pycuda is missing ({error}); run: pip install -r requirements.txt"
-            ) from error
-        here = {
-            "capability": ".".join(map(str, pycuda.autoinit.device.compute_capability())),
-            "tensorrt": trt.__version__,
-        }
-        wrong = [f"{key} {device[key]} and this is {here[key]}" for key in here if device.get(key) != here[key]]
-        if wrong:
-            raise UsageError(f"the engine is for {' and '.join(wrong)}; run: vss rebuild {HERE}")
-        self.cuda, self.trt, logger = cuda, trt, trt.Logger(trt.Logger.WARNING)
-        trt.init_libnvinfer_plugins(logger, "")
-        for library in sorted(HERE.glob("engine/*.so")):
-            trt.get_plugin_registry().load_library(str(library))
-        self.engine = trt.Runtime(logger).deserialize_cuda_engine(path.read_bytes())
-        if self.engine is None:
-            raise UsageError(f"TensorRT cannot load {path}; run: vss rebuild {HERE}")
-        self.context, self.stream = self.engine.create_execution_context(), cuda.Stream()
-        self.buffers: dict[int, tuple[Arrays, dict[str, Any]]] = {}
-
-    def _buffers(self, image: np.ndarray) -> tuple[Arrays, dict[str, Any]]:
-        self.context.set_input_shape("image", image.shape)
-        names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
-        host, device = {}, {}
-        for name in names:
-            shape = tuple(self.context.get_tensor_shape(name))
-            host[name] = self.cuda.pagelocked_empty(shape, self.trt.nptype(self.engine.get_tensor_dtype(name)))
-            device[name] = self.cuda.mem_alloc(host[name].nbytes)
-        return host, device
+            self.engine = trt_runner.Engine(path, plugins=sorted((HERE / "engine").glob("*.so")))
+        except self.error as error:
+            raise UsageError(f"{error} Where only the GPU differs: vss rebuild {HERE}") from error
 
     def __call__(self, image: np.ndarray) -> Arrays:
         """image: a batch. Returns every output."""
-        if len(image) not in self.buffers:
-            self.buffers[len(image)] = self._buffers(image)
-        host, device = self.buffers[len(image)]
-        self.context.set_input_shape("image", image.shape)
-        for name, address in device.items():
-            self.context.set_tensor_address(name, int(address))
-        host["image"][...] = image
-        self.cuda.memcpy_htod_async(device["image"], host["image"], self.stream)
-        self.context.execute_async_v3(self.stream.handle)
-        outputs = {name: value for name, value in host.items() if name != "image"}
-        for name, value in outputs.items():
-            self.cuda.memcpy_dtoh_async(value, device[name], self.stream)
-        self.stream.synchronize()
-        return {name: value.copy() for name, value in outputs.items()}
+        try:
+            return dict(self.engine.run({"image": image}))
+        except self.error as error:
+            raise UsageError(str(error)) from error
 
 
 def prepare(picture: Image.Image, image: dict[str, Any], nhwc: bool) -> np.ndarray:
@@ -152,9 +118,9 @@ class Net:
         if digest != manifest["files"][engine["file"]]["sha256"]:
             raise UsageError(f"{engine['file']} is not the engine that was shipped; copy the bundle again.")
         if engine["backend"] == "tensorrt":
-            self.engine: Any = TensorRTEngine(path, engine["device"] or {})
+            self.engine: Any = TensorRTEngine(path)
         else:
-            self.engine = OnnxEngine(path, threads, provider)
+            self.engine = OnnxEngine(path, threads, provider, engine["as_written"])
 
     def __call__(self, batch: np.ndarray) -> Arrays:
         """The engine's outputs in `readable` form."""
@@ -306,6 +272,8 @@ class Job:
         row: dict[str, Any] = {"name": name, "ms": round(milliseconds, 3)}
         if "score" in one:
             row["score"] = round(float(one["score"]), 6)
+            if self.net.facts["threshold"] is not None:
+                row["defective"] = bool(one["score"] >= self.net.facts["threshold"])
         else:
             counts = np.bincount(one["labels"].reshape(-1), minlength=len(self.net.facts["classes"]))
             shares = dict(zip(self.net.facts["classes"], (counts / counts.sum()).round(4).tolist(), strict=False))

@@ -57,6 +57,7 @@ class Serving:
         delay_us: how long a request may wait for others, microseconds.
         instances: copies of the engine that work at the same time.
         threads: of each copy on the CPU; 0 leaves the choice to the runtime.
+        as_written: the runtime must not rewrite the graph.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Serving:
     delay_us: int = 2000
     instances: int = 1
     threads: int = 0
+    as_written: bool = False
 
     def __post_init__(self) -> None:
         if self.max_batch < 1 or self.instances < 1 or self.delay_us < 0 or self.threads < 0:
@@ -211,8 +213,11 @@ def _engine_config(pb: Any, serving: Serving, kind: Variant, name: str) -> Any:
         config.optimization.cuda.graphs = True
     if kind.backend == "onnxruntime" and serving.threads:
         config.parameters["intra_op_thread_count"].string_value = str(serving.threads)
+    if kind.backend == "onnxruntime" and serving.as_written:
+        config.optimization.graph.level = 2  # in this backend: no optimisation at all
     if kind.backend == "python":
         config.parameters["role"].string_value = "engine"
+        config.parameters["as_written"].string_value = str(int(serving.as_written))
         config.parameters["threads"].string_value = str(serving.threads)
     return config
 
