@@ -53,7 +53,7 @@ class Tensor(_Part):
 class Link(_Part):
     """One link of the chain: `sha256` of the thing, `file` where the bundle holds it.
 
-    The hash of `weights` is that of the state dict, those of `plan` and of `calibration` (ranges, list of images) are of
+    The hash of `weights` is that of the state dict; those of `plan` and of `calibration` (ranges and image list) are of
     their canonical JSON; all three stand in the ONNX file's metadata. The others are hashes of files.
     """
 
