@@ -129,3 +129,44 @@ def test_check_refuses_what_is_no_valid_onnx() -> None:
     model.graph.node[2].op_type = "Rezise"
     with pytest.raises(VssError, match="not valid ONNX"):
         surgeon.check(model, {}, {})
+
+
+def strided_model(name: str, channels: int, indexed: int) -> onnx.ModelProto:
+    """What the exporter writes for adaptive_avg_pool2d(x, 1): a mean, flattened and gathered again."""
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", channels, 4, 6])
+    out = helper.make_tensor_value_info("out", TensorProto.FLOAT, ["batch", indexed, 1, 1])
+    nodes = [
+        helper.make_node("ReduceMean", ["image", "axes"], ["mean"], keepdims=1),
+        helper.make_node("Reshape", ["mean", "flat"], ["all"]),
+        helper.make_node("Gather", ["all", "index"], ["view"], name=name),
+        helper.make_node("Relu", ["view"], ["out"]),
+    ]
+    constants = [
+        helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3]),
+        helper.make_tensor("flat", TensorProto.INT64, [1], [-1]),
+        helper.make_tensor("index", TensorProto.INT64, [1, indexed, 1, 1], list(range(indexed))),
+    ]
+    graph = helper.make_graph(nodes, "g", [image], [out], constants)
+    shapes = [
+        helper.make_tensor_value_info("mean", TensorProto.FLOAT, ["batch", channels, 1, 1]),
+        helper.make_tensor_value_info("view", TensorProto.FLOAT, [1, indexed, 1, 1]),
+    ]
+    graph.value_info.extend(shapes)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_a_view_of_a_global_mean_is_dropped() -> None:
+    model = strided_model("node_as_strided", 3, 3)
+    x = np.random.default_rng(0).normal(size=(1, 3, 4, 6)).astype(np.float32)
+    wanted = run(model, x)
+    cleaned, report = surgeon.clean(model, {})
+    assert report["passes"]["identity_as_strided"] == 1
+    assert [node.op_type for node in cleaned.graph.node] == ["ReduceMean", "Relu"]
+    assert np.array_equal(run(cleaned, x), wanted)
+
+
+@pytest.mark.parametrize(("name", "indexed"), [("node_gather", 3), ("node_as_strided", 2)])
+def test_another_gather_stays(name: str, indexed: int) -> None:
+    cleaned, report = surgeon.clean(strided_model(name, 3, indexed), {})
+    assert report["passes"]["identity_as_strided"] == 0
+    assert "Gather" in [node.op_type for node in cleaned.graph.node]

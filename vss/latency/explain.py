@@ -1,8 +1,8 @@
 """Why a cut network is, or is not, as much faster as its MACs fell: unit by unit, from measurements.
 
-Both engines are profiled in turns, then the cut one again with every odd width filled up to 4, 8 and 16 channels (the
-uncut network cut to other widths, so nothing is guessed): a layer that is not slower when wider had a bad width. The
-time that is lost is what a unit takes above its old time divided by the whole network's MAC reduction.
+Both engines are profiled in turns, and with them the uncut network cut to the same widths rounded up and down to
+multiples of 4, 8 and 16, so nothing is guessed: a layer that does clearly more work per millisecond at one of those had
+a bad width. The time that is lost is what a unit takes above its old time divided by the whole network's MAC reduction.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from vss.prune.groups import Group
 from vss.prune.plan import Plan
 from vss.report import read_report
 
-FILLS = (4, 8, 16)
+ROUNDED = {"up 4": (4, True), "up 8": (8, True), "up 16": (16, True), "down 8": (8, False), "down 16": (16, False)}
 REFORMATS = ("Reorder", "Transpose", "Cast", "Reformat", "DequantizeLinear", "QuantizeLinear")
 RESIZES = ("Resize", "Upsample")
 SMALL_SHARE = 0.01
 GAINED = 0.9  # of the MAC reduction
-NO_LOSS = 0.98  # a wider layer at most so slow, as a share, is no loss
+NO_LOSS = 1.02  # a wider layer that takes at most this much longer costs nothing
+BETTER = 1.1  # work per millisecond at another width, over that at this one, which makes this one a bad one
 LAUNCHES = 4
 BUSY = 0.5  # share of the copy bandwidth at which a unit is bound by memory
 SCALES = 1.25  # a unit that gains less than this from all threads does not use them
@@ -44,8 +45,8 @@ class Facts:
     Attributes:
         before, after: times of the uncut and the cut engine, of the same units where both have them.
         shapes_before, shapes_after: sizes of their units.
-        filled: block -> times of the cut engine with odd widths filled up.
-        filled_shapes: likewise, sizes.
+        others: key of ROUNDED -> times of the cut engine at those widths.
+        other_shapes: likewise, sizes.
         threads, cores: of the run, and what this process may use.
         all_threads: times of the cut engine on all cores; None where the run had them.
         one_thread: times of the cut engine on one core; None where the run had one.
@@ -56,8 +57,8 @@ class Facts:
     after: Reading
     shapes_before: Mapping[str, Shape]
     shapes_after: Mapping[str, Shape]
-    filled: Mapping[int, Reading]
-    filled_shapes: Mapping[int, Mapping[str, Shape]]
+    others: Mapping[str, Reading]
+    other_shapes: Mapping[str, Mapping[str, Shape]]
     threads: int
     cores: int
     all_threads: Reading | None
@@ -67,7 +68,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Row:
-    """One unit. `efficiency` is its MACs per second over the best of any layer; `better` a width that costs nothing."""
+    """One unit. `efficiency` is its MACs per second over the best of any layer; `better` widths to take instead."""
 
     unit: str
     cin: int
@@ -136,15 +137,17 @@ def _reason(unit: str, was: float, ms: float, old: Shape, new: Shape, facts: Fac
 
 
 def _better(unit: str, ms: float, new: Shape, facts: Facts) -> str:
-    """A wider shape of the unit that takes no longer, as text; the widest of the fastest."""
-    best, text = NO_LOSS * ms, ""
-    for block in sorted(facts.filled):
-        shape = anchor(unit, dict(facts.filled_shapes[block])) or NOTHING
-        wider = (shape.cin, shape.cout) != (new.cin, new.cout)
-        there = facts.filled[block].units.get(unit)
-        if there is not None and wider and there < best:
-            best, text = there, f"{shape.cin} -> {shape.cout} in {there:.3f} ms"
-    return text
+    """Widths at which a layer does more per millisecond: the widest that is no slower, else the most efficient."""
+    found = []
+    for name, reading in facts.others.items():
+        shape, there = facts.other_shapes[name].get(unit, NOTHING), reading.units.get(unit)
+        if there and new.macs and (shape.cin, shape.cout) != (new.cin, new.cout):
+            found.append((there, shape, shape.macs / there / (new.macs / ms)))
+    if not any(rate > BETTER for *_, rate in found):
+        return ""
+    free = [each for each in found if each[0] <= NO_LOSS * ms and each[1].macs >= new.macs]
+    there, shape, _ = max(free, key=lambda each: each[1].macs) if free else max(found, key=lambda each: each[2])
+    return f"{shape.cin} -> {shape.cout} in {there:.3f} ms"
 
 
 def causes(found: Sequence[Row], facts: Facts) -> list[dict[str, Any]]:
@@ -233,10 +236,10 @@ def measure(
     widths = [len(group.kept) for group in plan.groups]
     with tempfile.TemporaryDirectory() as name:
         files: dict[Any, tuple[Path, int]] = {"before": (before, count), "after": (after, count)}
-        wider = {block: _filled(groups, widths, block) for block in FILLS}
-        wider = {block: each for block, each in wider.items() if each != widths}
-        for block, each in wider.items():
-            files[block] = variants.write(each, Path(name) / f"filled-{block}.onnx"), count
+        others = {key: _rounded(groups, widths, *rule) for key, rule in ROUNDED.items()}
+        others = {key: each for key, each in others.items() if each != widths}
+        for key, each in others.items():
+            files[key] = variants.write(each, Path(name) / f"{key}.onnx"), count
         if count == 1 < cores:
             files["all"] = after, cores
         elif count > 1:
@@ -244,8 +247,8 @@ def measure(
         found = _in_turns(files, lambda path, t: _read(path, feed, t, graph, seconds), rounds)
     return Facts(
         found["before"], found["after"], unit_shapes(variants.model, batch), unit_shapes(cut, batch),
-        {block: found[block] for block in wider},
-        {block: unit_shapes(variants.graph(each, empty=True), batch) for block, each in wider.items()},
+        {key: found[key] for key in others},
+        {key: unit_shapes(variants.graph(each, empty=True), batch) for key, each in others.items()},
         count, cores, found.get("all"), found.get("one"), bandwidth(),
     )  # fmt: skip
 
@@ -279,13 +282,14 @@ def _feed(model: Any) -> dict[str, np.ndarray]:
     return {value.name: pixels.astype(dtype)}
 
 
-def _filled(groups: Sequence[Group], widths: Sequence[int], block: int) -> list[int]:
-    """Every width up to the next multiple of a block, where the group has so many channels."""
-    wanted = [
-        int(np.ceil(width / np.lcm(block, g.unit)) * np.lcm(block, g.unit))
-        for g, width in zip(groups, widths, strict=True)
-    ]
-    return [up if up <= group.channels else now for group, up, now in zip(groups, wanted, widths, strict=True)]
+def _rounded(groups: Sequence[Group], widths: Sequence[int], block: int, up: bool) -> list[int]:
+    """Every width to the next multiple of a block, where there is one between a block and the whole group."""
+    found = []
+    for group, width in zip(groups, widths, strict=True):
+        step = int(np.lcm(block, group.unit))
+        near = (-(-width // step) if up else width // step) * step
+        found.append(near if step <= near <= group.channels else width)
+    return found
 
 
 def bandwidth(size: int = 2**25) -> float:

@@ -1,0 +1,167 @@
+"""Planted causes are named: a width of 51 among 48, 56 and 64, a net that is all resize, a run on one thread."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vss.data.transforms import Preprocess
+from vss.deploy import export
+from vss.errors import VssError
+from vss.files import write_json
+from vss.latency.explain import Facts, causes, explain, measure, request, rows, summary
+from vss.latency.reading import Reading
+from vss.latency.units import Shape
+from vss.latency.variants import cut_to, first_channels
+from vss.prune import find_groups
+
+
+class Line(nn.Module):
+    """3x3 convolutions one after another, a 1x1 head, and a resize by `factor`."""
+
+    name, size_multiple, task = "line", 1, "segmentation"
+
+    def __init__(self, widths: list[int], classes: int = 4, factor: int = 1) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        sides = [3, *widths]
+        pairs = zip(sides, widths, strict=False)
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, stride=factor if a == 3 else 1) for a, b in pairs)
+        self.head, self.factor = nn.Conv2d(widths[-1], classes, 1), factor
+        self.num_classes, self.options = classes, {"widths": widths}
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[-2:]
+        for conv in self.convs:
+            x = F.relu(conv(x))
+        x = self.head(x)
+        return F.interpolate(x, size=size, mode="bilinear", align_corners=False) if self.factor > 1 else x
+
+
+def engines(
+    net: Line, kept: list[int], size: tuple[int, int], folder: Path, labels: bool = True
+) -> tuple[Path, Path, Any]:
+    """Exported files of a network and of its cut, and the plan."""
+    groups = list(find_groups(net, torch.zeros(1, 3, *size)))
+    plan = first_channels(net, groups, kept)
+    for name, each in (("baseline", net), ("finetuned", cut_to(net, groups, kept))):
+        export(each, folder / "engine" / f"{name}.onnx", size=size, preprocess=Preprocess(size=size), labels=labels,
+               parity_batches=(1,))  # fmt: skip
+    return folder / "engine" / "baseline.onnx", folder / "engine" / "finetuned.onnx", plan
+
+
+def test_a_width_of_51_is_named_with_one_that_is_no_slower(tmp_path: Path) -> None:
+    (tmp_path / "engine").mkdir()
+    before, after, plan = engines(Line([64, 64, 64, 64]).eval(), [48, 51, 56, 64], (64, 64), tmp_path)
+    facts = measure(before, after, plan, 1, seconds=0.3, rounds=2)
+    found = {row.unit: row for row in rows(facts)}
+    odd = {row.unit: row.better for row in found.values() if row.reason == "misaligned width"}
+    assert {"convs.1", "convs.2"} <= set(odd) <= {"convs.1", "convs.2", "convs.3"}  # 48 -> 51 -> 56 -> 64
+    cin, cout = (int(part.split()[0]) for part in odd["convs.1"].split(" -> "))
+    assert (cin, cout % 8) == (48, 0)
+    cin, cout = (int(part.split()[0]) for part in odd["convs.2"].split(" -> "))
+    assert (cin % 8, cout % 8) == (0, 0)
+    assert causes(rows(facts), facts)[0]["cause"] == "misaligned width"
+    assert found["convs.2"].macs_before == 64 * 64 * 9 * 64 * 64
+    assert found["convs.2"].macs_after == 51 * 56 * 9 * 64 * 64
+
+
+def test_a_network_that_is_all_resize_is_said_to_be(tmp_path: Path) -> None:
+    (tmp_path / "engine").mkdir()
+    net = Line([32, 32, 32], classes=24, factor=8).eval()
+    before, after, plan = engines(net, [16, 16, 16], (128, 128), tmp_path, labels=False)
+    facts = measure(before, after, plan, 1, seconds=0.3, rounds=2)
+    found = rows(facts)
+    resize = next(row for row in found if row.unit.startswith("Resize"))
+    assert resize.reason == "resize"
+    assert resize.ms_after > 0.3 * sum(facts.after.units.values())
+    assert causes(found, facts)[0]["cause"] == "resize"
+    assert resize.lost_ms == pytest.approx(
+        resize.ms_after - resize.ms_before / summary(facts)["mac_reduction"], rel=1e-6
+    )
+
+
+def planted(**changes: Any) -> Facts:
+    """Two layers of equal work, halved in MACs; the whole takes what its units take."""
+    wide, half = Shape(64, 64, 100, 400_000, 1000), Shape(45, 45, 100, 200_000, 700)
+    before, after = {"a": 4.0, "b": 4.0, "ArgMax:x": 0.1}, {"a": 2.0, "b": 2.0, "ArgMax:x": 0.1}
+    own = {"ArgMax:x": Shape(4, 1, 100, 0, 1000)}
+    facts = Facts(
+        Reading(before, 8.1), Reading(after, 4.1), {"a": wide, "b": wide, **own}, {"a": half, "b": half, **own}, {}, {},
+        threads=1, cores=1, all_threads=None, one_thread=None, bandwidth=1e9,
+    )  # fmt: skip
+    return dataclasses.replace(facts, **changes)
+
+
+def slow(unit: str, ms: float, **changes: Any) -> Facts:
+    facts = planted()
+    units = facts.after.units | {unit: ms}
+    return planted(after=Reading(units, sum(units.values())), **changes)
+
+
+def reason_of(facts: Facts, unit: str) -> str:
+    return next(row.reason for row in rows(facts) if row.unit == unit)
+
+
+def test_a_layer_that_gained_has_no_reason() -> None:
+    assert [row.reason for row in rows(planted()) if row.unit in "ab"] == ["", ""]
+    assert all(row.efficiency == pytest.approx(1) for row in rows(planted()) if row.unit in "ab")
+
+
+def test_every_cause_is_told_from_the_others() -> None:
+    assert reason_of(slow("b", 3.9), "b") == "narrower layers use the kernel less"
+    assert reason_of(slow("b", 3.9, bandwidth=300.0), "b") == "memory-bound"
+    assert reason_of(slow("b", 0.02), "b").startswith("off the critical path")
+    many = {f"n{i}": 0.1 for i in range(30)}
+    tiny = slow("b", 0.3)
+    tiny = dataclasses.replace(tiny, after=Reading(many | {"b": 0.3}, 3.3), before=Reading(many | {"b": 0.4}, 3.4))
+    assert reason_of(tiny, "b") == "launch-bound"
+    facts = slow("b", 3.9, threads=4, cores=4, one_thread=Reading({"a": 8.0, "b": 4.2}, 12.0))
+    assert reason_of(facts, "b") == "single-threaded: no faster on 4 threads than on one"
+    shapes = {"up 16": {"b": Shape(48, 48, 100, 230_000, 800)}}
+    facts = slow("b", 3.9, others={"up 16": Reading({"b": 2.2}, 4.3)}, other_shapes=shapes)
+    assert reason_of(facts, "b") == "misaligned width"
+    assert next(row.better for row in rows(facts) if row.unit == "b") == "48 -> 48 in 2.200 ms"
+    same = slow("ReorderInput:x", 1.0)
+    assert reason_of(same, "ReorderInput:x") == "reformat between layers"
+    assert reason_of(slow("Resize:x", 1.0), "Resize:x") == "resize"
+
+
+def test_a_run_on_one_thread_is_named_with_what_it_costs() -> None:
+    facts = planted(cores=4, all_threads=Reading({}, 1.2))
+    [first, *_] = causes(rows(facts), facts)
+    assert first["cause"] == "single-threaded: 1 of 4 cores"
+    assert first["lost_ms"] == pytest.approx(2.9)
+    assert first["share"] == pytest.approx(2.9 / 4.1)
+    assert not any("single" in each["cause"] for each in causes(rows(planted()), planted()))
+
+
+def test_requests_are_compared_with_the_engine() -> None:
+    session = {"latency_ms_p50": 20.0, "stages_ms_p50": {"decode": 12.0, "engine": 5.0}}
+    report = {"bench": {"end_to_end": {"sessions": {"engine pruned": session}}}}
+    assert request(report)["engine pruned"]["engine_share"] == pytest.approx(0.25)
+    assert request({}) == {}
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(VssError, match=r"engine/baseline.onnx does not exist; vss explain takes the folder"):
+        explain(tmp_path)
+
+
+def test_a_run_is_explained_from_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "engine").mkdir()
+    _, _, plan = engines(Line([16, 16]).eval(), [8, 8], (16, 16), tmp_path)
+    plan.save(tmp_path / "plan.json")
+    recipe = {"build": {"backend": "onnxruntime", "threads": 1}}
+    write_json(tmp_path / "report.json", {"kind": "vss.report", "schema": 1, "name": "x", "status": "ok",
+                                          "recipe": recipe})  # fmt: skip
+    figures = explain(tmp_path, seconds=0.05, rounds=1)
+    assert figures["mac_reduction"] == pytest.approx((3 * 16 * 9 + 256 * 9 + 64) / (3 * 8 * 9 + 64 * 9 + 32))
+    assert figures["speedup_per_mac_reduction"] == pytest.approx(figures["speedup"] / figures["mac_reduction"])
+    assert {row["unit"] for row in figures["rows"]} >= {"convs.0", "convs.1", "head"}

@@ -1,0 +1,164 @@
+"""The loop from a target to widths, against engines that obey another law than the prediction, and its refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.latency.conftest import Clockwork
+from vss.config import LatencyConfig, PruneConfig
+from vss.errors import VssError
+from vss.latency import Effort, LatencyGoal, Target, build, target
+from vss.latency.target import Measured, check_noise, correct
+from vss.prune.plan import Plan
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "relative"), [("0.5x", 0.5, True), (" 12 ms", 12.0, False), (".33X", 0.33, True), ("1x", 1, True)]
+)
+def test_targets_are_read(text: str, value: float, relative: bool) -> None:
+    assert Target.parse(text) == Target(value, relative)
+
+
+@pytest.mark.parametrize("text", ["0.5", "0x", "2x", "-1ms", "fast", "0ms", "1e3ms"])
+def test_other_targets_are_refused(text: str) -> None:
+    with pytest.raises(VssError, match=r"expected a fraction as 0\.5x"):
+        Target.parse(text)
+
+
+def test_milliseconds_become_a_share() -> None:
+    assert Target.parse("12ms").ratio(48.0) == 0.25
+    assert Target.parse("0.5x").ratio(48.0) == 0.5
+
+
+class World:
+    """Engines that take `a * predicted + b`, behind the functions by which the loop builds and measures."""
+
+    def __init__(self, a: float, b: float, monkeypatch: pytest.MonkeyPatch, noise: float = 0.001) -> None:
+        self.clock, self.a, self.b, self.noise, self.built = Clockwork((128, 128, 128)), a, b, noise, 0
+        monkeypatch.setattr(LatencyGoal, "_engine", self.engine)
+        monkeypatch.setattr(LatencyGoal, "_feed", staticmethod(lambda session: {}))
+        monkeypatch.setattr(target, "apply_plan", lambda model, plan, check_weights: plan)
+        monkeypatch.setattr(target, "measure", self.measure)
+
+    def engine(self, model: Any, stem: Path) -> Any:
+        kept = [len(g.kept) for g in model.groups] if isinstance(model, Plan) else [128, 128, 128]
+        self.built += 1
+        return SimpleNamespace(ms=self.a * self.clock.read(kept).total + self.b, close=lambda: None)
+
+    def measure(self, uncut: Any, cut: Any, feed: Any, seconds: float) -> Measured:
+        ratio = cut.ms / uncut.ms
+        return Measured(uncut.ms, cut.ms, ratio, ratio * (1 - self.noise), ratio * (1 + self.noise))
+
+
+def goal_of(world: World, path: Path, text: str, **changes: Any) -> LatencyGoal:
+    table = build(world.clock, path, effort=Effort(vectors=1, coarse=20, limit=20, tests=2, cliffs=0))
+    settings = {"floor": changes.pop("floor", 0.1)}
+    config = PruneConfig(criterion="l1", budget=settings, latency=LatencyConfig(target=text, **changes))
+    project: Any = SimpleNamespace(recipe=SimpleNamespace(build=SimpleNamespace(threads=1)))
+    return LatencyGoal(project, nn.Identity(), config, table)
+
+
+def scores(world: World) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {group.id: torch.rand(group.channels, generator=generator) for group in world.clock.groups}
+
+
+@pytest.mark.parametrize("law", [(1.0, 0.0), (1.2, 0.6), (0.7, 1.5)])
+@pytest.mark.parametrize("text", ["0.75x", "0.5x"])
+def test_the_target_is_reached_whatever_the_engines_do(law: tuple[float, float], text: str, tmp_path: Path,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    world = World(*law, monkeypatch)
+    goal = goal_of(world, tmp_path / "t.json", text, tolerance=0.05)
+    kept = goal(world.clock.groups, scores(world), None)
+    rows = goal.record["iterations"]
+    assert goal.record["met"]
+    assert abs(rows[goal.record["chosen"]]["ratio"] / float(text[:-1]) - 1) <= 0.05
+    assert world.built == 1 + len(rows) <= 7
+    widths = rows[goal.record["chosen"]]["widths"]
+    assert [len(kept[group.id]) for group in world.clock.groups] == widths
+    assert all(width % 16 == 0 for width in widths)
+    best = scores(world)["g0"].topk(widths[0]).indices.sort().values
+    assert kept["g0"].tolist() == best.tolist()
+
+
+def test_milliseconds_are_reached_and_signed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(1.3, 0.2, monkeypatch)
+    ms = 0.6 * (1.3 * world.clock.read([128, 128, 128]).total + 0.2)
+    goal = goal_of(world, tmp_path / "t.json", f"{ms:.4f}ms", tolerance=0.05)
+    goal(world.clock.groups, scores(world), None)
+    reached = goal.record["iterations"][goal.record["chosen"]]["ms"]
+    assert reached == pytest.approx(ms, rel=0.05)
+    plan = Plan(model="x", weights_sha256="0" * 64, criterion="l1", budget={}, groups=())
+    assert goal.sign(plan).budget["ms"] == reached
+    assert goal.sign(plan).labels == ()
+
+
+def test_a_target_that_was_missed_is_a_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(1.0, 2.0, monkeypatch)
+    goal = goal_of(world, tmp_path / "t.json", "0.7x", tolerance=0.0001, iterations=2)
+    goal(world.clock.groups, scores(world), None)
+    plan = Plan(model="x", weights_sha256="0" * 64, criterion="l1", budget={}, groups=())
+    assert not goal.record["met"]
+    assert goal.sign(plan).labels[0].startswith("latency target 0.7x missed: 0.")
+
+
+def test_a_target_below_the_floor_is_refused_with_the_floor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(1.0, 0.0, monkeypatch)
+    goal = goal_of(world, tmp_path / "t.json", "0.2x", floor=0.5)
+    least = world.clock.read([64, 64, 64]).total / world.clock.read([128, 128, 128]).total
+    with pytest.raises(VssError, match=rf"target 0.2x is below the floor: with 50% .* takes {least:.1f}\d+x"):
+        goal(world.clock.groups, scores(world), None)
+    assert world.built == 1  # nothing but the uncut engine
+
+
+def test_a_floor_that_only_engines_show_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(1.0, 40.0, monkeypatch)
+    goal = goal_of(world, tmp_path / "t.json", "0.45x", floor=0.5)
+    with pytest.raises(VssError, match="is below the floor"):
+        goal(world.clock.groups, scores(world), None)
+
+
+def test_a_noisy_machine_is_refused_with_its_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(1.0, 0.0, monkeypatch, noise=0.2)
+    goal = goal_of(world, tmp_path / "t.json", "0.5x")
+    with pytest.raises(VssError, match=r"too noisy: the time ratio 0\.\d+ is known to 20.0% .* and 2.0% is needed"):
+        goal(world.clock.groups, scores(world), None)
+    fine = Measured(10, 5, 0.5, 0.49, 0.51)
+    assert check_noise(fine, 0.021) is fine
+    assert fine.noise == pytest.approx(0.02)
+
+
+def test_correction_stays_inside_of_the_bracket() -> None:
+    assert correct(10, 0.6, 0.5, [(10, 0.6)]) == pytest.approx(10 * 0.5 / 0.6)
+    tried = [(10, 0.6), (8, 0.45)]
+    assert 8 < correct(8, 0.45, 0.5, tried) < 10
+    assert correct(8, 0.30, 0.5, [(10, 0.6), (8, 0.30)]) == 9
+
+
+def test_bench_figures_become_a_ratio_of_times() -> None:
+    figures = {
+        "rounds": 8,
+        "speedup": {"cut": {"ratio": 2.0, "low": 1.9, "high": 2.1}},
+        "sessions": {"uncut": {"latency_ms_p50": 10.0}, "cut": {"latency_ms_p50": 5.0}},
+    }
+    found = Measured.of(figures)
+    assert (found.uncut_ms, found.ms, found.ratio) == (10.0, 5.0, 0.5)
+    assert (found.low, found.high) == (pytest.approx(1 / 2.1), pytest.approx(1 / 1.9))
+    figures["speedup"]["cut"] |= {"low": None, "high": None}  # type: ignore[index]
+    with pytest.raises(VssError, match="only 8 rounds"):
+        Measured.of(figures)
+
+
+def test_rounds_and_tables_of_other_settings_are_refused(tmp_path: Path) -> None:
+    latency = LatencyConfig(target="0.5x")
+    project: Any = SimpleNamespace(recipe=None)
+    with pytest.raises(VssError, match="met in one round"):
+        LatencyGoal.open(project, nn.Identity(), PruneConfig(steps=2, latency=latency), tmp_path)
+    assert np.isfinite(latency.tolerance)
