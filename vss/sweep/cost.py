@@ -31,7 +31,8 @@ def estimate(recipes: list[Recipe]) -> Json:
     first = recipes[0]
     project = steps.Project.open(first)
     image = _seconds_per_image(project)
-    train, val, test = (len(project.split(name)) for name in ("train", "val", first.split))
+    val, test = (len(project.split(name)) for name in ("val", first.split))
+    train = len(project.task.loader(project.split("train"), batch_size=1, shuffle=True))  # of one epoch
     step = (1 + BACKWARD) * image
     passes = {(r.prune.batches * r.prune.batch_size) for r in recipes if _has_needs(r)}
     shared = _fit(first.train, train, val, image) if not first.model.checkpoint else 0.0
