@@ -95,7 +95,12 @@ def start(grid: dict[str, Any], folder: Path, prefix: str = "") -> subprocess.Po
     words = [sys.executable, "-m", "vss.cli", "sweep", str(file), "--out", str(folder / "s"), "--workers", "2"]
     environment = os.environ | {"PYTHONPATH": HERE}
     return subprocess.Popen(["bash", "-c", prefix + 'exec "$@"', "bash", *words], env=environment, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed_ctrl_c)  # fmt: skip
+
+
+def heed_ctrl_c() -> None:
+    """A shell starts its background jobs deaf to SIGINT, and what they start inherits that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def until(found: Any, seconds: float = 60.0) -> None:
