@@ -67,7 +67,7 @@ def test_a_width_of_51_is_named_with_one_that_is_no_slower(tmp_path: Path) -> No
     assert (cin, cout % 8) == (48, 0)
     cin, cout = (int(part.split()[0]) for part in odd["convs.2"].split(" -> "))
     assert (cin % 8, cout % 8) == (0, 0)
-    assert causes(rows(facts), facts)[0]["cause"] == "misaligned width"
+    assert "misaligned width" in [each["cause"] for each in causes(rows(facts), facts)]
     assert found["convs.2"].macs_before == 64 * 64 * 9 * 64 * 64
     assert found["convs.2"].macs_after == 51 * 56 * 9 * 64 * 64
 
@@ -81,7 +81,7 @@ def test_a_network_that_is_all_resize_is_said_to_be(tmp_path: Path) -> None:
     resize = next(row for row in found if row.unit.startswith("Resize"))
     assert resize.reason == "resize"
     assert resize.ms_after > 0.3 * sum(facts.after.units.values())
-    assert causes(found, facts)[0]["cause"] == "resize"
+    assert "resize" in [each["cause"] for each in causes(found, facts)]
     assert resize.lost_ms == pytest.approx(
         resize.ms_after - resize.ms_before / summary(facts)["mac_reduction"], rel=1e-6
     )
