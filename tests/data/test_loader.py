@@ -102,7 +102,7 @@ def test_a_bad_file_is_one_sentence_with_workers_too(camvid_root: Path, workers:
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
 
 
-def test_balanced_epochs_alternate_and_use_every_sound_image_equally_often() -> None:
+def test_balanced_sampler_no_negative_tail_epochs_alternate_and_use_every_sound_image_equally_often() -> None:
     labels = np.zeros(23, bool)
     labels[[3, 7, 11, 20]] = True
     sampler = BalancedSampler(labels, seed=5)

@@ -122,7 +122,7 @@ def test_seeds_of_neighbours_differ() -> None:
     assert len(seeds) == 4 * 10 * 50 and all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_augment_switched_off_is_the_preprocessing(split: SegSplit) -> None:
+def test_preprocessing_identical_train_eval_where_augment_is_off(split: SegSplit) -> None:
     plain = SegSplit(split.data, "train", split.preprocess)[7]
     off = SegSplit(split.data, "train", split.preprocess, Augment.model_validate(OFF))[(7, 5)]
     assert torch.equal(plain["image"], off["image"]) and torch.equal(plain["mask"], off["mask"])
