@@ -139,3 +139,10 @@ def test_mixed_supervision_keeps_labels_and_drops_maps(defect_root: Path) -> Non
 def test_dilation_is_odd(size: int) -> None:
     with pytest.raises(VssError, match="odd number of pixels"):
         Targets(dilate=size)
+
+
+def test_split_no_test_selection(defect_root: Path) -> None:
+    splits = open_data("ksdd2", defect_root).splits
+    ids = {name: {pair.id for pair in pairs} for name, pairs in splits.items()}
+    assert ids["val"] and not ids["val"] & (ids["train"] | ids["test"]) and not ids["train"] & ids["test"]
+    assert {pair.image.parent.name for name in ("train", "val") for pair in splits[name]} == {"train"}
