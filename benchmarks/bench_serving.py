@@ -1,14 +1,17 @@
 """What pruning is worth to a client of a server: request latency and throughput of bundles in one Triton server.
 
-    python benchmarks/bench_serving.py --baseline B1 --pruned B2 [--ckpt finetuned.safetensors] [--write] [--quick]
-    python benchmarks/bench_serving.py --pruned B2 --soak-minutes 30 [--write]
+    vss ship RUN --to B1 --engine "engine baseline" --name baseline --threads 1 --force
+    vss ship RUN --to B2 --name pruned --threads 1
+    python benchmarks/bench_serving.py --part load --baseline B1 --pruned B2 [--ckpt finetuned.safetensors] [--write]
+    python benchmarks/bench_serving.py --part soak --pruned B2 [--soak-minutes 30] [--write]
 
-The first loads both bundles into one server, compares every sample's answer over HTTP and gRPC with local inference,
-finds each capacity in a closed loop, and offers both the same rate (60 % of the slower capacity), window by window in
-turns (A B B A); ratios are of the pooled windows of that one run. `--ckpt` also serves the pruned network without pre-
-and post-processing in its graph: as an ensemble in the server, and with both on the client's side.
-The second keeps 80 % of capacity up, watches memory, kills the server with SIGKILL, starts it again and verifies.
-Client and server share this machine's cores, which figures of small networks feel.
+`load` has both bundles in one server, compares every sample's answer over HTTP and gRPC with local inference, finds
+each capacity in a closed loop, and offers all the same rate (60 % of the smallest capacity), window by window in turns
+(A B B A); a ratio is the median over rounds of that one run. `--ckpt` also serves the pruned network without pre- and
+post-processing in its graph: as an ensemble in the server, and with both on the client's side.
+`soak` keeps 80 % of capacity up, watches memory, kills the server with SIGKILL under load, verifies the bundle, starts
+the server again and compares its answers. Each part is written into the same result and leaves the other part as it is.
+`--cores` pins the server and `--client-cores` this program; where they share a core, small networks feel it.
 """
 
 from __future__ import annotations
@@ -16,8 +19,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,7 +34,7 @@ from vss.command import export_checkpoint
 from vss.deploy import BACKENDS, Session
 from vss.environment import environment
 from vss.errors import GateFailed, VssError
-from vss.files import write_json
+from vss.files import read_json, write_json
 from vss.ship import read, verify
 from vss.ship.check import open_engine
 from vss.ship.client import PROTOCOLS, Client, difference
@@ -37,7 +42,7 @@ from vss.ship.load import drive, load, summary
 from vss.ship.manifest import Manifest
 from vss.ship.samples import compare
 from vss.ship.serve import feeds
-from vss.ship.server import HOST, Ports, Server, deploy, find, free_ports, running
+from vss.ship.server import HOST, Ports, Server, deploy, find, free_ports
 from vss.ship.standalone import readable
 from vss.ship.triton import Serving, write_repository
 from vss.version import __version__
@@ -53,30 +58,66 @@ MEDIANS = (
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=("load", "soak"), required=True)
     parser.add_argument("--baseline", type=Path, help="bundle of the unpruned engine")
     parser.add_argument("--pruned", type=Path, required=True, help="bundle of the pruned engine")
     parser.add_argument("--also", type=Path, action="append", default=[], help="further bundles: answers compared only")
     parser.add_argument("--ckpt", type=Path, help="checkpoint of the pruned network: pre- and post-processing outside")
-    parser.add_argument("--soak-minutes", type=float, default=0.0)
+    parser.add_argument("--soak-minutes", type=float, default=30.0)
     parser.add_argument("--concurrency", type=int, default=8)
+    parser.add_argument("--cores", type=_cores, default=os.sched_getaffinity(0), help="of the server: 0 or 0,1")
+    parser.add_argument("--client-cores", type=_cores, help="of this program; default: those of the server")
     parser.add_argument("--quick", action="store_true", help="short windows: to see that it runs")
     parser.add_argument("--write", action="store_true", help="keep the result in benchmarks/results")
     options = parser.parse_args()
+    options.client_cores = options.client_cores or options.cores
+    facts = environment()  # before pinning, which changes what a program sees of the machine
+    pin(options.client_cores)
     try:
-        result = soak(options) if options.soak_minutes else compare_bundles(options)
+        found = {"load": compare_bundles, "soak": soak}[options.part](options)
     except GateFailed as error:
         sys.stderr.write(f"failed: {error}\n")
         return 1
     except VssError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    suite = "serving-soak" if options.soak_minutes else "serving"
-    result = {"kind": "vss.benchmark", "schema": 1, "suite": suite, "environment": environment(), **result}
-    sys.stdout.write(json.dumps(result, indent=1) + "\n")
+    found |= {"environment": facts, "concurrency": options.concurrency, "quick": options.quick}
+    found["cores"] = {"server": sorted(options.cores), "client": sorted(options.client_cores)}
+    sys.stdout.write(json.dumps(found, indent=1) + "\n")
     if options.write:
-        folder = RESULTS / result["environment"]["machine"]
-        sys.stdout.write(f"wrote {write_json(folder / f'{__version__}--{suite}.json', result)}\n")
-    return 0 if result.get("passed", True) else 1
+        sys.stdout.write(f"wrote {write(options.part, found)}\n")
+    return 0 if found["passed"] else 1
+
+
+def _cores(text: str) -> set[int]:
+    """Numbers of cores with commas between; only such that exist here."""
+    cores = {int(part) for part in text.split(",")}
+    if not cores <= set(range(os.cpu_count() or 1)):
+        raise argparse.ArgumentTypeError(f"{text!r} names cores that this machine has not")
+    return cores
+
+
+def pin(cores: set[int]) -> None:
+    """Keep this thread, and the threads and processes that it starts from now on, on some cores."""
+    os.sched_setaffinity(0, cores)
+
+
+@contextlib.contextmanager
+def pinned(options: argparse.Namespace) -> Iterator[None]:
+    """On the server's cores, for as long as a server is being started."""
+    pin(options.cores)
+    try:
+        yield
+    finally:
+        pin(options.client_cores)
+
+
+def write(part: str, found: dict[str, Any]) -> Path:
+    """Put one part into the machine's result; the other part stays."""
+    path = RESULTS / found["environment"]["machine"] / f"{__version__}--serving.json"
+    kept = read_json(path, kind="vss.benchmark", schema=1)["parts"] if path.is_file() else {}
+    parts = {**kept, part: found}
+    return write_json(path, {"kind": "vss.benchmark", "schema": 1, "suite": "serving", "parts": parts})
 
 
 # -- answers ----------------------------------------------------------------------------------------------------------
@@ -106,12 +147,12 @@ def equality(bundle: Path, ports: Ports) -> dict[str, Any]:
 
 def compare_bundles(options: argparse.Namespace) -> dict[str, Any]:
     if options.baseline is None:
-        raise VssError("give --baseline as well, or --soak-minutes.")
+        raise VssError("the load part compares two bundles; give --baseline as well.")
     window, rounds = (2.0, 1) if options.quick else (10.0, 6)
     bundles = {"baseline": options.baseline, "pruned": options.pruned}
     with (
         tempfile.TemporaryDirectory(prefix="vss-bench-") as folder,
-        served([*bundles.values(), *options.also], Path(folder), options.ckpt) as (server, manifests),
+        served([*bundles.values(), *options.also], Path(folder), options) as (server, manifests),
     ):
         address = f"{HOST}:{server.ports.grpc}"
         answers = {
@@ -124,17 +165,19 @@ def compare_bundles(options: argparse.Namespace) -> dict[str, Any]:
         for run in loads.values():
             run(None, window / 2, options.concurrency)  # warm-up
         capacity = {name: run(None, window, options.concurrency)["throughput_rps"] for name, run in loads.items()}
-        rate = OFFERED * min(capacity["baseline"], capacity["pruned"])
+        rate = OFFERED * min(capacity.values())
         windows: dict[str, list[dict[str, Any]]] = {name: [] for name in loads}
         closed: dict[str, list[float]] = {name: [] for name in loads}
         for number in range(2 * rounds):
             for name in list(loads) if number % 2 == 0 else list(loads)[::-1]:
-                windows[name].append(loads[name](min(rate, 0.9 * capacity[name]), window, options.concurrency))
+                windows[name].append(loads[name](rate, window, options.concurrency))
                 closed[name].append(loads[name](None, window / 2, options.concurrency)["throughput_rps"])
+                sys.stderr.write(f"{number} {name}: p50 {windows[name][-1]['latency_ms_p50']:.2f} ms\n")
     rows = {name: _row(windows[name], closed[name]) for name in loads}
     return {
-        "answers": answers, "offered_rate": rate, "window_seconds": window, "rounds": 2 * rounds,
-        "concurrency": options.concurrency, "rows": rows, "ratios": _ratios(rows),
+        "passed": not any(row["errors"] for row in rows.values()),
+        "answers": answers, "offered_rate": rate, "window_seconds": window, "rounds": 2 * rounds, "rows": rows,
+        "ratios": {name: _ratios(windows, closed, name) for name in rows if name != "baseline"},
         "bundles": {name: _facts(read(path)) for name, path in bundles.items()},
     }  # fmt: skip
 
@@ -173,17 +216,20 @@ def _row(windows: list[dict[str, Any]], closed: list[float]) -> dict[str, Any]:
     return row | {"batches": batches}
 
 
-def _ratios(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Baseline over each for times, each over baseline for capacity: above 1 is better than the baseline."""
-    base = rows["baseline"]
-    return {
-        name: {
-            **{key: base[key] / row[key] for key in ("latency_ms_p50", "latency_ms_p99")},
-            "capacity": row["capacity_rps"] / base["capacity_rps"],
-        }
-        for name, row in rows.items()
-        if name != "baseline"
-    }
+def _ratios(
+    windows: dict[str, list[dict[str, Any]]], closed: dict[str, list[float]], name: str
+) -> dict[str, dict[str, float]]:
+    """Against the baseline of the same round; above 1 is better than the baseline. Median and range over rounds."""
+
+    def over(pairs: Iterator[tuple[float, float]]) -> dict[str, float]:
+        found = [above / below for above, below in pairs]
+        return {"median": float(np.median(found)), "low": min(found), "high": max(found)}
+
+    def times(key: str) -> Iterator[tuple[float, float]]:
+        return ((a[key], b[key]) for a, b in zip(windows["baseline"], windows[name], strict=True))
+
+    ratios = {key: over(times(key)) for key in ("latency_ms_p50", "latency_ms_p99", "request_ms_p50")}
+    return ratios | {"capacity": over(zip(closed[name], closed["baseline"], strict=True))}
 
 
 # -- without pre- and post-processing in the graph ---------------------------------------------------------------------
@@ -241,12 +287,13 @@ def _outside(bundle: Path, manifest: Manifest, address: str) -> dict[str, Callab
 
 
 def soak(options: argparse.Namespace) -> dict[str, Any]:
-    """80 % of capacity in slices; memory by slice; kill -9, verify, restart, equal answers."""
+    """80 % of capacity in slices; memory by slice; kill -9 under load, verify, restart, equal answers."""
     bundle, manifest = options.pruned, read(options.pruned)
     slice_seconds = 5.0 if options.quick else 30.0
     with tempfile.TemporaryDirectory(prefix="vss-soak-") as folder:
         place, ports, log = deploy(bundle, manifest, find(), Path(folder)), free_ports(), Path(folder) / "log"
-        server = Server(find(), [place], ports, log)
+        with pinned(options):
+            server = Server(find(), [place], ports, log)
         try:
             server.wait_ready()
             run = _bundle_load(bundle, manifest, f"{HOST}:{ports.grpc}")
@@ -259,21 +306,39 @@ def soak(options: argparse.Namespace) -> dict[str, Any]:
                 row = {key: found[key] for key in keys} | {"errors": sum(found["errors"].values())}
                 rows.append(row | {"rss_mib": server.rss_mib(), "at_s": time.monotonic() - start})
                 sys.stderr.write(f"{rows[-1]}\n")
+            killed = _kill_under_load(server, bundle, manifest, rate)
         finally:
             server.stop(kill=True)
-        verify(bundle)
-        with running([place], log=log, ports=ports) as again:
-            again.wait_ready()
+        checks = verify(bundle)
+        with pinned(options):
+            server = Server(find(), [place], ports, log)
+        try:
+            server.wait_ready()
             answers = equality(bundle, ports)
+        finally:
+            server.stop()
     memory, errors = _memory(rows), sum(row["errors"] for row in rows)
     grown = memory["last_mib"] - memory["first_mib"]
     return {
-        "passed": not errors and grown <= GROWTH * memory["first_mib"],
-        "minutes": options.soak_minutes, "capacity_rps": capacity, "offered_rate": rate, "slices": rows,
-        "answered": sum(row["answered"] for row in rows), "errors": errors,
-        "memory": memory, "after_kill_9": {"verified": True, "answers": answers},
-        "bundle": _facts(manifest), "concurrency": options.concurrency,
+        "passed": not errors and grown <= GROWTH * memory["first_mib"] and killed["failed"] > 0,
+        "minutes": rows[-1]["at_s"] / 60, "capacity_rps": capacity, "offered_rate": rate, "slices": rows,
+        "answered": sum(row["answered"] for row in rows), "errors": errors, "memory": memory,
+        "kill_9": {**killed, "verified": checks, "answers": answers}, "bundle": _facts(manifest),
     }  # fmt: skip
+
+
+def _kill_under_load(server: Server, bundle: Path, manifest: Manifest, rate: float) -> dict[str, Any]:
+    """SIGKILL to the server one second into three seconds of load; requests answered before and failed after it."""
+    client, names = Client("grpc", f"{HOST}:{server.ports.grpc}", timeout=5.0), list(manifest.served()[1])
+    killer = threading.Timer(1.0, server.stop, kwargs={"kill": True})
+    killer.start()
+    trace = drive(
+        lambda feed: client.infer(manifest.name, feed, names), feeds(bundle, manifest),
+        seconds=3.0, concurrency=4, rate=rate,
+    )  # fmt: skip
+    killer.join()
+    client.close()
+    return {"answered": len(trace.done), "failed": sum(trace.errors.values()), "status": server.process.returncode}
 
 
 def _memory(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -293,18 +358,22 @@ def _memory(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def served(bundles: list[Path], folder: Path, ckpt: Path | None) -> Iterator[tuple[Server, list[Manifest]]]:
+def served(bundles: list[Path], folder: Path, options: argparse.Namespace) -> Iterator[tuple[Server, list[Manifest]]]:
     """A server over bundles and, with a checkpoint, over its network without pre- and post-processing."""
     manifests = [read(bundle) for bundle in bundles]
     if len({manifest.name for manifest in manifests}) < len(bundles):
         raise VssError("two bundles have one name; ship one of them with --name.")
     places = [deploy(bundle, m, find(), folder) for bundle, m in zip(bundles, manifests, strict=True)]
-    if ckpt:
-        write_outside(folder, ckpt, manifests[1])
+    if options.ckpt:
+        write_outside(folder, options.ckpt, manifests[1])
         places.append(folder / "plain")
-    with running(places, log=folder / "log") as server:
+    with pinned(options):
+        server = Server(find(), places, free_ports(), folder / "log")
+    try:
         server.wait_ready()
         yield server, manifests
+    finally:
+        server.stop()
 
 
 if __name__ == "__main__":

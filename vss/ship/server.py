@@ -189,6 +189,9 @@ class Server:
 
     def stop(self, *, kill: bool = False) -> None:
         """End the server: SIGTERM and, after half a minute or with `kill`, SIGKILL to it and its models' processes."""
+        if self.process.returncode is not None:  # ended and seen to: its number may be another process's by now
+            self._log.close()
+            return
         family = _family(self.process.pid)
         if self.process.poll() is None and not kill:
             self.process.terminate()
