@@ -38,7 +38,7 @@ FIT = {"batch_size": 8, "ema": 0.98, "class_weights": "log", "accelerator": "cpu
 NETWORKS = (
     {"name": "unet", "set": {"model.name": "unet", "model.options": {"width": 12, "depth": 3}}},
     {"name": "resnet18_seg", "set": {"model.name": "resnet18_seg", "model.options": {}}},
-    {"name": "segnet", "set": {"model.name": "segnet", "model.options": {}}},
+    {"name": "lraspp", "set": {"model.name": "lraspp_mobilenet_v3_large", "model.options": {}}},
 )
 QUICK = (
     {"name": "unet8", "set": {"model.name": "unet", "model.options": {"width": 8, "depth": 2}}},

@@ -105,6 +105,12 @@ def test_a_failed_gate_is_exit_code_1(ckpt: Path, street_root: Path, tmp_path: P
     assert [done.returncode for done in pair] == [0, 0]
     scores = [json.loads((tmp_path / f"{i}.json").read_text())["rows"][0]["miou_pct"] for i in range(2)]
     first, second = (good, ckpt) if scores[0] > scores[1] else (ckpt, good)
+    plain = cli("evaluate", "--baseline", first, "--candidate", second, "--data-root", street_root, "--oracle", 0,
+                "--bench-seconds", 0, "--report", tmp_path / "pair.json")  # fmt: skip
+    figures = json.loads((tmp_path / "pair.json").read_text())
+    assert plain.returncode == 0 and "gate" not in figures and "allowed" not in plain.stdout
+    assert figures["drop"] == pytest.approx(abs(scores[0] - scores[1]))
+    assert figures["drop_interval"][0] <= figures["drop"] <= figures["drop_interval"][1]
     done = cli("evaluate", "--baseline", first, "--candidate", second, "--data-root", street_root, "--max-drop", 0)
     assert done.returncode == 1 and "failed" in done.stderr
 

@@ -262,6 +262,9 @@ def evaluate(
     more = {"class_acc_pct": "class acc %", "boundary_iou_pct": "boundary IoU %", "fps": "images/s"}
     show_table(figures["rows"], COLUMNS | {"pixel_acc_pct": "pixel acc %", "fwiou_pct": "FWIoU %"} | more)
     write_figures(report, "vss.evaluation", figures)
+    if "drop" in figures:
+        interval = "{:.2f} to {:.2f}".format(*figures["drop_interval"]) if figures["drop_interval"] else "not known"
+        out.print(f"a drop of {figures['drop']:.2f} points; 95 % interval {interval}", highlight=False)
     if "gate" in figures:
         out.print(figures["gate"]["sentence"])
         if not figures["gate"]["passed"]:

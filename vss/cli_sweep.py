@@ -251,5 +251,9 @@ def _end(summary: Summary, folder: Path) -> None:
         log = folder / "logs" / f"{name}.log"
         if log.is_file():
             out.print("".join(f"    {line}\n" for line in log.read_text().splitlines()[-12:]), highlight=False)
+    for name, reason in summary.unmeasured.items():
+        tell(out, "failed:", "red", f"{name}: {reason}")
+    if summary.unmeasured and not summary.failed:
+        raise GateFailed(f"all cells are done, and {len(summary.unmeasured)} figures of them could not be measured.")
     if summary.failed:
         raise GateFailed(f"{len(summary.failed)} of {summary.total} cells; the others are done, see {folder}.")

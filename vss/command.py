@@ -102,12 +102,15 @@ def evaluate(
         rows.append({"name": name, "file": str(path), **static, **_scalars(result)})
     figures: dict[str, Any] = {"split": split, "rows": rows}
     if len(results) == 2:
-        limit = 100.0 if max_drop is None else max_drop
-        checks = [gate(results[0], results[1], metric=project.task.metric, max_drop=limit)]
+        verdict = gate(results[0], results[1], metric=project.task.metric, max_drop=0.0 if max_drop is None else max_drop)
+        interval = verdict.get("drop_interval") or project.task.drop_interval(results[0], results[1])
+        figures |= {"drop": verdict["drop"], "drop_interval": interval}
+        checks = [] if max_drop is None else [verdict]
         limits = {"max_fnr_increase": max_fnr_increase, "max_ap_drop": max_ap_drop}
         checks += project.task.limits(results[0], results[1], **limits)
-        worst = next((check for check in checks if not check["passed"]), checks[0])
-        figures["gate"] = worst if len(checks) == 1 else {**worst, "checks": checks}
+        if checks:
+            worst = next((check for check in checks if not check["passed"]), checks[0])
+            figures["gate"] = worst if len(checks) == 1 else {**worst, "checks": checks}
     return figures
 
 

@@ -52,5 +52,17 @@ class DryStudy(Study):
         return {"row": {"score": 5.0 + recipe.seed, "threads": float(os.environ.get("OMP_NUM_THREADS", 0))}}
 
 
+class TimedDryStudy(DryStudy):
+    """The same with latencies, of which one cannot be measured."""
+
+    times = True
+
+    def time(self, recipe: Recipe, place: Place, seconds: float) -> dict[str, Any]:
+        if recipe.model.options.get("untimed"):
+            raise VssError("this machine has no clock.")
+        return {"latency_ms_p50": 1.5}
+
+
 if "dry" not in STUDIES:
     STUDIES.add("dry", DryStudy())
+    STUDIES.add("dry_timed", TimedDryStudy())

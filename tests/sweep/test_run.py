@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from vss.errors import VssError
+from vss.cli_sweep import _end
+from vss.errors import GateFailed, VssError
 from vss.sweep import Grid, Settings, Store, sweep
 
 from .conftest import HERE, dry_grid
@@ -41,6 +42,17 @@ def test_all_cells_once_and_again_nothing(tmp_path: Path) -> None:
     assert (again.ok, again.skipped) == (0, 6)
     assert (summary.planned_s, summary.done_s, again.planned_s) == (2 * 1.0 + 6 * 0.5, 5.0, 0.0)
     assert len(store.computed()) == 8 and store.repeated() == []
+
+
+def test_a_latency_that_could_not_be_measured_is_named_and_no_success(tmp_path: Path) -> None:
+    grid = dry_grid({"a": {}, "b": {"untimed": 1}}) | {"study": "dry_timed", "panels": 0}
+    summary, _ = go(grid, tmp_path)
+    assert (summary.ok, summary.failed) == (2, {})
+    assert summary.unmeasured == {"0--b": "its latency could not be measured: this machine has no clock."}
+    rows = {cell.id: (Store.read(tmp_path).record(cell.id) or {})["row"] for cell in Store.read(tmp_path).cells()}
+    assert rows["0--a"]["latency_ms_p50"] == 1.5 and "latency_ms_p50" not in rows["0--b"]
+    with pytest.raises(GateFailed, match="all cells are done, and 1 figures"):
+        _end(summary, tmp_path)
 
 
 def test_a_failed_a_dying_and_an_impossible_cell_are_theirs_alone(tmp_path: Path) -> None:

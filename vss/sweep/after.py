@@ -11,7 +11,7 @@ from vss.errors import VssError
 from vss.files import write_json
 from vss.sweep import results
 from vss.sweep.chart import write_chart, write_csv
-from vss.sweep.drive import Tell
+from vss.sweep.drive import Summary, Tell
 from vss.sweep.grid import Cell
 from vss.sweep.local import Executor
 from vss.sweep.store import Store
@@ -21,15 +21,15 @@ PICTURED = 6
 """Criteria (or variants) of one network that the pictures show."""
 
 
-def finish(store: Store, executor: Executor, *, tell: Tell, mlflow: bool = False) -> Path:
-    """Do all of it; returns the page."""
+def finish(store: Store, executor: Executor, summary: Summary, *, tell: Tell, mlflow: bool = False) -> Path:
+    """Do all of it; returns the page. What could not be done is told and named in `summary.unmeasured`."""
     from vss.page.sweep import write_page
 
     study = store.study()
     if study.times and store.grid.latency_seconds:
-        measure(store, executor, tell)
+        measure(store, executor, summary, tell)
     if study.times and store.grid.panels:
-        picture(store, executor, tell)
+        picture(store, executor, summary, tell)
     table = results.write(store)
     write_csv(results.read(store.root), store.root / "table.csv")
     write_chart(results.read(store.root), store.root / "chart.png")
@@ -40,7 +40,7 @@ def finish(store: Store, executor: Executor, *, tell: Tell, mlflow: bool = False
     return write_page(table, store.root / "report.html")
 
 
-def measure(store: Store, executor: Executor, tell: Tell) -> None:
+def measure(store: Store, executor: Executor, summary: Summary, tell: Tell) -> None:
     """Latency of every cell's network against its baseline, one cell after another; known ones are kept."""
     for cell in _done(store):
         record = store.record(cell.id)
@@ -49,7 +49,8 @@ def measure(store: Store, executor: Executor, tell: Tell) -> None:
         extra = {"seconds": store.grid.latency_seconds}
         outcome = _one(executor, _task(store, executor, "time", cell, extra))
         if outcome["status"] != "ok":
-            tell("failed", cell.id, f"its latency could not be measured: {outcome['error']}")
+            summary.unmeasured[cell.id] = f"its latency could not be measured: {outcome['error']}"
+            tell("failed", cell.id, summary.unmeasured[cell.id])
             continue
         record["row"] |= outcome["result"]
         store.keep(cell, record["key"], {k: v for k, v in record.items() if k not in _HEAD})
@@ -59,7 +60,7 @@ def measure(store: Store, executor: Executor, tell: Tell) -> None:
 _HEAD = ("kind", "schema", "id", "coords", "key")
 
 
-def picture(store: Store, executor: Executor, tell: Tell) -> None:
+def picture(store: Store, executor: Executor, summary: Summary, tell: Tell) -> None:
     """The same images through the first networks of every baseline; written to panels.json."""
     panels: list[Json] = []
     palette: list[Any] = []
@@ -72,6 +73,7 @@ def picture(store: Store, executor: Executor, tell: Tell) -> None:
             ),
         )
         if outcome["status"] != "ok":
+            summary.unmeasured[f"pictures of {network}"] = outcome["error"]
             tell("failed", f"pictures of {network}", outcome["error"])
             continue
         panels += outcome["result"]["panels"]

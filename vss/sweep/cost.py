@@ -13,8 +13,8 @@ from vss.prune import make_criterion
 from vss.sweep.study import Json
 
 OVERHEAD_S = 3.0
-"""Of one cell beside training and evaluation: tracing, budget search, the proof of the cut, files. Measured on U-Nets
-and ResNets on two cores: 1 to 6 s."""
+"""Of one cell beside training and evaluation: tracing, budget search, the proof of the cut, files. A guess; a sweep's
+time left follows the pace that it keeps."""
 BACKWARD = 2.0
 """A backward pass costs about twice a forward one (one product for the input, one for the weights)."""
 

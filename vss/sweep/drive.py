@@ -24,13 +24,14 @@ Tell = Callable[[What, str, str], None]
 class Summary:
     """What a sweep came to: numbers of cells, and the failed ones with their reasons.
 
-    `planned_s` is the estimate for all that is to be computed, `done_s` for what has been; `seconds` is real time.
+    `unmeasured` names what went wrong after the cells were done: a latency, a set of pictures. `planned_s` is the estimate for all that is to be computed, `done_s` for what has been; `seconds` is real time.
     """
 
     total: int = 0
     ok: int = 0
     skipped: int = 0
     failed: dict[str, str] = field(default_factory=dict)
+    unmeasured: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     planned_s: float = 0.0
     done_s: float = 0.0

@@ -91,7 +91,7 @@ def sweep(
         store = Store.make(out, grid, about=about, replace=extend)
         with store.lock():
             result = drive(store, cells, executor, retries=settings.retries, tell=tell, summary=summary)
-            tell("page", str(finish(store, executor, tell=tell, mlflow=mlflow)), "")
+            tell("page", str(finish(store, executor, result, tell=tell, mlflow=mlflow)), "")
             return result
     finally:
         executor.close()
