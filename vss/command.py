@@ -102,7 +102,8 @@ def evaluate(
         rows.append({"name": name, "file": str(path), **static, **_scalars(result)})
     figures: dict[str, Any] = {"split": split, "rows": rows}
     if len(results) == 2:
-        verdict = gate(results[0], results[1], metric=project.task.metric, max_drop=0.0 if max_drop is None else max_drop)
+        limit = 0.0 if max_drop is None else max_drop
+        verdict = gate(results[0], results[1], metric=project.task.metric, max_drop=limit)
         interval = verdict.get("drop_interval") or project.task.drop_interval(results[0], results[1])
         figures |= {"drop": verdict["drop"], "drop_interval": interval}
         checks = [] if max_drop is None else [verdict]

@@ -24,7 +24,8 @@ Tell = Callable[[What, str, str], None]
 class Summary:
     """What a sweep came to: numbers of cells, and the failed ones with their reasons.
 
-    `unmeasured` names what went wrong after the cells were done: a latency, a set of pictures. `planned_s` is the estimate for all that is to be computed, `done_s` for what has been; `seconds` is real time.
+    `unmeasured` names what went wrong after the cells were done: a latency, a set of pictures. `planned_s` is the
+    estimate for all that is to be computed, `done_s` for what has been; `seconds` is real time.
     """
 
     total: int = 0
