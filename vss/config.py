@@ -201,11 +201,23 @@ class PrecisionConfig(Section):
     search_images: int = Field(default=64, ge=1, description="validation images that the search scores on")
 
 
+class TensorRTConfig(Section):
+    """How a TensorRT engine is built; see `vss.deploy.BuildPlan`. Precision is none of it."""
+
+    workspace_mib: int | None = Field(default=None, ge=1, description="scratch memory of a layer; null: all there is")
+    optimisation_level: int | None = Field(default=None, ge=0, le=5, description="null: TensorRT's own, 3")
+    tf32: bool = True
+    hardware: Literal["NONE", "SAME_COMPUTE_CAPABILITY", "AMPERE_PLUS"] = "NONE"
+    version_compatible: bool = False
+    flags: tuple[str, ...] = Field(default=(), description="further names of trt.BuilderFlag")
+
+
 class BuildConfig(Section):
     """Which runtime."""
 
     backend: str = "onnxruntime"
     threads: int | None = Field(default=None, ge=1)
+    tensorrt: TensorRTConfig = Field(default_factory=TensorRTConfig, description="read by backend tensorrt alone")
 
 
 class GateConfig(Section):

@@ -13,7 +13,8 @@ import numpy as np
 
 from vss import checkpoint, ops, steps
 from vss.config import Recipe
-from vss.deploy import BACKENDS, BuildSpec, bench, bench_end_to_end, export
+from vss.deploy import BACKENDS, bench, bench_end_to_end, export
+from vss.deploy.backends import build_spec, inspected
 from vss.environment import environment
 from vss.errors import GateFailed, VssError
 from vss.evaluate import engine_predictor
@@ -192,7 +193,7 @@ class Job:
         def work() -> Result:
             model = checkpoint.load(self.out / f"{name}.safetensors")
             exported = export(model, self.out / onnx, **steps.export_options(project, model))
-            backend, spec = available(recipe.build.backend), BuildSpec()
+            backend, spec = available(recipe.build.backend), build_spec(recipe.build)
             backend.build(self.out / onnx, self.out / artefact, spec)
             session = backend.open(self.out / artefact, threads=recipe.build.threads)
             metrics = project.score(engine_predictor(session, project.preprocess))
@@ -206,6 +207,7 @@ class Job:
                     "spec": asdict(spec),
                     "files": {"onnx": onnx, "engine": artefact, "scores": images},
                 },
+                "inspector": inspected(self.out / artefact),
                 "size_mib": (self.out / artefact).stat().st_size / 2**20,
                 "detail": f"{backend.name}: {self.summary(metrics)}",
             }
@@ -330,6 +332,7 @@ class Job:
             "plan": {key: pruned[key] for key in PLAN_FACTS}
             | {key: value for key, value in pruned["phase"].items() if key not in ("curves", "labels")},
             "export": {names[name]: result["export"] for name, result in engines.items()},
+            "inspector": {names[n]: r["inspector"] for n, r in engines.items() if r["inspector"]},
             "artefacts": {names[n]: sha256_artefact(self.out, r["artefact"]) for n, r in engines.items()},
         }
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from vss import checkpoint, steps
 from vss.config import Recipe
-from vss.deploy import BACKENDS, BuildSpec, bench
+from vss.deploy import BACKENDS, bench
+from vss.deploy.backends import build_spec
 from vss.deploy.guard import decide
 from vss.evaluate import engine_predictor
 from vss.files import sha256_artefact
@@ -123,7 +124,7 @@ def _attempt(
     """Write, build, score and judge one file."""
     recipe, project = job.recipe, job.project
     exported = typing.write(job.out / files["onnx"], kind, keep)
-    backend, spec = BACKENDS[recipe.build.backend], BuildSpec()
+    backend, spec = BACKENDS[recipe.build.backend], build_spec(recipe.build)
     backend.build(job.out / files["onnx"], job.out / files["engine"], spec)
     session = backend.open(job.out / files["engine"], threads=recipe.build.threads)
     metrics = project.score(engine_predictor(session, project.preprocess))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from vss.deploy import BACKENDS
+from vss.config import BuildConfig
+from vss.deploy import BACKENDS, BuildPlan, BuildSpec
+from vss.deploy.backends import build_spec, inspected
 from vss.errors import VssError
 
 
@@ -28,3 +31,22 @@ def test_importing_deploy_imports_no_optional_package() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "3"), done.stderr
+
+
+def test_build_spec_is_what_the_recipe_says() -> None:
+    wanted = {"optimisation_level": 5, "workspace_mib": 512, "hardware": "AMPERE_PLUS", "flags": ["SPARSE_WEIGHTS"]}
+    config = BuildConfig.model_validate({"backend": "trt", "tensorrt": wanted})
+    assert build_spec(config).plan == BuildPlan(
+        optimisation_level=5, workspace_mib=512, hardware="AMPERE_PLUS", flags=("SPARSE_WEIGHTS",)
+    )
+    assert build_spec(BuildConfig(backend="trt")).plan == BuildPlan()
+    assert build_spec(BuildConfig()) == BuildSpec()
+    with pytest.raises(VssError, match="FP16 is no build option"):
+        build_spec(BuildConfig.model_validate({"backend": "trt", "tensorrt": {"flags": ["FP16"]}}))
+
+
+def test_inspected_reads_what_lies_beside_an_engine(tmp_path: Path) -> None:
+    engine = tmp_path / "a.engine"
+    assert inspected(engine) is None
+    (tmp_path / "a.engine.layers.json").write_text('{"Layers": [{"Name": "conv"}], "Bindings": []}')
+    assert inspected(engine) == {"Layers": [{"Name": "conv"}], "Bindings": []}

@@ -1,10 +1,20 @@
 """Runtimes by name. A new one is a file with a `Backend` and one row here; users add theirs to `BACKENDS`."""
 
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 from vss.deploy.eager import TorchBackend, TorchSession
 from vss.deploy.ort import OnnxRuntimeBackend, OnnxRuntimeSession
 from vss.deploy.session import Backend, Binding, BuildSpec, Session, need
 from vss.deploy.trt import TensorRTBackend
+from vss.deploy.trt_plan import BuildPlan
 from vss.registry import Registry
+
+if TYPE_CHECKING:
+    from vss.config import BuildConfig
 
 __all__ = [
     "BACKENDS",
@@ -17,6 +27,8 @@ __all__ = [
     "TensorRTBackend",
     "TorchBackend",
     "TorchSession",
+    "build_spec",
+    "inspected",
     "need",
 ]
 
@@ -24,3 +36,17 @@ BACKENDS: Registry[Backend] = Registry("backend")
 BACKENDS.add("onnxruntime", OnnxRuntimeBackend(), aliases=["ort"])
 BACKENDS.add("tensorrt", TensorRTBackend(), aliases=["trt"])
 BACKENDS.add("torch", TorchBackend())
+
+
+def build_spec(config: BuildConfig) -> BuildSpec:
+    """What a recipe asks of its runtime; profiles of a TensorRT engine come from the file."""
+    if BACKENDS.canonical(config.backend) != "tensorrt":
+        return BuildSpec()
+    return BuildSpec(plan=BuildPlan(**config.tensorrt.model_dump()))
+
+
+def inspected(artefact: Path) -> dict[str, Any] | None:
+    """What TensorRT's engine inspector said of an engine when it was built, {"Layers": [...], "Bindings": [...]}; None
+    for the artefacts of other runtimes."""
+    layers = artefact.with_name(artefact.name + ".layers.json")
+    return json.loads(layers.read_text()) if layers.is_file() else None
