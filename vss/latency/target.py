@@ -11,7 +11,7 @@ import logging
 import math
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -204,6 +204,37 @@ class LatencyGoal:
         self.record["chosen"] = int(np.argmin(errors))
         self.record["met"] = min(errors) <= settings.tolerance
         return found[self.record["chosen"]]
+
+    def twin(self, goal: float, plan_of: Callable[[float], Plan]) -> tuple[Plan, list[dict[str, float]]]:
+        """A plan of another budget whose engine takes the same measured time, for a comparison at equal latency.
+
+        Args:
+            goal: share of the uncut network's time.
+            plan_of: fraction that a budget keeps -> plan.
+
+        Returns:
+            The plan measured nearest to the goal, and what was tried: `keep`, `ms`, `ratio`, `low`, `high`, `off`
+            (relative distance of the ratio from the goal), the nearest last.
+        """
+        settings, threads = self.config.latency, usable_threads(self.project.recipe.build.threads)
+        assert settings is not None
+        keep, rows, plans = goal, list[dict[str, float]](), list[Plan]()
+        with tempfile.TemporaryDirectory() as name, pinned(threads):
+            uncut = self._engine(self.model, Path(name) / "uncut")
+            while len(rows) < settings.iterations:
+                plans.append(plan_of(min(keep, 1.0)))
+                cut = self._engine(apply_plan(self.model, plans[-1], check_weights=False), Path(name) / f"{len(rows)}")
+                seen = check_noise(measure(uncut, cut, self._feed(uncut), settings.max_seconds), settings.noise)
+                cut.close()
+                rows.append({"keep": min(keep, 1.0), "ms": seen.ms, "ratio": seen.ratio, "low": seen.low,
+                             "high": seen.high, "off": abs(seen.ratio / goal - 1)})  # fmt: skip
+                log.info("kept %.3f: %.3fx of the uncut (wanted %.3fx)", keep, seen.ratio, goal)
+                if rows[-1]["off"] <= settings.tolerance or plans[-1].widths() in [p.widths() for p in plans[:-1]]:
+                    break
+                keep = correct(keep, seen.ratio, goal, [(row["keep"], row["ratio"]) for row in rows])
+            uncut.close()
+        order = sorted(range(len(rows)), key=lambda index: -rows[index]["off"])
+        return plans[order[-1]], [rows[index] for index in order]
 
     def _head(self, settings: LatencyConfig, threads: int, whole: float, floor: float) -> dict[str, Any]:
         table = self.table

@@ -1,0 +1,322 @@
+"""Latency as a target: is it hit, what is alignment worth, how good is the table, and are planted causes named.
+
+    python benchmarks/bench_latency.py --part targets --data-root CAMVID --out DIR --cores 0 --write
+
+Parts, one or all: `targets` (0.75x, 0.5x and 0.33x of three networks, each timed again in a new process, and the same
+criterion under MAC budgets at the same measured time, plain and in the table's width steps, with the same fine-tuning),
+`alignment` (a plain L1 cut of `fcn_resnet50` with and without the discovered step), `error` (the tables on random
+widths that they have not seen), `explain` (planted cases). ONNX Runtime on the CPU, one image, uint8 pixels to labels,
+on the cores that are given, one thread a core. What is known is kept in `--out`, so that a killed run goes on;
+`--quick` is for trying out: one small network, small tables, generated images where there is no `--data-root`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from latency_parts import LOG, Bench, alignment, explain, told
+from torch import nn
+
+import vss
+from vss import checkpoint, steps
+from vss.config import PruneConfig, Recipe
+from vss.deploy import export
+from vss.environment import environment
+from vss.errors import VssError
+from vss.files import read_json, sha256_json, write_json
+from vss.latency import LatencyGoal, LatencyTable, Setting, build, open_subject
+from vss.prune import Budget, Plan, apply_plan, collect, count, find_groups, make_criterion
+from vss.steps import Project
+
+ROOT = Path(__file__).resolve().parent.parent
+KIND, SCHEMA = "vss.bench_latency", 1
+PARTS = ("targets", "alignment", "error", "explain")
+TARGETS = "0.75x,0.5x,0.33x"
+
+
+@dataclass(frozen=True)
+class Net:
+    """One network of `targets`: image size (H, W), epochs of training and of fine-tuning; sizes fit one CPU core."""
+
+    name: str
+    size: tuple[int, int]
+    train: int
+    finetune: int
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+NETS = (
+    Net("unet", (112, 160), 10, 2, {"width": 16}),
+    Net("resnet18_seg", (112, 160), 10, 3),
+    Net("deeplabv3_resnet50", (64, 96), 3, 1),
+)
+QUICK = (Net("unet", (64, 96), 1, 1, {"width": 16}),)
+
+
+# -- targets --------------------------------------------------------------------------------------------------------
+
+
+def project_of(run: Bench, net: Net) -> Project:
+    """Data and recipe of one network."""
+    fit = {"lr": 0.03, "ema": 0.98, "class_weights": "log", "batch_size": 8}
+    recipe = {
+        "data": {"root": str(run.arguments.data_root), "size": net.size, "augment": {"scale": [0.75, 1.5]}},
+        "model": {"name": net.name, "options": net.options, "checkpoint": run.arguments.checkpoint.get(net.name)},
+        "train": fit | {"epochs": net.train, "val_every": net.train},
+        "finetune": fit | {"epochs": net.finetune, "val_every": net.finetune},
+        "build": {"threads": run.threads},
+    }
+    return Project.open(Recipe.model_validate(recipe))
+
+
+def trained(run: Bench, net: Net, project: Project, folder: Path) -> nn.Module:
+    """The given checkpoint, or the network trained here."""
+    path = folder / "baseline.safetensors"
+    if not path.is_file():
+        model = project.build_model()
+        if net.name not in run.arguments.checkpoint:
+            steps.train(project, model, project.recipe.train, folder / "train", progress=False)
+        project.save(model, path)
+    return checkpoint.load(path)
+
+
+def table_of(run: Bench, net: Net, project: Project, model: nn.Module) -> LatencyTable:
+    """The latency table of a network; its weights do not matter."""
+    setting = Setting(threads=run.threads, options=project.task.export_options())
+    with tempfile.TemporaryDirectory() as folder:
+        subject = open_subject(model, Path(folder), project.preprocess, setting, seconds=0.25)
+        return build(subject, table_path(run, net), effort=run.effort, progress=told)
+
+
+def table_path(run: Bench, net: Net) -> Path:
+    return run.arguments.out / net.name / "table.json"
+
+
+def targets(run: Bench) -> None:
+    """All targets of all networks, and the comparison with MAC budgets at `--compare`."""
+    for net in run.arguments.nets:
+        project, folder = project_of(run, net), run.arguments.out / net.name
+        model = trained(run, net, project, folder)
+        table_of(run, net, project, model)
+        run.once(f"baseline {net.name}", lambda: describe(net, project, model))  # noqa: B023  (called at once)
+        known = statistics_of(project, model, prune_config(run, net, "1x"))
+        for target in run.arguments.targets:
+            hit(run, net, project, model, target, known)
+        for target in run.arguments.compare:
+            compare(run, net, project, model, target, known)
+
+
+def prune_config(run: Bench, net: Net, target: str) -> PruneConfig:
+    """Taylor under a time."""
+    latency = {"target": target, "lut": str(table_path(run, net)), **run.limits}
+    return PruneConfig.model_validate({"criterion": "taylor", "batches": 10, "recalibrate": 20, "latency": latency})
+
+
+def statistics_of(project: Project, model: nn.Module, config: PruneConfig) -> Any:
+    """One calibration pass for all plans of a network."""
+    criterion = make_criterion(config.criterion)
+    groups = list(find_groups(model, torch.zeros(1, 3, *project.preprocess.size)))
+    batches = project.calibration(config.batches, config.batch_size)
+    mode = criterion.batch_norm_mode()
+    return collect(model, groups, criterion.needs, batches, steps.calibration_loss(project), batch_norm=mode)
+
+
+def describe(net: Net, project: Project, model: nn.Module) -> dict[str, Any]:
+    """Size and test accuracy of the uncut network, and how it came about; epochs None: a checkpoint was given."""
+    rows = {"size": list(net.size), "options": dict(getattr(model, "options", {})), "epochs": net.train or None}
+    rows |= {"finetune_epochs": net.finetune}
+    return rows | count(model, net.size) | {"miou_pct": steps.torch_score(project, model)["miou_pct"]}
+
+
+def hit(run: Bench, net: Net, project: Project, model: nn.Module, target: str, known: Any) -> None:
+    """Prune to a target, then time the engines anew in another process: asked, reached, off by."""
+    folder, asked = run.arguments.out / net.name / target, float(target.removesuffix("x"))
+
+    def prune() -> dict[str, Any]:
+        config = prune_config(run, net, target)
+        _, facts = steps.prune(project, model, config, folder, progress=False, statistics=known)
+        record = facts["phase"]["latency"]
+        row = {"met": record["met"], "ratio": record["iterations"][record["chosen"]]["ratio"], "step": record["step"]}
+        row |= {"iterations": len(record["iterations"]), "predicted_floor": record["predicted_floor"]}
+        return row | {"macs_kept": facts["kept"]["macs"], "params_kept": facts["kept"]["params"]}
+
+    def again() -> dict[str, Any]:
+        fresh = fresh_time(run, project, model, checkpoint.load(folder / "pruned.safetensors"), folder)
+        off = 100 * (fresh["ratio"] / asked - 1)
+        return {"asked": asked, "reached": fresh["ratio"], "off_pct": off, "fresh": fresh}
+
+    if run.once(f"prune {net.name} {target}", prune):
+        run.once(f"target {net.name} {target}", again)
+
+
+def fresh_time(run: Bench, project: Project, model: nn.Module, small: nn.Module, folder: Path) -> dict[str, Any]:
+    """Both engines in turns by `vss bench` in a new process on the same cores."""
+    files = {"uncut": folder / "uncut.onnx", "cut": folder / "cut.onnx"}
+    for name, each in (("uncut", model), ("cut", small)):
+        export(each, files[name], parity_batches=(1,), **steps.export_options(project, each))
+    report = folder / "bench.json"
+    command = [sys.executable, "-m", "vss.cli", "bench", "--candidate", files["cut"], "--baseline", files["uncut"]]
+    command += ["--threads", run.threads, "--max-seconds", run.limits["max_seconds"], "--report", report]
+    done = subprocess.run(list(map(str, command)), check=False, capture_output=True, text=True, cwd=ROOT)
+    if done.returncode:
+        raise VssError(f"vss bench failed: {done.stderr.strip()[-400:]}")
+    figures = json.loads(report.read_text())
+    faster = figures["speedup"]["candidate"]
+    if not figures["stable"] and not run.arguments.quick:
+        raise VssError(f"the fresh measurement is not stable ({_spreads(figures)}); run this again when it is quiet.")
+    found = {"ratio": 1 / faster["ratio"], "low": _over(faster["high"]), "high": _over(faster["low"])}
+    sessions = {"uncut": figures["sessions"]["baseline"], "cut": figures["sessions"]["candidate"]}
+    keys = ("latency_ms_p50", "latency_ms_p90", "latency_ms_p99", "spread", "n")
+    return found | {name: {key: row[key] for key in keys} for name, row in sessions.items()}
+
+
+def _spreads(figures: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {row['spread']:.1%}" for name, row in figures["sessions"].items())
+
+
+def _over(value: float | None) -> float | None:
+    return 1 / value if value else None
+
+
+def compare(run: Bench, net: Net, project: Project, model: nn.Module, target: str, known: Any) -> None:
+    """Test mIoU at equal measured time: latency as the target, a plain MAC budget, and one in the table's steps."""
+    folder = run.arguments.out / net.name / target
+    done = run.result["done"].get(f"target {net.name} {target}")
+    if done is None:
+        return
+    first = folder / "pruned.safetensors"
+
+    def latency() -> dict[str, Any]:
+        return finetuned(project, checkpoint.load(first), folder / "fit-latency") | {"ratio": done["reached"]}
+
+    run.once(f"compare {net.name} {target} latency", latency)
+    table = LatencyTable.load(table_path(run, net))
+    for name, align in {"macs": 1, "macs aligned": table.step}.items():
+
+        def budget(align: int = align, name: str = name) -> dict[str, Any]:
+            goal = LatencyGoal.open(project, model, prune_config(run, net, target), folder)
+            plan, rows = goal.twin(done["reached"], lambda keep: mac_plan(project, model, keep, align, known))
+            small = apply_plan(model, plan, check_weights=False)
+            steps.recalibrate(project, small, goal.config)
+            last, kept = rows[-1], plan.cost_after["macs"] / plan.cost_before["macs"]
+            facts = {"ratio": last["ratio"], "off": last["off"], "align": align, "macs_kept": kept, "tried": len(rows)}
+            return finetuned(project, small, folder / f"fit-{name.replace(' ', '-')}") | facts
+
+        run.once(f"compare {net.name} {target} {name}", budget)
+
+
+def mac_plan(project: Project, model: nn.Module, keep: float, align: int, known: Any) -> Plan:
+    """The same criterion under a MAC budget."""
+    config = PruneConfig(criterion="taylor", batches=10)
+    budget = Budget.make(kind="macs", keep=keep, align=align)
+    return steps.plan_once(project, model, config, budget, statistics=known)
+
+
+def finetuned(project: Project, small: nn.Module, folder: Path) -> dict[str, Any]:
+    """Test mIoU before and after the fine-tuning, the same for all."""
+    before = steps.torch_score(project, small)["miou_pct"]
+    steps.train(project, small, project.recipe.finetune, folder, progress=False)
+    return {"miou_pruned_pct": before, "miou_pct": steps.torch_score(project, small)["miou_pct"]}
+
+
+# -- error ----------------------------------------------------------------------------------------------------------
+
+
+def error(run: Bench) -> None:
+    """Predicted against measured time of every table on random widths that it has not seen."""
+    for net in run.arguments.nets:
+        project = project_of(run, net)
+        table = table_of(run, net, project, project.build_model())
+        _, widths, _, totals = table.arrays("test")
+        predicted = table.model()(widths)
+        pairs = [{"predicted_ms": float(p), "ms": float(t)} for p, t in zip(predicted, totals, strict=True)]
+        fitted = {"fitted_on": len(table.of_role("full", "fit")), "drift": table.drift, "uncut_ms": table.full_ms()}
+        run.once(f"error {net.name}", lambda: table.error | fitted | {"vectors": pairs})  # noqa: B023  (called at once)
+
+
+# -- the whole ------------------------------------------------------------------------------------------------------
+
+
+def options_of() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=PARTS, action="append", help="default: all")
+    parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="folder for tables, networks and what is known")
+    parser.add_argument("--net", action="append", help="of targets and error; default: all three")
+    parser.add_argument("--checkpoint", action="append", default=[], help="NAME=FILE, in place of training")
+    parser.add_argument("--targets", default=TARGETS, help="with commas")
+    parser.add_argument("--compare", default="0.5x", help="targets to compare with MAC budgets; '' for none")
+    parser.add_argument("--cores", default="0", help="numbers, with commas; one thread on each")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--write", action="store_true", help="keep it in benchmarks/results/<machine>/")
+    found = parser.parse_args()
+    found.cores = [int(core) for core in found.cores.split(",")]
+    found.checkpoint = dict(each.split("=", 1) for each in found.checkpoint)
+    found.targets = found.targets.split(",")
+    found.compare = [each for each in found.compare.split(",") if each]
+    nets = [net for net in (QUICK if found.quick else NETS) if not found.net or net.name in found.net]
+    found.nets = [sized(net, found.checkpoint.get(net.name)) for net in nets]
+    found.out = found.out.resolve()
+    found.part = found.part or list(PARTS)
+    return found
+
+
+def sized(net: Net, path: str | None) -> Net:
+    """A network at the image size of its checkpoint."""
+    if path is None:
+        return net
+    preprocess = checkpoint.read(path).preprocess
+    if preprocess is None:
+        raise VssError(f"{path} does not say its input size; save it with vss.save(..., preprocess=...).")
+    return replace(net, size=tuple(preprocess["size"]), train=0)
+
+
+def main() -> None:
+    """Parse, run, write."""
+    arguments = options_of()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    about = environment()
+    os.sched_setaffinity(0, arguments.cores)
+    torch.set_num_threads(len(arguments.cores))
+    if arguments.data_root is None and set(arguments.part) & {"targets", "error"}:
+        arguments.data_root = generated(arguments)
+    setting = {"quick": arguments.quick, "backend": "onnxruntime", "criterion": "taylor", "batch": 1}
+    setting |= Bench(arguments, {}, Path()).limits
+    path = arguments.out / "latency.json"
+    result: dict[str, Any] = {"kind": KIND, "schema": SCHEMA, "key": sha256_json(setting), "done": {}}
+    if path.is_file():
+        old = read_json(path, kind=KIND, schema=SCHEMA)
+        result = old if old["key"] == result["key"] else result
+    run = Bench(arguments, result | {"environment": about, "setting": setting}, path)
+    for part in arguments.part:
+        {"targets": targets, "alignment": alignment, "error": error, "explain": explain}[part](run)
+    if arguments.write:
+        target = ROOT / "benchmarks" / "results" / about["machine"] / f"{vss.__version__}--latency.json"
+        LOG.info("wrote %s", write_json(target, run.result))
+
+
+def generated(arguments: argparse.Namespace) -> Path:
+    """Street images for a quick run."""
+    if not arguments.quick:
+        raise VssError("give --data-root, the folder of CamVid, or --quick.")
+    from vss.data.synthetic import write_street
+
+    root = arguments.out / "street"
+    if not root.is_dir():
+        write_street(root, seed=1, counts={"train": 24, "val": 6, "test": 8}, size=((68, 76), (92, 100)))
+    return root.resolve()
+
+
+if __name__ == "__main__":
+    main()
