@@ -72,7 +72,7 @@ def project_of(run: Bench, net: Net) -> Project:
     recipe = {
         "data": {"root": str(run.arguments.data_root), "size": net.size, "augment": {"scale": [0.75, 1.5]}},
         "model": {"name": net.name, "options": net.options, "checkpoint": run.arguments.checkpoint.get(net.name)},
-        "train": fit | {"epochs": net.train, "val_every": net.train},
+        "train": fit | {"epochs": net.train, "val_every": max(1, net.train)},
         "finetune": fit | {"epochs": net.finetune, "val_every": net.finetune},
         "build": {"threads": run.threads},
     }
