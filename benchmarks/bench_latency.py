@@ -68,7 +68,7 @@ QUICK = (Net("unet", (64, 96), 1, 1, {"width": 16}),)
 
 def project_of(run: Bench, net: Net) -> Project:
     """Data and recipe of one network."""
-    fit = {"lr": 0.03, "ema": 0.98, "class_weights": "log", "batch_size": 8}
+    fit = {"lr": 0.03, "ema": 0.98, "class_weights": "log", "batch_size": 8, "precision": run.arguments.precision}
     recipe = {
         "data": {"root": str(run.arguments.data_root), "size": net.size, "augment": {"scale": [0.75, 1.5]}},
         "model": {"name": net.name, "options": net.options, "checkpoint": run.arguments.checkpoint.get(net.name)},
@@ -257,6 +257,7 @@ def options_of() -> argparse.Namespace:
     parser.add_argument("--checkpoint", action="append", default=[], help="NAME=FILE, in place of training")
     parser.add_argument("--targets", default=TARGETS, help="with commas")
     parser.add_argument("--compare", default="0.5x", help="targets to compare with MAC budgets; '' for none")
+    parser.add_argument("--precision", default="auto", help="of training, as in recipes")
     parser.add_argument("--cores", default="0", help="numbers, with commas; one thread on each")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--write", action="store_true", help="keep it in benchmarks/results/<machine>/")
