@@ -16,7 +16,7 @@ from vss.config import LatencyConfig, PruneConfig
 from vss.errors import VssError
 from vss.latency import Effort, LatencyGoal, Target, build, target
 from vss.latency.target import Measured, check_noise, correct
-from vss.prune.plan import Plan
+from vss.prune.plan import Plan, plan_group
 
 
 @pytest.mark.parametrize(
@@ -162,3 +162,31 @@ def test_rounds_and_tables_of_other_settings_are_refused(tmp_path: Path) -> None
     with pytest.raises(VssError, match="met in one round"):
         LatencyGoal.open(project, nn.Identity(), PruneConfig(steps=2, latency=latency), tmp_path)
     assert np.isfinite(latency.tolerance)
+
+
+def test_another_budget_is_brought_to_the_same_measured_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(1.1, 0.3, monkeypatch)
+    goal = goal_of(world, tmp_path / "t.json", "0.6x", tolerance=0.03)
+
+    def plan_of(keep: float) -> Plan:
+        groups = tuple(plan_group(g, torch.arange(max(1, round(g.channels * keep)))) for g in world.clock.groups)
+        return Plan(model="x", weights_sha256="0" * 64, criterion="l1", budget={"keep": keep}, groups=groups)
+
+    plan, rows = goal.twin(0.6, plan_of)
+    widths = [len(group.kept) for group in plan.groups]
+    uncut, cut = (1.1 * world.clock.read(w).total + 0.3 for w in ([128] * 3, widths))
+    assert rows[-1]["ratio"] == pytest.approx(cut / uncut)
+    assert rows[-1]["off"] == min(row["off"] for row in rows) == pytest.approx(abs(cut / uncut / 0.6 - 1))
+    assert rows[-1]["off"] <= 0.03 < rows[0]["off"]
+    assert plan.budget["keep"] == rows[-1]["keep"]
+    assert world.built == 1 + len(rows)
+
+
+def test_a_budget_that_repeats_itself_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(1.0, 0.0, monkeypatch)
+    goal = goal_of(world, tmp_path / "t.json", "0.6x")
+    groups = tuple(plan_group(g, torch.arange(64)) for g in world.clock.groups)
+    same = Plan(model="x", weights_sha256="0" * 64, criterion="l1", budget={}, groups=groups)
+    plan, rows = goal.twin(0.6, lambda keep: same)
+    assert (plan, len(rows), world.built) == (same, 2, 3)
+    assert rows[0]["ratio"] == rows[1]["ratio"]
