@@ -78,17 +78,18 @@ class Bench:
 
 def alignment(run: Bench) -> None:
     """Speed-up over MAC reduction of a plain L1 cut, at every width and in the discovered step; random weights."""
-    name, size = ("unet", (48, 64)) if run.arguments.quick else ("fcn_resnet50", (180, 240))
+    quick = run.arguments.quick
+    name, size = ("unet", (48, 64)) if quick else ("fcn_resnet50", (180, 240))
     torch.manual_seed(0)
-    model, preprocess = models.build(name, 11).eval(), Preprocess(size=size)
+    model, preprocess = models.build(name, 11, **({"width": 16} if quick else {})).eval(), Preprocess(size=size)
     path = run.arguments.out / f"scan-{name}.json"
     options = {"labels": True}
     setting = Setting(threads=run.threads, options=options)
-    effort = replace(SCAN, vectors=1) if run.arguments.quick else SCAN
+    effort = replace(SCAN, vectors=1) if quick else SCAN
     with tempfile.TemporaryDirectory() as folder:
         table = build(open_subject(model, Path(folder), preprocess, setting), path, effort=effort, progress=told)
     run.once("alignment", lambda: {"network": name, "size": list(size), "step": table.step, "costs": table.alignment})
-    for scope, keep in CUTS:
+    for scope, keep in CUTS[:1] if quick else CUTS:
         for align in dict.fromkeys((1, table.step)):
             budget = {"kind": "macs", "keep": keep, "scope": scope, "align": align}
 
