@@ -1,6 +1,6 @@
 """Sweeps measured: two Ray workers with one killed against the local executor, overhead per cell, memory of the driver.
 
-    python benchmarks/bench_sweep.py --data-root CAMVID --out DIR --write   all of it, about an hour on two cores
+    python benchmarks/bench_sweep.py --data-root CAMVID --out DIR --write   all of it, about half an hour on two cores
     python benchmarks/bench_sweep.py --quick --out DIR                      a tiny one on generated data
 
 3 networks x 5 criteria x 2 budgets x 2 seeds. Resumable: the same command goes on, finished sweeps are not repeated. A
@@ -48,17 +48,17 @@ NOT_COMPARED = ("latency", "fps", "pixels_per_s", "speedup", "baseline_latency")
 
 
 def grid(root: Path, *, quick: bool) -> Grid:
-    """The sweep; cells of 20 to 30 s on one core, in the quick one of a few seconds."""
-    fit = FIT | {"epochs": 1 if quick else 6, "lr": 0.05, "val_every": 1 if quick else 3}
+    """The sweep; cells of about 10 s on one core, in the quick one of a few seconds."""
+    fit = FIT | {"epochs": 1 if quick else 4, "lr": 0.05, "val_every": 1 if quick else 2}
     base = {
-        "data": {"dataset": "camvid", "root": str(root), "size": [48, 64] if quick else [64, 96]},
+        "data": {"dataset": "camvid", "root": str(root), "size": [48, 64]},
         "train": fit,
         "prune": {
             "batches": 2 if quick else 8,
             "recalibrate": 2 if quick else 10,
             "budget": {"floor": 0.1, "align": 4},
         },
-        "finetune": fit | {"epochs": 1 if quick else 2, "lr": 0.03, "val_every": 1 if quick else 2},
+        "finetune": fit | {"epochs": 1, "lr": 0.03, "val_every": 1},
     }
     criteria = ["l1", "taylor"] if quick else ["l1", "taylor", "fpgm", "sirfp", "random"]
     content = {"name": "bench", "base": base, "networks": QUICK if quick else NETWORKS, "criteria": criteria,
