@@ -6,7 +6,7 @@ A row is (network, pruned or not, precision), scored on the test split and timed
 rows of its network, all in onnxruntime on the CPU; these times say nothing about TensorRT. INT8 that costs more than
 `--max-drop` is searched, and the row says what was kept. The last part blows one channel of a network up, exactly, so
 that plain min-max ranges collapse, and shows the search at work. Rows are kept as soon as they are known, so that a
-killed run goes on. `--quick` takes few images.
+killed run goes on. `--quick` takes few images. Networks of another data set are added by a second call with its `--data-root`.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--pair", action="append", required=True, help="name=BASELINE[,PRUNED], checkpoints; repeat it")
     parser.add_argument("--data-root", required=True)
     parser.add_argument("--dataset", default=None)
-    parser.add_argument("--collapse", default=None, help="name of a pair whose baseline is blown up; default the first")
+    parser.add_argument("--collapse", default=None, help="name of a pair whose baseline is blown up; default the first of the file")
     parser.add_argument("--method", default="percentile")
     parser.add_argument("--elsewhere", default="fp32")
     parser.add_argument("--max-drop", type=float, default=0.5)
@@ -194,7 +194,8 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 keep(name, {"weights_sha256": weights, "rows": rows_of(name, path, arguments, Path(folder))})
     chosen = arguments.collapse or next(iter(pairs))
-    if f"collapse {chosen}" not in result["done"]:
+    known = f"collapse {chosen}" if arguments.collapse else "collapse "
+    if not any(key.startswith(known) for key in result["done"]):
         with tempfile.TemporaryDirectory() as folder:
             keep(f"collapse {chosen}", collapse(chosen, jobs[f"{chosen} baseline"], arguments, Path(folder)))
 
