@@ -6,7 +6,8 @@ A row is (network, pruned or not, precision), scored on the test split and timed
 rows of its network, all in onnxruntime on the CPU; these times say nothing about TensorRT. INT8 that costs more than
 `--max-drop` is searched, and the row says what was kept. The last part blows one channel of a network up, exactly, so
 that plain min-max ranges collapse, and shows the search at work. Rows are kept as soon as they are known, so that a
-killed run goes on. `--quick` takes few images. Networks of another data set are added by a second call with its `--data-root`.
+killed run goes on. `--quick` takes few images.
+Networks of another data set are added by a second call with its `--data-root`.
 """
 
 from __future__ import annotations
@@ -161,7 +162,7 @@ def main() -> None:
     parser.add_argument("--pair", action="append", required=True, help="name=BASELINE[,PRUNED], checkpoints; repeat it")
     parser.add_argument("--data-root", required=True)
     parser.add_argument("--dataset", default=None)
-    parser.add_argument("--collapse", default=None, help="name of a pair whose baseline is blown up; default the first of the file")
+    parser.add_argument("--collapse", default=None, help="name of a pair whose baseline is blown up; default the first")
     parser.add_argument("--method", default="percentile")
     parser.add_argument("--elsewhere", default="fp32")
     parser.add_argument("--max-drop", type=float, default=0.5)
