@@ -253,7 +253,7 @@ def write_outside(folder: Path, ckpt: Path, manifest: Manifest) -> None:
 def _outside(bundle: Path, manifest: Manifest, address: str) -> dict[str, Callable[..., dict[str, Any]]]:
     """The ensemble, and a client that normalises and takes the argmax itself; both must give the bundle's labels."""
     sent, client = feeds(bundle, manifest), Client("grpc", address)
-    mean, std = np.float32(manifest.image.mean), np.float32(manifest.image.std)
+    mean, std = (np.array(each, np.float32) for each in (manifest.image.mean, manifest.image.std))
 
     def by_client(feed: Any) -> np.ndarray:
         pixels = (feed["image"].astype(np.float32) / 255 - mean) / std
