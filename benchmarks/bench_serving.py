@@ -37,7 +37,7 @@ from vss.errors import GateFailed, VssError
 from vss.files import read_json, write_json
 from vss.ship import read, verify
 from vss.ship.check import open_engine
-from vss.ship.client import PROTOCOLS, Client, difference
+from vss.ship.client import PROTOCOLS, Client
 from vss.ship.load import drive, load, summary
 from vss.ship.manifest import Manifest
 from vss.ship.samples import compare
@@ -269,7 +269,7 @@ def _outside(bundle: Path, manifest: Manifest, address: str) -> dict[str, Callab
     def whole(rate: float | None, seconds: float, workers: int) -> dict[str, Any]:
         before = client.statistics("plain_net")
         trace = drive(by_client, sent, seconds=seconds, concurrency=workers, rate=rate)
-        served = difference(client.statistics("plain_net"), before)
+        served = client.since("plain_net", before, answered=len(trace.done))
         found = summary(trace, rate=rate, concurrency=workers)
         engine = 1e-6 * served["ns"]["compute_infer"] / max(served["count"]["compute_infer"], 1)
         mean_ms = 1e3 * float(np.mean(np.array(trace.done) - np.array(trace.sent)))

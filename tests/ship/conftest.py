@@ -21,6 +21,7 @@ from vss.ship import ship
 from vss.steps import Project
 
 SEG = {"dataset": "camvid", "size": [32, 48]}
+BASELINE = "engine baseline"
 DEFECT = {"dataset": "ksdd2", "size": [128, 64]}
 
 
@@ -53,6 +54,9 @@ def make_run(out: Path, root: Path, *, defect: bool = False, graph: bool = True,
     verdict = gate({"miou_pct": metrics["miou_pct"]}, worse, metric="miou_pct")
     artefact = {"backend": "onnxruntime", "spec": asdict(BuildSpec()), "files": files}
     row = "engine pruned"
+    artefacts = {row: sha256_artefact(out, artefact)}
+    if not defect:
+        artefacts[BASELINE] = baseline_engine(out, project, net)
     write_report(
         out / "report.json",
         {
@@ -61,10 +65,21 @@ def make_run(out: Path, root: Path, *, defect: bool = False, graph: bool = True,
             "rows": [{"name": row, **metrics}], "gate": {**verdict, "checks": [{"what": "engine", **verdict}]},
             "classes": [] if defect else list(project.data.class_names), "palette": project.data.palette.tolist(),
             "plan": {"criterion": "l1", "budget": plan.budget}, "export": {row: exported},
-            "artefacts": {row: sha256_artefact(out, artefact)},
+            "artefacts": artefacts,
         },
     )  # fmt: skip
     return out
+
+
+def baseline_engine(out: Path, project: Project, net: torch.nn.Module) -> dict[str, Any]:
+    """The network before pruning as an engine of labels, which no gate judges."""
+    names = {"onnx": "engine/whole.onnx", "engine": "engine/whole.engine.onnx"}
+    export(
+        net, out / names["onnx"], size=project.preprocess.size, preprocess=project.preprocess, labels=True,
+        class_names=project.data.class_names,
+    )  # fmt: skip
+    BACKENDS["onnxruntime"].build(out / names["onnx"], out / names["engine"], BuildSpec())
+    return sha256_artefact(out, {"backend": "onnxruntime", "spec": asdict(BuildSpec()), "files": names})
 
 
 @pytest.fixture(scope="session")
@@ -87,6 +102,13 @@ def seg_bundle(seg_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Never changed by a test: copy it."""
     to = tmp_path_factory.mktemp("bundles") / "seg"
     ship(seg_run, to, samples=3)
+    return to
+
+
+@pytest.fixture(scope="session")
+def baseline_bundle(seg_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    to = tmp_path_factory.mktemp("bundles") / "baseline"
+    ship(seg_run, to, row=BASELINE, name="baseline", samples=2, force=True)
     return to
 
 

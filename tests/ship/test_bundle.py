@@ -77,6 +77,15 @@ def test_texts(seg_bundle: Path) -> None:
     assert labels == read(seg_bundle).classes and len(labels) == 11
 
 
+def test_the_baseline_is_shipped_by_force_and_is_larger(baseline_bundle: Path, seg_bundle: Path) -> None:
+    manifest = read(baseline_bundle)
+    assert manifest.forced == "shipped with --force: no gate judged 'engine baseline'"
+    assert manifest.link("plan") is None and "plan.json" not in manifest.files
+    assert "not pruned" in (baseline_bundle / "MODEL_CARD.md").read_text()
+    pruned = read(seg_bundle)
+    assert manifest.files[manifest.onnx].bytes > pruned.files[pruned.onnx].bytes
+
+
 def test_a_defect_bundle_has_scores(defect_bundle: Path) -> None:
     manifest = read(defect_bundle)
     assert manifest.task == "defect" and set(manifest.outputs) == {"decision", "seg"}

@@ -22,10 +22,10 @@ from vss.deploy import Binding
 from vss.errors import VssError
 from vss.ship import read, server_env, verify
 from vss.ship.check import open_engine
-from vss.ship.client import PROTOCOLS, Client, difference
+from vss.ship.client import PROTOCOLS, Client
 from vss.ship.manifest import Manifest
 from vss.ship.serve import check_answers, load_bundle
-from vss.ship.server import HOST, Ports, Server, deploy, find, free_ports, refuse_taken, running
+from vss.ship.server import HOST, Installation, Ports, Server, deploy, find, free_ports, refuse_taken, running
 from vss.ship.standalone import prepare, readable
 from vss.ship.triton import CONFIG, Serving, parse, write_repository
 
@@ -44,9 +44,10 @@ def served(
     seg_bundle: Path,
     logits_bundle: Path,
     defect_bundle: Path,
+    baseline_bundle: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[SimpleNamespace]:
-    bundles = [seg_bundle, logits_bundle, defect_bundle]
+    bundles = [seg_bundle, logits_bundle, defect_bundle, baseline_bundle]
     folder = tmp_path_factory.mktemp("server")
     places = [deploy(bundle, read(bundle), find(), folder) for bundle in bundles]
     with running(places, log=folder / "log") as server:
@@ -74,7 +75,7 @@ def local(bundle: Path, images: np.ndarray) -> dict[str, np.ndarray]:
 
 @pytest.mark.server
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("which", [0, 1, 2], ids=["labels", "ensemble", "defect"])
+@pytest.mark.parametrize("which", [0, 1, 2, 3], ids=["pruned", "pruned ensemble", "segdecnet", "baseline"])
 def test_answers_equal_local_inference(served: SimpleNamespace, protocol: str, which: int) -> None:
     bundle = served.bundles[which]
     manifest, client = read(bundle), client_of(served.server, protocol)
@@ -103,7 +104,7 @@ def test_the_server_forms_batches(served: SimpleNamespace) -> None:
             pool.map(lambda i: client.infer(manifest.name, {"image": images[i % 8][None]}, ["labels"]), range(64))
         )
     assert all(np.array_equal(answer["labels"][0], want[i % 8]) for i, answer in enumerate(answers))
-    found = difference(client.statistics(manifest.name), before)
+    found = client.since(manifest.name, before, answered=64)
     assert found["requests"] == 64 > found["executions"]
     assert sum(size * count for size, count in found["batches"].items()) == 64 and max(found["batches"]) > 1
     client.close()
@@ -228,6 +229,19 @@ def test_a_server_on_the_path_is_found_with_its_backends(
     with pytest.raises(VssError, match="the server ended with 3"):
         server.wait_ready(5)
     server.stop()
+
+
+def test_plugins_are_handed_to_the_tensorrt_backend(tmp_path: Path) -> None:
+    said, libraries = tmp_path / "said", [tmp_path / "liba.so", tmp_path / "libb.so"]
+    program = tmp_path / "tritonserver"
+    program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {said}\n')
+    program.chmod(0o755)
+    for plugins in ([], libraries):
+        server = Server(Installation(program, tmp_path), [tmp_path], free_ports(), tmp_path / "log", plugins=plugins)
+        server.process.wait()
+        server.stop()
+        words = [line for line in said.read_text().splitlines() if line.startswith("--backend-config=")]
+        assert words == ([f"--backend-config=tensorrt,plugins={libraries[0]};{libraries[1]}"] if plugins else [])
 
 
 def test_the_environment_is_named_by_its_versions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

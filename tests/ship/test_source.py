@@ -150,6 +150,24 @@ def test_a_tensorrt_bundle_and_its_rebuild(trt_run: Path, tmp_path: Path, monkey
     assert verify(bundle)[-1]["name"] == "samples"
 
 
+def test_a_plugin_library_goes_along_and_the_server_is_told(trt_run: Path, tmp_path: Path) -> None:
+    engine = next((trt_run / "engine").glob("a--z1.engine"))
+    beside = engine.with_name(engine.name + ".json")
+    about = json.loads(beside.read_text())
+    beside.write_text(json.dumps(about | {"plan": about["plan"] | {"plugins": ["libvss.so"]}}))
+    with pytest.raises(VssError, match=r"needs the plugins in libvss\.so, which the run does not hold"):
+        ship(trt_run, tmp_path / "no")
+    (trt_run / "engine/libvss.so").write_bytes(b"library")
+    report = json.loads((trt_run / "report.json").read_text())
+    artefact = report["artefacts"]["engine pruned"]
+    artefact["files"]["plugins"] = "engine/libvss.so"
+    report["artefacts"]["engine pruned"] = sha256_artefact(trt_run, artefact)
+    (trt_run / "report.json").write_text(json.dumps(report))
+    manifest = ship(trt_run, tmp_path / "b", samples=1)
+    assert manifest.plugins() == ["engine/libvss.so"] and (tmp_path / "b/engine/libvss.so").read_bytes() == b"library"
+    assert '"--backend-config=tensorrt,plugins=$PWD/engine/libvss.so"' in (tmp_path / "b/README.md").read_text()
+
+
 def test_a_plan_comes_back_from_what_was_written_beside_the_engine(tmp_path: Path) -> None:
     library = tmp_path / "engine/libplugins.so"
     library.parent.mkdir()

@@ -120,7 +120,7 @@ def _write(
         manifest.samples = _samples(folder, source, session, manifest, data_root, amount)
     finally:
         session.close()
-    _texts(folder, manifest, source)
+    _texts(folder, manifest, source, [files["plugins"]] if "plugins" in files else [])
     return seal(folder, manifest)
 
 
@@ -131,6 +131,9 @@ def _copy(folder: Path, source: Source) -> dict[str, str]:
     """Copy the run's files; role -> path in the bundle. An engine that is the ONNX file itself is one file."""
     files = {"onnx": "engine/model.onnx", "report": "reports/report.json"}
     engine = source.files["engine"]
+    needed = (read_about(engine) or {}).get("plan", {}).get("plugins") if source.backend == "tensorrt" else None
+    if needed and "plugins" not in source.files:
+        raise VssError(f"{engine} needs the plugins in {', '.join(needed)}, which the run does not hold; add the file.")
     same = source.backend == "onnxruntime" and sha256_file(source.files["onnx"]) == sha256_file(engine)
     files["engine"] = files["onnx"] if same else f"engine/built{engine.suffix}"
     sources = {**source.files, "report": source.run / "report.json"}
@@ -283,7 +286,7 @@ def _chosen(project: Project, split: str, amount: int, task: str) -> Iterator[tu
         yield pair.id, pair.image, data[index]["mask"].numpy()
 
 
-def _texts(folder: Path, manifest: Manifest, source: Source) -> None:
+def _texts(folder: Path, manifest: Manifest, source: Source, plugins: list[str]) -> None:
     """Runner, requirements, README, model card, labels, C++ example."""
     shutil.copyfile(HERE / "standalone.py", folder / "run.py")
     if manifest.engine.backend == "tensorrt":
@@ -291,7 +294,7 @@ def _texts(folder: Path, manifest: Manifest, source: Source) -> None:
     shutil.copytree(HERE / "cpp", folder / "cpp", ignore=lambda _, names: _others(names, manifest.engine.backend))
     texts = {
         "requirements.txt": card.requirements(manifest),
-        "README.md": card.readme(manifest),
+        "README.md": card.readme(manifest, plugins),
         "MODEL_CARD.md": card.model_card(manifest, source),
         "labels.txt": "".join(f"{name}\n" for name in manifest.classes),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,8 @@ def requirements(manifest: Manifest) -> str:
     return "".join(f"{name}=={version}\n" for name, version in found.items())
 
 
-def readme(manifest: Manifest) -> str:
-    """How to run and serve the bundle, from its own files."""
+def readme(manifest: Manifest, plugins: Sequence[str] = ()) -> str:
+    """How to run and serve the bundle, from its own files; `plugins` are the libraries among them."""
     image = manifest.image.size
     gives = "a label map and an overlay" if manifest.task == "segmentation" else "a defect score, a map and an overlay"
     sample = "samples/images" if manifest.samples.images else "IMAGE_OR_FOLDER"
@@ -51,10 +52,10 @@ There is {gives} per image then, and one line of JSON on standard output. `--bat
 on, and the exit code is 1. Nothing in this bundle runs by itself: `run.py` when it is started, and `model.py` of the
 python variant when a Triton server loads it. Keep other files out of the bundle, or the check says so.
 
-""" + _serving(manifest)
+""" + _serving(manifest, plugins)
 
 
-def _serving(manifest: Manifest) -> str:
+def _serving(manifest: Manifest, plugins: Sequence[str]) -> str:
     variants = "\n".join(f"| `{place}` | {SERVERS[variant]} |" for variant, place in manifest.triton.items())
     wants, gets = (
         "; ".join(
@@ -62,6 +63,8 @@ def _serving(manifest: Manifest) -> str:
         )
         for side in manifest.served()
     )
+    names = ";".join(f"$PWD/{name}" for name in plugins)
+    option = f' "--backend-config=tensorrt,plugins={names}"' if plugins else ""
     return f"""## Serve
 
 | Repository | For |
@@ -69,7 +72,7 @@ def _serving(manifest: Manifest) -> str:
 {variants}
 
 ```
-cp -r triton/{next(iter(manifest.triton))} ../models && tritonserver --model-repository=$PWD/../models
+cp -r triton/{next(iter(manifest.triton))} ../models && tritonserver --model-repository=$PWD/../models{option}
 ```
 
 or `vss serve .`, which finds a server, checks an answer and says when it is ready; `vss load .` measures it.

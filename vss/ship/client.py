@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -63,6 +64,20 @@ class Client:
             "ns": {name: int(stats.get(name, {}).get("ns", 0)) for name in stages},
             "count": {name: int(stats.get(name, {}).get("count", 0)) for name in stages},
         }
+
+    def since(self, model: str, before: Mapping[str, Any], *, answered: int, seconds: float = 10.0) -> dict[str, Any]:
+        """What a model did since `before` (see `difference`), once the server has counted `answered` requests.
+
+        A server counts a request a moment after its answer. Raises `VssError` when it does not within `seconds`.
+        """
+        end = time.monotonic() + seconds
+        while True:
+            found = difference(self.statistics(model), before)
+            if found["count"]["success"] >= answered:
+                return found
+            if time.monotonic() > end:
+                raise VssError(f"the server counts {found['count']['success']} of {answered} requests to {model}.")
+            time.sleep(0.02)
 
     def models(self) -> list[str]:
         """Names of the models in the server's repositories."""

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from vss.errors import VssError
-from vss.ship.client import Client, difference
+from vss.ship.client import Client
 
 Feed = Mapping[str, np.ndarray]
 
@@ -142,7 +142,7 @@ def load(
         trace = drive(
             lambda feed: client.infer(model, feed, outputs), feeds, seconds=seconds, concurrency=concurrency, rate=rate
         )
-        served = difference(client.statistics(engine), before)
+        served = client.since(engine, before, answered=len(trace.done))
     finally:
         client.close()
     found = summary(trace, rate=rate, concurrency=concurrency)

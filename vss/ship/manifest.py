@@ -132,6 +132,10 @@ class Manifest(_Part):
         labels = {"labels": Tensor(dtype="uint8", shape=[None, *logits.shape[2:]])} if logits else {}
         return {"image": Tensor(dtype="uint8", shape=[None, height, width, 3])}, labels | outputs
 
+    def plugins(self) -> list[str]:
+        """The libraries with plugins that the engine needs."""
+        return sorted(name for name in self.files if name.startswith("engine/") and name.endswith(".so"))
+
     def link(self, what: str) -> Link | None:
         """The link of that kind, when the chain has it."""
         return next((link for link in self.chain if link.what == what), None)

@@ -64,7 +64,8 @@ def serve(bundles: Sequence[Path], *, ports: Ports, log: Path) -> Iterator[tuple
     pairs = list(zip(bundles, manifests, strict=True))
     with tempfile.TemporaryDirectory(prefix="vss-serve-") as folder:
         places = [deploy(bundle, manifest, installation, Path(folder)) for bundle, manifest in pairs]
-        with running(places, log=log, ports=ports) as server:
+        plugins = [inside(bundle, name) for bundle, manifest in pairs for name in manifest.plugins()]
+        with running(places, log=log, ports=ports, plugins=plugins) as server:
             server.wait_ready()
             client = Client("grpc", f"{HOST}:{ports.grpc}")
             distances = {manifest.name: check_answers(bundle, manifest, client) for bundle, manifest in pairs}

@@ -116,10 +116,18 @@ class Server:
         repositories: folders of models.
         log: file that takes everything the server says.
         strict: stop when a model cannot be loaded; otherwise go on with the others.
+        plugins: libraries that the TensorRT backend loads before any engine.
     """
 
     def __init__(
-        self, installation: Installation, repositories: Sequence[Path], ports: Ports, log: Path, *, strict: bool = True
+        self,
+        installation: Installation,
+        repositories: Sequence[Path],
+        ports: Ports,
+        log: Path,
+        *,
+        strict: bool = True,
+        plugins: Sequence[Path] = (),
     ) -> None:
         refuse_taken(ports)
         self.ports, self.log = ports, log
@@ -135,6 +143,8 @@ class Server:
             f"--exit-on-error={'true' if strict else 'false'}",
         ]
         command += [f"--metrics-port={ports.metrics}"] if ports.metrics else ["--allow-metrics=false"]
+        if plugins:
+            command.append(f"--backend-config=tensorrt,plugins={';'.join(str(path.resolve()) for path in plugins)}")
         environment = os.environ | installation.environment
         self._log = open(log, "ab")  # noqa: SIM115  (closed in `stop`)
         self.process = subprocess.Popen(
@@ -227,10 +237,15 @@ def _rss(pid: int) -> float:
 
 @contextlib.contextmanager
 def running(
-    repositories: Sequence[Path], *, log: Path, ports: Ports | None = None, strict: bool = True
+    repositories: Sequence[Path],
+    *,
+    log: Path,
+    ports: Ports | None = None,
+    strict: bool = True,
+    plugins: Sequence[Path] = (),
 ) -> Iterator[Server]:
     """A server over some repositories for as long as the block runs."""
-    server = Server(find(), repositories, ports or free_ports(), log, strict=strict)
+    server = Server(find(), repositories, ports or free_ports(), log, strict=strict, plugins=plugins)
     try:
         yield server
     finally:
