@@ -34,9 +34,9 @@ def build(
 ) -> None:
     """Make the artefact that a runtime loads. A TensorRT engine is named after GPU and version, its facts beside it."""
     from vss.deploy import BACKENDS, BuildPlan, BuildSpec, lint
+    from vss.deploy.backends import available
     from vss.deploy.trt import declared, dry_commands
     from vss.deploy.trt_plan import spans
-    from vss.run import available
 
     if BACKENDS.canonical(backend) != "tensorrt":
         out.print(f"wrote {available(backend).build(onnx, save, BuildSpec(optimise))}")

@@ -13,11 +13,11 @@ from vss import checkpoint, models, steps
 from vss.config import Recipe
 from vss.data import Preprocess
 from vss.deploy import BACKENDS, Session, bench, gate
+from vss.deploy.backends import available
 from vss.deploy.precision import Precision, export_as
 from vss.errors import VssError
 from vss.evaluate import Predictor, engine_predictor
 from vss.prune import count
-from vss.run import available
 
 TENSORRT = (".engine", ".plan", ".trt")  # how TensorRT engines are called
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from vss import checkpoint, ops, steps
 from vss.config import Recipe
-from vss.deploy import BACKENDS, bench, bench_end_to_end, export
-from vss.deploy.backends import build_spec, inspected
+from vss.deploy import bench, bench_end_to_end, export
+from vss.deploy.backends import available, build_spec, inspected
 from vss.environment import environment
-from vss.errors import GateFailed, VssError
+from vss.errors import GateFailed
 from vss.evaluate import engine_predictor
 from vss.files import atomic, sha256_artefact, sha256_file, sha256_json
 from vss.page import write_page
@@ -365,15 +365,6 @@ class Job:
 
 
 PLAN_FACTS = ("criterion", "options", "budget", "calibration", "labels", "kept")
-
-
-def available(name: str) -> Any:
-    """A backend that can run here, or the sentence that says what is missing."""
-    backend = BACKENDS[name]
-    reason = backend.unavailable()
-    if reason:
-        raise VssError(reason)
-    return backend
 
 
 def _best(result: Result) -> dict[str, float]:

@@ -11,6 +11,7 @@ from vss.deploy.ort import OnnxRuntimeBackend, OnnxRuntimeSession
 from vss.deploy.session import Backend, Binding, BuildSpec, Session, need
 from vss.deploy.trt import TensorRTBackend
 from vss.deploy.trt_plan import BuildPlan
+from vss.errors import VssError
 from vss.registry import Registry
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ __all__ = [
     "TensorRTBackend",
     "TorchBackend",
     "TorchSession",
+    "available",
     "build_spec",
     "inspected",
     "need",
@@ -36,6 +38,15 @@ BACKENDS: Registry[Backend] = Registry("backend")
 BACKENDS.add("onnxruntime", OnnxRuntimeBackend(), aliases=["ort"])
 BACKENDS.add("tensorrt", TensorRTBackend(), aliases=["trt"])
 BACKENDS.add("torch", TorchBackend())
+
+
+def available(name: str) -> Any:
+    """A backend that can run here, or the sentence that says what is missing."""
+    backend = BACKENDS[name]
+    reason = backend.unavailable()
+    if reason:
+        raise VssError(reason)
+    return backend
 
 
 def build_spec(config: BuildConfig) -> BuildSpec:

@@ -14,12 +14,12 @@ import numpy as np
 
 from vss.config import Recipe
 from vss.deploy import Session, trt_runner
+from vss.deploy.backends import available
 from vss.deploy.ranges import Ranges
 from vss.deploy.trt_runner import read_about
 from vss.environment import environment, package_version
 from vss.errors import GateFailed, VssError
 from vss.files import atomic, sha256_file
-from vss.run import available
 from vss.ship import archive, card
 from vss.ship.check import hash_of, metadata
 from vss.ship.manifest import NAME, Engine, Image, Link, Manifest, Samples, Tensor, seal

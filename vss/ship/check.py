@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vss.deploy import Session
+from vss.deploy.backends import available
 from vss.deploy.ranges import Ranges
 from vss.deploy.session import need
 from vss.environment import cuda_devices, package_version
@@ -14,7 +15,6 @@ from vss.errors import VssError
 from vss.files import sha256_file
 from vss.prune import Plan
 from vss.report import read_report
-from vss.run import available
 from vss.ship.manifest import Manifest, damage, inside, read
 from vss.ship.samples import check_samples
 from vss.ship.triton import CONFIG, parse

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from vss.deploy import BuildSpec
+from vss.deploy.backends import available
 from vss.deploy.trt_plan import BuildPlan, Span
 from vss.environment import environment, package_version
 from vss.errors import VssError
 from vss.files import atomic, sha256_file
-from vss.run import available
 from vss.ship import card
 from vss.ship.bundle import RUNTIME, beside, bound_to
 from vss.ship.check import whole
