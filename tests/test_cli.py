@@ -88,7 +88,11 @@ def test_the_chain_by_single_commands(ckpt: Path, street_root: Path, tmp_path: P
     assert done.returncode == 0, done.stderr
     rows = json.loads(report.read_text())["rows"]
     assert rows[0]["miou_pct"] == pytest.approx(rows[1]["miou_pct"], abs=0.1)
-    done = cli("bench", "--baseline", ckpt, "--candidate", best, "--max-seconds", 0.5, "--report", tmp_path / "b.json")
+    done = cli("bench", "--baseline", ckpt, "--candidate", best, "--max-seconds", 0.01, "--report", tmp_path / "n.json")
+    refused(done, "no figures: the machine is too noisy", "--allow-unstable")
+    assert json.loads((tmp_path / "n.json").read_text())["stable"] is False
+    done = cli("bench", "--baseline", ckpt, "--candidate", best, "--max-seconds", 0.5, "--report", tmp_path / "b.json",
+               "--allow-unstable")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "b.json").read_text())["sessions"]["candidate"]["latency_ms_p50"] > 0
 

@@ -61,8 +61,12 @@ def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program.write_text(
         "#!/bin/sh\n"
         'echo "$@" > "$(dirname "$0")/arguments"\n'
-        "echo 'NVIDIA H200, 580.65, 9.0, 143771, 1980, 1980, 3201, 700.00, Enabled'\n"
-        "echo 'NVIDIA Thor, 580.65, [N/A], [N/A], 315, [N/A], [N/A], [N/A], Disabled'\n"
+        'case "$1" in\n'
+        "*clocks_event*) echo 'Field is not a valid field to query.'; exit 2 ;;\n"
+        "*clocks_throttle*) echo 0x0000000000000044; echo '[N/A]'; exit 0 ;;\n"
+        "esac\n"
+        "echo 'NVIDIA H200, 580.65, 9.0, 143771, 1980, 1980, 3201, 700.00, Enabled, P0, 41'\n"
+        "echo 'NVIDIA Thor, 580.65, [N/A], [N/A], 315, [N/A], [N/A], [N/A], Disabled, P8, [N/A]'\n"
     )
     program.chmod(program.stat().st_mode | stat.S_IEXEC)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
@@ -74,6 +78,8 @@ def test_devices_from_nvidia_smi(smi: Path) -> None:
     first, second = cuda_devices()
     assert first["name"] == "NVIDIA H200" and first["driver"] == "580.65" and first["capability"] == "9.0"
     assert first["memory_mib"] == 143771 and first["clock_sm_mhz"] == 1980 and first["power_limit_w"] == 700
+    assert (first["pstate"], first["temperature_c"]) == ("P0", 41)
+    assert first["throttle"] == ["software power cap", "hardware thermal slowdown"] and second["throttle"] is None
     assert second["capability"] is None and second["memory_mib"] is None and second["clock_sm_mhz"] == 315
 
 

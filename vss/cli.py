@@ -41,6 +41,7 @@ from vss.console import (
     Size,
     Split,
     budget_of,
+    cores_of,
     err,
     latency_of,
     options_of,
@@ -252,7 +253,9 @@ def evaluate(
         max_ap_drop=max_ap_drop,
     )
     if baseline and bench_seconds:
-        pair.speed(figures["rows"], baseline, candidate, seconds=bench_seconds)
+        noisy = pair.speed(figures["rows"], baseline, candidate, seconds=bench_seconds)
+        if noisy:
+            tell(out, "no times:", "yellow", noisy)
     if baseline and {baseline.suffix, candidate.suffix} == {".safetensors"}:
         figures |= pair.agreement(baseline, candidate, dataset=dataset, data_root=data_root, channels=oracle)
         out.print(f"outputs moved by {figures['reconstruction_relative']:.3f} of their mean square", highlight=False)
@@ -279,23 +282,34 @@ def bench(
     threads: Annotated[int | None, typer.Option()] = None,
     batch_size: Annotated[int, typer.Option()] = 1,
     max_seconds: Annotated[float, typer.Option()] = 30.0,
+    cores: Annotated[str | None, typer.Option(help="pin all threads to these, such as 0,1")] = None,
+    allow_unstable: Annotated[bool, typer.Option(help="print figures of a noisy machine too")] = False,
     report: ReportFile = None,
 ) -> None:
-    """Time engines, interleaved window by window, until stable."""
+    """Time engines, interleaved window by window, until stable; figures that do not stand still are refused."""
     from vss import command
+    from vss.deploy.bench import noise, pinned
 
-    figures = command.bench_engines(
-        candidate, baseline, backend=backend, threads=threads, batch=batch_size, max_seconds=max_seconds
-    )
+    with pinned(cores_of(cores)):
+        figures = command.bench_engines(
+            candidate, baseline, backend=backend, threads=threads, batch=batch_size, max_seconds=max_seconds
+        )
+    write_figures(report, "vss.bench", figures)
+    noisy = noise(figures)
+    if noisy and not allow_unstable:
+        raise VssError(f"no figures: {noisy} --allow-unstable prints them all the same.")
     rows = [
         {"name": name, **session, "speedup": figures["speedup"].get(name, {}).get("ratio")}
         for name, session in figures["sessions"].items()
     ]
-    heads = {"latency_ms_p90": "p90 ms", "latency_ms_p99": "p99 ms", "throughput_fps": "FPS"}
-    show_table(rows, {"name": "engine", "latency_ms_p50": "p50 ms", **heads, "speedup": "speed-up"})
-    if not figures["stable"]:
-        tell(out, "not stable:", "yellow", "the machine is too noisy for these figures; see `spread`")
-    write_figures(report, "vss.bench", figures)
+    heads = {"latency_ms_p90": "p90 ms", "latency_ms_p99": "p99 ms", "latency_ms_cold": "first call ms"}
+    more = {"throughput_fps": "FPS", "speedup": "speed-up"}
+    show_table(rows, {"name": "engine", "latency_ms_p50": "p50 ms", **heads, **more})
+    cpu = figures["environment"]["cpu"]
+    used = figures["sessions"]["candidate"]["describe"].get("threads")
+    out.print(f"{used or 'all'} threads on cores {', '.join(map(str, cpu['cores']))}", highlight=False)
+    if noisy:
+        tell(out, "not stable:", "yellow", noisy)
 
 
 @app.command()

@@ -235,8 +235,10 @@ class GateConfig(Section):
 
 
 class BenchConfig(Section):
-    """How long to measure."""
+    """How long to measure, and where."""
 
+    cores: tuple[int, ...] | None = Field(default=None, description="pin all threads to these while measuring")
+    spread: float = Field(default=0.03, gt=0, description="of window medians, up to which a time is stable and printed")
     min_seconds: float = Field(default=2.0, gt=0)
     max_seconds: float = Field(default=30.0, gt=0)
     batch_size: int = Field(default=1, ge=1)

@@ -74,6 +74,16 @@ def size_of(text: str | None) -> list[int] | None:
     return [height, width]
 
 
+def cores_of(text: str | None) -> list[int] | None:
+    """Numbers of processor cores, 0,1."""
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise VssError(f"--cores takes numbers with commas between (0,1) and got {text!r}.") from error
+
+
 def options_of(pairs: list[str] | None) -> dict[str, Any] | None:
     if not pairs:
         return None

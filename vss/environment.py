@@ -7,6 +7,7 @@ No host name, user name, path or serial number is recorded.
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import os
 import platform
 import re
@@ -23,6 +24,7 @@ PACKAGES = (
     "polygraphy", "torch-pruning", "lightning", "torchmetrics", "tensorrt", "pycuda", "ray",
 )  # fmt: skip
 _ROOT = Path(__file__).resolve().parent.parent
+_CPU = "/sys/devices/system/cpu/cpu"
 _NOT_A_NAME = {"cpu", "processor", "platinum", "gold", "silver", "bronze", "intel", "with", "radeon", "graphics"}
 _SMI_FIELDS = {
     "name": "name",
@@ -34,8 +36,22 @@ _SMI_FIELDS = {
     "clocks.mem": "clock_memory_mhz",
     "power.limit": "power_limit_w",
     "persistence_mode": "persistence_mode",
+    "pstate": "pstate",
+    "temperature.gpu": "temperature_c",
 }
-_TEXT_FIELDS = {"name", "driver_version", "compute_cap", "persistence_mode"}
+_TEXT_FIELDS = {"name", "driver_version", "compute_cap", "persistence_mode", "pstate"}
+_THROTTLE_FIELDS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")  # of newer and older drivers
+_THROTTLE = {
+    0x1: "idle",
+    0x2: "applications clocks setting",
+    0x4: "software power cap",
+    0x8: "hardware slowdown",
+    0x10: "sync boost",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "hardware power brake",
+    0x100: "display clocks setting",
+}  # NVML, nvmlClocksEventReasons
 
 
 def environment() -> dict[str, Any]:
@@ -88,11 +104,29 @@ def cuda_devices() -> list[dict[str, Any]]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if program is None or (visible is not None and visible.strip() in {"", "-1"}):
         return []
-    command = [program, f"--query-gpu={','.join(_SMI_FIELDS)}", "--format=csv,noheader,nounits"]
-    if visible and re.fullmatch(r"\d+(,\d+)*", visible.strip()):
-        command.append(f"--id={visible.strip()}")
-    text = _output(command)
-    return [_device(line) for line in (text or "").splitlines() if line.count(",") == len(_SMI_FIELDS) - 1]
+    which = [f"--id={visible.strip()}"] if visible and re.fullmatch(r"\d+(,\d+)*", visible.strip()) else []
+
+    def ask(fields: str) -> list[str]:
+        text = _output([program, f"--query-gpu={fields}", "--format=csv,noheader,nounits", *which])
+        return (text or "").splitlines()
+
+    devices = [_device(line) for line in ask(",".join(_SMI_FIELDS)) if line.count(",") == len(_SMI_FIELDS) - 1]
+    masks = next((found for field in _THROTTLE_FIELDS if len(found := ask(field)) == len(devices)), [])
+    return [
+        device | {"throttle": throttle_reasons(mask)}
+        for device, mask in itertools.zip_longest(devices, masks, fillvalue="")
+    ]
+
+
+def throttle_reasons(mask: str) -> list[str] | None:
+    """Why a device runs below its highest clocks, from the bit mask that nvidia-smi prints; None when unreadable.
+
+    >>> throttle_reasons("0x0000000000000024"), throttle_reasons("[N/A]")
+    (['software power cap', 'software thermal slowdown'], None)
+    """
+    if not re.fullmatch(r"0x[0-9a-fA-F]+", mask.strip()):
+        return None
+    return [reason for bit, reason in _THROTTLE.items() if int(mask, 16) & bit]
 
 
 def _device(line: str) -> dict[str, Any]:
@@ -136,15 +170,30 @@ def _cpu() -> dict[str, Any]:
     model = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", info, re.MULTILINE)
     clock = re.search(r"^cpu MHz\s*:\s*([\d.]+)", info, re.MULTILINE)
     places = set(re.findall(r"^physical id\s*:\s*(\d+).*?^core id\s*:\s*(\d+)", info, re.MULTILINE | re.DOTALL))
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     return {
         "model": model[1].strip() if model else platform.processor() or platform.machine(),
         "physical_cores": len(places) or None,
         "logical_cores": os.cpu_count(),
-        "usable_cores": usable,
+        "usable_cores": len(cores),
         "clock_mhz": round(float(clock[1])) if clock else None,
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "cores": cores,
+        "max_clock_mhz": top // 1000 if (top := _number(f"{_CPU}{cores[0]}/cpufreq/cpuinfo_max_freq")) else None,
+        "throttled": _throttled(cores),
     }
+
+
+def _number(path: str) -> int | None:
+    text = _read(path)
+    return int(text) if text and text.isdigit() else None
+
+
+def _throttled(cores: list[int]) -> int | None:
+    """How often the cores were slowed down by heat since the system started; None where that is not counted."""
+    counts = [_number(f"{_CPU}{core}/thermal_throttle/core_throttle_count") for core in cores]
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
 
 
 def _ram_gib() -> float | None:

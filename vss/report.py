@@ -153,6 +153,7 @@ class Report(_Part):
     precision: dict[str, Any] = {}
     plan: dict[str, Any] = {}
     export: dict[str, Any] = {}
+    inspector: dict[str, Any] = {}
     artefacts: dict[str, Artefact] = {}
     nulls: dict[str, str] = {}
 

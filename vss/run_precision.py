@@ -13,6 +13,7 @@ from vss import checkpoint, steps
 from vss.config import Recipe
 from vss.deploy import BACKENDS, bench
 from vss.deploy.backends import build_spec
+from vss.deploy.bench import noise, pinned
 from vss.deploy.guard import decide
 from vss.evaluate import engine_predictor
 from vss.files import sha256_artefact
@@ -173,6 +174,10 @@ def _time(job: Job, nets: Mapping[str, Result]) -> Result:
             own[f"{title} {kind}"] = f"{title} fp32"
 
     def work() -> Result:
+        with pinned(config.cores):
+            return timed()
+
+    def timed() -> Result:
         import torch
 
         backend = BACKENDS[recipe.build.backend]
@@ -180,12 +185,12 @@ def _time(job: Job, nets: Mapping[str, Result]) -> Result:
         split = project.split(recipe.split)
         pixels = np.stack([split[i % len(split)]["image"].numpy() for i in range(config.batch_size)])
         feed = engine_predictor(next(iter(sessions.values())), project.preprocess).feed(torch.from_numpy(pixels))
-        limits: dict[str, Any] = {"min_seconds": config.min_seconds, "max_seconds": config.max_seconds}
+        limits: dict[str, Any] = {key: getattr(config, key) for key in ("min_seconds", "max_seconds", "spread")}
         found = bench(sessions, dict.fromkeys(sessions, feed), against=own, **limits)
         for session in sessions.values():
             session.close()
         ratios = ", ".join(f"{name} {each['ratio']:.2f}x" for name, each in found["speedup_against"].items())
-        return {**found, "detail": ratios + ("" if found["stable"] else ", not stable")}
+        return {**found, "again": not found["stable"], "detail": noise(found) or ratios}
 
     depends = [config.model_dump(mode="json"), recipe.build.model_dump(mode="json"), recipe.split]
     return job.step("precision-bench", depends, [f"precision-{name}" for name in TITLES], [], work)
@@ -202,7 +207,9 @@ def merge(report: dict[str, Any], typed: Mapping[str, Any], out: Path) -> None:
             report["rows"].append(_row(name, rows[title], facts, typed["bench"], net["choice"]))
             report["export"][name] = facts["export"]
             report["artefacts"][name] = sha256_artefact(out, facts["artefact"])
-    report["bench"]["precision"] = {key: value for key, value in typed["bench"].items() if key != "detail"}
+    report["bench"]["precision"] = {
+        key: value for key, value in typed["bench"].items() if key not in ("detail", "again")
+    }
     keys = ("gate", "search")
     report["precision"] = {
         title: {"choice": net["choice"]}
@@ -218,8 +225,10 @@ def _row(
     session, kind = timing["sessions"][name], facts["export"]["precision"]["kind"]
     row = {key: value for key, value in plain.items() if key in ("params_m", "macs_g")}
     row |= {"name": name} | {key: facts["metrics"][key] for key in plain if key in facts["metrics"]}
-    row |= {key: session[key] for key in ("latency_ms_p50", "latency_ms_p90", "latency_ms_p99")}
-    row |= {"fps": session["throughput_fps"], "size_mib": facts["size_mib"]}
-    row["speedup"] = timing["speedup"].get(name, {"ratio": 1.0})["ratio"]
+    row["size_mib"] = facts["size_mib"]
+    if timing["stable"]:
+        row |= {key: session[key] for key in ("latency_ms_p50", "latency_ms_p90", "latency_ms_p99")}
+        row |= {"fps": session["throughput_fps"]}
+        row["speedup"] = timing["speedup"].get(name, {"ratio": 1.0})["ratio"]
     row["labels"] = "kept" if choice["chosen"] == kind else f"not kept: {choice['why'][kind]}"
     return row

@@ -31,7 +31,7 @@ class Runner:
     def __call__(
         self, name: str, depends: Any, after: list[str], outputs: list[str], work: Callable[[], Result]
     ) -> Result:
-        """Do `work` unless its record is up to date.
+        """Do `work` unless its record is up to date; a result with a true `again` never is.
 
         Args:
             name: of the step.
@@ -45,7 +45,11 @@ class Runner:
         record = self.out / "steps" / f"{name}.json"
         if record.is_file():
             old = read_json(record, kind=KIND, schema=SCHEMA)
-            if old["key"] == key and all(self._same(path, digest) for path, digest in old["outputs"].items()):
+            if (
+                old["key"] == key
+                and not old["result"].get("again")
+                and all(self._same(path, digest) for path, digest in old["outputs"].items())
+            ):
                 return self._done(name, "skipped", old["seconds"], "up to date", old["result"])
         start = time.monotonic()
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +17,8 @@ import torch
 from PIL import Image
 
 from vss.deploy import BACKENDS, Binding, Session, TorchSession, bench, bench_end_to_end
-from vss.deploy.bench import STAGES, latency
+from vss.deploy.bench import STAGES, latency, noise, pinned, unsteady
+from vss.environment import environment
 from vss.errors import VssError
 
 QUICK: dict[str, Any] = {
@@ -67,6 +70,59 @@ def test_unstable_is_said() -> None:
     result = bench({"a": Sleeper(0.001)}, {"a": feed}, **(QUICK | {"spread": 1e-9, "max_seconds": 0.5}))
     assert result["stable"] is False
     assert result["sessions"]["a"]["spread"] > 1e-9
+
+
+def test_how_noisy_it_was_is_one_sentence() -> None:
+    timing = {"windows": 8, "spread": 0.03}
+    sessions = {"a": {"spread": 0.09}, "b": {"spread": 0.208}, "c": {"spread": None}}
+    result = {"stable": False, "seconds": 30.2, "timing": timing, "sessions": sessions}
+    assert noise(result) == (
+        "the machine is too noisy: after 30 s the medians of the last 8 windows spread by a 9.0%, b 20.8%, c not known "
+        "where 3% is allowed; end other work, or measure for longer."
+    )
+    assert noise(result | {"stable": True}) is None
+    assert unsteady(result) == {"latency_spread_pct": pytest.approx(20.8)}
+
+
+def test_the_first_call_is_told_apart() -> None:
+    session = Sleeper(0.001)
+    calls = iter([0.05])
+    run = session._run
+
+    def slow_first(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        time.sleep(next(calls, 0.0))
+        return run(feed)
+
+    session._run = slow_first  # type: ignore[method-assign]
+    row = bench({"a": session}, {"a": {"image": np.zeros((1, 2), np.float32)}}, **QUICK)["sessions"]["a"]
+    assert row["latency_ms_cold"] >= 51 and row["latency_ms_p50"] < 10
+
+
+def test_all_threads_are_pinned_and_released() -> None:
+    before, inside = os.sched_getaffinity(0), []
+    core = max(before)
+    stop = threading.Event()
+    old = threading.Thread(target=stop.wait)
+    old.start()
+    try:
+        with pinned([core]):
+            new = threading.Thread(target=lambda: inside.append(os.sched_getaffinity(0)))
+            new.start()
+            new.join()
+            assert environment()["cpu"]["cores"] == [core]
+            assert os.sched_getaffinity(old.native_id or -1) == {core} == inside[0]
+        assert os.sched_getaffinity(0) == before == os.sched_getaffinity(old.native_id or -1)
+    finally:
+        stop.set()
+        old.join()
+    with pinned(None):
+        assert os.sched_getaffinity(0) == before
+
+
+@pytest.mark.parametrize("cores", [[], [4096]])
+def test_cores_that_are_not_there(cores: list[int]) -> None:
+    with pytest.raises(VssError, match="this process may use"), pinned(cores):
+        pass
 
 
 def test_percentiles_against_numpy_on_pooled_windows() -> None:

@@ -147,6 +147,12 @@ def test_latency_bars_share_one_scale(report: dict[str, Any], tmp_path: Path) ->
     assert bars["engine baseline"]["to_p99"] == pytest.approx(100 * 44 / 58.2)
 
 
+def test_a_noisy_machine_is_said_in_place_of_times(report: dict[str, Any], tmp_path: Path) -> None:
+    rows = [{key: value for key, value in row.items() if "latency" not in key} for row in report["rows"]]
+    html = render(report | {"rows": rows, "bench": {"noise": "the machine is too noisy: 9.0%."}}, tmp_path)
+    assert "No latencies: the machine is too noisy: 9.0%." in squeezed(html) and " ms · p99" not in html
+
+
 def test_write_page_from_file(report: dict[str, Any], tmp_path: Path) -> None:
     source = write_report(tmp_path / "report.json", report)
     html = write_page(source, tmp_path / "out" / "report.html").read_text()

@@ -35,6 +35,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Store:
         "sparse": {"epochs": 1},
         "prune": {"criterion": "fn", "batches": 2, "batch_size": 4, "keep": ["seg_mask", "extractor", "fc"],
                   "budget": {"kind": "channels", "scope": "local"}},
+        "bench": {"spread": 50},
         "gate": {"max_fnr_increase": 100, "max_ap_drop": 100, "max_drop": 1},
     }  # fmt: skip
     budgets = [{"name": f"r{r}", "set": {"prune.budget.keep": 1 - r / 100}} for r in (20, 50)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import vss
-from vss import models
+from vss import command, models
 from vss.data import Preprocess
 from vss.data.labels import CAMVID_NAMES
 from vss.sweep import pair
@@ -54,9 +54,17 @@ def test_mse_is_the_mean_of_squares(nets: tuple[Path, Path]) -> None:
     assert found["reconstruction_relative"] == pytest.approx(float((y - z).square().mean() / y.square().mean()))
 
 
-def test_speed_of_both_in_one_run(nets: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("stable", [True, False])
+def test_speed_of_both_in_one_run(nets: tuple[Path, Path], stable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = command.bench_engines
+    monkeypatch.setattr(command, "bench_engines", lambda *a, **k: real(*a, **k) | {"stable": stable})
     rows = [{"name": name, "resolution": list(SIZE)} for name in ("baseline", "candidate")]
-    pair.speed(rows, *nets, seconds=0.4)
+    noisy = pair.speed(rows, *nets, seconds=0.4)
+    if not stable:
+        assert noisy and "too noisy" in noisy
+        assert rows == [{"name": row["name"], "resolution": list(SIZE), "stable": False} for row in rows]
+        return
+    assert noisy is None
     assert rows[0]["speedup"] == 1.0 and rows[1]["speedup"] > 0
     for row in rows:
         assert row["pixels_per_s"] == pytest.approx(row["fps"] * 48 * 64)  # type: ignore[operator]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -53,7 +55,8 @@ def bench(
 
     Returns:
         JSON-ready: `kind` "vss.bench", `schema`, `mode` "engine", `stable`, `baseline`, `rounds`, `seconds`, `timing`,
-        `sessions` {name: batch, n, latency_ms_p50, _p90, _p99, _mean, throughput_fps, spread, describe},
+        `sessions` {name: batch, n, latency_ms_p50, _p90, _p99, _mean, _cold, throughput_fps, spread, describe}, where
+        `_cold` is the first call that this measurement made,
         `speedup` {name: ratio, low, high} over the baseline, with `against` also `speedup_against` {name: the same and
         `of`}, `environment`.
 
@@ -155,7 +158,11 @@ def _result(
         "seconds": trace.seconds,
         "timing": asdict(timing),
         "sessions": {
-            name: {**latency(windows, batches[name]), "spread": _finite(trace.spread[name])}
+            name: {
+                **latency(windows, batches[name]),
+                "latency_ms_cold": None if trace.cold[name] is None else trace.cold[name] / 1e6,
+                "spread": _finite(trace.spread[name]),
+            }
             for name, windows in trace.windows.items()
         },
         "speedup": {
@@ -166,10 +173,66 @@ def _result(
         "environment": before,
         "environment_after": {
             "clock_mhz": after["cpu"]["clock_mhz"],
+            "throttled": after["cpu"]["throttled"],
             "load_average": after["load_average"],
             "devices": after["devices"],
         },
     }
+
+
+def noise(result: Mapping[str, Any]) -> str | None:
+    """None for a stable result of `bench`; else a sentence that says how noisy the machine was."""
+    if result["stable"]:
+        return None
+    spreads = {name: row["spread"] for name, row in result["sessions"].items()}
+    told = ", ".join(f"{name} {'not known' if value is None else f'{value:.1%}'}" for name, value in spreads.items())
+    timing = result["timing"]
+    return (
+        f"the machine is too noisy: after {result['seconds']:.0f} s the medians of the last {timing['windows']} "
+        f"windows spread by {told} where {timing['spread']:.0%} is allowed; end other work, or measure for longer."
+    )
+
+
+def unsteady(result: Mapping[str, Any]) -> dict[str, float]:
+    """What a table holds in place of the times of a noisy machine: the largest spread of a session, in percent."""
+    known = [row["spread"] for row in result["sessions"].values() if row["spread"] is not None]
+    return {"latency_spread_pct": 100 * max(known)} if known else {}
+
+
+@contextmanager
+def pinned(cores: Sequence[int] | None) -> Iterator[None]:
+    """All threads of this process on these cores, and back; threads that start inside stay there. None: as it is.
+
+    Raises:
+        VssError: a core that this process may not use, or a system that cannot pin.
+    """
+    if cores is None:
+        yield
+        return
+    if not hasattr(os, "sched_setaffinity"):
+        raise VssError(f"cores {list(cores)} came, and this system cannot pin threads; leave the cores out.")
+    usable = sorted(os.sched_getaffinity(0))
+    if not cores or not set(cores) <= set(usable):
+        raise VssError(f"cores {list(cores)} came, and this process may use {usable}; give some of these.")
+    before = _pin({thread: set(cores) for thread in _threads()})
+    try:
+        yield
+    finally:
+        _pin(before)
+
+
+def _threads() -> list[int]:
+    return [int(name) for name in os.listdir("/proc/self/task")]
+
+
+def _pin(wanted: Mapping[int, set[int]]) -> dict[int, set[int]]:
+    """Thread -> its cores before; threads that have ended meanwhile are left out."""
+    before = {}
+    for thread, cores in wanted.items():
+        with suppress(ProcessLookupError):
+            before[thread] = set(os.sched_getaffinity(thread))
+            os.sched_setaffinity(thread, cores)
+    return before
 
 
 def latency(windows: Sequence[np.ndarray], batch: int) -> dict[str, Any]:

@@ -25,7 +25,8 @@ class Timing:
         warmup: untimed calls per session before anything is timed (fewer, at least one, when they take longer than a
             tenth of `max_seconds`); one more opens every window, so that the threads of the runtime that ran before
             have stopped spinning.
-        window_seconds: length of one window of one session (at least one call).
+        window_seconds: length of one window of one session (at least one call); shorter where `windows` of them would
+            not fit into `max_seconds`.
         windows: the last so many windows of each session decide on stability; also the fewest that are taken.
         spread: stable means that, for every session, the interquartile range of the medians of those windows is at
             most this share of their median.
@@ -55,12 +56,14 @@ class Trace:
         stable: whether the stability rule was met.
         spread: session -> the figure that the rule looks at.
         seconds: wall time without the warm-up.
+        cold: session -> nanoseconds of its very first call here; None without a warm-up.
     """
 
     windows: dict[str, list[np.ndarray]]
     stable: bool
     spread: dict[str, float]
     seconds: float
+    cold: dict[str, int | None]
 
 
 def interleave(measures: Mapping[str, Measure], timing: Timing) -> Trace:
@@ -68,29 +71,32 @@ def interleave(measures: Mapping[str, Measure], timing: Timing) -> Trace:
     if not measures:
         raise VssError("nothing to measure: give at least one session.")
     windows: dict[str, list[np.ndarray]] = {name: [] for name in measures}
-    for measure in measures.values():
-        _warm_up(measure, timing)
+    cold = {name: _warm_up(measure, timing) for name, measure in measures.items()}
     names, stable, spread = list(measures), False, dict.fromkeys(measures, float("inf"))
+    window = min(timing.window_seconds, timing.max_seconds / (2 * timing.windows * len(measures)))
     with _no_collection():
         start = time.perf_counter()
         while True:
             for order in (names, names[::-1]):
                 for name in order:
-                    windows[name].append(_window(measures[name], timing.window_seconds))
+                    windows[name].append(_window(measures[name], window))
             elapsed = time.perf_counter() - start
             if len(next(iter(windows.values()))) >= timing.windows:
                 spread = {name: spread_of(each[-timing.windows :]) for name, each in windows.items()}
                 stable = max(spread.values()) <= timing.spread
             if (stable and elapsed >= timing.min_seconds) or elapsed >= timing.max_seconds:
-                return Trace(windows, stable, spread, elapsed)
+                return Trace(windows, stable, spread, elapsed, cold)
 
 
-def _warm_up(measure: Measure, timing: Timing) -> None:
-    end = time.perf_counter() + timing.max_seconds / 10
+def _warm_up(measure: Measure, timing: Timing) -> int | None:
+    """Nanoseconds of the first call."""
+    end, first = time.perf_counter() + timing.max_seconds / 10, None
     for _ in range(timing.warmup):
-        measure()
+        took = sum(measure())
+        first = took if first is None else first
         if time.perf_counter() > end:
-            return
+            break
+    return first
 
 
 def spread_of(windows: list[np.ndarray]) -> float:

@@ -189,7 +189,8 @@ def _widths(report: Mapping[str, Any]) -> dict[str, Any] | None:
 def _latency(report: Mapping[str, Any]) -> dict[str, Any] | None:
     """Bars to the median with a line to p99, and where the time of the whole way goes."""
     bars, stages = _latency_bars(report), _stages(report.get("bench", {}))
-    return {"bars": bars, "stages": stages} if bars or stages else None
+    noisy = report.get("bench", {}).get("noise")
+    return {"bars": bars, "stages": stages, "noise": noisy} if bars or stages or noisy else None
 
 
 def _stages(bench: Mapping[str, Any]) -> dict[str, Any] | None:

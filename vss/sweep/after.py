@@ -52,9 +52,17 @@ def measure(store: Store, executor: Executor, summary: Summary, tell: Tell) -> N
             summary.unmeasured[cell.id] = f"its latency could not be measured: {outcome['error']}"
             tell("failed", cell.id, summary.unmeasured[cell.id])
             continue
+        record["row"].pop("latency_spread_pct", None)
         record["row"] |= outcome["result"]
         store.keep(cell, record["key"], {k: v for k, v in record.items() if k not in _HEAD})
-        tell("ok", cell.id, f"{outcome['result']['latency_ms_p50']:.2f} ms")
+        tell("ok", cell.id, _told(outcome["result"]))
+
+
+def _told(result: Json) -> str:
+    if "latency_ms_p50" in result:
+        return f"{result['latency_ms_p50']:.2f} ms"
+    spread = f"spread {result['latency_spread_pct']:.1f} %, " if "latency_spread_pct" in result else ""
+    return f"latency left out: {spread}the machine is too noisy; the same command measures it again"
 
 
 _HEAD = ("kind", "schema", "id", "coords", "key")

@@ -14,12 +14,13 @@ import torch
 
 from vss.config import Recipe
 from vss.deploy import bench
+from vss.deploy.bench import unsteady
 from vss.errors import VssError
 from vss.evaluate import engine_predictor
 from vss.run import Job, available
 from vss.runner import Result, Runner
 from vss.steps import Project
-from vss.sweep.prune import PruneStudy
+from vss.sweep.prune import PATIENCE, PruneStudy
 from vss.sweep.study import STUDIES, Json, Place
 
 ENGINES = {"baseline": "engine/baseline.engine.onnx", "cell": "engine/finetuned.engine.onnx"}
@@ -71,9 +72,18 @@ class EngineStudy(PruneStudy):
         sessions = {name: backend.open(path, threads=recipe.build.threads) for name, path in paths.items()}
         image = torch.as_tensor(project.split(recipe.split)[0]["image"])[None]
         feeds = {name: engine_predictor(each, project.preprocess).feed(image) for name, each in sessions.items()}
-        found = bench(sessions, feeds, min_seconds=seconds / 2, max_seconds=seconds, window_seconds=seconds / 16)
+        found = bench(
+            sessions,
+            feeds,
+            min_seconds=seconds / 2,
+            max_seconds=PATIENCE * seconds,
+            window_seconds=seconds / 16,
+            spread=recipe.bench.spread,
+        )
         for session in sessions.values():
             session.close()
+        if not found["stable"]:
+            return unsteady(found)
         row, base = found["sessions"]["cell"], found["sessions"]["baseline"]
         return {
             "latency_ms_p50": row["latency_ms_p50"],
@@ -81,7 +91,6 @@ class EngineStudy(PruneStudy):
             "fps": row["throughput_fps"],
             "baseline_latency_ms_p50": base["latency_ms_p50"],
             "speedup": found["speedup"]["cell"]["ratio"],
-            "latency_stable": found["stable"],
         }
 
 

@@ -11,6 +11,7 @@ import torch
 from vss import checkpoint, command, steps
 from vss.checkpoint import Checkpoint
 from vss.config import Recipe
+from vss.deploy.bench import noise
 from vss.errors import VssError
 from vss.prune import find_groups, quality
 from vss.prune.budget import top_channels
@@ -18,17 +19,26 @@ from vss.prune.budget import top_channels
 BATCHES, BATCH = 2, 8
 
 
-def speed(rows: list[dict[str, Any]], baseline: Path, candidate: Path, *, seconds: float) -> None:
-    """Add latency, images and pixels a second and the speed-up to both rows, timed in turns in one run."""
+def speed(rows: list[dict[str, Any]], baseline: Path, candidate: Path, *, seconds: float) -> str | None:
+    """Add latency, images and pixels a second and the speed-up to both rows, timed in turns in one run.
+
+    Returns:
+        None, or the sentence that says why the machine is too noisy; the rows have no times then.
+    """
     found = command.bench_engines(
         candidate, baseline, backend="onnxruntime", threads=None, batch=1, max_seconds=seconds
     )
+    if noisy := noise(found):
+        for row in rows:
+            row["stable"] = False
+        return noisy
     for row in rows:
         timed = found["sessions"][row["name"]]
         height, width = row["resolution"]
         row |= {key: timed[key] for key in ("latency_ms_p50", "latency_ms_p99")}
         row |= {"fps": timed["throughput_fps"], "pixels_per_s": timed["throughput_fps"] * height * width}
-        row |= {"speedup": found["speedup"].get(row["name"], {"ratio": 1.0})["ratio"], "stable": found["stable"]}
+        row |= {"speedup": found["speedup"].get(row["name"], {"ratio": 1.0})["ratio"], "stable": True}
+    return None
 
 
 def agreement(

@@ -15,6 +15,7 @@ import torch
 from vss import checkpoint, models, steps
 from vss.config import PruneConfig, Recipe
 from vss.deploy import BACKENDS, bench
+from vss.deploy.bench import unsteady
 from vss.pictures import spread, write_panels
 from vss.prune import CRITERIA, make_criterion
 from vss.run import Job
@@ -28,6 +29,8 @@ from vss.sweep.track import to_tensorboard
 log = logging.getLogger(__name__)
 
 
+PATIENCE = 4
+"""A latency that does not stand still is measured for up to so many times as long."""
 SHARED_PARTS = ("seed", "split", "eval_batch_size", "data", "model", "train", "defect")
 """Sections of a recipe on which a trained network and its scores depend."""
 
@@ -139,14 +142,22 @@ class PruneStudy(Study):
         sessions = {name: backend.open(checkpoint.load(path), **options) for name, path in paths.items()}
         image = np.random.default_rng(0).standard_normal((1, 3, *size)).astype(np.float32)
         feeds = {name: {"image": image} for name in sessions}
-        found = bench(sessions, feeds, min_seconds=seconds / 2, max_seconds=seconds, window_seconds=seconds / 16)
+        found = bench(
+            sessions,
+            feeds,
+            min_seconds=seconds / 2,
+            max_seconds=PATIENCE * seconds,
+            window_seconds=seconds / 16,
+            spread=recipe.bench.spread,
+        )
+        if not found["stable"]:
+            return unsteady(found)
         row = found["sessions"]["cell"]
         keys = {"latency_ms_p50": "latency_ms_p50", "latency_ms_p99": "latency_ms_p99", "fps": "throughput_fps"}
         return {name: row[key] for name, key in keys.items()} | {
             "pixels_per_s": row["throughput_fps"] * size[0] * size[1],
             "baseline_latency_ms_p50": found["sessions"]["baseline"]["latency_ms_p50"],
             "speedup": found["speedup"]["cell"]["ratio"],
-            "latency_stable": found["stable"],
         }
 
     def pictures(self, recipe: Recipe, place: Place, extra: Json) -> Json:
