@@ -41,6 +41,7 @@ from vss.steps import Project
 ROOT = Path(__file__).resolve().parent.parent
 KIND, SCHEMA = "vss.bench_latency", 1
 PARTS = ("targets", "alignment", "error", "explain")
+FRESH = 0.06  # largest width of the 95 % interval of a fresh ratio, as a share of it
 TARGETS = "0.75x,0.5x,0.33x"
 
 
@@ -175,6 +176,8 @@ def fresh_time(run: Bench, project: Project, model: nn.Module, small: nn.Module,
     if not figures["stable"] and not run.arguments.quick:
         raise VssError(f"the fresh measurement is not stable ({_spreads(figures)}); run this again when it is quiet.")
     found = {"ratio": 1 / faster["ratio"], "low": _over(faster["high"]), "high": _over(faster["low"])}
+    if not run.arguments.quick and (found["low"] is None or found["high"] - found["low"] > FRESH * found["ratio"]):
+        raise VssError(f"the fresh ratio is known too roughly ({found}); run this again when it is quiet.")
     sessions = {"uncut": figures["sessions"]["baseline"], "cut": figures["sessions"]["candidate"]}
     keys = ("latency_ms_p50", "latency_ms_p90", "latency_ms_p99", "spread", "n")
     return found | {name: {key: row[key] for key in keys} for name, row in sessions.items()}
