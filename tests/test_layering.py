@@ -47,6 +47,8 @@ LAYERS = (
             "cli_methods",
             "precision",
             "run_precision",
+            "run_frame",
+            "run_references",
             "cli_sweep",
             "ship",
             "cli_ship",

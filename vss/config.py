@@ -256,6 +256,7 @@ class Recipe(Section):
     panels: int = Field(default=4, ge=0, description="qualitative pictures in the report")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
+    references: tuple[ModelConfig, ...] = Field(default=(), description="unpruned networks, to see whether to prune")
     train: FitConfig = FitConfig()
     sparse: SparseConfig = SparseConfig()
     dmcp: DmcpConfig = DmcpConfig()

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vss import checkpoint, ops, steps
+from vss import checkpoint, steps
 from vss.config import Recipe
 from vss.deploy import bench, bench_end_to_end, export
 from vss.deploy.backends import available, build_spec, inspected
 from vss.deploy.bench import noise, pinned
-from vss.environment import environment
 from vss.errors import GateFailed
 from vss.evaluate import engine_predictor
 from vss.files import atomic, sha256_artefact, sha256_file, sha256_json
@@ -24,7 +22,9 @@ from vss.page import write_page
 from vss.pictures import spread
 from vss.prune import CRITERIA, Statistics
 from vss.report import write_report
+from vss.run_frame import frame, write_failed
 from vss.run_precision import merge, typed_engines
+from vss.run_references import References
 from vss.runner import Result, Runner
 from vss.steps import Project
 
@@ -49,7 +49,7 @@ def run(
     try:
         report = job.everything()
     except BaseException as error:
-        job.write_failed(error)
+        write_failed(job, error)
         raise
     for verdict in report["gate"].get("checks", [report["gate"]]):
         if not verdict["passed"]:
@@ -76,6 +76,7 @@ class Job:
         return self.project.recipe
 
     def everything(self) -> Result:
+        references = References.open(self)
         train = self.train()
         pruned = self.prune()
         finetuned = self.finetune("finetune", "pruned.safetensors", "prune")
@@ -86,10 +87,11 @@ class Job:
         scores = {name: self.score(name, after) for name, after in nets.items()}
         engines = {name: self.engine(name, after) for name, after in (("baseline", "train"), ("finetuned", "finetune"))}
         gates = self.gates()
-        timing = self.bench()
+        extra = references.make()
+        timing = self.bench(references.engines)
         pictures = self.panels()
         typed = typed_engines(self)
-        report = self.report(train, pruned, finetuned, control, scores, engines, gates, timing, pictures)
+        report = self.report(train, pruned, finetuned, control, scores, engines, gates, timing, pictures, extra)
         merge(report, typed, self.out)
         write_report(self.out / "report.json", report)
         write_page(self.out / "report.json", self.out / "report.html")
@@ -237,8 +239,8 @@ class Job:
         after += ["evaluate-control"] if self.recipe.control else []
         return self.step("gate", self.recipe.gate.model_dump(mode="json"), after, [], work)
 
-    def bench(self) -> Result:
-        """Both engines interleaved, engine only and end to end."""
+    def bench(self, references: Mapping[str, str]) -> Result:
+        """Both engines interleaved with those of `references` (step -> file), engine only and end to end."""
         recipe, project, config = self.recipe, self.project, self.recipe.bench
 
         def work() -> Result:
@@ -248,6 +250,7 @@ class Job:
         def timed() -> Result:
             backend = available(recipe.build.backend)
             paths = {"engine baseline": "engine/baseline.engine.onnx", "engine pruned": "engine/finetuned.engine.onnx"}
+            paths |= references
             sessions = {
                 name: backend.open(self.out / path, threads=recipe.build.threads) for name, path in paths.items()
             }
@@ -269,7 +272,7 @@ class Job:
             return {"engine": engine, "end_to_end": whole, "again": bool(noisy), "noise": noisy, "detail": detail}
 
         depends = [config.model_dump(mode="json"), recipe.build.model_dump(mode="json")]
-        return self.step("bench", depends, ["engine-baseline", "engine-finetuned"], [], work)
+        return self.step("bench", depends, ["engine-baseline", "engine-finetuned", *references], [], work)
 
     def panels(self) -> Result:
         """Pictures: image, truth, and what each network says."""
@@ -303,10 +306,13 @@ class Job:
         gates: Result,
         timing: Result,
         pictures: Result,
+        references: Mapping[str, tuple[Result, Result]],
     ) -> Result:
         names = {"baseline": "engine baseline", "finetuned": "engine pruned"}
         keys = self.project.task.row_keys
         rows = [_row(name, scores[name]["row"], scores[name]["metrics"], keys) for name in scores]
+        for name, (score, engine) in references.items():
+            names[name], scores[name], engines[name] = name, score, engine
         for name, title in names.items():
             static = scores[name]["row"] | {"size_mib": engines[name]["size_mib"]}
             timed = _timing(timing["engine"], timing["end_to_end"], title)
@@ -317,13 +323,15 @@ class Job:
         for row in rows:
             if pruned["labels"] and row["name"] in ("pruned", "finetuned", "engine pruned"):
                 row["labels"] = "; ".join(pruned["labels"])
+            if row["name"] in references:
+                row["labels"] = "not pruned, trained and fine-tuned as long, on the engine"
         metrics = {name: result["metrics"] for name, result in scores.items()}
         metrics |= {names[name]: result["metrics"] for name, result in engines.items()}
         curves = {"train": train["curves"], "sparse": pruned["phase"].get("curves", [])}
         curves["finetune"] = finetuned["curves"]
         if control:
             curves["control"] = control["curves"]
-        return self._frame("ok") | {
+        return frame(self, "ok") | {
             "rows": rows,
             "curves": {name: rows for name, rows in curves.items() if rows},
             "groups": [{"id": g, "before": w[0], "after": w[1]} for g, w in pruned["widths"].items()],
@@ -341,33 +349,6 @@ class Job:
             "inspector": {names[n]: r["inspector"] for n, r in engines.items() if r["inspector"]},
             "artefacts": {names[n]: sha256_artefact(self.out, r["artefact"]) for n, r in engines.items()},
         }
-
-    def _frame(self, status: str) -> Result:
-        size = "x".join(map(str, self.project.preprocess.size))
-        protocol = self.project.task.protocol.rstrip(".")
-        files = ("baseline.safetensors", "plan.json", "finetuned.safetensors", "engine/finetuned.onnx")
-        hashes = {name: sha256_file(self.out / name) for name in files if (self.out / name).is_file()}
-        hashes["preprocess"] = self.project.preprocess.sha256
-        return {
-            "kind": "vss.report",
-            "schema": 1,
-            "name": self.recipe.name,
-            "status": status,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "seconds": sum(record["seconds"] for record in self.step.records),
-            "command": self.command or None,
-            "protocol": f"{protocol}. Reported split: {self.recipe.split}; resolution {size}.",
-            "environment": environment() | {"ops": ops.status()},
-            "recipe": self.recipe.model_dump(mode="json"),
-            "inputs": hashes,
-            "steps": self.step.records,
-        }
-
-    def write_failed(self, error: BaseException) -> None:
-        """A report of what was done before the failure, so that the page says where it stopped."""
-        if self.step.records and not isinstance(error, GateFailed):
-            write_report(self.out / "report.json", self._frame("failed"))
-            write_page(self.out / "report.json", self.out / "report.html")
 
 
 PLAN_FACTS = ("criterion", "options", "budget", "calibration", "labels", "kept")

@@ -21,12 +21,13 @@ Result = dict[str, Any]
 
 @dataclass
 class Runner:
-    """Runs steps, remembers them in `out/steps/`."""
+    """Runs steps, remembers them in `out/steps/`; `title` stands before every name that is told."""
 
     out: Path
     say: Callable[[str, str, float, str], None]
     records: list[Result] = field(default_factory=list)
     keys: dict[str, str] = field(default_factory=dict)
+    title: str = ""
 
     def __call__(
         self, name: str, depends: Any, after: list[str], outputs: list[str], work: Callable[[], Result]
@@ -72,6 +73,7 @@ class Runner:
         return file.is_file() and sha256_file(file) == digest
 
     def _done(self, name: str, status: str, seconds: float, detail: str, result: Result) -> Result:
+        name = f"{self.title}{name}"
         self.records.append({"name": name, "status": status, "seconds": seconds, "detail": detail})
         self.say(name, status, seconds, detail)
         return result

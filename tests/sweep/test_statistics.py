@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import random
 
 import pytest
 
-from vss.sweep.statistics import holm, pareto, ranking, summary
+from vss.sweep.statistics import holm, ranking, summary
 
 
 def test_interval_of_a_mean_by_the_t_table() -> None:
@@ -15,18 +14,6 @@ def test_interval_of_a_mean_by_the_t_table() -> None:
     assert found["mean"] == 3.0 and found["sd"] == pytest.approx(2.5**0.5)
     assert found["half"] == pytest.approx(2.776445105 * (2.5 / 5) ** 0.5)  # t(0.975, 4)
     assert summary([7.0]) == {"n": 1, "mean": 7.0, "sd": None, "half": None}
-
-
-def test_pareto_is_what_no_other_point_beats() -> None:
-    draw = random.Random(0)
-    points = [(draw.randrange(12), draw.randrange(12)) for _ in range(60)]
-
-    def beaten(a: tuple[int, int], b: tuple[int, int]) -> bool:
-        return b != a and b[0] <= a[0] and b[1] >= a[1]
-
-    expected = {p for p in points if not any(beaten(p, q) for q in points)}
-    found = [points[i] for i in pareto(points)]
-    assert set(found) == expected and len(found) == len(set(found)) and found == sorted(found)
 
 
 def test_ranks_wins_and_p_of_a_case_that_can_be_counted() -> None:

@@ -17,7 +17,8 @@ from vss.page.charts import curves
 from vss.page.defects import missed_defects
 from vss.page.panels import panels
 from vss.page.text import block, label, number, show, signed
-from vss.page.verdict import verdict
+from vss.page.tradeoff import NOBODY, points_of, trade_off, worth
+from vss.page.verdict import Verdict, score_of, verdict
 from vss.report import read_report
 
 __all__ = ["render", "write_page"]
@@ -77,6 +78,7 @@ def context(report: Mapping[str, Any], root: Path) -> dict[str, Any]:
     """Everything the template shows: `sections` maps an anchor to (title, data), without those that have no data."""
     builders: dict[str, tuple[str, Callable[[], Any]]] = {
         "results": ("Results", lambda: _results(report)),
+        "tradeoff": ("Score at equal latency", lambda: trade_off(report)),
         "defects": ("Missed defects", lambda: missed_defects(report, root)),
         "pictures": ("Pictures", lambda: _pictures(report, root)),
         "classes": ("IoU per class", lambda: _classes(report)),
@@ -93,11 +95,17 @@ def context(report: Mapping[str, Any], root: Path) -> dict[str, Any]:
     machine = [facts.get("machine"), (facts.get("cpu") or {}).get("model"), *_devices(facts)]
     return {
         "report": report,
-        "verdict": verdict(report),
+        "verdict": _verdict(report),
         "machine": " · ".join(dict.fromkeys(str(part) for part in machine if part)),
         "created": str(report.get("created") or "")[:16].replace("T", " "),
         "sections": sections,
     }
+
+
+def _verdict(report: Mapping[str, Any]) -> Verdict:
+    """The head of the page, with what pruning is worth where unpruned networks were timed beside."""
+    found, sentence = verdict(report), worth(points_of(report), score_of(report)[1])
+    return found._replace(sentences=[*found.sentences, sentence]) if sentence not in ("", NOBODY) else found
 
 
 def kind_of(name: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vss.errors import VssError
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT, FONT = 400, 250, 12.5
 MAX_POINTS = 400
-_INK, _MUTED, _LINE, _CARD = "#0a0001", "#0a0002", "#0a0003", "#0a0004"
-_SERIES = ("#0a0011", "#0a0012", "#0a0013", "#0a0014")
-_VARIABLES = {_INK: "--ink", _MUTED: "--muted", _LINE: "--line", _CARD: "--card"} | {
-    colour: f"--series-{index}" for index, colour in enumerate(_SERIES)
+INK, MUTED, _LINE, _CARD = "#0a0001", "#0a0002", "#0a0003", "#0a0004"
+SERIES = ("#0a0011", "#0a0012", "#0a0013", "#0a0014")
+_VARIABLES = {INK: "--ink", MUTED: "--muted", _LINE: "--line", _CARD: "--card"} | {
+    colour: f"--series-{index}" for index, colour in enumerate(SERIES)
 }
 _ROLES = {"train": 0, "finetune": 1, "control": 3}
 _CURVES = (
@@ -101,6 +101,15 @@ def _baseline(report: Mapping[str, Any], key: str) -> float | None:
 
 
 def _draw(key: str, lines: list[Line], axis: str, unit: str, scale: str, mark: float | None) -> str:
+    def paint(axes: Axes) -> None:
+        _lines(axes, lines, mark)
+        _scales(axes, axis, unit, scale)
+
+    return draw(key, paint)
+
+
+def draw(key: str, paint: Callable[[Axes], None], *, width: float = WIDTH, height: float = HEIGHT) -> str:
+    """What `paint` puts into axes as an inline `svg` element in the page's style; `key` makes its ids its own."""
     try:
         import matplotlib
         from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -109,10 +118,10 @@ def _draw(key: str, lines: list[Line], axis: str, unit: str, scale: str, mark: f
         raise VssError("the page's charts need matplotlib: pip install matplotlib.") from error
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": f"vss {key}", "font.size": FONT}
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), layout="constrained")
+        figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
         axes = figure.add_subplot()
-        _lines(axes, lines, mark)
-        _style(axes, axis, unit, scale)
+        paint(axes)
+        _style(axes)
         buffer = io.StringIO()
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
     return inline(buffer.getvalue())
@@ -121,26 +130,24 @@ def _draw(key: str, lines: list[Line], axis: str, unit: str, scale: str, mark: f
 def _lines(axes: Axes, lines: list[Line], mark: float | None) -> None:
     marker = "o" if max(len(line.x) for line in lines) <= 24 else ""
     for index, line in enumerate(lines):
-        colour = _SERIES[_ROLES.get(line.name, index % len(_SERIES))]
+        colour = SERIES[_ROLES.get(line.name, index % len(SERIES))]
         axes.plot(line.x, line.y, color=colour, linewidth=2, marker=marker, markersize=3.5, label=line.name)
         if index and line.name != "control":
             axes.axvline(line.x[0], color=_LINE, linewidth=1, zorder=0)
     if mark is not None:
-        axes.axhline(mark, color=_MUTED, linewidth=1, linestyle=(0, (4, 4)), zorder=0, label=f"best: {mark:.1f}")
+        axes.axhline(mark, color=MUTED, linewidth=1, linestyle=(0, (4, 4)), zorder=0, label=f"best: {mark:.1f}")
     if len(lines) > 1:
         axes.legend(
-            loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, labelcolor=_INK, handlelength=1.2,
+            loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, labelcolor=INK, handlelength=1.2,
             columnspacing=1.2, handletextpad=0.5, borderaxespad=0.2, fontsize=FONT,
         )  # fmt: skip
 
 
-def _style(axes: Axes, axis: str, unit: str, scale: str) -> None:
+def _scales(axes: Axes, axis: str, unit: str, scale: str) -> None:
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-    axes.set_facecolor("none")
-    axes.figure.patch.set_alpha(0)
-    axes.set_xlabel(axis, color=_MUTED)
-    axes.set_ylabel(unit, color=_MUTED)
+    axes.set_xlabel(axis, color=MUTED)
+    axes.set_ylabel(unit, color=MUTED)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if scale == "log":
         axes.set_yscale("log")
@@ -149,7 +156,12 @@ def _style(axes: Axes, axis: str, unit: str, scale: str) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.tick_params(colors=_MUTED, length=0, which="both")
+
+
+def _style(axes: Axes) -> None:
+    axes.set_facecolor("none")
+    axes.figure.patch.set_alpha(0)
+    axes.tick_params(colors=MUTED, length=0, which="both")
     axes.grid(axis="y", color=_LINE, linewidth=1)
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):

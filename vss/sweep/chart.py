@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vss.errors import VssError
 from vss.files import atomic
-from vss.sweep.statistics import pareto
+from vss.page.tradeoff import pareto
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

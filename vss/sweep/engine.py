@@ -14,10 +14,11 @@ import torch
 
 from vss.config import Recipe
 from vss.deploy import bench
+from vss.deploy.backends import available
 from vss.deploy.bench import unsteady
 from vss.errors import VssError
 from vss.evaluate import engine_predictor
-from vss.run import Job, available
+from vss.run import Job
 from vss.runner import Result, Runner
 from vss.steps import Project
 from vss.sweep.prune import PATIENCE, PruneStudy

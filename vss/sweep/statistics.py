@@ -1,4 +1,4 @@
-"""Figures over seeds and blocks: means with intervals, Pareto fronts, ranks of criteria with significance."""
+"""Figures over seeds and blocks: means with intervals, ranks of criteria with significance."""
 
 from __future__ import annotations
 
@@ -25,17 +25,6 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
         "sd": sd,
         "half": float(t.ppf((1 + LEVEL) / 2, count - 1)) * sd / math.sqrt(count),
     }
-
-
-def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of (cost, score) pairs that no other pair beats in one and equals or beats in the other, by cost."""
-    front: list[int] = []
-    best = -math.inf
-    for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
-        if points[index][1] > best:
-            front.append(index)
-            best = points[index][1]
-    return front
 
 
 def ranking(blocks: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:

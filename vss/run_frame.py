@@ -1,0 +1,59 @@
+"""The head of a run's report: what was asked, where, with which files; and the report of a run that failed."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Protocol
+
+from vss import ops
+from vss.config import Recipe
+from vss.environment import environment
+from vss.errors import GateFailed
+from vss.files import sha256_file
+from vss.page import write_page
+from vss.report import write_report
+from vss.runner import Result, Runner
+from vss.steps import Project
+
+
+class Job(Protocol):
+    """What is used of a run."""
+
+    project: Project
+    out: Path
+    step: Runner
+    command: str
+
+    @property
+    def recipe(self) -> Recipe: ...
+
+
+def frame(job: Job, status: str) -> Result:
+    """Everything of a report but its results; `status` is "ok" or "failed"."""
+    preprocess = job.project.preprocess
+    files = ("baseline.safetensors", "plan.json", "finetuned.safetensors", "engine/finetuned.onnx")
+    hashes = {name: sha256_file(job.out / name) for name in files if (job.out / name).is_file()}
+    hashes["preprocess"] = preprocess.sha256
+    protocol, size = job.project.task.protocol.rstrip("."), "x".join(map(str, preprocess.size))
+    return {
+        "kind": "vss.report",
+        "schema": 1,
+        "name": job.recipe.name,
+        "status": status,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "seconds": sum(record["seconds"] for record in job.step.records),
+        "command": job.command or None,
+        "protocol": f"{protocol}. Reported split: {job.recipe.split}; resolution {size}.",
+        "environment": environment() | {"ops": ops.status()},
+        "recipe": job.recipe.model_dump(mode="json"),
+        "inputs": hashes,
+        "steps": job.step.records,
+    }
+
+
+def write_failed(job: Job, error: BaseException) -> None:
+    """A report of what was done before the failure, so that the page says where it stopped."""
+    if job.step.records and not isinstance(error, GateFailed):
+        write_report(job.out / "report.json", frame(job, "failed"))
+        write_page(job.out / "report.json", job.out / "report.html")
