@@ -55,6 +55,16 @@ def test_a_latency_that_could_not_be_measured_is_named_and_no_success(tmp_path: 
         _end(summary, tmp_path)
 
 
+def test_unpruned_networks_have_their_time_and_cells_their_gain_per_mac(tmp_path: Path) -> None:
+    grid = dry_grid({"a": {"baseline_ms": 6.0}, "b": {"baseline_ms": 9.0}, "c": {"baseline_ms": 6.4}})
+    go(grid | {"study": "dry_timed", "panels": 0}, tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    [base] = results["baselines"]
+    assert base["values"]["latency_ms_p50"]["mean"] == 6.4 and base["values"]["score"]["mean"] == 10.0
+    assert [row["values"]["speedup_per_mac_reduction"] for row in results["rows"]] == [pytest.approx(0.8)] * 3
+    assert "speedup_per_mac_reduction" in results["columns"]
+
+
 def test_a_failed_a_dying_and_an_impossible_cell_are_theirs_alone(tmp_path: Path) -> None:
     grid = dry_grid(
         {"good": {}, "bad": {"fails": 9}, "once": {"fails": 1}, "dies": {"dies": 1}, "no": {"impossible": 1}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from statistics import median
 
 import yaml
 
@@ -49,7 +50,7 @@ def gather(store: Store) -> Json:
         "axes": list(dict.fromkeys(axis for row in rows for axis in row["coords"])),
         "rows": rows,
         "groups": _groups(good),
-        "baselines": _baselines(cells, shares, shared),
+        "baselines": _baselines(cells, shares, _with_times(shared, good)),
         "classes": first.get("classes", []),
         "ranking": ranking(_blocks(good, metric)),
         "unequal": _unequal(good),
@@ -74,6 +75,9 @@ def _row(store: Store, cell: Cell, share: str | None) -> Json:
     kept = ("status", "error", "seconds", "attempts", "iou_pct", "groups", "labels", "stage")
     row = {"id": cell.id, "coords": cell.coords, "share": share, "values": record.get("row", {})}
     row |= {key: record[key] for key in kept if record.get(key) is not None}
+    if "speedup" in row["values"] and "macs_kept" in row["values"]:
+        values = row["values"]
+        row["values"] = values | {"speedup_per_mac_reduction": values["speedup"] * values["macs_kept"]}
     return row | {"command": _command(store, cell)}
 
 
@@ -91,6 +95,7 @@ def _command(store: Store, cell: Cell) -> str:
 
 def _columns(rows: list[Json], metric: str, scores: list[str]) -> list[str]:
     wanted = [metric, f"{metric}_change", *scores, *COSTS, "macs_kept", "params_kept", f"pruned_{metric}", "speedup"]
+    wanted.append("speedup_per_mac_reduction")
     keys = {key for row in rows for key, value in row["values"].items() if isinstance(value, int | float)}
     first = [key for key in dict.fromkeys(wanted) if key in keys]
     return first + sorted(keys - set(first))
@@ -120,6 +125,16 @@ def _groups(rows: list[Json]) -> list[Json]:
 def _mean_lists(lists: list[list[float | None]]) -> list[float | None]:
     columns = [[value for value in column if value is not None] for column in zip(*lists, strict=True)]
     return [sum(column) / len(column) if column else None for column in columns]
+
+
+def _with_times(shared: dict[str, Json], rows: list[Json]) -> dict[str, Json]:
+    """Shared parts whose row has the network's own latency: the median of those measured in turns with its cells."""
+    found = {}
+    for name, part in shared.items():
+        own = [row["values"].get("baseline_latency_ms_p50") for row in rows if row["share"] == name]
+        times = [ms for ms in own if ms is not None]
+        found[name] = part | ({"row": part["row"] | {"latency_ms_p50": median(times)}} if times else {})
+    return found
 
 
 def _baselines(cells: list[Cell], shares: dict[str, str], shared: dict[str, Json]) -> list[Json]:
