@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,15 @@ import torch
 from typer.testing import CliRunner
 
 import vss
+from tests.latency.test_explain import Line, engines, write_run
 from vss import models
-from vss.cli import app
+from vss.cli import app, main
 from vss.data import Preprocess
 from vss.data.labels import CAMVID_NAMES
 from vss.errors import VssError
 from vss.latency import LatencyTable
+from vss.latency.reading import Reading
+from vss.latency.table import Sample
 from vss.prune import Plan
 
 
@@ -90,6 +94,91 @@ def test_a_table_of_another_device_is_refused(ckpt: Path, table: Path, street_ro
                  "--data-root", str(street_root), "--set", "build.threads=1", "--save", str(tmp_path)]  # fmt: skip
     with pytest.raises(VssError, match=r"holds for device another and this is .* build one here: vss lut build"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+@pytest.fixture
+def small_run(tmp_path: Path) -> Path:
+    """The folder of a run that cut two convolutions of 16 channels to 8, with a latency table of its own."""
+    folder = tmp_path / "run"
+    (folder / "engine").mkdir(parents=True)
+    _, _, plan = engines(Line([16, 16]).eval(), [8, 8], (16, 16), folder)
+    plan.save(folder / "plan.json")
+    write_run(folder)
+    ids = [group.id for group in plan.groups]
+    cuts = [
+        Sample(f"cliff-0-{width}", "cliff", (width, 16), Reading({"convs.0": width / 10}, 3.0)) for width in (8, 16)
+    ]
+    full = Sample("full-0", "full", (16, 16), Reading({"convs.0": 1.6}, 3.0))
+    key = {"network": "line", "backend": "onnxruntime"}
+    channels = {"convs.0": [3, 16, {"0": [0, 1]}]}
+    table = LatencyTable(key, [[i, 16, 1] for i in ids], 0.1, 8, {}, [full, *cuts], channels, done=True)
+    table.save(folder / "latency_table.json")
+    return folder
+
+
+def test_a_run_is_explained_with_its_cliffs(small_run: Path, tmp_path: Path) -> None:
+    arguments = ["explain", str(small_run), "--seconds", "0.05", "--report", str(tmp_path / "why.json"), "--plot",
+                 str(tmp_path / "cliffs.svg")]  # fmt: skip
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    figures = json.loads((tmp_path / "why.json").read_text())
+    assert f"{figures['speedup']:.2f}x faster for {figures['mac_reduction']:.2f}x fewer MACs" in done.output
+    assert {row["unit"] for row in figures["rows"]} >= {"convs.0", "convs.1", "head"}
+    assert figures["noise"] >= 0 and ("noisy:" in done.output) == (figures["noise"] > 0.1)
+    assert "kept: 8" in (tmp_path / "cliffs.svg").read_text()
+
+
+def refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one sentence of a command that ends in exit code 2."""
+    monkeypatch.setattr(sys, "argv", ["vss", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    return line
+
+
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    ckpt: Path, table: Path, street_root: Path, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def told(*arguments: object) -> str:
+        return refused([str(each) for each in arguments], monkeypatch, capsys)
+
+    def changed(old: str, new: str) -> Path:
+        text = table.read_text()
+        assert old in text
+        (tmp_path / "changed.json").write_text(text.replace(old, new, 1))
+        return tmp_path / "changed.json"
+
+    def prune(target: str, lut: Path, *more: str) -> str:
+        settings = ("build.threads=1", "prune.recalibrate=1", "prune.latency.max_seconds=0.6", *more)
+        return told("prune", "--ckpt", ckpt, "--method", "l1", "--latency", target, "--lut", lut, "--data-root",
+                    street_root, "--save", tmp_path / "out", *(p for s in settings for p in ("--set", s)))  # fmt: skip
+
+    below = prune("0.001x", table)
+    assert "target 0.001x is below the floor: with 10% of every group" in below and "ask for at least 0." in below
+    assert "is too noisy" in prune("0.6x", table, "prune.latency.noise=1e-9")
+    rebuild = "build one here: vss lut build --ckpt CKPT --save TABLE --backend onnxruntime --threads 1"
+    assert rebuild in prune("0.5x", changed('"device": "', '"device": "another-'))
+    version = prune("0.5x", changed('"onnxruntime": "', '"onnxruntime": "0.'))
+    assert "holds for versions" in version and rebuild in version
+    assert "is not finished; go on with: vss lut build" in prune("0.5x", changed('"done": true', '"done": false'))
+    assert "is no whole latency table" in prune("0.5x", changed('"groups"', '"troops"'))
+    (tmp_path / "changed.json").write_text(table.read_text()[:500])
+    assert "is not JSON" in prune("0.5x", tmp_path / "changed.json")
+    assert "is not JSON" in told("lut", "show", tmp_path / "changed.json")
+    assert not (tmp_path / "out" / "plan.json").exists()
+
+    assert "--lut is the table of --plot" in told("explain", small_run, "--lut", table)
+    other = told("explain", small_run, "--lut", table, "--plot", tmp_path / "c.svg")
+    assert "is a table of unet with other channels than the run's network" in other
+    (small_run / "latency_table.json").unlink()
+    assert "give --lut TABLE, made by: vss lut build" in told("explain", small_run, "--plot", tmp_path / "c.svg")
+    (small_run / "engine" / "finetuned.onnx").write_bytes(b"broken")
+    assert "finetuned.onnx is not the file that" in told("explain", small_run)
+    write_run(small_run, status="failed")
+    assert "is not finished, a step failed" in told("explain", small_run)
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:

@@ -30,7 +30,9 @@ def lut_build(
     limit: Annotated[int, typer.Option(help="most samples to fit on")] = 96,
     seconds: Annotated[float, typer.Option(help="of one reading")] = 0.4,
     quick: Annotated[bool, typer.Option(help="a small table, for trying out")] = False,
+    labels: Annotated[bool, typer.Option(help="as the recipe's export: argmax in the graph")] = True,
     labels_dtype: Annotated[str, typer.Option(help="as the recipe's export: int32 or uint8")] = "int32",
+    keep: Annotated[list[str] | None, typer.Option(help="a layer whose channels stay, as prune.keep")] = None,
     seed: Seed = None,
 ) -> None:
     """Measure a network at many widths on this machine: alignment, times of every layer, and their error."""
@@ -41,8 +43,8 @@ def lut_build(
     saved = checkpoint.read(ckpt)
     if saved.preprocess is None:
         raise VssError(f"{ckpt} does not say its input size; save it with vss.save(..., preprocess=...).")
-    options = {} if saved.model.task == "defect" else {"labels": True, "labels_dtype": labels_dtype}
-    setting = Setting(backend, device, precision, threads, batch_size, options)
+    options = {} if saved.model.task == "defect" else {"labels": labels, "labels_dtype": labels_dtype}
+    setting = Setting(backend, device, precision, threads, batch_size, options, tuple(keep or ()))
     effort = QUICK if quick else dataclasses.replace(Effort(), limit=limit)
     with tempfile.TemporaryDirectory() as folder, Progress(console=err, transient=True) as bar:
         task = bar.add_task("exporting", total=None)
@@ -91,15 +93,22 @@ def explain(
     run: Annotated[Path, typer.Argument(help="folder of a finished vss run")],
     seconds: Annotated[float, typer.Option(help="of one reading")] = 1.0,
     top: Annotated[int, typer.Option(help="rows to print")] = 20,
+    plot: Annotated[Path | None, typer.Option(help="write the width-cliff plot, SVG, of the latency table")] = None,
+    lut: Annotated[Path | None, typer.Option(help="that table; default: RUN/latency_table.json")] = None,
     report: ReportFile = None,
 ) -> None:
     """Say, layer by layer, why a cut network is or is not as much faster as its MACs fell."""
+    from vss.latency.explain import NOISY, cliff_plot
     from vss.latency.explain import explain as work
 
+    if lut and not plot:
+        raise VssError("--lut is the table of --plot; give both.")
+    if plot:
+        out.print(f"wrote {cliff_plot(run, lut, plot)}")
     figures = work(run, seconds=seconds)
     heads = {"name": "unit", "cin": "in", "cout": "out", "ms_before": "ms before", "ms_after": "ms after",
              "mmacs_before": "MMACs before", "mmacs_after": "MMACs after", "efficiency": "efficiency",
-             "lost_ms": "lost ms", "reason": "why", "better": "no slower at"}  # fmt: skip
+             "lost_ms": "lost ms", "reason": "why", "better": "better widths"}  # fmt: skip
     rows = [
         {**row, "name": row["unit"], "mmacs_before": row["macs_before"] / 1e6, "mmacs_after": row["macs_after"] / 1e6}
         for row in figures["rows"][:top]
@@ -114,4 +123,6 @@ def explain(
         tell(out, f"{cause['lost_ms']:.3f} ms", "yellow", f"({cause['share']:.0%}) {cause['cause']}: {units}")
     for name, request in figures["request"].items():
         out.print(f"{name}: the engine is {request['engine_share']:.0%} of a request of {request['request_ms']:.2f} ms")
+    if figures["noise"] > NOISY:
+        tell(out, "noisy:", "yellow", f"one engine took {figures['noise']:.0%} longer in another round; end other work")
     write_figures(report, "vss.explain", figures)

@@ -85,11 +85,50 @@ def test_a_table_of_another_device_or_version_is_refused(clockwork: Clockwork, t
         build(clockwork, table_path, effort=EFFORT)
 
 
-def test_a_table_with_a_missing_part_is_refused(clockwork: Clockwork, table_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        (
+            '"role"',
+            '"rule"',
+            r"no whole latency table \(samples.0.role: .*\); remove it and build it again",
+        ),
+        ('"role": "full"', '"role": "half"', "no whole latency table"),
+        ('"role": "full"', '"role": "fit"', "the uncut network is not in it"),
+        ('"total": ', '"total": "x", "was": ', "no whole latency table"),
+        ('"widths": [', '"widths": [1, ', "a sample has not 3 widths"),
+        ('"groups": [', '"groups": 3, "were": [', "no whole latency table"),
+        ('"samples": [', '"samples": ["x", ', "no whole latency table"),
+        ('"schema": 1', '"schema": 2', "upgrade vss to read it"),
+        ("vss.latency_table", "vss.plan", "expected a file of kind 'vss.latency_table'"),
+    ],
+)
+def test_a_corrupt_table_is_refused(clockwork: Clockwork, table_path: Path, old: str, new: str, sentence: str) -> None:
     build(clockwork, table_path, effort=EFFORT)
-    table_path.write_text(table_path.read_text().replace('"role"', '"rule"'))
-    with pytest.raises(VssError, match="no whole latency table"):
+    assert old in table_path.read_text()
+    table_path.write_text(table_path.read_text().replace(old, new))
+    with pytest.raises(VssError, match=sentence):
         LatencyTable.load(table_path)
+
+
+def test_a_table_that_was_cut_off_is_refused(clockwork: Clockwork, table_path: Path) -> None:
+    build(clockwork, table_path, effort=EFFORT)
+    table_path.write_text(table_path.read_text()[:-100])
+    with pytest.raises(VssError, match="is not JSON"):
+        build(clockwork, table_path, effort=EFFORT)
+
+
+def test_a_machine_that_was_noisy_during_a_build_is_told(table_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Slowing(Clockwork):
+        def read(self, widths: Sequence[int]) -> Reading:
+            reading = super().read(widths)
+            factor = 1 + 0.5 * (self.calls > 30)
+            return Reading({n: ms * factor for n, ms in reading.units.items()}, reading.total * factor)
+
+    table = build(Slowing(), table_path, effort=EFFORT)
+    assert table.drift == pytest.approx(0.5)
+    full = Clockwork().read(table.full).total
+    assert f"noisy: the uncut network took {full:.2f} to {1.5 * full:.2f} ms during the build (50 %)" in caplog.text
 
 
 def test_cliffs_are_scanned_and_drawn(clockwork: Clockwork, table_path: Path, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from vss.data.transforms import Preprocess
 from vss.deploy import export
 from vss.errors import VssError
-from vss.files import write_json
-from vss.latency.explain import Facts, causes, explain, measure, request, rows, summary
+from vss.files import sha256_file, write_json
+from vss.latency.explain import Facts, _in_turns, causes, explain, finished, measure, request, rows, summary
 from vss.latency.reading import Reading
 from vss.latency.units import Shape
 from vss.latency.variants import cut_to, first_channels
@@ -127,7 +127,10 @@ def test_every_cause_is_told_from_the_others() -> None:
     shapes = {"up 16": {"b": Shape(48, 48, 100, 230_000, 800)}}
     facts = slow("b", 3.9, others={"up 16": Reading({"b": 2.2}, 4.3)}, other_shapes=shapes)
     assert reason_of(facts, "b") == "misaligned width"
-    assert next(row.better for row in rows(facts) if row.unit == "b") == "48 -> 48 in 2.200 ms"
+    assert next(row.better for row in rows(facts) if row.unit == "b") == "48 -> 48 in 2.200 ms, no slower"
+    facts = slow("b", 3.9, others={"up 16": Reading({"b": 4.0}, 6.1)}, other_shapes=shapes)  # more MACs, but slower
+    shapes["up 16"]["b"] = Shape(48, 64, 100, 300_000, 800)
+    assert next(row.better for row in rows(facts) if row.unit == "b") == "48 -> 64 in 4.000 ms, 1.46x the work per ms"
     same = slow("ReorderInput:x", 1.0)
     assert reason_of(same, "ReorderInput:x") == "reformat between layers"
     assert reason_of(slow("Resize:x", 1.0), "Resize:x") == "resize"
@@ -154,13 +157,57 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         explain(tmp_path)
 
 
+def test_rounds_that_differ_are_noise() -> None:
+    times = {"a": iter([2.0, 3.0, 2.5]), "b": iter([1.0, 1.1, 1.0])}
+    found, noise = _in_turns(
+        {name: (Path(name), 1) for name in times}, lambda path, _: Reading({"u": 1.0}, next(times[path.name])), 3
+    )
+    assert noise == pytest.approx(0.5)
+    assert (found["a"].total, found["b"].total) == (2.0, 1.0)
+    assert summary(planted(noise=noise))["noise"] == noise
+
+
+def write_run(folder: Path, **changes: Any) -> None:
+    """The report of a run whose engines and plan lie in the folder."""
+    names = {"engine baseline": "engine/baseline.onnx", "engine pruned": "engine/finetuned.onnx"}
+    built = {
+        title: {"backend": "onnxruntime", "files": {"onnx": name}, "sha256": {"onnx": sha256_file(folder / name)}}
+        for title, name in names.items()
+    }
+    report = {"kind": "vss.report", "schema": 1, "name": "x", "status": "ok", "artefacts": built,
+              "recipe": {"build": {"backend": "onnxruntime", "threads": 1}},
+              "inputs": {"plan.json": sha256_file(folder / "plan.json")}}  # fmt: skip
+    write_json(folder / "report.json", report | changes)
+
+
+def test_a_run_that_is_not_finished_or_has_changed_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "engine").mkdir()
+    for name in ("engine/baseline.onnx", "engine/finetuned.onnx", "plan.json"):
+        (tmp_path / name).write_bytes(name.encode())
+    with pytest.raises(VssError, match=r"report.json does not exist; vss explain takes the folder of a finished"):
+        finished(tmp_path)
+    write_run(
+        tmp_path, status="failed", steps=[{"name": "gate", "status": "ok"}, {"name": "bench", "status": "failed"}]
+    )
+    with pytest.raises(VssError, match=r"is not finished, bench failed; the same `vss run` with --out .* finishes it"):
+        finished(tmp_path)
+    write_run(tmp_path)
+    assert finished(tmp_path)[1]["finetuned"] == tmp_path / "engine" / "finetuned.onnx"
+    for name in ("plan.json", "engine/baseline.onnx", "engine/finetuned.onnx"):
+        write_run(tmp_path)
+        (tmp_path / name).write_bytes(b"other " + name.encode())
+        with pytest.raises(VssError, match=rf"{name} is not the file that .*report.json tells of"):
+            finished(tmp_path)
+    with pytest.raises(VssError, match="layers are explained of onnxruntime engines"):
+        write_run(tmp_path, recipe={"build": {"backend": "tensorrt"}})
+        explain(tmp_path)
+
+
 def test_a_run_is_explained_from_its_folder(tmp_path: Path) -> None:
     (tmp_path / "engine").mkdir()
     _, _, plan = engines(Line([16, 16]).eval(), [8, 8], (16, 16), tmp_path)
     plan.save(tmp_path / "plan.json")
-    recipe = {"build": {"backend": "onnxruntime", "threads": 1}}
-    write_json(tmp_path / "report.json", {"kind": "vss.report", "schema": 1, "name": "x", "status": "ok",
-                                          "recipe": recipe})  # fmt: skip
+    write_run(tmp_path)
     figures = explain(tmp_path, seconds=0.05, rounds=1)
     assert figures["mac_reduction"] == pytest.approx((3 * 16 * 9 + 256 * 9 + 64) / (3 * 8 * 9 + 64 * 9 + 32))
     assert figures["speedup_per_mac_reduction"] == pytest.approx(figures["speedup"] / figures["mac_reduction"])

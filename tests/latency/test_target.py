@@ -14,7 +14,7 @@ from torch import nn
 from tests.latency.conftest import Clockwork
 from vss.config import LatencyConfig, PruneConfig
 from vss.errors import VssError
-from vss.latency import Effort, LatencyGoal, Target, build, target
+from vss.latency import Effort, LatencyGoal, Setting, Target, build, target
 from vss.latency.target import Measured, check_noise, correct
 from vss.prune.plan import Plan, plan_group
 
@@ -190,3 +190,13 @@ def test_a_budget_that_repeats_itself_ends_the_search(tmp_path: Path, monkeypatc
     plan, rows = goal.twin(0.6, lambda keep: same)
     assert (plan, len(rows), world.built) == (same, 2, 3)
     assert rows[0]["ratio"] == rows[1]["ratio"]
+
+
+def test_the_command_makes_a_table_for_the_same_setting() -> None:
+    options = {"labels": False, "labels_dtype": "uint8"}
+    setting = Setting(threads=2, options=options, keep=("head", "stem.0"))
+    assert target.build_command(setting, "my table.json") == (
+        "vss lut build --ckpt CKPT --save 'my table.json' --backend onnxruntime --threads 2 --no-labels "
+        "--labels-dtype uint8 --keep head --keep stem.0"
+    )
+    assert target.build_command(Setting("torch"), "T") == "vss lut build --ckpt CKPT --save T --backend torch"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from vss.errors import VssError
@@ -20,8 +21,8 @@ def cliffs(table: LatencyTable) -> dict[str, list[tuple[int, float]]]:
     return {name: sorted(points) for name, points in found.items()}
 
 
-def plot_cliffs(table: LatencyTable, path: Path) -> Path:
-    """Write the plot; needs matplotlib."""
+def plot_cliffs(table: LatencyTable, path: Path, kept: Mapping[str, int] | None = None) -> Path:
+    """Write the plot, with a line at the width that a plan has `kept` of a group; needs matplotlib."""
     try:
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
@@ -36,6 +37,9 @@ def plot_cliffs(table: LatencyTable, path: Path) -> Path:
         axes.set(title=f"{name} on {table.key['backend']}", xlabel="width (channels)", ylabel="ms of its layers")
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
+        if kept and name in kept:
+            axes.axvline(kept[name], color="#c05621", linestyle="--", label=f"kept: {kept[name]}")
+            axes.legend(frameon=False)
     with atomic(path) as temporary:
         FigureCanvasSVG(figure).print_svg(str(temporary), metadata={"Date": None})
     return path

@@ -19,7 +19,10 @@ import numpy as np
 
 from vss.deploy.session import need
 from vss.errors import VssError
+from vss.files import sha256_file
+from vss.latency.charts import plot_cliffs
 from vss.latency.reading import Reading, pinned, read_onnx, usable_threads
+from vss.latency.table import LatencyTable
 from vss.latency.units import Graph, Shape, anchor, unit_shapes
 from vss.latency.variants import SlicedVariants
 from vss.prune.groups import Group
@@ -34,6 +37,7 @@ GAINED = 0.9  # of the MAC reduction
 NO_LOSS = 1.02  # a wider layer that takes at most this much longer costs nothing
 BETTER = 1.1  # work per millisecond at another width, over that at this one, which makes this one a bad one
 LAUNCHES = 4
+NOISY = 0.1
 BUSY = 0.5  # share of the copy bandwidth at which a unit is bound by memory
 SCALES = 1.25  # a unit that gains less than this from all threads does not use them
 
@@ -51,6 +55,7 @@ class Facts:
         all_threads: times of the cut engine on all cores; None where the run had them.
         one_thread: times of the cut engine on one core; None where the run had one.
         bandwidth: bytes per millisecond of a large copy.
+        noise: (longest - shortest) / shortest of the least times of one engine in different rounds, the worst engine.
     """
 
     before: Reading
@@ -64,11 +69,13 @@ class Facts:
     all_threads: Reading | None
     one_thread: Reading | None
     bandwidth: float
+    noise: float = 0.0
 
 
 @dataclass(frozen=True)
 class Row:
-    """One unit. `efficiency` is its MACs per second over the best of any layer; `better` widths to take instead."""
+    """One unit. `efficiency` is its MACs per second over the best of any layer; `better` widths to take instead: wider
+    and no slower where there are any, else those with the most work per millisecond, and how much more."""
 
     unit: str
     cin: int
@@ -146,8 +153,11 @@ def _better(unit: str, ms: float, new: Shape, facts: Facts) -> str:
     if not any(rate > BETTER for *_, rate in found):
         return ""
     free = [each for each in found if each[0] <= NO_LOSS * ms and each[1].macs >= new.macs]
-    there, shape, _ = max(free, key=lambda each: each[1].macs) if free else max(found, key=lambda each: each[2])
-    return f"{shape.cin} -> {shape.cout} in {there:.3f} ms"
+    if free:
+        there, shape, _ = max(free, key=lambda each: each[1].macs)
+        return f"{shape.cin} -> {shape.cout} in {there:.3f} ms, no slower"
+    there, shape, rate = max(found, key=lambda each: each[2])
+    return f"{shape.cin} -> {shape.cout} in {there:.3f} ms, {rate:.2f}x the work per ms"
 
 
 def causes(found: Sequence[Row], facts: Facts) -> list[dict[str, Any]]:
@@ -181,17 +191,55 @@ def explain(run: Path, *, seconds: float = 1.0, rounds: int = 2) -> dict[str, An
         seconds: of one reading.
         rounds: readings of every engine, in turns; the least counts.
     """
-    paths = {name: run / "engine" / f"{name}.onnx" for name in ("baseline", "finetuned")}
-    missing = [path for path in (*paths.values(), run / "plan.json", run / "report.json") if not path.is_file()]
-    if missing:
-        raise VssError(f"{missing[0]} does not exist; vss explain takes the folder of a finished `vss run`.")
-    report = read_report(run / "report.json")
+    report, paths = finished(run)
     build = report.get("recipe", {}).get("build", {})
     if build.get("backend", "onnxruntime") != "onnxruntime":
         raise VssError(f"the engines of {run} are of {build['backend']}; layers are explained of onnxruntime engines.")
     plan = Plan.load(run / "plan.json")
     facts = measure(paths["baseline"], paths["finetuned"], plan, build.get("threads"), seconds=seconds, rounds=rounds)
     return summary(facts) | {"request": request(report)}
+
+
+def finished(run: Path) -> tuple[dict[str, Any], dict[str, Path]]:
+    """The report of a run and its ONNX files, "baseline" and "finetuned"; refuses what is not finished or has changed
+    since the report was written."""
+    paths = {name: run / "engine" / f"{name}.onnx" for name in ("baseline", "finetuned")}
+    missing = [path for path in (*paths.values(), run / "plan.json", run / "report.json") if not path.is_file()]
+    if missing:
+        raise VssError(f"{missing[0]} does not exist; vss explain takes the folder of a finished `vss run`.")
+    report = read_report(run / "report.json")
+    again = f"the same `vss run` with --out {run} finishes it"
+    if report["status"] != "ok":
+        step = next((step["name"] for step in report.get("steps", []) if step["status"] == "failed"), "a step")
+        raise VssError(f"the run in {run} is not finished, {step} failed; {again}.")
+    built = report.get("artefacts", {})
+    titles = {"baseline": "engine baseline", "finetuned": "engine pruned"}
+    hashes = {paths[name]: built[title]["sha256"]["onnx"] for name, title in titles.items() if title in built}
+    if "plan.json" in report.get("inputs", {}):
+        hashes[run / "plan.json"] = report["inputs"]["plan.json"]
+    for path, digest in hashes.items():
+        if sha256_file(path) != digest:
+            raise VssError(f"{path} is not the file that {run / 'report.json'} tells of; {again}.")
+    return report, paths
+
+
+def cliff_plot(run: Path, lut: Path | None, path: Path) -> Path:
+    """The width-cliff plot of a run's latency table (or of another one of its network), with the widths that it kept.
+
+    Args:
+        run: folder of a finished run.
+        lut: the table; None for the one that `prune.latency` has left in the folder.
+        path: SVG to write.
+    """
+    source = lut or run / "latency_table.json"
+    if lut is None and not source.is_file():
+        command = f"vss lut build --ckpt {run / 'baseline.safetensors'} --save TABLE"
+        raise VssError(f"{run} was not pruned to a latency and has no table; give --lut TABLE, made by: {command}")
+    table, plan = LatencyTable.load(source), Plan.load(run / "plan.json")
+    known = {name: channels for name, channels, _ in table.groups}
+    if any(known.get(group.id) != group.channels for group in plan.groups):
+        raise VssError(f"{source} is a table of {table.key.get('network')} with other channels than the run's network.")
+    return plot_cliffs(table, path, {group.id: len(group.kept) for group in plan.groups})
 
 
 def summary(facts: Facts) -> dict[str, Any]:
@@ -207,6 +255,7 @@ def summary(facts: Facts) -> dict[str, Any]:
         "speedup_per_mac_reduction": speedup / reduction,
         "threads": facts.threads,
         "cores": facts.cores,
+        "noise": facts.noise,
         "causes": causes(found, facts),
         "rows": [asdict(row) for row in found],
     }
@@ -244,12 +293,12 @@ def measure(
             files["all"] = after, cores
         elif count > 1:
             files["one"] = after, 1
-        found = _in_turns(files, lambda path, t: _read(path, feed, t, graph, seconds), rounds)
+        found, noise = _in_turns(files, lambda path, t: _read(path, feed, t, graph, seconds), rounds)
     return Facts(
         found["before"], found["after"], unit_shapes(variants.model, batch), unit_shapes(cut, batch),
         {key: found[key] for key in others},
         {key: unit_shapes(variants.graph(each, empty=True), batch) for key, each in others.items()},
-        count, cores, found.get("all"), found.get("one"), bandwidth(),
+        count, cores, found.get("all"), found.get("one"), bandwidth(), noise,
     )  # fmt: skip
 
 
@@ -260,17 +309,19 @@ def _read(path: Path, feed: Mapping[str, np.ndarray], threads: int, graph: Graph
 
 def _in_turns(
     files: Mapping[Any, tuple[Path, int]], read: Callable[[Path, int], Reading], rounds: int
-) -> dict[Any, Reading]:
-    """Least times of every file over some rounds."""
+) -> tuple[dict[Any, Reading], float]:
+    """Least times of every file over some rounds, and how far its rounds lay apart at most."""
     found: dict[Any, Reading] = {}
+    longest: dict[Any, float] = defaultdict(float)
     for _ in range(rounds):
         for name, (path, threads) in files.items():
             now, old = read(path, threads), found.get(name)
+            longest[name] = max(longest[name], now.total)
             if old is not None:
                 units = {unit: min(ms, old.units.get(unit, ms)) for unit, ms in now.units.items()}
                 now = Reading(units, min(now.total, old.total))
             found[name] = now
-    return found
+    return found, max(longest[name] / reading.total for name, reading in found.items()) - 1
 
 
 def _feed(model: Any) -> dict[str, np.ndarray]:

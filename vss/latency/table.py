@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from vss.errors import VssError
 from vss.files import read_json, write_json
@@ -35,12 +36,6 @@ class Sample:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
         return {"name": self.name, "role": self.role, "widths": list(self.widths), **self.reading.to_dict()}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Sample:
-        """Of `to_dict`."""
-        reading = Reading(data["units"], data["total"])
-        return cls(data["name"], data["role"], tuple(data["widths"]), reading)
 
 
 @dataclass
@@ -83,12 +78,20 @@ class LatencyTable:
     def load(cls, path: Path | str) -> Self:
         """Read a table file."""
         data = read_json(path, kind=KIND, schema=SCHEMA)
-        names = cls.__dataclass_fields__
         try:
-            body = {name: data[name] for name in names if name != "samples"}
-            return cls(**body, samples=[Sample.from_dict(each) for each in data["samples"]])
+            body = {name: data[name] for name in cls.__dataclass_fields__}
+            body["samples"] = [{**each, "reading": each} for each in data["samples"]]
+            table = TypeAdapter(cls).validate_python(body)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise _broken(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
         except (KeyError, TypeError) as error:
-            raise VssError(f"{path} is no whole latency table ({error}); build it again: vss lut build.") from error
+            raise _broken(path, str(error)) from error
+        if any(len(sample.widths) != len(table.groups) for sample in table.samples):
+            raise _broken(path, f"a sample has not {len(table.groups)} widths")
+        if table.done and not table.of_role("full"):
+            raise _broken(path, "the uncut network is not in it")
+        return table
 
     def check(self, key: dict[str, Any], *, path: Path | str, command: str) -> None:
         """Refuse a table that holds for something else; `command` builds the right one."""
@@ -167,6 +170,10 @@ class LatencyTable:
         found = {"median": np.median(wall), "max": wall.max()}
         found |= {"units_median": np.median(units), "units_max": units.max()}
         return {name: float(value) for name, value in found.items()} | {"n": float(len(wall))}
+
+
+def _broken(path: Path | str, what: str) -> VssError:
+    return VssError(f"{path} is no whole latency table ({what}); remove it and build it again: vss lut build.")
 
 
 def _short(value: Any) -> str:

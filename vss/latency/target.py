@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import shlex
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -312,6 +313,16 @@ def _channels(groups: list[Group], scores: dict[str, Tensor], widths: np.ndarray
     return {g.id: top_channels(scores[g.id], int(count), g.unit) for g, count in zip(groups, widths, strict=True)}
 
 
+def build_command(setting: Setting, save: str) -> str:
+    """The command that makes a table for a setting; CKPT stands for the uncut network."""
+    parts = ["vss", "lut", "build", "--ckpt", "CKPT", "--save", save, "--backend", setting.backend]
+    parts += ["--threads", str(setting.threads)] if setting.threads else []
+    parts += [] if setting.options.get("labels", True) else ["--no-labels"]
+    dtype = setting.options.get("labels_dtype", "int32")
+    parts += ["--labels-dtype", dtype] if dtype != "int32" else []
+    return shlex.join([*parts, *(part for name in setting.keep for part in ("--keep", name))])
+
+
 def _table(
     model: nn.Module,
     preprocess: Preprocess,
@@ -322,10 +333,11 @@ def _table(
 ) -> LatencyTable:
     """The given table, checked, or the one of this run."""
     if settings.lut:
-        command = "vss lut build --ckpt CKPT --save TABLE, with the backend and threads of this run"
         table = LatencyTable.load(settings.lut)
-        table.check(groups_and_key(model, preprocess.size, setting)[1], path=settings.lut, command=command)
+        key = groups_and_key(model, preprocess.size, setting)[1]
+        table.check(key, path=settings.lut, command=build_command(setting, "TABLE"))
         if not table.done:
+            command = build_command(setting, settings.lut)
             raise VssError(f"the latency table {settings.lut} is not finished; go on with: {command}")
         return table
     effort = QUICK if settings.quick else Effort()
