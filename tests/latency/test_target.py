@@ -52,9 +52,10 @@ class World:
         self.built += 1
         return SimpleNamespace(ms=self.a * self.clock.read(kept).total + self.b, close=lambda: None)
 
-    def measure(self, uncut: Any, cut: Any, feed: Any, seconds: float) -> Measured:
+    def measure(self, uncut: Any, cut: Any, feed: Any, seconds: float, allowed: float) -> Measured:
         ratio = cut.ms / uncut.ms
-        return Measured(uncut.ms, cut.ms, ratio, ratio * (1 - self.noise), ratio * (1 + self.noise))
+        found = Measured(uncut.ms, cut.ms, ratio, ratio * (1 - self.noise), ratio * (1 + self.noise))
+        return check_noise(found, allowed)
 
 
 def goal_of(world: World, path: Path, text: str, **changes: Any) -> LatencyGoal:
@@ -200,3 +201,23 @@ def test_the_command_makes_a_table_for_the_same_setting() -> None:
         "--labels-dtype uint8 --keep head --keep stem.0"
     )
     assert target.build_command(Setting("torch"), "T") == "vss lut build --ckpt CKPT --save T --backend torch"
+
+
+def test_a_ratio_is_measured_for_longer_until_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def bench(sessions: Any, feeds: Any, *, window_seconds: float, min_seconds: float, max_seconds: float) -> Any:
+        asked.append(min_seconds)
+        half = 0.2 / min_seconds  # of the speed-up, 2
+        times = {"uncut": {"latency_ms_p50": 4.0}, "cut": {"latency_ms_p50": 2.0}}
+        speedup = {"cut": {"ratio": 2.0, "low": 2.0 - half, "high": 2.0 + half}}
+        return {"sessions": times, "speedup": speedup, "rounds": 9}
+
+    monkeypatch.setattr(target, "bench", bench)
+    session: Any = None
+    found = target.measure(session, session, {}, 60.0, 0.02)
+    assert asked == [2.0, 8.0] and found.ratio == 0.5 and found.noise == pytest.approx(0.0125, rel=0.01)
+    asked.clear()
+    with pytest.raises(VssError, match="the machine is too noisy"):
+        target.measure(session, session, {}, 5.0, 0.001)
+    assert asked == [2.0, 5.0]
