@@ -125,8 +125,8 @@ def _paint(axes: Axes, points: Sequence[Point], front: Sequence[Point], title: s
         for point in own:
             left = point.ms <= middle
             axes.annotate(
-                short(point.name), (point.ms, point.score), xytext=(8 if left else -8, 6), color=INK, fontsize=FONT - 1,
-                textcoords="offset points", ha="left" if left else "right",
+                short(point.name), (point.ms, point.score), xytext=(8, -13) if left else (-8, 6),
+                color=INK, fontsize=FONT - 1, textcoords="offset points", ha="left" if left else "right",
             )  # fmt: skip
     axes.set_xlabel("latency p50 (ms)", color=MUTED)
     axes.set_ylabel(f"{title} (%)", color=MUTED)
