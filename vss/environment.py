@@ -7,7 +7,6 @@ No host name, user name, path or serial number is recorded.
 from __future__ import annotations
 
 import importlib.metadata
-import itertools
 import os
 import platform
 import re
@@ -114,7 +113,7 @@ def cuda_devices() -> list[dict[str, Any]]:
     masks = next((found for field in _THROTTLE_FIELDS if len(found := ask(field)) == len(devices)), [])
     return [
         device | {"throttle": throttle_reasons(mask)}
-        for device, mask in itertools.zip_longest(devices, masks, fillvalue="")
+        for device, mask in zip(devices, masks or [""] * len(devices), strict=True)
     ]
 
 

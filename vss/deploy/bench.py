@@ -160,7 +160,7 @@ def _result(
         "sessions": {
             name: {
                 **latency(windows, batches[name]),
-                "latency_ms_cold": None if trace.cold[name] is None else trace.cold[name] / 1e6,
+                "latency_ms_cold": None if (first := trace.cold[name]) is None else first / 1e6,
                 "spread": _finite(trace.spread[name]),
             }
             for name, windows in trace.windows.items()
