@@ -32,7 +32,7 @@ def recipe(root: Path, **changes: Any) -> Recipe:
         "train": {"epochs": 2, "batch_size": 4, "lr": 0.05, "precision": "32-true", "accelerator": "cpu"},
         "prune": {"criterion": "taylor", "batches": 3, "batch_size": 4, "recalibrate": 3},
         "finetune": {"epochs": 1, "batch_size": 4, "lr": 0.02, "precision": "32-true", "accelerator": "cpu"},
-        "bench": {"min_seconds": 0.1, "max_seconds": 0.5, "images": 2, "spread": 50},
+        "bench": {"min_seconds": 0.1, "max_seconds": 2.0, "images": 2, "spread": 50},
         "panels": 2,
     }
     return Recipe.model_validate(settings | changes)

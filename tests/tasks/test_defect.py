@@ -44,7 +44,7 @@ def recipe(root: Path, **changes: Any) -> Recipe:
         "prune": {"criterion": "taylor_fo", "batches": 3, "batch_size": 4, "keep": ["seg_mask", "extractor", "fc"]},
         "finetune": {"epochs": 1, **FIT},
         "gate": {"max_fnr_increase": 100, "max_ap_drop": 100},
-        "bench": {"min_seconds": 0.1, "max_seconds": 0.5, "images": 2},
+        "bench": {"min_seconds": 0.1, "max_seconds": 2.0, "images": 2, "spread": 50},
         "panels": 3,
     }
     return Recipe.model_validate(settings | changes)
