@@ -243,3 +243,10 @@ def test_a_file_that_mixes_the_images_of_a_batch_is_refused(folder: Path, tmp_pa
     assert alone(graph, plain, shapes, images) < 1e-4
     with pytest.raises(VssError, match="gives an image other results in a batch than alone"):
         alone(graph, tmp_path / "mixed.onnx", shapes, images)
+
+
+def test_segdecnet_that_takes_pixels_is_clean_for_tensorrt(preprocess: Any, tmp_path: Path) -> None:
+    path = tmp_path / "pixels.onnx"
+    export(network("segdecnet"), path, size=SIZES["segdecnet"], preprocess=preprocess, parity_batches=[1])
+    found = lint(onnx.load(path))
+    assert [finding for finding in found if finding.rule in ("uint8_compute", "cast_uint8")] == []

@@ -41,7 +41,7 @@ def test_exact_ratio_becomes_constant_scales(source: tuple, target: tuple, mode:
     assert report == {
         "nodes_before": 3,
         "nodes_after": 1,
-        "passes": {"identity_as_strided": 0, "resize_by_scales": 1, "uint8_through_float": 0},
+        "passes": {"identity_as_strided": 0, "resize_by_scales": 1, "uint8_through_float": 0, "shape_of_float": 0},
     }
     assert [node.op_type for node in cleaned.graph.node] == ["Resize"]
     for batch in (1, 3):
@@ -90,6 +90,23 @@ def test_float_to_uint8_is_left_alone() -> None:
     assert report["passes"]["uint8_through_float"] == 0
     graph = gs.import_onnx(surgeon.clean(cast_model(TensorProto.INT64), {})[0])
     assert surgeon.uint8_through_float(graph) == 0  # a second time changes nothing
+
+
+@pytest.mark.parametrize("casts", [0, 1])
+def test_shapes_are_read_of_floats(casts: int) -> None:
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 2, 3])
+    outs = [helper.make_tensor_value_info("size", TensorProto.INT64, [3])]
+    nodes = [helper.make_node("Shape", ["image"], ["size"])]
+    if casts:
+        nodes.append(helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT))
+        outs.append(helper.make_tensor_value_info("floats", TensorProto.FLOAT, ["batch", 2, 3]))
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", [image], outs), opset_imports=[helper.make_opsetid("", 20)], ir_version=10
+    )
+    cleaned, report = surgeon.clean(model, {})
+    assert report["passes"]["shape_of_float"] == 1
+    assert [node.op_type for node in cleaned.graph.node] == ["Cast", "Shape"]
+    assert run(cleaned, np.zeros((5, 2, 3), np.uint8)).tolist() == [5, 2, 3]
 
 
 def test_clean_folds_drops_and_writes_metadata() -> None:

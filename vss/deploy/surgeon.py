@@ -91,6 +91,24 @@ def uint8_through_float(graph: Any) -> int:
     return changed
 
 
+def shape_of_float(graph: Any) -> int:
+    """Read shapes of the float32 cast of a uint8 tensor in place of the tensor: TensorRT computes nothing on UINT8."""
+    gs = need("onnx_graphsurgeon", "export")
+    changed = 0
+    for node in [node for node in graph.nodes if node.op == "Shape"]:
+        source = node.inputs[0]
+        if source.dtype is None or np.dtype(source.dtype) != np.uint8:
+            continue
+        cast = next((each for each in source.outputs if each.op == "Cast" and each.attrs["to"] == FLOAT), None)
+        if cast is None:
+            floats = gs.Variable(f"{source.name}.float", dtype=np.float32, shape=source.shape)
+            cast = gs.Node("Cast", f"{node.name}.float", attrs={"to": FLOAT}, inputs=[source], outputs=[floats])
+            graph.nodes.append(cast)
+        node.inputs = [cast.outputs[0]]
+        changed += 1
+    return changed
+
+
 def identity_as_strided(graph: Any) -> int:
     """Drop the gather by which the exporter writes a global average pool's result as a view of itself.
 
@@ -117,6 +135,7 @@ PASSES: dict[str, Callable[[Any], int]] = {
     "identity_as_strided": identity_as_strided,
     "resize_by_scales": resize_by_scales,
     "uint8_through_float": uint8_through_float,
+    "shape_of_float": shape_of_float,
 }
 
 
