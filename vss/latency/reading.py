@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from vss.deploy.bench import pinned as on_cores
 from vss.deploy.session import need
 from vss.errors import VssError
 from vss.latency.units import Graph
@@ -41,17 +42,13 @@ class Reading:
 
 @contextlib.contextmanager
 def pinned(threads: int) -> Iterator[list[int] | None]:
-    """Keep this thread and those that it starts on the first `threads` usable cores; None where the system cannot."""
+    """Keep all threads of this process on the first `threads` usable cores; None where the system cannot."""
     if not hasattr(os, "sched_setaffinity"):
         yield None
         return
-    before = os.sched_getaffinity(0)
-    cores = sorted(before)[:threads]
-    os.sched_setaffinity(0, cores)
-    try:
+    cores = sorted(os.sched_getaffinity(0))[:threads]
+    with on_cores(cores):
         yield cores
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def usable_threads(asked: int | None) -> int:
