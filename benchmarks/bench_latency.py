@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def targets(run: Bench) -> None:
         project, folder = project_of(run, net), run.arguments.out / net.name
         model = trained(run, net, project, folder)
         table_of(run, net, project, model)
-        run.once(f"baseline {net.name}", lambda: describe(net, project, model))  # noqa: B023  (called at once)
+        run.once(f"baseline {net.name}", partial(describe, net, project, model))
         known = statistics_of(project, model, prune_config(run, net, "1x"))
         for target in run.arguments.targets:
             hit(run, net, project, model, target, known)
@@ -244,7 +245,7 @@ def error(run: Bench) -> None:
         predicted = table.model()(widths)
         pairs = [{"predicted_ms": float(p), "ms": float(t)} for p, t in zip(predicted, totals, strict=True)]
         fitted = {"fitted_on": len(table.of_role("full", "fit")), "drift": table.drift, "uncut_ms": table.full_ms()}
-        run.once(f"error {net.name}", lambda: table.error | fitted | {"vectors": pairs})  # noqa: B023  (called at once)
+        run.once(f"error {net.name}", partial(dict, table.error | fitted | {"vectors": pairs}))
 
 
 # -- the whole ------------------------------------------------------------------------------------------------------

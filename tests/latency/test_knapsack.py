@@ -68,5 +68,8 @@ def test_small_groups_get_smaller_steps_and_units_stay_whole() -> None:
 
 
 def test_a_rule_of_widths_is_kept() -> None:
-    rule = lambda channels, removed: max(8, int(channels * (1 - removed)) // 8 * 8)  # noqa: E731
+
+    def rule(channels: int, removed: float) -> int:
+        return max(8, int(channels * (1 - removed)) // 8 * 8)
+
     assert widths_of(Group("x", 64, ()), 1, 0.1, rule).tolist() == [8, 16, 24, 32, 40, 48, 56, 64]

@@ -13,15 +13,13 @@ import numpy as np
 import torch
 
 from vss.config import Recipe
-from vss.deploy import bench
 from vss.deploy.backends import available
-from vss.deploy.bench import unsteady
 from vss.errors import VssError
 from vss.evaluate import engine_predictor
 from vss.run import Job
 from vss.runner import Result, Runner
 from vss.steps import Project
-from vss.sweep.prune import PATIENCE, PruneStudy
+from vss.sweep.prune import PruneStudy, in_turns
 from vss.sweep.study import STUDIES, Json, Place
 
 ENGINES = {"baseline": "engine/baseline.engine.onnx", "cell": "engine/finetuned.engine.onnx"}
@@ -73,26 +71,10 @@ class EngineStudy(PruneStudy):
         sessions = {name: backend.open(path, threads=recipe.build.threads) for name, path in paths.items()}
         image = torch.as_tensor(project.split(recipe.split)[0]["image"])[None]
         feeds = {name: engine_predictor(each, project.preprocess).feed(image) for name, each in sessions.items()}
-        found = bench(
-            sessions,
-            feeds,
-            min_seconds=seconds / 2,
-            max_seconds=PATIENCE * seconds,
-            window_seconds=seconds / 16,
-            spread=recipe.bench.spread,
-        )
+        times = in_turns(recipe, sessions, feeds, seconds)
         for session in sessions.values():
             session.close()
-        if not found["stable"]:
-            return unsteady(found)
-        row, base = found["sessions"]["cell"], found["sessions"]["baseline"]
-        return {
-            "latency_ms_p50": row["latency_ms_p50"],
-            "latency_ms_p99": row["latency_ms_p99"],
-            "fps": row["throughput_fps"],
-            "baseline_latency_ms_p50": base["latency_ms_p50"],
-            "speedup": found["speedup"]["cell"]["ratio"],
-        }
+        return times
 
 
 STUDIES.add("engine", EngineStudy())

@@ -35,6 +35,28 @@ SHARED_PARTS = ("seed", "split", "eval_batch_size", "data", "model", "train", "d
 """Sections of a recipe on which a trained network and its scores depend."""
 
 
+def in_turns(recipe: Recipe, sessions: dict[str, Any], feeds: dict[str, Any], seconds: float) -> Json:
+    """Times of the session `cell` beside those of `baseline`; of a noisy machine how noisy it was."""
+    found = bench(
+        sessions,
+        feeds,
+        min_seconds=seconds / 2,
+        max_seconds=PATIENCE * seconds,
+        window_seconds=seconds / 16,
+        spread=recipe.bench.spread,
+    )
+    if not found["stable"]:
+        return unsteady(found)
+    row = found["sessions"]["cell"]
+    return {
+        "latency_ms_p50": row["latency_ms_p50"],
+        "latency_ms_p99": row["latency_ms_p99"],
+        "fps": row["throughput_fps"],
+        "baseline_latency_ms_p50": found["sessions"]["baseline"]["latency_ms_p50"],
+        "speedup": found["speedup"]["cell"]["ratio"],
+    }
+
+
 class PruneStudy(Study):
     """Networks x criteria x budgets x seeds on any task that `vss.run.Job` does."""
 
@@ -142,23 +164,8 @@ class PruneStudy(Study):
         sessions = {name: backend.open(checkpoint.load(path), **options) for name, path in paths.items()}
         image = np.random.default_rng(0).standard_normal((1, 3, *size)).astype(np.float32)
         feeds = {name: {"image": image} for name in sessions}
-        found = bench(
-            sessions,
-            feeds,
-            min_seconds=seconds / 2,
-            max_seconds=PATIENCE * seconds,
-            window_seconds=seconds / 16,
-            spread=recipe.bench.spread,
-        )
-        if not found["stable"]:
-            return unsteady(found)
-        row = found["sessions"]["cell"]
-        keys = {"latency_ms_p50": "latency_ms_p50", "latency_ms_p99": "latency_ms_p99", "fps": "throughput_fps"}
-        return {name: row[key] for name, key in keys.items()} | {
-            "pixels_per_s": row["throughput_fps"] * size[0] * size[1],
-            "baseline_latency_ms_p50": found["sessions"]["baseline"]["latency_ms_p50"],
-            "speedup": found["speedup"]["cell"]["ratio"],
-        }
+        row = in_turns(recipe, sessions, feeds, seconds)
+        return row | ({"pixels_per_s": row["fps"] * size[0] * size[1]} if "fps" in row else {})
 
     def pictures(self, recipe: Recipe, place: Place, extra: Json) -> Json:
         """Image, truth, what the baseline says and what each of `extra["cells"]` says; segmentation alone."""
