@@ -143,7 +143,7 @@ def explain(run: Bench) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 (Path(folder) / "engine").mkdir()
                 before, after, plan = engines(net, kept, size, Path(folder), labels)  # type: ignore[arg-type]
-                said = summary(facts_of(before, after, plan, threads, seconds=seconds))
+                said = summary(facts_of(before, after, plan, Setting(threads=threads), seconds=seconds))
             rows = [
                 {k: row[k] for k in ("unit", "cin", "cout", "ms_after", "reason", "better")} for row in said["rows"]
             ]

@@ -21,9 +21,9 @@ explain_app = typer.Typer()
 def lut_build(
     ckpt: Ckpt,
     save: Annotated[Path, typer.Option("--save", help="the table; a killed build goes on")] = Path("latency.json"),
-    backend: Annotated[str, typer.Option(help="onnxruntime, or torch")] = "onnxruntime",
-    device: Annotated[str, typer.Option(help="of torch: cpu or cuda")] = "cpu",
-    precision: Annotated[str, typer.Option(help="of torch: fp32 or fp16")] = "fp32",
+    backend: Annotated[str, typer.Option(help="onnxruntime, torch or tensorrt")] = "onnxruntime",
+    device: Annotated[str, typer.Option(help="of torch: cpu or cuda")] = "",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 (not onnxruntime) or int8 (not torch)")] = "fp32",
     threads: Annotated[int | None, typer.Option(help="default: one per usable core")] = None,
     batch_size: Annotated[int, typer.Option()] = 1,
     step: Annotated[int | None, typer.Option(help="width step, in place of the discovered one")] = None,
@@ -33,18 +33,22 @@ def lut_build(
     labels: Annotated[bool, typer.Option(help="as the recipe's export: argmax in the graph")] = True,
     labels_dtype: Annotated[str, typer.Option(help="as the recipe's export: int32 or uint8")] = "int32",
     keep: Annotated[list[str] | None, typer.Option(help="a layer whose channels stay, as prune.keep")] = None,
+    level: Annotated[int | None, typer.Option(help="tensorrt: optimisation level, 0 to 5")] = None,
+    tf32: Annotated[bool, typer.Option(help="tensorrt: float32 layers may use TF32")] = True,
     seed: Seed = None,
 ) -> None:
     """Measure a network at many widths on this machine: alignment, times of every layer, and their error."""
     from vss import checkpoint
     from vss.data import Preprocess
+    from vss.deploy import BuildPlan
     from vss.latency import QUICK, Effort, Setting, build, open_subject
 
     saved = checkpoint.read(ckpt)
     if saved.preprocess is None:
         raise VssError(f"{ckpt} does not say its input size; save it with vss.save(..., preprocess=...).")
     options = {} if saved.model.task == "defect" else {"labels": labels, "labels_dtype": labels_dtype}
-    setting = Setting(backend, device, precision, threads, batch_size, options, tuple(keep or ()))
+    plan = BuildPlan(optimisation_level=level, tf32=tf32)
+    setting = Setting(backend, device, precision, threads, batch_size, options, tuple(keep or ()), plan)
     effort = QUICK if quick else dataclasses.replace(Effort(), limit=limit)
     with tempfile.TemporaryDirectory() as folder, Progress(console=err, transient=True) as bar:
         task = bar.add_task("exporting", total=None)
@@ -76,7 +80,8 @@ def _shown(table: Any) -> None:
     rows = [{"name": step, "cost": value} for step, value in table.alignment.items()]
     show_table(rows, {"name": "widths in steps of", "cost": "time per MAC over the best"})
     size = "x".join(map(str, table.key["resolution"]))
-    where = f"{table.key['backend']} {table.key['precision']} on {table.key['device']}, {table.key['threads']} threads"
+    threads = f", {table.key['threads']} threads" if table.key["threads"] else ""
+    where = f"{table.key['backend']} {table.key['precision']} on {table.key['device']}{threads}"
     out.print(f"{table.key['network']} {size}, batch {table.key['batch']}, {where}", highlight=False)
     out.print(f"step {table.step}, {len(table.samples)} samples, uncut {table.full_ms():.3f} ms")
     if table.error:
@@ -91,6 +96,7 @@ def _shown(table: Any) -> None:
 @explain_app.command()
 def explain(
     run: Annotated[Path, typer.Argument(help="folder of a finished vss run")],
+    precision: Annotated[str, typer.Option(help="in which to explain it, as vss lut build")] = "fp32",
     seconds: Annotated[float, typer.Option(help="of one reading")] = 1.0,
     top: Annotated[int, typer.Option(help="rows to print")] = 20,
     plot: Annotated[Path | None, typer.Option(help="write the width-cliff plot, SVG, of the latency table")] = None,
@@ -105,7 +111,7 @@ def explain(
         raise VssError("--lut is the table of --plot; give both.")
     if plot:
         out.print(f"wrote {cliff_plot(run, lut, plot)}")
-    figures = work(run, seconds=seconds)
+    figures = work(run, precision=precision, seconds=seconds)
     heads = {"name": "unit", "cin": "in", "cout": "out", "ms_before": "ms before", "ms_after": "ms after",
              "mmacs_before": "MMACs before", "mmacs_after": "MMACs after", "efficiency": "efficiency",
              "lost_ms": "lost ms", "reason": "why", "better": "better widths"}  # fmt: skip

@@ -82,6 +82,8 @@ class LatencyConfig(Section):
     """Prune to a measured time on `build.backend`, in place of the budget, of which `floor` and `align` still count."""
 
     target: str = Field(description="0.5x of the uncut network's time, or 12ms")
+    device: Literal["", "cpu", "cuda"] = Field(default="", description="of backend torch, which runs on the cpu else")
+    precision: Literal["fp32", "fp16", "int8"] = Field(default="fp32", description="of the engines that are timed")
     lut: str | None = Field(default=None, description="a table of `vss lut build`; null: made in the run's folder")
     tolerance: float = Field(default=0.03, gt=0, lt=1, description="of the measured time")
     iterations: int = Field(default=6, ge=1, description="engines that may be built")

@@ -63,3 +63,38 @@ def test_backend_opens_networks_and_checkpoints(tiny: Any, tmp_path: Path) -> No
         backend.open(tmp_path / "net", size=(32, 48))
     with pytest.raises(VssError, match="runs checkpoints, it does not build"):
         backend.build(Path("a.onnx"), Path("b"), BuildSpec())
+
+
+def test_float16_is_near_float32_and_leaves_the_network(tiny: Any) -> None:
+    before = {name: value.clone() for name, value in tiny.state_dict().items()}
+    x = {"image": np.random.default_rng(0).standard_normal((2, 3, 32, 48)).astype(np.float32)}
+    whole, half = (TorchSession(tiny, (32, 48), precision=precision) for precision in ("fp32", "fp16"))
+    assert half.outputs == whole.outputs and half.describe()["precision"] == "fp16"
+    assert {p.dtype for p in half.graph.model.parameters()} == {torch.float16}
+    expected, found = (session.run(x)["logits"] for session in (whole, half))
+    assert found.dtype == np.float32 and not np.array_equal(found, expected)
+    assert np.abs(found - expected).max() < 0.01 * np.abs(expected).max()
+    assert all(torch.equal(before[name], value) for name, value in tiny.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"precision": "int8"}, "precision is 'int8'; torch runs fp32 or fp16"),
+        ({"cuda_graph": True}, "CUDA graphs need a CUDA device, and device is cpu"),
+    ],
+)
+def test_what_torch_cannot_do_is_refused(options: dict[str, Any], sentence: str, tiny: Any) -> None:
+    with pytest.raises(VssError, match=sentence):
+        TorchSession(tiny, (32, 48), **options)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_cuda_graph_gives_what_the_network_gives(precision: str, tiny: Any) -> None:
+    options: dict[str, Any] = {"device": "cuda", "precision": precision}
+    plain, recorded = (TorchSession(tiny, (32, 48), cuda_graph=graph, **options) for graph in (False, True))
+    for step, batch in enumerate((1, 2, 1, 4, 2)):
+        x = {"image": np.random.default_rng(step).standard_normal((batch, 3, 32, 48)).astype(np.float32)}
+        expected, found = (session.run(x)["logits"] for session in (plain, recorded))
+        assert np.abs(found - expected).max() <= 1e-3 * np.abs(expected).max()

@@ -13,7 +13,7 @@ import pytest
 from tests.deploy.trt_bindings import VERSIONS, UnavailableError, bindings, old_numpy, run
 
 INSIDE = Path(__file__).parent / "bindings"
-LEAST = 60
+LEAST = 85
 
 
 @pytest.mark.parametrize("major", sorted(VERSIONS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vss.data.transforms import Preprocess
-from vss.deploy import export
+from vss.deploy import BACKENDS, export
 from vss.errors import VssError
 from vss.files import sha256_file, write_json
 from vss.latency.explain import Facts, _in_turns, causes, explain, finished, measure, request, rows, summary
 from vss.latency.reading import Reading
+from vss.latency.setting import Setting
 from vss.latency.units import Shape
 from vss.latency.variants import cut_to, first_channels
 from vss.prune import find_groups
@@ -59,7 +61,7 @@ def engines(
 def test_a_width_of_51_is_named_with_one_that_is_no_slower(tmp_path: Path) -> None:
     (tmp_path / "engine").mkdir()
     before, after, plan = engines(Line([64, 64, 64, 64]).eval(), [48, 51, 56, 64], (64, 64), tmp_path)
-    facts = measure(before, after, plan, 1, seconds=0.3, rounds=2)
+    facts = measure(before, after, plan, Setting(threads=1), seconds=0.3, rounds=2)
     found = {row.unit: row for row in rows(facts)}
     odd = {row.unit: row.better for row in found.values() if row.reason == "misaligned width"}
     assert {"convs.1", "convs.2"} <= set(odd) <= {"convs.1", "convs.2", "convs.3"}  # 48 -> 51 -> 56 -> 64
@@ -76,7 +78,7 @@ def test_a_network_that_is_all_resize_is_said_to_be(tmp_path: Path) -> None:
     (tmp_path / "engine").mkdir()
     net = Line([32, 32, 32], classes=24, factor=8).eval()
     before, after, plan = engines(net, [16, 16, 16], (128, 128), tmp_path, labels=False)
-    facts = measure(before, after, plan, 1, seconds=0.3, rounds=2)
+    facts = measure(before, after, plan, Setting(threads=1), seconds=0.3, rounds=2)
     found = rows(facts)
     resize = next(row for row in found if row.unit.startswith("Resize"))
     assert resize.reason == "resize"
@@ -198,9 +200,14 @@ def test_a_run_that_is_not_finished_or_has_changed_is_refused(tmp_path: Path) ->
         (tmp_path / name).write_bytes(b"other " + name.encode())
         with pytest.raises(VssError, match=rf"{name} is not the file that .*report.json tells of"):
             finished(tmp_path)
-    with pytest.raises(VssError, match="layers are explained of onnxruntime engines"):
-        write_run(tmp_path, recipe={"build": {"backend": "tensorrt"}})
-        explain(tmp_path)
+    missing = BACKENDS["tensorrt"].unavailable()
+    if missing:
+        with pytest.raises(VssError, match=re.escape(missing)):
+            write_run(tmp_path, recipe={"build": {"backend": "tensorrt"}})
+            explain(tmp_path)
+    with pytest.raises(VssError, match="onnxruntime is timed in fp32 or int8 on cpu; got fp16 on cpu"):
+        write_run(tmp_path)
+        explain(tmp_path, precision="fp16")
 
 
 def test_a_run_is_explained_from_its_folder(tmp_path: Path) -> None:

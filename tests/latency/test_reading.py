@@ -12,7 +12,8 @@ import pytest
 from vss.errors import VssError
 from vss.latency import Setting, open_subject
 from vss.latency.reading import pinned, read_onnx, usable_threads
-from vss.latency.subject import channels, table_key
+from vss.latency.setting import table_key
+from vss.latency.subject import channels
 from vss.latency.units import Graph
 from vss.latency.variants import SlicedVariants
 
@@ -82,9 +83,11 @@ def test_what_a_table_holds_for_is_told_apart(net: Any, variants: SlicedVariants
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"backend": "tensorrt"}, "the layers of tensorrt cannot be timed here"),
-        ({"device": "cuda"}, "onnxruntime tables are of fp32 on the cpu"),
-        ({"backend": "torch", "precision": "int8"}, "expected fp32 or fp16"),
+        ({"backend": "tenzorrt"}, "unknown backend 'tenzorrt'. Did you mean 'tensorrt'"),
+        ({"device": "cuda"}, "onnxruntime is timed in fp32 or int8 on cpu; got fp32 on cuda"),
+        ({"precision": "fp16"}, "onnxruntime is timed in fp32 or int8 on cpu; got fp16 on cpu"),
+        ({"backend": "torch", "precision": "int8"}, "torch is timed in fp32 or fp16 on cpu or cuda; got int8 on cpu"),
+        ({"backend": "tensorrt", "device": "cpu"}, "tensorrt is timed in fp32 or fp16 or int8 on cuda; got fp32"),
     ],
 )
 def test_settings_that_cannot_be_measured_are_refused(given: dict[str, str], sentence: str) -> None:

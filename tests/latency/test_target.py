@@ -63,7 +63,7 @@ def goal_of(world: World, path: Path, text: str, **changes: Any) -> LatencyGoal:
     settings = {"floor": changes.pop("floor", 0.1)}
     config = PruneConfig(criterion="l1", budget=settings, latency=LatencyConfig(target=text, **changes))
     project: Any = SimpleNamespace(recipe=SimpleNamespace(build=SimpleNamespace(threads=1)))
-    return LatencyGoal(project, nn.Identity(), config, table)
+    return LatencyGoal(project, nn.Identity(), config, table, Setting(threads=1))
 
 
 def scores(world: World) -> dict[str, torch.Tensor]:
@@ -196,11 +196,11 @@ def test_a_budget_that_repeats_itself_ends_the_search(tmp_path: Path, monkeypatc
 def test_the_command_makes_a_table_for_the_same_setting() -> None:
     options = {"labels": False, "labels_dtype": "uint8"}
     setting = Setting(threads=2, options=options, keep=("head", "stem.0"))
-    assert target.build_command(setting, "my table.json") == (
+    assert setting.command("my table.json") == (
         "vss lut build --ckpt CKPT --save 'my table.json' --backend onnxruntime --threads 2 --no-labels "
         "--labels-dtype uint8 --keep head --keep stem.0"
     )
-    assert target.build_command(Setting("torch"), "T") == "vss lut build --ckpt CKPT --save T --backend torch"
+    assert Setting("torch").command("T") == "vss lut build --ckpt CKPT --save T --backend torch"
 
 
 def test_a_ratio_is_measured_for_longer_until_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

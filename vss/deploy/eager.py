@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vss.deploy.graph import SegGraph
 from vss.deploy.session import Binding, BuildSpec, Session
@@ -52,12 +53,18 @@ class TorchSession(Session):
     """A network behind the same bindings as its exported engine.
 
     Args:
-        model: SegModel; moved to `device` and set to eval mode.
+        model: SegModel; set to eval mode. A copy runs where device or precision are not those of the CPU in float32.
         size: (H, W) of the input.
         preprocess: when given, the input is uint8 NHWC RGB, else float32 NCHW normalised.
         labels: output `labels` instead of `logits`; they come from `model.predict`, cast to `labels_dtype`.
         threads: torch intra-op threads while it runs; the process setting is put back after every run.
         device: a torch device; feeding and fetching copies are part of `run`.
+        precision: "fp32", or "fp16" (weights and activations, channels last).
+        cuda_graph: record the kernels of each input shape once and replay them; needs a CUDA device.
+
+    Attributes:
+        graph: the module that runs.
+        device, threads: as given.
     """
 
     def __init__(
@@ -70,38 +77,84 @@ class TorchSession(Session):
         labels_dtype: str = "int32",
         threads: int | None = None,
         device: str = "cpu",
+        precision: str = "fp32",
+        cuda_graph: bool = False,
     ) -> None:
-        self._graph = SegGraph(model, preprocess=preprocess, labels=labels, labels_dtype=labels_dtype, native=True)
-        self._graph.to(device).eval()
-        self._device, self._threads = torch.device(device), threads
+        self.device, self.threads = torch.device(device), threads
+        self._options = {"precision": precision, "cuda_graph": cuda_graph}
+        _check(self.device, precision, cuda_graph)
+        if (self.device.type, precision) != ("cpu", "fp32"):
+            model = copy.deepcopy(model)
+        half = precision == "fp16"
+        if half:
+            model.to(torch.float16, memory_format=torch.channels_last)
+        self.graph = SegGraph(
+            model, preprocess=preprocess, labels=labels, labels_dtype=labels_dtype, native=True, half=half
+        )
+        self.graph.to(self.device).eval()
+        self._recorded: dict[tuple[int, ...], tuple[Any, Tensor, Any]] = {}
         height, width = size
         nhwc, nchw = Binding((None, height, width, 3), "uint8"), Binding((None, 3, height, width), "float32")
         self.inputs = {"image": nchw if preprocess is None else nhwc}
         self.outputs = {
-            name: Binding((None, *shape), dtype) for name, (dtype, shape) in self._graph.outputs(size).items()
+            name: Binding((None, *shape), dtype) for name, (dtype, shape) in self.graph.outputs(size).items()
         }
 
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        with torch.inference_mode(), _torch_threads(self._threads):
-            image = torch.from_numpy(np.ascontiguousarray(feed["image"])).to(self._device)
-            found = self._graph(image)
+        with torch.inference_mode(), torch_threads(self.threads):
+            image = torch.from_numpy(np.ascontiguousarray(feed["image"])).to(self.device)
+            found = self._replay(image) if self._options["cuda_graph"] else self.graph(image)
             values = found if isinstance(found, tuple) else (found,)
             return {name: value.cpu().numpy() for name, value in zip(self.outputs, values, strict=True)}
 
+    def _replay(self, image: Tensor) -> Any:
+        key = tuple(image.shape)
+        if key not in self._recorded:
+            self._recorded[key] = _record(self.graph, image)
+        recorded, source, found = self._recorded[key]
+        source.copy_(image)
+        recorded.replay()
+        return found
+
     def describe(self) -> dict[str, Any]:
-        """Backend, version, device, threads and the network's name and options."""
-        model = self._graph.model
+        """Backend, version, device, threads, precision, and the network's name and options."""
+        model = self.graph.model
         return {
             "backend": "torch",
             "version": torch.__version__,
-            "device": str(self._device),
-            "threads": self._threads,
+            "device": str(self.device),
+            "threads": self.threads,
+            **self._options,
             "metadata": {"model": model.name, "options": model.options},
         }
 
 
+def _check(device: torch.device, precision: str, cuda_graph: bool) -> None:
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise VssError(f"device is {device} and torch sees no CUDA device; use device cpu.")
+    if precision not in ("fp32", "fp16"):
+        raise VssError(f"precision is {precision!r}; torch runs fp32 or fp16.")
+    if cuda_graph and device.type != "cuda":
+        raise VssError(f"CUDA graphs need a CUDA device, and device is {device}.")
+
+
+def _record(graph: nn.Module, image: Tensor) -> tuple[Any, Tensor, Any]:
+    """A CUDA graph of one input shape, with the tensors that it reads and writes."""
+    source, side = image.clone(), torch.cuda.Stream(image.device)
+    side.wait_stream(torch.cuda.current_stream(image.device))
+    with torch.cuda.stream(side):  # what libraries set up on their first runs must not be recorded
+        for _ in range(3):
+            graph(source)
+    torch.cuda.current_stream(image.device).wait_stream(side)
+    recorded = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(recorded):
+        found = graph(source)
+    return recorded, source, found
+
+
 @contextlib.contextmanager
-def _torch_threads(count: int | None) -> Iterator[None]:
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Intra-op threads of torch inside of a `with`; None leaves them."""
     before = torch.get_num_threads()
     if count is None or count == before:
         yield

@@ -25,6 +25,7 @@ class SegGraph(nn.Module):
         labels: end in the argmax over the full-size logits.
         labels_dtype: "int32", or "uint8" by way of float32, since TensorRT casts to UINT8 from floating point only.
         native: labels from `model.predict`, which never makes full-size logits; for running in torch, not for export.
+        half: the network gets float16, channels last, as its weights must be; logits come back in float32.
     """
 
     scale: Tensor
@@ -38,12 +39,14 @@ class SegGraph(nn.Module):
         labels: bool = False,
         labels_dtype: str = "int32",
         native: bool = False,
+        half: bool = False,
     ) -> None:
         super().__init__()
         if labels_dtype not in LABEL_DTYPES:
             raise VssError(f"labels_dtype is {labels_dtype!r}; expected one of {', '.join(LABEL_DTYPES)}.")
         self.model: Any = model
         self.nhwc, self.labels, self.native = preprocess is not None, labels, native
+        self.half_in = half
         self.dtype = LABEL_DTYPES[labels_dtype]
         self.defect = getattr(model, "task", "segmentation") == "defect"
         if self.defect and labels:
@@ -69,8 +72,10 @@ class SegGraph(nn.Module):
         """
         if self.nhwc:
             image = image.to(torch.float32).permute(0, 3, 1, 2) * self.scale + self.shift
+        if self.half_in:
+            image = image.to(torch.float16, memory_format=torch.channels_last)
         if not self.labels:
-            return self.model(image)
+            return _float(self.model(image)) if self.half_in else self.model(image)
         if self.native:
             return self.model.predict(image).to(self.dtype)
         if onnx_nodes.writes_nodes():
@@ -79,3 +84,7 @@ class SegGraph(nn.Module):
         else:
             labels = self.model(image).argmax(1)
         return labels.to(torch.float32).to(torch.uint8) if self.dtype == torch.uint8 else labels.to(self.dtype)
+
+
+def _float(found: Tensor | tuple[Tensor, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
+    return (found[0].float(), found[1].float()) if isinstance(found, tuple) else found.float()

@@ -12,7 +12,6 @@ import ctypes
 import hashlib
 import importlib
 import json
-import logging
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -22,14 +21,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-LOG = logging.getLogger(__name__)
 KIND, SCHEMA = "vss.engine", 1
 MAJORS = (10, 11)
 INSTALL = "pip install tensorrt-cu13 (CUDA 13 driver) or tensorrt-cu12 (CUDA 12); on Jetson it comes with JetPack"
-NUMPY_NAMES = {
-    "FLOAT": "float32", "HALF": "float16", "INT8": "int8", "UINT8": "uint8", "INT32": "int32", "INT64": "int64",
-    "BOOL": "bool",
-}  # fmt: skip
+NUMPY_NAMES = {"FLOAT": "float32", "HALF": "float16"}
+NUMPY_NAMES |= {name: name.lower() for name in ("INT8", "UINT8", "INT32", "INT64", "BOOL")}
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 THREAD_LOCAL = 1  # CUstreamCaptureMode
 
@@ -253,7 +249,7 @@ class Engine:
         cuda_graph: bool = False,
         profile: int = 0,
     ) -> None:
-        path = Path(path)
+        path = self._path = Path(path)
         self._driver, self.about = Driver(), read_about(path)
         self.device = self._driver.device(device)
         blob = read_engine(path, self.about)
@@ -268,15 +264,19 @@ class Engine:
         self._engine = self._runtime.deserialize_cuda_engine(blob)
         if self._engine is None:
             raise EngineError(f"TensorRT {trt.__version__} cannot load {path}; its message is above: build it again.")
-        self._context = self._engine.create_execution_context()
-        if self._context is None:
-            raise EngineError(f"there is not enough memory on {self.device} to run {path}; free some of it.")
-        if profile and not self._context.set_optimization_profile_async(profile, self.memory.stream):
-            raise EngineError(f"{path} has no optimisation profile {profile}.")
+        self._context = self._new_context()
         self.inputs, self.outputs = self._tensors(trt, "INPUT"), self._tensors(trt, "OUTPUT")
         self._with_graphs, self._graphs = cuda_graph, dict[Any, int]()
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
+
+    def _new_context(self) -> Any:
+        context = self._engine.create_execution_context()
+        if context is None:
+            raise EngineError(f"there is not enough memory on {self.device} to run {self._path}; free some of it.")
+        if self._profile and not context.set_optimization_profile_async(self._profile, self.memory.stream):
+            raise EngineError(f"{self._path} has no optimisation profile {self._profile}.")
+        return context
 
     def _tensors(self, trt: Any, mode: str) -> dict[str, tuple[tuple[int | None, ...], str]]:
         found = {}

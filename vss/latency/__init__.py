@@ -2,7 +2,8 @@
 
 from vss.latency.build import QUICK, Effort, build
 from vss.latency.knapsack import choices, search
-from vss.latency.subject import Setting, open_subject
+from vss.latency.setting import Setting
+from vss.latency.subject import open_subject
 from vss.latency.table import LatencyTable
 from vss.latency.target import LatencyGoal, Target
 

@@ -7,8 +7,9 @@ a bad width. The time that is lost is what a unit takes above its old time divid
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,11 +18,16 @@ from typing import Any
 
 import numpy as np
 
+from vss.config import BuildConfig
+from vss.deploy.backends import build_spec
 from vss.deploy.session import need
 from vss.errors import VssError
 from vss.files import sha256_file
+from vss.latency.bandwidth import bandwidth
 from vss.latency.charts import plot_cliffs
-from vss.latency.reading import Reading, pinned, read_onnx, usable_threads
+from vss.latency.reading import Reading, usable_threads
+from vss.latency.setting import PLAIN, Setting
+from vss.latency.subject import read_file
 from vss.latency.table import LatencyTable
 from vss.latency.units import Graph, Shape, anchor, unit_shapes
 from vss.latency.variants import SlicedVariants
@@ -39,6 +45,7 @@ BETTER = 1.1  # work per millisecond at another width, over that at this one, wh
 LAUNCHES = 4
 NOISY = 0.1
 BUSY = 0.5  # share of the copy bandwidth at which a unit is bound by memory
+BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 SCALES = 1.25  # a unit that gains less than this from all threads does not use them
 
 
@@ -183,21 +190,23 @@ def causes(found: Sequence[Row], facts: Facts) -> list[dict[str, Any]]:
 # -- measuring ------------------------------------------------------------------------------------------------------
 
 
-def explain(run: Path, *, seconds: float = 1.0, rounds: int = 2) -> dict[str, Any]:
+def explain(run: Path, *, precision: str = "fp32", seconds: float = 1.0, rounds: int = 2) -> dict[str, Any]:
     """Everything about the engines of a finished `vss run`, JSON-ready.
 
     Args:
         run: its folder: plan.json, report.json, engine/baseline.onnx and engine/finetuned.onnx.
+        precision: in which both are timed, see `vss.latency.Setting`.
         seconds: of one reading.
         rounds: readings of every engine, in turns; the least counts.
     """
     report, paths = finished(run)
-    build = report.get("recipe", {}).get("build", {})
-    if build.get("backend", "onnxruntime") != "onnxruntime":
-        raise VssError(f"the engines of {run} are of {build['backend']}; layers are explained of onnxruntime engines.")
+    build = BuildConfig(**report.get("recipe", {}).get("build", {}))
+    spec = build_spec(build)
+    setting = Setting(build.backend, precision=precision, threads=build.threads, plan=spec.plan or PLAIN)
+    setting.check()
     plan = Plan.load(run / "plan.json")
-    facts = measure(paths["baseline"], paths["finetuned"], plan, build.get("threads"), seconds=seconds, rounds=rounds)
-    return summary(facts) | {"request": request(report)}
+    facts = measure(paths["baseline"], paths["finetuned"], plan, setting, seconds=seconds, rounds=rounds)
+    return summary(facts) | {"precision": precision, "request": request(report)}
 
 
 def finished(run: Path) -> tuple[dict[str, Any], dict[str, Path]]:
@@ -272,50 +281,59 @@ def request(report: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def measure(
-    before: Path, after: Path, plan: Plan, threads: int | None, *, seconds: float = 1.0, rounds: int = 2
-) -> Facts:
-    """Profile the uncut and the cut engine, and the cut one with filled widths and other thread counts."""
+def measure(before: Path, after: Path, plan: Plan, setting: Setting, *, seconds: float = 1.0, rounds: int = 2) -> Facts:
+    """Profile the uncut and the cut engine, and the cut one with filled widths and, on a CPU, other thread counts.
+
+    Args:
+        before, after: exported files of the uncut and of the cut network, float32.
+        plan: how the one became the other.
+        setting: the runtime, and the precision in which both are timed.
+        seconds, rounds: see `explain`.
+    """
     onnx = need("onnx", "vss explain")
     groups = [Group(g.id, g.channels, tuple(s.slot() for s in g.slots), g.unit) for g in plan.groups]
     variants, cut = SlicedVariants(before, groups), onnx.load(str(after))
-    graph, count, cores = Graph.of(variants.model), usable_threads(threads), usable_threads(None)
-    feed = _feed(cut)
-    batch = len(next(iter(feed.values())))
+    count, cores, item = setting.on_threads, 1 if setting.on_gpu else usable_threads(None), BYTES[setting.precision]
     widths = [len(group.kept) for group in plan.groups]
+    others = {key: _rounded(groups, widths, *rule) for key, rule in ROUNDED.items()}
+    others = {key: each for key, each in others.items() if each != widths}
+    models = {"before": variants.model, "after": cut}
+    models |= {key: variants.graph(each, empty=True) for key, each in others.items()}
+    feed = _feed(cut)
+    shapes = {key: unit_shapes(model, len(next(iter(feed.values()))), item) for key, model in models.items()}
+    graph = Graph.of(variants.model)
     with tempfile.TemporaryDirectory() as name:
-        files: dict[Any, tuple[Path, int]] = {"before": (before, count), "after": (after, count)}
-        others = {key: _rounded(groups, widths, *rule) for key, rule in ROUNDED.items()}
-        others = {key: each for key, each in others.items() if each != widths}
+        files = {key: (Path(name) / f"{key}.onnx", count, key) for key in models}
+        shutil.copyfile(before, files["before"][0])
+        shutil.copyfile(after, files["after"][0])
         for key, each in others.items():
-            files[key] = variants.write(each, Path(name) / f"{key}.onnx"), count
+            variants.write(each, files[key][0])
         if count == 1 < cores:
-            files["all"] = after, cores
+            files["all"] = files["after"][0], cores, "after"
         elif count > 1:
-            files["one"] = after, 1
-        found, noise = _in_turns(files, lambda path, t: _read(path, feed, t, graph, seconds), rounds)
+            files["one"] = files["after"][0], 1, "after"
+
+        def read(path: Path, threads: int, key: str) -> Reading:
+            at = dataclasses.replace(setting, threads=None if setting.on_gpu else threads)
+            return read_file(path, feed, at, graph=graph, shapes=lambda: shapes[key], seconds=seconds)
+
+        found, noise = _in_turns(files, read, rounds)
     return Facts(
-        found["before"], found["after"], unit_shapes(variants.model, batch), unit_shapes(cut, batch),
-        {key: found[key] for key in others},
-        {key: unit_shapes(variants.graph(each, empty=True), batch) for key, each in others.items()},
-        count, cores, found.get("all"), found.get("one"), bandwidth(), noise,
+        found["before"], found["after"], shapes["before"], shapes["after"],
+        {key: found[key] for key in others}, {key: shapes[key] for key in others},
+        count, cores, found.get("all"), found.get("one"), bandwidth(setting.device), noise,
     )  # fmt: skip
 
 
-def _read(path: Path, feed: Mapping[str, np.ndarray], threads: int, graph: Graph, seconds: float) -> Reading:
-    with pinned(threads):
-        return read_onnx(path, feed, threads=threads, graph=graph, seconds=seconds)
-
-
 def _in_turns(
-    files: Mapping[Any, tuple[Path, int]], read: Callable[[Path, int], Reading], rounds: int
+    files: Mapping[Any, tuple[Any, ...]], read: Callable[..., Reading], rounds: int
 ) -> tuple[dict[Any, Reading], float]:
     """Least times of every file over some rounds, and how far its rounds lay apart at most."""
     found: dict[Any, Reading] = {}
     longest: dict[Any, float] = defaultdict(float)
     for _ in range(rounds):
-        for name, (path, threads) in files.items():
-            now, old = read(path, threads), found.get(name)
+        for name, arguments in files.items():
+            now, old = read(*arguments), found.get(name)
             longest[name] = max(longest[name], now.total)
             if old is not None:
                 units = {unit: min(ms, old.units.get(unit, ms)) for unit, ms in now.units.items()}
@@ -341,15 +359,3 @@ def _rounded(groups: Sequence[Group], widths: Sequence[int], block: int, up: boo
         near = (-(-width // step) if up else width // step) * step
         found.append(near if step <= near <= group.channels else width)
     return found
-
-
-def bandwidth(size: int = 2**25) -> float:
-    """Bytes read and written per millisecond by the fastest of five copies of `size` bytes."""
-    source = np.ones(size, np.uint8)
-    target = np.empty_like(source)
-    best = np.inf
-    for _ in range(5):
-        start = time.thread_time_ns()
-        np.copyto(target, source)
-        best = min(best, (time.thread_time_ns() - start) / 1e6)
-    return 2 * size / max(best, 1e-6)

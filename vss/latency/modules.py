@@ -1,33 +1,45 @@
 """Times of torch modules inside of the whole network: hooks with CUDA events on a GPU, with the clock on a CPU.
 
-Leaf modules are units; what lies between them (concatenation, resize, argmax) is the unit `between`.
+Leaf modules are units; what lies between them (normalisation, concatenation, resize, argmax, copies from and to the
+host) is the unit `between`. On a GPU a kernel that only spins holds the stream back while all others are put on it, so
+that they run one after another as in a CUDA graph, and the time of launching them is in no unit.
 """
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vss.deploy.eager import _torch_threads
-from vss.latency.reading import WARM_RUNS, Reading, pinned
+from vss.deploy.eager import TorchSession, torch_threads
+from vss.latency.reading import WARM_RUNS, Reading, least_ms
+from vss.latency.setting import Setting
 from vss.latency.units import Shape
 from vss.latency.variants import cut_to
 from vss.prune.cost import CostModel
 from vss.prune.groups import Group
 
+if TYPE_CHECKING:
+    from vss.data.transforms import Preprocess
+
+CYCLES_PER_SECOND = 2e9
+HELD_BACK = 1.5
+
 
 class TorchSubject:
-    """A network in torch, from normalised float images to labels.
+    """A network in torch, from uint8 pixels to labels (or to a decision).
 
     Args:
         model: the network.
         groups, key: see `vss.latency.subject`.
-        device, precision: default the CPU; "fp32" or "fp16" (channels last).
+        setting: where it runs.
+        preprocess: size and normalisation.
+        seconds: length of one reading.
     """
 
     def __init__(
@@ -35,48 +47,42 @@ class TorchSubject:
         model: nn.Module,
         groups: Sequence[Group],
         key: dict[str, Any],
+        setting: Setting,
         *,
-        size: tuple[int, int],
-        threads: int,
-        batch: int = 1,
-        device: torch.device | None = None,
-        precision: str = "fp32",
+        preprocess: Preprocess,
         seconds: float = 0.4,
     ) -> None:
         self.groups, self.key, self._model = list(groups), key, model
-        self._threads, self._seconds, self._device = threads, seconds, device or torch.device("cpu")
-        self._dtype = torch.float16 if precision == "fp16" else torch.float32
-        images = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
-        self._images = self._placed(images)
+        self._setting, self._preprocess, self._seconds = setting, preprocess, seconds
+        shape = (setting.batch, *preprocess.size, 3)
+        self._feed = {"image": np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)}
 
-    def _placed(self, value: Any) -> Any:
-        layout = torch.channels_last if self._dtype == torch.float16 else torch.preserve_format
-        return value.to(self._device, self._dtype, memory_format=layout)
-
-    def _cut(self, widths: Sequence[int]) -> Any:
-        return self._placed(cut_to(self._model, self.groups, widths)).eval()
+    def _session(self, widths: Sequence[int]) -> Any:
+        return self._setting.module(cut_to(self._model, self.groups, widths), self._preprocess)
 
     def read(self, widths: Sequence[int]) -> Reading:
         """Run one variant until the time is up."""
-        model = self._cut(widths)
-        with pinned(self._threads), _torch_threads(self._threads), torch.inference_mode():
-            return read_modules(model, lambda: _labels(model, self._images), self._device, seconds=self._seconds)
+        session = self._session(widths)
+        with self._setting.held():
+            return read_modules(session, self._feed, seconds=self._seconds)
 
     def shapes(self, widths: Sequence[int]) -> dict[str, Shape]:
         """Sizes of every leaf module that runs."""
-        model, found = self._cut(widths), {}
-        cost = CostModel.measure(model, self._images, forward=_labels)
+        model, found = cut_to(self._model, self.groups, widths).cpu().eval(), {}
+        images = torch.zeros(self._setting.batch, 3, *self._preprocess.size)
+        cost = CostModel.measure(model, images, forward=_labels)
+        item = 2 if self._setting.precision == "fp16" else 4
 
         def hook(name: str) -> Callable[..., None]:
             def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
                 if isinstance(output, Tensor) and inputs and isinstance(inputs[0], Tensor):
-                    found[name] = _shape(cost, name, module, inputs[0], output)
+                    found[name] = _shape(cost, name, module, inputs[0], output, item)
 
             return note
 
         handles = [module.register_forward_hook(hook(name)) for name, module in _leaves(model)]
         with torch.inference_mode():
-            _labels(model, self._images)
+            _labels(model, images)
         for handle in handles:
             handle.remove()
         return found | {"between": Shape(1, 1, 1, 0, 0)}
@@ -90,54 +96,64 @@ def _leaves(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(name, module) for name, module in model.named_modules() if name and not list(module.children())]
 
 
-def _shape(cost: CostModel, name: str, module: nn.Module, x: Tensor, y: Tensor) -> Shape:
+def _shape(cost: CostModel, name: str, module: nn.Module, x: Tensor, y: Tensor, item: int) -> Shape:
     weights = sum(p.numel() for p in module.parameters(recurse=False))
     macs = cost.positions.get(f"{name}.weight", 0) * x.shape[0]
     weight = getattr(module, "weight", None)
     macs *= weight.numel() if isinstance(weight, Tensor) else 0
     sides = [int(t.shape[1]) if t.ndim > 1 else 1 for t in (x, y)]
-    moved = x.element_size() * (x.numel() + y.numel() + weights)
+    moved = item * (x.numel() + y.numel() + weights)
     return Shape(sides[0], sides[1], y.numel() // max(1, sides[1]), macs, moved)
 
 
-def read_modules(model: nn.Module, call: Callable[[], Any], device: torch.device, *, seconds: float) -> Reading:
-    """Least milliseconds of every leaf module and of the whole, over as many calls as fit into `seconds`, at least 5.
+def read_modules(session: TorchSession, feed: Mapping[str, np.ndarray], *, seconds: float, least: int = 5) -> Reading:
+    """Least milliseconds of every leaf module, and of a whole run without hooks.
 
-    The whole is timed in calls without hooks, in turns with those that have them.
+    Args:
+        session: the network.
+        feed: its input.
+        seconds, least: whole runs are timed for so long, and so are runs with hooks; at least so many of each.
     """
-    mark: Callable[[], Any] = _cuda_mark if device.type == "cuda" else time.perf_counter_ns
-    span: Callable[[Any, Any], float] = (
-        _cuda_span if device.type == "cuda" else (lambda start, end: (end - start) / 1e6)
-    )
-    runs: list[dict[str, float]] = []
-    totals: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(totals) < 5 + WARM_RUNS or time.perf_counter() < end:
-        start = mark()
-        call()
-        stop = mark()
-        _finish(device)
-        totals.append(span(start, stop))
-        runs.append(_one_run(model, call, device, mark, span))
+    total = least_ms(lambda: session.run(feed), seconds / 2, least, alone=False)
+    image = torch.from_numpy(feed["image"]).to(session.device)
+    model, held, runs = session.graph.model, 0.0, list[dict[str, float]]()
+    end = time.perf_counter() + seconds / 2
+    with torch.inference_mode(), torch_threads(session.threads):
+        while len(runs) < least + WARM_RUNS or time.perf_counter() < end:
+            run, launched = _one_run(model, lambda: session.graph(image), session.device, held)
+            runs.append(run)
+            held = HELD_BACK * launched
     units = {name: min(run[name] for run in runs[WARM_RUNS:]) for name in runs[-1]}
-    total = min(totals[WARM_RUNS:])
     units["between"] = max(0.0, total - sum(units.values()))
     return Reading(units, total)
 
 
-def _one_run(model: nn.Module, call: Callable[[], Any], device: torch.device, mark: Any, span: Any) -> dict[str, float]:
+def _one_run(
+    model: nn.Module, call: Callable[[], Any], device: torch.device, held: float
+) -> tuple[dict[str, float], float]:
+    """Milliseconds of every leaf module, and the seconds that launching took; a GPU first waits for `held` seconds."""
+    gpu = device.type == "cuda"
+    mark: Callable[[], Any] = _cuda_mark if gpu else time.perf_counter_ns
     marks: dict[str, list[Any]] = defaultdict(list)
     handles = []
     for name, module in _leaves(model):
         handles.append(module.register_forward_pre_hook(lambda *_, name=name: marks[name].append(mark())))
         handles.append(module.register_forward_hook(lambda *_, name=name: marks[name].append(mark())))
     try:
+        if gpu:
+            torch.cuda.synchronize(device)
+            torch.cuda._sleep(int(held * CYCLES_PER_SECOND))
+        start = time.perf_counter()
         call()
-        _finish(device)
+        launched = time.perf_counter() - start
+        if gpu:
+            torch.cuda.synchronize(device)
     finally:
         for handle in handles:
             handle.remove()
-    return {n: sum(span(a, b) for a, b in zip(each[::2], each[1::2], strict=True)) for n, each in marks.items()}
+    span: Callable[[Any, Any], float] = _cuda_span if gpu else (lambda first, last: (last - first) / 1e6)
+    times = {n: sum(span(a, b) for a, b in zip(each[::2], each[1::2], strict=True)) for n, each in marks.items()}
+    return times, launched
 
 
 def _cuda_mark() -> torch.cuda.Event:
@@ -148,8 +164,3 @@ def _cuda_mark() -> torch.cuda.Event:
 
 def _cuda_span(start: torch.cuda.Event, end: torch.cuda.Event) -> float:
     return float(start.elapsed_time(end))
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

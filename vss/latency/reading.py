@@ -1,4 +1,4 @@
-"""Times of every unit of one network in one run: onnxruntime's own profile, or hooks on torch modules.
+"""Times of every unit of one network in one run: the profile of onnxruntime or of TensorRT, or hooks on torch modules.
 
 Layers are timed inside of the whole network, since one by itself pays for layout changes that it does not have there
 and finds its input in the cache. The least of many runs is taken: what disturbs a run only ever adds time.
@@ -16,16 +16,20 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vss.deploy.bench import pinned as on_cores
 from vss.deploy.session import need
 from vss.errors import VssError
-from vss.latency.units import Graph
+from vss.latency.units import Graph, Shape
+
+if TYPE_CHECKING:
+    from vss.deploy.trt_session import TensorRTSession
 
 WARM_RUNS = 2
+MOST_PROFILED = 200
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def read_onnx(
         options.optimized_model_filepath = f"{folder}/optimised.onnx"
         try:
             session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            total = _run(lambda: session.run(None, dict(feed)), seconds, least, alone=threads == 1)
+            total = least_ms(lambda: session.run(None, dict(feed)), seconds, least, alone=threads == 1)
             events = json.loads(Path(session.end_profiling()).read_text())
         except (OSError, json.JSONDecodeError) as error:
             raise VssError(f"the profile of {path} cannot be written or read ({error}); free some space.") from error
@@ -98,7 +102,36 @@ def read_onnx(
     return Reading(dict(units), total)
 
 
-def _run(call: Callable[[], Any], seconds: float, least: int, *, alone: bool) -> float:
+def read_engine(
+    session: TensorRTSession,
+    feed: Mapping[str, np.ndarray],
+    *,
+    graph: Graph,
+    shapes: Callable[[], Mapping[str, Shape]],
+    seconds: float = 0.4,
+    least: int = 8,
+) -> Reading:
+    """Profile an engine by TensorRT's own profiler; the whole is timed without it, with the host's copies.
+
+    Args:
+        session: the engine, built with detailed verbosity.
+        feed: its input.
+        graph: the exported graph by which units are named; widths do not matter.
+        shapes: sizes of its units; asked for where one engine layer does the work of several.
+        seconds, least: measured for so long, and at least so many runs.
+    """
+    total = least_ms(lambda: session.run(feed), seconds, least, alone=False)
+    runs = max(least, min(MOST_PROFILED, int(seconds * 1e3 / total))) + WARM_RUNS
+    layers = {each["Name"]: each for each in session.layers()["Layers"] if isinstance(each, dict)}
+    units: dict[str, float] = defaultdict(float)
+    for name, times in session.profile(feed, runs).items():
+        shares = graph.engine_layer(layers.get(name, {"Name": name}), shapes)
+        for unit, share in shares.items():
+            units[unit] += share * min(times[WARM_RUNS:] or times)
+    return Reading(dict(units), total)
+
+
+def least_ms(call: Callable[[], Any], seconds: float, least: int, *, alone: bool) -> float:
     """Least milliseconds of a call, after a warm-up; CPU time of this thread when it does all the work `alone`."""
     clock = time.thread_time_ns if alone else time.perf_counter_ns
     for _ in range(WARM_RUNS):

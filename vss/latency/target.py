@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import re
-import shlex
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,15 +19,16 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from torch import Tensor, nn
 
-from vss.deploy import BACKENDS, BuildSpec, bench, export
+from vss.deploy import bench, export
+from vss.deploy.backends import build_spec
 from vss.deploy.session import Session
 from vss.errors import VssError
 from vss.files import sha256_json
 from vss.latency.build import QUICK, Effort, build
 from vss.latency.fit import LatencyModel
 from vss.latency.knapsack import Choices, choices, search
-from vss.latency.reading import pinned, usable_threads
-from vss.latency.subject import Setting, groups_and_key, open_subject
+from vss.latency.setting import PLAIN, Setting, groups_and_key
+from vss.latency.subject import open_subject
 from vss.latency.table import LatencyTable
 from vss.prune.apply import apply_plan
 from vss.prune.budget import Rounding, top_channels
@@ -128,6 +128,7 @@ class LatencyGoal:
     """Chooses channels in place of a budget; see `vss.prune.make_plan(choose=...)`.
 
     Attributes:
+        setting: where the engines run.
         record: target, table, and every iteration, for the report.
     """
 
@@ -135,6 +136,7 @@ class LatencyGoal:
     model: nn.Module
     config: PruneConfig
     table: LatencyTable
+    setting: Setting = field(default_factory=Setting)
     record: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -145,10 +147,12 @@ class LatencyGoal:
         Target.parse(settings.target)
         if config.steps > 1:
             raise VssError(f"prune.steps is {config.steps} and a latency target is met in one round; set it to 1.")
-        options = project.task.export_options()
-        setting = Setting(recipe.build.backend, threads=recipe.build.threads, options=options, keep=config.keep)
+        setting = Setting(
+            recipe.build.backend, settings.device, settings.precision, recipe.build.threads, keep=config.keep,
+            options=project.task.export_options(), plan=build_spec(recipe.build).plan or PLAIN,
+        )  # fmt: skip
         table = _table(model, project.preprocess, setting, settings, config, out)
-        return cls(project, model, config, table)
+        return cls(project, model, config, table, setting)
 
     def __call__(self, groups: list[Group], scores: dict[str, Tensor], rounding: Rounding | None) -> dict[str, Tensor]:
         """Kept channel numbers per group id."""
@@ -173,13 +177,13 @@ class LatencyGoal:
     def _approach(
         self, groups: list[Group], scores: dict[str, Tensor], options: Choices, predict: LatencyModel
     ) -> np.ndarray:
-        settings, threads = self.config.latency, usable_threads(self.project.recipe.build.threads)
+        settings = self.config.latency
         assert settings is not None
         target, whole = Target.parse(settings.target), float(predict(np.array(self.table.full, float))[0])
         floor = float(predict(options.at(np.zeros(len(groups), np.int64)))[0]) / whole
-        self.record = self._head(settings, threads, whole, floor)
+        self.record = self._head(settings, whole, floor)
         rows, tried, found = self.record["iterations"], [], []
-        with tempfile.TemporaryDirectory() as name, pinned(threads):
+        with tempfile.TemporaryDirectory() as name, self.setting.held():
             folder = Path(name)
             uncut = self._engine(self.model, folder / "uncut")
             goal = target.ratio(whole)
@@ -217,10 +221,10 @@ class LatencyGoal:
             The plan measured nearest to the goal, and what was tried: `keep`, `ms`, `ratio`, `low`, `high`, `off`
             (relative distance of the ratio from the goal), the nearest last.
         """
-        settings, threads = self.config.latency, usable_threads(self.project.recipe.build.threads)
+        settings = self.config.latency
         assert settings is not None
         keep, rows, plans = goal, list[dict[str, float]](), list[Plan]()
-        with tempfile.TemporaryDirectory() as name, pinned(threads):
+        with tempfile.TemporaryDirectory() as name, self.setting.held():
             uncut = self._engine(self.model, Path(name) / "uncut")
             while len(rows) < settings.iterations:
                 plans.append(plan_of(min(keep, 1.0)))
@@ -237,13 +241,14 @@ class LatencyGoal:
         order = sorted(range(len(rows)), key=lambda index: -rows[index]["off"])
         return plans[order[-1]], [rows[index] for index in order]
 
-    def _head(self, settings: LatencyConfig, threads: int, whole: float, floor: float) -> dict[str, Any]:
-        table = self.table
+    def _head(self, settings: LatencyConfig, whole: float, floor: float) -> dict[str, Any]:
+        table, setting = self.table, self.setting
         return {
-            "target": settings.target, "tolerance": settings.tolerance, "threads": threads, "predicted_uncut_ms": whole,
-            "predicted_floor": floor, "step": table.step, "alignment": table.alignment, "table_error": table.error,
-            "table_drift": table.drift, "table_sha256": sha256_json([s.to_dict() for s in table.samples]),
-            "iterations": [],
+            "target": settings.target, "tolerance": settings.tolerance, "backend": setting.backend,
+            "device": setting.device, "precision": setting.precision, "threads": setting.on_threads,
+            "predicted_uncut_ms": whole, "predicted_floor": floor, "step": table.step, "alignment": table.alignment,
+            "table_error": table.error, "table_drift": table.drift, "iterations": [],
+            "table_sha256": sha256_json([sample.to_dict() for sample in table.samples]),
         }  # fmt: skip
 
     def _check_floor(self, goal: float, floor: float, asked: float, target: str) -> None:
@@ -273,18 +278,13 @@ class LatencyGoal:
 
     def _engine(self, model: nn.Module, stem: Path) -> Session:
         """Exported, built and opened as a run does it."""
-        recipe, project = self.project.recipe, self.project
-        threads = usable_threads(recipe.build.threads)
-        if recipe.build.backend == "torch":
-            return BACKENDS["torch"].open(
-                model, size=project.preprocess.size, threads=threads, preprocess=project.preprocess,
-                **project.task.export_options(),
-            )  # fmt: skip
+        if self.setting.backend == "torch":
+            return self.setting.module(model, self.project.preprocess)
         from vss.steps import export_options
 
-        onnx, backend = stem.with_suffix(".onnx"), BACKENDS[recipe.build.backend]
-        export(model, onnx, parity_batches=(1,), **export_options(project, model))
-        return backend.open(backend.build(onnx, stem.with_suffix(".engine.onnx"), BuildSpec()), threads=threads)
+        onnx = stem.with_suffix(".onnx")
+        export(model, onnx, parity_batches=(1,), **export_options(self.project, model))
+        return self.setting.engine(onnx, stem)
 
     @staticmethod
     def _feed(session: Session) -> dict[str, np.ndarray]:
@@ -327,16 +327,6 @@ def _channels(groups: list[Group], scores: dict[str, Tensor], widths: np.ndarray
     return {g.id: top_channels(scores[g.id], int(count), g.unit) for g, count in zip(groups, widths, strict=True)}
 
 
-def build_command(setting: Setting, save: str) -> str:
-    """The command that makes a table for a setting; CKPT stands for the uncut network."""
-    parts = ["vss", "lut", "build", "--ckpt", "CKPT", "--save", save, "--backend", setting.backend]
-    parts += ["--threads", str(setting.threads)] if setting.threads else []
-    parts += [] if setting.options.get("labels", True) else ["--no-labels"]
-    dtype = setting.options.get("labels_dtype", "int32")
-    parts += ["--labels-dtype", dtype] if dtype != "int32" else []
-    return shlex.join([*parts, *(part for name in setting.keep for part in ("--keep", name))])
-
-
 def _table(
     model: nn.Module,
     preprocess: Preprocess,
@@ -349,9 +339,9 @@ def _table(
     if settings.lut:
         table = LatencyTable.load(settings.lut)
         key = groups_and_key(model, preprocess.size, setting)[1]
-        table.check(key, path=settings.lut, command=build_command(setting, "TABLE"))
+        table.check(key, path=settings.lut, command=setting.command("TABLE"))
         if not table.done:
-            command = build_command(setting, settings.lut)
+            command = setting.command(settings.lut)
             raise VssError(f"the latency table {settings.lut} is not finished; go on with: {command}")
         return table
     effort = QUICK if settings.quick else Effort()

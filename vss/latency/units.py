@@ -8,7 +8,8 @@ module (`encoder.0.1.0`), anything else by its operator and the tensor it makes 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,9 @@ from vss.latency.variants import PREFIX
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Identity")
 SUFFIXES = ("_nchwc",)
+ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+FUSED = re.compile(r"\s+\+\s+|\s+\|\|\s+|\.\.\.|[\[\](){},\s]+")
+COPIES = "Reformatting CopyNode"
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Shape:
         cin, cout: channels read and written; an input that is a weight does not count.
         positions: output elements per output channel.
         macs: multiply-accumulates; 0 for what is no layer.
-        bytes: read and written, weights included, float32.
+        bytes: read and written, weights included.
     """
 
     cin: int
@@ -79,6 +83,30 @@ class Graph:
         known = [tensor for tensor in tensors if tensor in self.makers]
         return f"{op}:{known[0] if known else 'other'}"
 
+    def engine_layer(self, layer: Mapping[str, Any], shapes: Callable[[], Mapping[str, Shape]]) -> dict[str, float]:
+        """The units that a layer of a TensorRT engine does the work of -> their shares of its time.
+
+        A layer with weights takes what is fused with it; several of them in one engine layer share by their MACs.
+
+        Args:
+            layer: as the engine inspector describes it, or its name alone.
+            shapes: sizes of the units.
+        """
+        text = layer.get("Metadata") or ""
+        named = ONNX_LAYER.findall(text) or FUSED.split(layer["Name"])
+        nodes = [] if layer["Name"].startswith(COPIES) else [self.nodes[name] for name in named if name in self.nodes]
+        if not nodes:
+            sides = [*layer.get("Inputs", ()), *layer.get("Outputs", ())]
+            known = [side["Name"] for side in sides if side["Name"] in self.makers]
+            return {f"{layer.get('LayerType') or 'Layer'}:{known[0] if known else 'other'}": 1.0}
+        units = list(dict.fromkeys(map(self.unit, nodes)))
+        heavy = [unit for unit in units if ":" not in unit] or units[:1]
+        if len(heavy) == 1:
+            return {heavy[0]: 1.0}
+        sizes = shapes()
+        macs = {unit: sizes[unit].macs for unit in heavy}
+        return {unit: count / sum(macs.values()) for unit, count in macs.items()}
+
     def _before_activations(self, tensor: str) -> Any:
         """The layer whose fused activation made a tensor."""
         node = self.makers[tensor]
@@ -87,12 +115,13 @@ class Graph:
         return node
 
 
-def unit_shapes(model: Any, batch: int) -> dict[str, Shape]:
+def unit_shapes(model: Any, batch: int, item: int = 4) -> dict[str, Shape]:
     """Every unit and every tensor (`tensor:NAME`) of an exported graph with static sizes and the given batch.
 
     Args:
         model: ModelProto; initializers may be declared as inputs without values (`SlicedVariants.graph(empty=True)`).
         batch: images.
+        item: bytes of an element.
     """
     onnx = need("onnx", "latency tables")
     model = copy.deepcopy(model)
@@ -108,14 +137,14 @@ def unit_shapes(model: Any, batch: int) -> dict[str, Shape]:
         shapes[each.name] = tuple(dim.dim_value for dim in each.type.tensor_type.shape.dim)
     graph = Graph.of(model)
     weights = graph.weights | {each.name for each in inferred.input if each.name.startswith(PREFIX)}
-    found = {graph.unit(node): _shape(node, shapes, weights) for node in model.graph.node}
+    found = {graph.unit(node): _shape(node, shapes, weights, item) for node in model.graph.node}
     for name in graph.makers:
         count = _channels(shapes.get(name, ()))
         found[f"tensor:{name}"] = Shape(count, count, _size(shapes.get(name, ())) // max(1, count), 0, 0)
     return found
 
 
-def _shape(node: Any, shapes: dict[str, tuple[int, ...]], weights: set[str]) -> Shape:
+def _shape(node: Any, shapes: dict[str, tuple[int, ...]], weights: set[str], item: int) -> Shape:
     read = [shapes.get(name, ()) for name in node.input if name and name not in weights]
     held = [shapes[name] for name in node.input if name in weights]
     made = shapes.get(node.output[0], ())
@@ -124,7 +153,7 @@ def _shape(node: Any, shapes: dict[str, tuple[int, ...]], weights: set[str]) -> 
         rows = read[0] if node.op_type == "ConvTranspose" else made
         macs = _size(held[0]) * (_size(rows) // max(1, _channels(rows)))
     moved = sum(map(_size, read)) + sum(map(_size, held)) + _size(made)
-    return Shape(sum(map(_channels, read)), cout, _size(made) // max(1, cout), macs, 4 * moved)
+    return Shape(sum(map(_channels, read)), cout, _size(made) // max(1, cout), macs, item * moved)
 
 
 def _channels(shape: tuple[int, ...]) -> int:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import subprocess
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import tensorrt as trt
+import torch
 from onnx import TensorProto, helper, numpy_helper
-from recording import Install
+from recording import Install, Recorder, engine
+from stub_driver import LIBCUDA, FakePycuda, Gpu, HostTorch
 
 from vss.deploy import trt_runner
+from vss.deploy import trt_session as sessions
 from vss.deploy.trt_runner import Device
 
 L4 = Device(0, "NVIDIA L4", (8, 9), 23034)
@@ -51,3 +60,45 @@ def model(tmp_path: Path) -> Path:
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("VSS_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "timing"
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cuda")
+    (folder / "cuda.c").write_text(LIBCUDA)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(folder / "libcuda.so"), str(folder / "cuda.c")], check=True)
+    return folder / "libcuda.so"
+
+
+@pytest.fixture
+def driver(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on the stub is the driver."""
+    real = ctypes.CDLL
+    monkeypatch.setattr(
+        ctypes, "CDLL", lambda name, **o: real(str(library)) if name == "libcuda.so.1" else real(name, **o)
+    )
+
+
+@pytest.fixture
+def gpu(library: Path, driver: None, monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    made = Gpu(library)
+    runtime = Recorder(
+        trt.Runtime, made.log, deserialize_cuda_engine=lambda blob: engine(made.log, made.tensors, made.run)
+    )
+    monkeypatch.setattr(trt, "Runtime", lambda logger: runtime)
+    return made
+
+
+@pytest.fixture
+def pycuda(monkeypatch: pytest.MonkeyPatch) -> FakePycuda:
+    made = FakePycuda()
+    monkeypatch.setitem(sys.modules, "pycuda", types.ModuleType("pycuda"))
+    monkeypatch.setitem(sys.modules, "pycuda.driver", made)
+    return made
+
+
+@pytest.fixture
+def host_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "TorchMemory", HostTorch)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: types.SimpleNamespace(wait_stream=lambda s: None))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +136,19 @@ class Tensors:
         self.addresses: dict[str, int] = {}
 
 
-def engine(log: Log, tensors: Tensors, run: Callable[[Tensors, int], bool], layers: str = '{"Layers": []}') -> Recorder:
-    """A deserialised engine; `run(tensors, stream)` is what execute_async_v3 does."""
+def engine(
+    log: Log,
+    tensors: Tensors,
+    run: Callable[[Tensors, int], bool],
+    layers: str = '{"Layers": []}',
+    times: Mapping[str, float] | None = None,
+) -> Recorder:
+    """A deserialised engine; `run(tensors, stream)` is what execute_async_v3 does.
+
+    Args:
+        layers: what its inspector says.
+        times: layer -> milliseconds, told to the profiler of a context that has one.
+    """
     everything = [*tensors.inputs, *tensors.outputs]
 
     def set_shape(name: str, shape: tuple[int, ...]) -> bool:
@@ -156,15 +167,23 @@ def engine(log: Log, tensors: Tensors, run: Callable[[Tensors, int], bool], laye
     def context_shape(name: str) -> tuple[int, ...]:
         return tensors.outputs[name][1](tensors.shapes)
 
-    context = Recorder(
-        trt.IExecutionContext,
-        log,
-        set_input_shape=set_shape,
-        get_tensor_shape=context_shape,
-        set_tensor_address=lambda name, address: tensors.addresses.__setitem__(name, address) or True,
-        execute_async_v3=lambda stream: run(tensors, stream),
-        set_optimization_profile_async=lambda profile, stream: profile == 0,
-    )
+    def context(*options: Any) -> Recorder:
+        def execute(stream: int) -> bool:
+            for name, ms in (times or {}).items() if made.profiler else ():
+                made.profiler.report_layer_time(name, ms)
+            return run(tensors, stream)
+
+        made = Recorder(
+            trt.IExecutionContext,
+            log,
+            set_input_shape=set_shape,
+            get_tensor_shape=context_shape,
+            set_tensor_address=lambda name, address: tensors.addresses.__setitem__(name, address) or True,
+            execute_async_v3=execute,
+            set_optimization_profile_async=lambda profile, stream: profile == 0,
+        )
+        return made
+
     mode = trt.TensorIOMode
     return Recorder(
         trt.ICudaEngine,
@@ -175,7 +194,7 @@ def engine(log: Log, tensors: Tensors, run: Callable[[Tensors, int], bool], laye
         get_tensor_dtype=lambda name: (tensors.inputs | tensors.outputs)[name][0],
         get_tensor_shape=shape_of,
         get_tensor_profile_shape=lambda name, profile: list(tensors.inputs[name][1]),
-        create_execution_context=lambda *options: context,
+        create_execution_context=context,
         create_engine_inspector=lambda: Recorder(trt.EngineInspector, log, get_engine_information=lambda form: layers),
     )
 
@@ -201,6 +220,7 @@ class Install:
     ) -> None:
         self.log, self.runtimes, self.parsed = Log(), [], list[bytes]()
         self.caches: dict[int, bytes] = {}
+        self.plan = lambda: plan
         self.loads = True
         self.measured = b"measured|"
         tensors = Tensors({"image": (trt.DataType.FLOAT, ((1, 3, 8, 8),) * 3)}, {})
@@ -220,7 +240,7 @@ class Install:
             create_network=lambda flags: network,
             create_builder_config=lambda: self.config,
             create_optimization_profile=lambda: profile,
-            build_serialized_network=lambda network, config: Host(plan) if plan else None,
+            build_serialized_network=lambda network, config: Host(self.plan()) if self.plan() else None,
         )
 
         def parse_file(path: str) -> bool:
@@ -229,13 +249,12 @@ class Install:
 
         parser = Recorder(trt.OnnxParser, self.log, parse_from_file=parse_file, num_errors=0)
 
-        def deserialise(blob: bytes) -> Any:
-            return engine(self.log, tensors, lambda tensors, stream: True)
+        self.deserialise: Callable[[bytes], Any] = lambda blob: engine(self.log, tensors, lambda tensors, stream: True)
 
         real = trt.Runtime
 
         def runtime(logger: Any) -> Recorder:
-            made = Recorder(real, self.log, deserialize_cuda_engine=deserialise)
+            made = Recorder(real, self.log, deserialize_cuda_engine=lambda blob: self.deserialise(blob))
             self.runtimes.append(made)
             return made
 
