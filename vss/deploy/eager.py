@@ -87,7 +87,7 @@ class TorchSession(Session):
             model = copy.deepcopy(model)
         half = precision == "fp16"
         if half:
-            model.to(torch.float16, memory_format=torch.channels_last)
+            model.to(torch.float16).to(memory_format=torch.channels_last)
         self.graph = SegGraph(
             model, preprocess=preprocess, labels=labels, labels_dtype=labels_dtype, native=True, half=half
         )

@@ -26,7 +26,7 @@ class ProfiledEngine(Engine):
         """Engine layer -> milliseconds of every run, by TensorRT's profiler in a context of its own."""
         trt, times = load_tensorrt(), defaultdict[str, list[float]](list)
 
-        class Profiler(trt.IProfiler):  # type: ignore[misc]
+        class Profiler(trt.IProfiler):  # type: ignore[misc, name-defined]
             def __init__(self) -> None:
                 trt.IProfiler.__init__(self)
 

@@ -91,7 +91,7 @@ def read_file(
         seconds: at least so long.
     """
     if setting.backend == "tensorrt":
-        session = setting.engine(path, path.with_suffix(""))
+        session: Any = setting.engine(path, path.with_suffix(""))
         try:
             return read_engine(session, feed, graph=graph, shapes=shapes, seconds=seconds)
         finally:
