@@ -5,9 +5,11 @@
 Parts, one or all: `targets` (0.75x, 0.5x and 0.33x of three networks, each timed again in a new process, and the same
 criterion under MAC budgets at the same measured time, plain and in the table's width steps, with the same fine-tuning),
 `alignment` (a plain L1 cut of `fcn_resnet50` with and without the discovered step), `error` (the tables on random
-widths that they have not seen), `explain` (planted cases). ONNX Runtime on the CPU, one image, uint8 pixels to labels,
-on the cores that are given, one thread a core. What is known is kept in `--out`, so that a killed run goes on;
-`--quick` is for trying out: one small network, small tables, generated images where there is no `--data-root`.
+widths that they have not seen), `explain` (planted cases). One image, uint8 pixels to labels, in ONNX Runtime on the
+cores that are given, one thread a core, or elsewhere: `--backend torch --device cuda --engine-precision fp16` (channels
+last, CUDA graphs), `--backend tensorrt`; `--full` takes the networks at full size. What is known is kept in `--out`, so
+that a killed run goes on. `--quick` is for trying out: one small network, small tables, generated images where there is
+no `--data-root`.
 """
 
 from __future__ import annotations
@@ -62,6 +64,11 @@ NETS = (
     Net("resnet18_seg", (112, 160), 10, 3),
     Net("deeplabv3_resnet50", (64, 96), 3, 1),
 )
+FULL = (
+    Net("unet", (352, 480), 30, 6, {"width": 64}),
+    Net("resnet18_seg", (352, 480), 30, 6),
+    Net("deeplabv3_resnet50", (352, 480), 20, 4),
+)
 QUICK = (Net("unet", (64, 96), 1, 1, {"width": 16}),)
 
 
@@ -76,7 +83,7 @@ def project_of(run: Bench, net: Net) -> Project:
         "model": {"name": net.name, "options": net.options, "checkpoint": run.arguments.checkpoint.get(net.name)},
         "train": fit | {"epochs": net.train, "val_every": max(1, net.train)},
         "finetune": fit | {"epochs": net.finetune, "val_every": net.finetune},
-        "build": {"threads": run.threads},
+        "build": {"backend": run.arguments.backend, "threads": run.threads},
     }
     return Project.open(Recipe.model_validate(recipe))
 
@@ -94,7 +101,7 @@ def trained(run: Bench, net: Net, project: Project, folder: Path) -> nn.Module:
 
 def table_of(run: Bench, net: Net, project: Project, model: nn.Module) -> LatencyTable:
     """The latency table of a network; its weights do not matter."""
-    setting = Setting(threads=run.threads, options=project.task.export_options())
+    setting = run.setting(project.task.export_options())
     with tempfile.TemporaryDirectory() as folder:
         subject = open_subject(model, Path(folder), project.preprocess, setting, seconds=0.25)
         return build(subject, table_path(run, net), effort=run.effort, progress=told)
@@ -120,7 +127,8 @@ def targets(run: Bench) -> None:
 
 def prune_config(run: Bench, net: Net, target: str) -> PruneConfig:
     """Taylor under a time."""
-    latency = {"target": target, "lut": str(table_path(run, net)), **run.limits}
+    place = {"device": run.arguments.device, "precision": run.arguments.engine_precision}
+    latency = {"target": target, "lut": str(table_path(run, net)), **place, **run.limits}
     return PruneConfig.model_validate({"criterion": "taylor", "batches": 10, "recalibrate": 20, "latency": latency})
 
 
@@ -163,12 +171,15 @@ def hit(run: Bench, net: Net, project: Project, model: nn.Module, target: str, k
 
 def fresh_time(run: Bench, project: Project, model: nn.Module, small: nn.Module, folder: Path) -> dict[str, Any]:
     """Both engines in turns by `vss bench` in a new process on the same cores."""
-    files = {"uncut": folder / "uncut.onnx", "cut": folder / "cut.onnx"}
-    for name, each in (("uncut", model), ("cut", small)):
-        export(each, files[name], parity_batches=(1,), **steps.export_options(project, each))
     report = folder / "bench.json"
+    setting = run.setting(project.task.export_options())
+    files = {name: artefact(project, setting, each, folder / name) for name, each in (("uncut", model), ("cut", small))}
     command = [sys.executable, "-m", "vss.cli", "bench", "--candidate", files["cut"], "--baseline", files["uncut"]]
-    command += ["--threads", run.threads, "--max-seconds", run.limits["max_seconds"], "--report", report]
+    command += ["--max-seconds", run.limits["max_seconds"], "--report", report]
+    command += ["--allow-unstable"] if run.arguments.quick else []
+    command += [] if setting.on_gpu else ["--threads", run.threads]
+    where = ["--device", setting.device, "--precision", setting.precision]
+    command += where if setting.backend == "torch" else ["--backend", setting.backend]
     done = subprocess.run(list(map(str, command)), check=False, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
         raise VssError(f"vss bench failed: {done.stderr.strip()[-400:]}")
@@ -182,6 +193,17 @@ def fresh_time(run: Bench, project: Project, model: nn.Module, small: nn.Module,
     sessions = {"uncut": figures["sessions"]["baseline"], "cut": figures["sessions"]["candidate"]}
     keys = ("latency_ms_p50", "latency_ms_p90", "latency_ms_p99", "spread", "n")
     return found | {name: {key: row[key] for key in keys} for name, row in sessions.items()}
+
+
+def artefact(project: Project, setting: Setting, model: nn.Module, stem: Path) -> Path:
+    """The file of a network that `vss bench` times: a checkpoint for torch, else what the runtime loads."""
+    if setting.backend == "torch":
+        project.save(model, stem.with_suffix(".safetensors"))
+        return stem.with_suffix(".safetensors")
+    onnx = stem.with_suffix(".onnx")
+    export(model, onnx, parity_batches=(1,), **steps.export_options(project, model))
+    setting.engine(onnx, stem).close()
+    return stem.with_name(stem.name + (".engine" if setting.backend == "tensorrt" else ".engine.onnx"))
 
 
 def _spreads(figures: dict[str, Any]) -> str:
@@ -262,6 +284,10 @@ def options_of() -> argparse.Namespace:
     parser.add_argument("--targets", default=TARGETS, help="with commas")
     parser.add_argument("--compare", default="0.5x", help="targets to compare with MAC budgets; '' for none")
     parser.add_argument("--precision", default="auto", help="of training, as in recipes")
+    parser.add_argument("--backend", default="onnxruntime", help="as vss lut build, and the next two")
+    parser.add_argument("--device", default="", help="of torch: cpu or cuda")
+    parser.add_argument("--engine-precision", default="fp32", help="fp32, fp16 or int8")
+    parser.add_argument("--full", action="store_true", help="networks at full size, for a GPU")
     parser.add_argument("--cores", default="0", help="numbers, with commas; one thread on each")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--write", action="store_true", help="keep it in benchmarks/results/<machine>/")
@@ -270,10 +296,11 @@ def options_of() -> argparse.Namespace:
     found.checkpoint = dict(each.split("=", 1) for each in found.checkpoint)
     found.targets = found.targets.split(",")
     found.compare = [each for each in found.compare.split(",") if each]
-    nets = [net for net in (QUICK if found.quick else NETS) if not found.net or net.name in found.net]
+    rows = QUICK if found.quick else FULL if found.full else NETS
+    nets = [net for net in rows if not found.net or net.name in found.net]
     found.nets = [sized(net, found.checkpoint.get(net.name)) for net in nets]
     found.out = found.out.resolve()
-    found.part = found.part or list(PARTS)
+    found.part = found.part or [part for part in PARTS if part != "explain" or found.backend != "torch"]
     return found
 
 
@@ -296,7 +323,9 @@ def main() -> None:
     torch.set_num_threads(len(arguments.cores))
     if arguments.data_root is None and set(arguments.part) & {"targets", "error"}:
         arguments.data_root = generated(arguments)
-    setting = {"quick": arguments.quick, "backend": "onnxruntime", "criterion": "taylor", "batch": 1}
+    place = {"backend": arguments.backend, "device": arguments.device, "precision": arguments.engine_precision}
+    place = {key: value for key, value in place.items() if value and (key, value) != ("precision", "fp32")}
+    setting = {"quick": arguments.quick, **place, "criterion": "taylor", "batch": 1}
     setting |= {key: value for key, value in Bench(arguments, {}, Path()).limits.items() if key != "max_seconds"}
     path = arguments.out / "latency.json"
     result: dict[str, Any] = {"kind": KIND, "schema": SCHEMA, "key": sha256_json(setting), "done": {}}
@@ -307,7 +336,8 @@ def main() -> None:
     for part in arguments.part:
         {"targets": targets, "alignment": alignment, "error": error, "explain": explain}[part](run)
     if arguments.write:
-        target = ROOT / "benchmarks" / "results" / about["machine"] / f"{vss.__version__}--latency.json"
+        name = "-".join(["latency", *(value for value in place.values() if value != "onnxruntime")])
+        target = ROOT / "benchmarks" / "results" / about["machine"] / f"{vss.__version__}--{name}.json"
         LOG.info("wrote %s", write_json(target, run.result))
 
 

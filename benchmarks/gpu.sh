@@ -2,20 +2,23 @@
 # Everything that needs an NVIDIA GPU, in one call: build, GPU tests, compute-sanitizer on the case table, benchmarks.
 # Needs torch >= 2.11 with CUDA, its nvcc, pytest; no network. Writes benchmarks/results/<machine>/.
 #
-#   benchmarks/gpu.sh [--quick] [--cpu]
+#   benchmarks/gpu.sh [--quick] [--cpu] [--latency]
 #
 # --quick  few rounds, and only one op under compute-sanitizer
 # --cpu    the same steps without a device: CPU tests and benchmarks, no sanitizer, no build where vss._C loads
+# --latency  in place of all that: pruning to a time in torch (float16, channels last, CUDA graphs) on the CamVid of the
+#          folder DATA, networks at full size; a small trial without DATA. Goes on with what build/latency holds
 # PYTHON   the interpreter (default python); OUT: a folder that gets a copy of the results and the log
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 PYTHON=${PYTHON:-python}
-device=cuda quick=() patience=1
+device=cuda quick=() patience=1 latency=
 for option in "$@"; do
     case $option in
         --quick) quick=(--quick) ;;
         --cpu) device=cpu patience=4 ;;
+        --latency) latency=yes ;;
         *) echo "unknown option $option; see the head of $0" >&2; exit 2 ;;
     esac
 done
@@ -60,7 +63,43 @@ sanitize() {
 export -f build sanitize
 export PYTHON device
 
+# Pruning to a time where it runs: half precision and CUDA graphs on a GPU, float32 on a CPU.
+bench_latency() {
+    local how=(--quick --out build/latency-quick)
+    if [ -n "${DATA:-}" ]; then
+        how=(--data-root "$DATA" --out build/latency --write)
+        [ "$device" = cpu ] || how+=(--full)
+    fi
+    [ "$device" = cpu ] || how+=(--engine-precision fp16)
+    "$PYTHON" benchmarks/bench_latency.py --backend torch --device "$device" "${how[@]}"
+}
+export -f bench_latency
+
+finish() {
+    local machine
+    machine=$("$PYTHON" -c "import torch; from vss.environment import environment; print(environment()['machine'])")
+    mkdir -p "benchmarks/results/$machine"
+    grep '^== ' "$log" >"benchmarks/results/$machine/$1.txt"
+    if [ -n "${OUT:-}" ]; then
+        mkdir -p "$OUT"
+        cp -r "benchmarks/results/$machine" "$OUT/"
+        cp "$log" "$OUT/$1.log"
+    fi
+    exit $failed
+}
+
 marker=$([ "$device" = cuda ] && echo gpu || echo "not gpu and not slow")
+if [ -n "$latency" ]; then
+    for package in lightning torchmetrics torch_pruning scipy pydantic; do
+        has "$package" || { echo "--latency needs $package" >&2; exit 2; }
+    done
+    step build 200 bash -c build
+    step tests 120 "$PYTHON" -m pytest -p no:cacheprovider -q -m "$marker" tests/deploy/test_eager.py \
+        tests/latency/test_setting.py
+    step bench_latency 3600 bash -c bench_latency
+    finish latency
+fi
+
 step build 200 bash -c build
 step tests 80 "$PYTHON" -m pytest -p no:cacheprovider -q -m "$marker" tests/ops
 if [ "$device" = cuda ]; then
@@ -83,12 +122,4 @@ else
     echo "== bench_sirfp: left out, torchvision or pydantic is not installed" | tee -a "$log"
 fi
 
-machine=$("$PYTHON" -c "import torch; from vss.environment import environment; print(environment()['machine'])")
-mkdir -p "benchmarks/results/$machine"
-grep '^== ' "$log" >"benchmarks/results/$machine/gpu.txt"
-if [ -n "${OUT:-}" ]; then
-    mkdir -p "$OUT"
-    cp -r "benchmarks/results/$machine" "$OUT/"
-    cp "$log" "$OUT/gpu.log"
-fi
-exit $failed
+finish gpu

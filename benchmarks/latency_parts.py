@@ -17,7 +17,7 @@ from torch import nn
 
 from vss import models
 from vss.data import Preprocess
-from vss.deploy import BACKENDS, export
+from vss.deploy import Session, export
 from vss.errors import VssError
 from vss.files import write_json
 from vss.latency import Effort, Setting, build, open_subject
@@ -43,6 +43,11 @@ class Bench:
     @property
     def threads(self) -> int:
         return len(self.arguments.cores)
+
+    def setting(self, options: dict[str, Any]) -> Setting:
+        """Where everything runs."""
+        asked = self.arguments
+        return Setting(asked.backend, asked.device, asked.engine_precision, self.threads, options=options)
 
     @property
     def effort(self) -> Effort:
@@ -84,7 +89,7 @@ def alignment(run: Bench) -> None:
     model, preprocess = models.build(name, 11, **({"width": 16} if quick else {})).eval(), Preprocess(size=size)
     path = run.arguments.out / f"scan-{name}.json"
     options = {"labels": True}
-    setting = Setting(threads=run.threads, options=options)
+    setting = run.setting(options)
     effort = replace(SCAN, vectors=1) if quick else SCAN
     with tempfile.TemporaryDirectory() as folder:
         table = build(open_subject(model, Path(folder), preprocess, setting), path, effort=effort, progress=told)
@@ -103,19 +108,29 @@ def efficiency(
     run: Bench, model: nn.Module, preprocess: Preprocess, budget: Budget, options: dict[str, Any]
 ) -> dict[str, Any]:
     """One cut, in turns with the uncut network."""
-    plan = make_plan(model, torch.zeros(1, 3, *preprocess.size), criterion="l1", budget=budget)
+    plan, setting = (
+        make_plan(model, torch.zeros(1, 3, *preprocess.size), criterion="l1", budget=budget),
+        run.setting(options),
+    )
     with tempfile.TemporaryDirectory() as folder:
         sessions = {}
         for name, each in (("uncut", model), ("cut", apply_plan(model, plan))):
-            path = Path(folder) / f"{name}.onnx"
-            export(each, path, size=preprocess.size, preprocess=preprocess, parity_batches=(1,), **options)
-            sessions[name] = BACKENDS["onnxruntime"].open(path, threads=run.threads)
+            sessions[name] = opened(setting, each, preprocess, Path(folder) / name)
         feed = {"image": torch.randint(0, 256, (1, *preprocess.size, 3), dtype=torch.uint8).numpy()}
         seconds = 3 * run.limits["max_seconds"]
         seen = measure(sessions["uncut"], sessions["cut"], feed, seconds, run.limits["noise"])
     reduction = plan.cost_before["macs"] / plan.cost_after["macs"]
     found = {"mac_reduction": reduction, "speedup": 1 / seen.ratio, "uncut_ms": seen.uncut_ms, "ms": seen.ms}
     return found | {"low": 1 / seen.high, "high": 1 / seen.low, "speedup_per_mac_reduction": 1 / seen.ratio / reduction}
+
+
+def opened(setting: Setting, model: nn.Module, preprocess: Preprocess, stem: Path) -> Session:
+    """A network as it runs in a setting."""
+    if setting.backend == "torch":
+        return setting.module(model, preprocess)
+    path = stem.with_suffix(".onnx")
+    export(model, path, size=preprocess.size, preprocess=preprocess, parity_batches=(1,), **setting.options)
+    return setting.engine(path, stem)
 
 
 # -- explain --------------------------------------------------------------------------------------------------------
@@ -138,12 +153,14 @@ def explain(run: Bench) -> None:
 
         def work(name: str = name) -> dict[str, Any]:
             net, kept, size, labels, threads = cases[name]
-            if name == "one thread" and run.threads < 2:
-                raise VssError("a run on one of several cores needs two: give --cores 0,1.")
+            if name == "one thread" and (run.threads < 2 or run.setting({}).on_gpu):
+                raise VssError("a run on one of several cores needs two, of a CPU: give --cores 0,1.")
             with tempfile.TemporaryDirectory() as folder:
                 (Path(folder) / "engine").mkdir()
                 before, after, plan = engines(net, kept, size, Path(folder), labels)  # type: ignore[arg-type]
-                said = summary(facts_of(before, after, plan, Setting(threads=threads), seconds=seconds))
+                said = summary(
+                    facts_of(before, after, plan, replace(run.setting({}), threads=threads), seconds=seconds)
+                )
             rows = [
                 {k: row[k] for k in ("unit", "cin", "cout", "ms_after", "reason", "better")} for row in said["rows"]
             ]

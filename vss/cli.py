@@ -281,6 +281,8 @@ def bench(
     backend: Annotated[str, typer.Option()] = "onnxruntime",
     threads: Annotated[int | None, typer.Option()] = None,
     batch_size: Annotated[int, typer.Option()] = 1,
+    device: Annotated[str, typer.Option(help="of checkpoints, which run in torch: cpu or cuda")] = "cpu",
+    precision: Annotated[str, typer.Option(help="of checkpoints: fp32 or fp16")] = "fp32",
     max_seconds: Annotated[float, typer.Option()] = 30.0,
     cores: Annotated[str | None, typer.Option(help="pin all threads to these, such as 0,1")] = None,
     allow_unstable: Annotated[bool, typer.Option(help="print figures of a noisy machine too")] = False,
@@ -292,8 +294,9 @@ def bench(
 
     with pinned(cores_of(cores)):
         figures = command.bench_engines(
-            candidate, baseline, backend=backend, threads=threads, batch=batch_size, max_seconds=max_seconds
-        )
+            candidate, baseline, backend=backend, threads=threads, batch=batch_size, max_seconds=max_seconds,
+            device=device, precision=precision,
+        )  # fmt: skip
     write_figures(report, "vss.bench", figures)
     noisy = noise(figures)
     if noisy and not allow_unstable:

@@ -198,11 +198,20 @@ def export_checkpoint(
 
 
 def bench_engines(
-    candidate: Path, baseline: Path | None, *, backend: str, threads: int | None, batch: int, max_seconds: float
+    candidate: Path,
+    baseline: Path | None,
+    *,
+    backend: str,
+    threads: int | None,
+    batch: int,
+    max_seconds: float,
+    device: str = "cpu",
+    precision: str = "fp32",
 ) -> dict[str, Any]:
-    """Time one or two files; checkpoints run in torch, ONNX files in `backend`."""
+    """Time one or two files; checkpoints run in torch on `device` in `precision`, artefacts in `backend`."""
     paths = {"baseline": baseline, "candidate": candidate}
-    sessions = {name: _session(path, backend, threads) for name, path in paths.items() if path is not None}
+    in_torch = {"device": device, "precision": precision, "cuda_graph": device.startswith("cuda")}
+    sessions = {name: _session(path, backend, threads, in_torch) for name, path in paths.items() if path is not None}
     rng = np.random.default_rng(0)
     feeds = {name: {key: _noise(rng, b, batch) for key, b in s.inputs.items()} for name, s in sessions.items()}
     try:
@@ -212,12 +221,13 @@ def bench_engines(
             session.close()
 
 
-def _session(path: Path, backend: str, threads: int | None) -> Session:
+def _session(path: Path, backend: str, threads: int | None, in_torch: dict[str, Any]) -> Session:
     if path.suffix == ".safetensors":
         saved = checkpoint.read(path)
         if saved.preprocess is None:
             raise VssError(f"{path} does not say its input size; save it with vss.save(..., preprocess=...).")
-        options = {"size": tuple(saved.preprocess["size"]), "labels": not isinstance(saved.model, models.DefectModel)}
+        preprocess, labels = Preprocess(**saved.preprocess), not isinstance(saved.model, models.DefectModel)
+        options = {"size": preprocess.size, "preprocess": preprocess, "labels": labels, **in_torch}
         return BACKENDS["torch"].open(saved.model, threads=threads, **options)
     return available(backend).open(path, threads=threads)
 
