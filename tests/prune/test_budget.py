@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -180,9 +181,18 @@ def test_equal_scores_give_one_answer_whatever_the_seed(unet: tuple) -> None:
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+def test_a_floor_is_never_gone_below(unet: tuple) -> None:
+    """0.55 of 16 channels are 9, so steps of 8 leave all 16 and not 8."""
+    _, groups, scores, cost = unet
+    for floor, align in ((0.55, 8), (0.3, 1), (0.3, 4)):
+        kept = search(groups, scores, cost, Budget(keep=0.75, floor=floor, align=align))
+        assert all(len(kept[g.id]) >= floor * g.channels for g in groups)
+        assert any(len(kept[g.id]) < g.channels for g in groups)
+
+
 def test_unreachable_budget_names_the_least(unet: tuple) -> None:
     _, groups, scores, cost = unet
-    floors = [max(1, int(g.channels * 0.9)) for g in groups]
+    floors = [math.ceil(g.channels * 0.9) for g in groups]
     least = cost.total("macs", groups, floors) / cost.total("macs", groups, [g.channels for g in groups])
     with pytest.raises(VssError, match=rf"0\.200 of the macs and the floor of 0\.9 .* no less than {least:.3f}; ask"):
         search(groups, scores, cost, Budget(keep=0.2, floor=0.9))

@@ -67,7 +67,7 @@ def allowed_counts(group: Group, budget: Budget, rounding: Rounding | None = Non
     `rounding`, (channels, removed fraction) -> kept channels, that many are asked for instead of i.
     """
     total, unit = group.channels, group.unit
-    floor = max(1, int(total * budget.floor))
+    floor = max(1, math.ceil(total * budget.floor - 1e-9))
     step = budget.align if total > budget.align else 1
     step = math.lcm(step, unit)
     choices = sorted({count for count in [*range(step, total + 1, step), total] if count >= floor})
