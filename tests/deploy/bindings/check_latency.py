@@ -12,9 +12,8 @@ import pytest
 import tensorrt as trt
 import torch
 from simulated import BLOCK, Simulated, conv_ms, pixels
-from torch import Tensor, nn
-from torch.nn import functional as F
 
+from tests.latency.test_explain import Line
 from vss.config import LatencyConfig, PruneConfig
 from vss.data.transforms import Preprocess
 from vss.deploy import BACKENDS, BuildPlan, export
@@ -27,29 +26,7 @@ from vss.prune import find_groups
 
 SIZE = (32, 48)
 EFFORT = Effort(vectors=1, coarse=16, batch=8, limit=16, tests=4, cliffs=1)
-
-
-class Line(nn.Module):
-    """3x3 convolutions with ReLU one after another, and a 1x1 head."""
-
-    name, size_multiple, task = "line", 1, "segmentation"
-    align_corners = False
-
-    def __init__(self, widths: tuple[int, ...] = (64, 96, 64), classes: int = 4) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        sides = (3, *widths)
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in zip(sides, widths, strict=False))
-        self.head = nn.Conv2d(widths[-1], classes, 1)
-        self.num_classes, self.options = classes, {"widths": list(widths)}
-
-    def forward(self, x: Tensor) -> Tensor:
-        for conv in self.convs:
-            x = F.relu(conv(x))
-        return self.head(x)
-
-    def forward_logits(self, x: Tensor) -> Tensor:
-        return self(x)
+WIDTHS = [64, 96, 64]
 
 
 @pytest.fixture
@@ -68,7 +45,7 @@ def law(widths: list[int]) -> dict[str, float]:
 def test_layers_are_timed_under_their_own_names(precision: str, simulated: Simulated, tmp_path: Path) -> None:
     setting = Setting("tensorrt", precision=precision, options={"labels": False})
     assert setting.device == "cuda" and setting.on_gpu
-    subject = open_subject(Line().eval(), tmp_path, Preprocess(size=SIZE), setting, seconds=0.01)
+    subject = open_subject(Line(WIDTHS).eval(), tmp_path, Preprocess(size=SIZE), setting, seconds=0.01)
     widths = [64, 51, 64]
     reading = subject.read(widths)
     wanted = law(widths)
@@ -85,7 +62,9 @@ def test_layers_are_timed_under_their_own_names(precision: str, simulated: Simul
 
 def test_a_profile_leaves_the_session_as_it_was(simulated: Simulated, tmp_path: Path) -> None:
     onnx_path = tmp_path / "line.onnx"
-    export(Line().eval(), onnx_path, size=SIZE, preprocess=Preprocess(size=SIZE), labels=False, parity_batches=(1,))
+    export(
+        Line(WIDTHS).eval(), onnx_path, size=SIZE, preprocess=Preprocess(size=SIZE), labels=False, parity_batches=(1,)
+    )
     session: Any = Setting("tensorrt").engine(onnx_path, tmp_path / "line")
     before = session.run(pixels(SIZE))
     times = session.profile(pixels(SIZE), 5)
@@ -101,7 +80,7 @@ def test_a_profile_leaves_the_session_as_it_was(simulated: Simulated, tmp_path: 
 
 def test_a_table_finds_the_blocks_of_the_engine_and_predicts_it(simulated: Simulated, tmp_path: Path) -> None:
     setting = Setting("tensorrt", precision="fp16", options={"labels": False}, plan=BuildPlan(optimisation_level=2))
-    net, preprocess = Line().eval(), Preprocess(size=SIZE)
+    net, preprocess = Line(WIDTHS).eval(), Preprocess(size=SIZE)
     subject = open_subject(net, tmp_path, preprocess, setting, seconds=0.01)
     path = tmp_path / "table.json"
     table = build(subject, path, effort=EFFORT)
@@ -136,7 +115,7 @@ def test_a_target_is_reached_by_the_engines_themselves(
 
     monkeypatch.setattr("vss.latency.target.measure", measured)
     setting = Setting("tensorrt", precision="fp16", options={"labels": False})
-    net, preprocess = Line((128, 128, 128)).eval(), Preprocess(size=SIZE)
+    net, preprocess = Line([128, 128, 128]).eval(), Preprocess(size=SIZE)
     table = build(open_subject(net, tmp_path, preprocess, setting, seconds=0.01), tmp_path / "t.json", effort=EFFORT)
     task = SimpleNamespace(export_options=lambda: {"labels": False}, classes=tuple("abcd"))
     export_config = SimpleNamespace(opset=20, preprocess=True)
@@ -156,7 +135,7 @@ def test_a_target_is_reached_by_the_engines_themselves(
 
 def test_a_width_of_51_is_explained(simulated: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vss.latency.explain.bandwidth", lambda device: 1e12)
-    net, kept = Line().eval(), [48, 51, 64]
+    net, kept = Line(WIDTHS).eval(), [48, 51, 64]
     groups = list(find_groups(net, torch.zeros(1, 3, *SIZE)))
     options: dict[str, Any] = {"size": SIZE, "preprocess": Preprocess(size=SIZE), "labels": False}
     for name, each in (("before", net), ("after", cut_to(net, groups, kept))):
@@ -177,7 +156,7 @@ def test_a_width_of_51_is_explained(simulated: Simulated, tmp_path: Path, monkey
 
 def test_several_layers_in_one_share_its_time_by_macs(simulated: Simulated, tmp_path: Path) -> None:
     setting = Setting("tensorrt", options={"labels": False})
-    subject: Any = open_subject(Line().eval(), tmp_path, Preprocess(size=SIZE), setting, seconds=0.01)
+    subject: Any = open_subject(Line(WIDTHS).eval(), tmp_path, Preprocess(size=SIZE), setting, seconds=0.01)
     graph, full = subject._graph, [64, 96, 64]
     convs = [node.name for node in graph.nodes.values() if node.op_type == "Conv"]
     layer = {"Name": "{ForeignNode[" + convs[1] + "..." + convs[2] + "]}", "LayerType": "Myelin"}
@@ -193,4 +172,4 @@ def test_without_a_device_the_sentence_comes_first(tmp_path: Path) -> None:
     if missing is None:
         pytest.skip("this machine has TensorRT and a device")
     with pytest.raises(VssError, match="no libcuda"):
-        open_subject(Line().eval(), tmp_path, Preprocess(size=SIZE), Setting("tensorrt"))
+        open_subject(Line(WIDTHS).eval(), tmp_path, Preprocess(size=SIZE), Setting("tensorrt"))
