@@ -51,7 +51,7 @@ class FitConfig(Section):
     weight_decay: float = Field(default=5e-4, ge=0)
     poly_power: float = Field(default=0.9, ge=0, description="lr falls as (1 - step/steps)^power")
     warmup_steps: int = Field(default=0, ge=0)
-    grad_clip: float | None = Field(default=None, gt=0)
+    grad_clip: float | None = Field(default=None, gt=0, description="largest norm of all gradients; null: none")
     ema: float | None = Field(default=None, gt=0, lt=1, description="decay of the averaged weights; null: off")
     class_weights: Literal["none", "median", "log"] = "none"
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
@@ -66,6 +66,15 @@ class FitConfig(Section):
     devices: int | str = "auto"
     num_nodes: int = Field(default=1, ge=1)
     strategy: str = "auto"
+
+
+class FinetuneConfig(FitConfig):
+    """As `train`. Gradients are clipped: the first steps of a cut network, at a rate at which the whole one learns, may
+    undo more of it than the cut did."""
+
+    epochs: int = Field(default=20, ge=0)
+    lr: float = Field(default=0.005, gt=0)
+    grad_clip: float | None = Field(default=1.0, gt=0, description="largest norm of all gradients; null: none")
 
 
 class BudgetConfig(Section):
@@ -263,7 +272,7 @@ class Recipe(Section):
     sparse: SparseConfig = SparseConfig()
     dmcp: DmcpConfig = DmcpConfig()
     prune: PruneConfig = PruneConfig()
-    finetune: FitConfig = FitConfig(epochs=20, lr=0.005)
+    finetune: FinetuneConfig = FinetuneConfig()
     defect: DefectConfig = DefectConfig()
     export: ExportConfig = ExportConfig()
     precision: PrecisionConfig = PrecisionConfig()
