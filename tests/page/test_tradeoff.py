@@ -67,6 +67,15 @@ def test_only_engines_of_the_same_run_are_compared(report: dict[str, Any]) -> No
     assert points_of(report) == [] and trade_off(report) is None
 
 
+def test_the_unpruned_network_counts_as_long_trained_as_the_others(report: dict[str, Any]) -> None:
+    rows = [row for row in timed(report)["rows"] if row["name"] != "control"]
+    found = points_of(timed(report) | {"rows": [*rows, {"name": "control", "miou_pct": 62.0}]})
+    assert found[0] == Point("control", 42.0, 62.0)
+    assert [point.name for point in found[1:]] == ["engine pruned", "reference unet width=8"]
+    # (26 - 13) / (42 - 13) of the way from 50 to 62
+    assert "between unet width=8 and control, is at 55.38 % mIoU: +5.64 points" in worth(found, "mIoU")
+
+
 def test_the_page_draws_every_network_and_says_whether_to_prune(report: dict[str, Any], tmp_path: Path) -> None:
     page = context(timed(report), tmp_path)
     _, data = page["sections"]["tradeoff"]

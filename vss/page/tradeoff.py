@@ -13,7 +13,7 @@ from vss.page.verdict import score_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PRUNED = "engine pruned"
+PRUNED, BASELINE = "engine pruned", "engine baseline"
 NOBODY = (
     "No network that is not pruned is as fast here; name small ones in the recipe's `references` to see whether to "
     "prune at all."
@@ -47,15 +47,22 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def points_of(report: Mapping[str, Any]) -> list[Point]:
-    """Rows that were timed in turns with the pruned engine: times of another run do not compare."""
+    """Rows that were timed in turns with the pruned engine: times of another run do not compare.
+
+    The unpruned network counts with the score that it has after as much training as the others, where the run has such
+    a control; its engine takes the same time.
+    """
     key, _ = score_of(report)
     timed = report.get("bench", {}).get("engine", {}).get("sessions", {})
-    rows = [row for row in report.get("rows", []) if row["name"] in timed]
-    return [
-        Point(row["name"], row["latency_ms_p50"], row[key])
-        for row in rows
-        if row.get("latency_ms_p50") is not None and row.get(key) is not None
-    ]
+    rows = {row["name"]: row for row in report.get("rows", [])}
+    control = rows.get("control", {}).get(key)
+    points = []
+    for name, row in rows.items():
+        if name in timed and row.get("latency_ms_p50") is not None and row.get(key) is not None:
+            as_long = name == BASELINE and control is not None
+            score = control if as_long else row[key]
+            points.append(Point("control" if as_long else name, row["latency_ms_p50"], score))
+    return points
 
 
 def front_of(points: Sequence[Point]) -> list[Point]:
