@@ -57,6 +57,9 @@ def test_full_report(report: dict[str, Any]) -> None:
 def test_control_and_each_gate_comparison_are_named(report: dict[str, Any]) -> None:
     report["rows"].append({"name": "control", "miou_pct": 62.0})
     checks = [{"what": "engine against torch", "sentence": "passed: a drop of 0.0."}, {"sentence": "failed: 3.0."}]
+    found = verdict(report)
+    assert "\u22121.0\u202fmIoU against the unpruned network trained as long" in found.headline
+    assert found.tiles[-1] == ("\u22120.98", "points of mIoU, trained as long")
     report["gate"] = {"passed": False, "sentence": "failed: 3.0.", "checks": checks}
     text = verdict(report)
     assert text.sentences[:2] == ["Gate, engine against torch: passed: a drop of 0.0.", "Gate failed: 3.0."]

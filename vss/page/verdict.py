@@ -47,6 +47,12 @@ class Facts(NamedTuple):
         chain = (self.score_engine, self.score_tuned, self.score_pruned)
         return next((value for value in chain if value is not None), None)
 
+    @property
+    def against(self) -> tuple[float | None, bool]:
+        """The unpruned network's figure, and whether it was trained as long: that of the control, else as trained."""
+        as_long = self.score_control is not None and self.score_tuned is not None
+        return (self.score_control if as_long else self.score_before), as_long
+
 
 SCORES = (("miou_pct", "mIoU"), ("ap_pct", "AP"))
 
@@ -142,8 +148,10 @@ def _tiles(found: Facts) -> list[tuple[str, str]]:
         tiles.append((f"{signed((found.param_ratio - 1) * 100, 0)} %", "parameters"))
     if found.speedup:
         tiles.append((f"{number(found.speedup, 2)}{TIMES}", f"speed-up, {found.timed_on}"))
-    if found.score_before is not None and found.score_after is not None:
-        tiles.append((signed(found.score_after - found.score_before, 2), f"points of {found.title}"))
+    score, as_long = found.against
+    if score is not None and found.score_after is not None:
+        told = f"points of {found.title}{', trained as long' if as_long else ''}"
+        tiles.append((signed(found.score_after - score, 2), told))
     return tiles
 
 
@@ -170,10 +178,12 @@ def _speed_phrase(speedup: float | None) -> str:
 def _score_phrase(found: Facts) -> str:
     if found.score_after is None:
         return ""
-    if found.score_before is None:
+    score, as_long = found.against
+    if score is None:
         return f"{number(found.score_after, 1)} % {found.title}"
-    change = found.score_after - found.score_before
-    where = "after fine-tuning" if found.score_tuned is not None else "without fine-tuning"
+    change = found.score_after - score
+    tuned = "against the unpruned network trained as long" if as_long else "after fine-tuning"
+    where = tuned if found.score_tuned is not None else "without fine-tuning"
     return f"{signed(change, 1 if abs(change) >= 0.05 else 2)}{THIN}{found.title} {where}"
 
 
