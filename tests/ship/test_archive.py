@@ -49,7 +49,7 @@ def test_ship_writes_an_archive_that_verifies(seg_run: Path, tmp_path: Path) -> 
     ("bad", "words"),
     [
         (member("../escaped"), "no plain path below"),
-        (member("/tmp/absolute"), "no plain path below"),
+        (member("/absolute"), "no plain path below"),
         (member("a/../../escaped"), "no plain path below"),
         (member("link", tarfile.SYMTYPE, "/etc"), "link is a link or a device"),
         (member("hard", tarfile.LNKTYPE, "good"), "hard is a link or a device"),
