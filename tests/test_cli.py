@@ -199,6 +199,7 @@ def test_files_that_are_wrong(ckpt: Path, street_root: Path, tmp_path: Path) -> 
                 f"model.backbone_weights={code}", "--save", tmp_path / "t"), "code.pt", "weights")  # fmt: skip
     (tmp_path / "m.engine.onnx").write_bytes(b"no onnx")
     refused(cli("bench", "--candidate", tmp_path / "m.engine.onnx"), "m.engine.onnx")
+    refused(cli("bench", "--candidate", tmp_path / "m.onnx", "--precision", "fp16"), "--precision are of checkpoints")
     assert not (tmp_path / "m.onnx").exists()
 
 

@@ -19,6 +19,7 @@ from vss.errors import VssError
 from vss.evaluate import Predictor, engine_predictor
 from vss.prune import count
 
+CHECKPOINT = ".safetensors"
 TENSORRT = (".engine", ".plan", ".trt")  # how TensorRT engines are called
 
 
@@ -95,7 +96,7 @@ def evaluate(
     for name, path in (("baseline", baseline), ("candidate", candidate)):
         if path is None:
             continue
-        reference = path if path.suffix == ".safetensors" else baseline or candidate
+        reference = path if path.suffix == CHECKPOINT else baseline or candidate
         project, predict, static = _opened(path, reference, split, dataset, data_root, size)
         result = project.score(predict, split=split)
         results.append(result)
@@ -120,7 +121,7 @@ def _opened(
 ) -> tuple[steps.Project, Predictor, dict[str, Any]]:
     recipe = Recipe.model_validate({"split": split if split in ("val", "test") else "test"})
     static = {"size_mib": path.stat().st_size / 2**20 if path.is_file() else None}
-    if path.suffix == ".safetensors":
+    if path.suffix == CHECKPOINT:
         project = steps.project_of(path, data_root=data_root, dataset=dataset, recipe=recipe)
         if size:
             project = steps.Project(
@@ -210,6 +211,11 @@ def bench_engines(
 ) -> dict[str, Any]:
     """Time one or two files; checkpoints run in torch on `device` in `precision`, artefacts in `backend`."""
     paths = {"baseline": baseline, "candidate": candidate}
+    in_torch_alone = (device, precision) != ("cpu", "fp32")
+    if in_torch_alone and not any(path.suffix == CHECKPOINT for path in (candidate, baseline) if path):
+        raise VssError(
+            f"{candidate} has its precision and its place in it; --device and --precision are of checkpoints."
+        )
     in_torch = {"device": device, "precision": precision, "cuda_graph": device.startswith("cuda")}
     sessions = {name: _session(path, backend, threads, in_torch) for name, path in paths.items() if path is not None}
     rng = np.random.default_rng(0)
@@ -222,7 +228,7 @@ def bench_engines(
 
 
 def _session(path: Path, backend: str, threads: int | None, in_torch: dict[str, Any]) -> Session:
-    if path.suffix == ".safetensors":
+    if path.suffix == CHECKPOINT:
         saved = checkpoint.read(path)
         if saved.preprocess is None:
             raise VssError(f"{path} does not say its input size; save it with vss.save(..., preprocess=...).")
