@@ -26,15 +26,12 @@ class ProfiledEngine(Engine):
         """Engine layer -> milliseconds of every run, by TensorRT's profiler in a context of its own."""
         trt, times = load_tensorrt(), defaultdict[str, list[float]](list)
 
-        class Profiler(trt.IProfiler):  # type: ignore[misc, name-defined]
-            def __init__(self) -> None:
-                trt.IProfiler.__init__(self)
+        def report_layer_time(profiler: Any, layer_name: str, ms: float) -> None:
+            times[layer_name].append(float(ms))
 
-            def report_layer_time(self, layer_name: str, ms: float) -> None:
-                times[layer_name].append(float(ms))
-
+        profiler = type("Profiler", (trt.IProfiler,), {"report_layer_time": report_layer_time})()
         usual = self._context, self._with_graphs
-        profiler, self._with_graphs = Profiler(), False
+        self._with_graphs = False
         try:
             self._context = self._new_context()
             self._forget()
