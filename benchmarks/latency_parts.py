@@ -108,10 +108,8 @@ def efficiency(
     run: Bench, model: nn.Module, preprocess: Preprocess, budget: Budget, options: dict[str, Any]
 ) -> dict[str, Any]:
     """One cut, in turns with the uncut network."""
-    plan, setting = (
-        make_plan(model, torch.zeros(1, 3, *preprocess.size), criterion="l1", budget=budget),
-        run.setting(options),
-    )
+    plan = make_plan(model, torch.zeros(1, 3, *preprocess.size), criterion="l1", budget=budget)
+    setting = run.setting(options)
     with tempfile.TemporaryDirectory() as folder:
         sessions = {}
         for name, each in (("uncut", model), ("cut", apply_plan(model, plan))):
@@ -158,9 +156,8 @@ def explain(run: Bench) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 (Path(folder) / "engine").mkdir()
                 before, after, plan = engines(net, kept, size, Path(folder), labels)  # type: ignore[arg-type]
-                said = summary(
-                    facts_of(before, after, plan, replace(run.setting({}), threads=threads), seconds=seconds)
-                )
+                setting = replace(run.setting({}), threads=threads)
+                said = summary(facts_of(before, after, plan, setting, seconds=seconds))
             rows = [
                 {k: row[k] for k in ("unit", "cin", "cout", "ms_after", "reason", "better")} for row in said["rows"]
             ]

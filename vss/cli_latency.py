@@ -35,6 +35,10 @@ def lut_build(
     keep: Annotated[list[str] | None, typer.Option(help="a layer whose channels stay, as prune.keep")] = None,
     level: Annotated[int | None, typer.Option(help="tensorrt: optimisation level, 0 to 5")] = None,
     tf32: Annotated[bool, typer.Option(help="tensorrt: float32 layers may use TF32")] = True,
+    workspace_mib: Annotated[int | None, typer.Option(help="tensorrt: scratch memory of a layer")] = None,
+    hardware: Annotated[str, typer.Option(help="tensorrt: none, same_compute_capability or ampere_plus")] = "none",
+    version_compatible: Annotated[bool, typer.Option(help="tensorrt: load in newer releases too")] = False,
+    flag: Annotated[list[str] | None, typer.Option(help="tensorrt: a further BuilderFlag by name")] = None,
     seed: Seed = None,
 ) -> None:
     """Measure a network at many widths on this machine: alignment, times of every layer, and their error."""
@@ -47,7 +51,10 @@ def lut_build(
     if saved.preprocess is None:
         raise VssError(f"{ckpt} does not say its input size; save it with vss.save(..., preprocess=...).")
     options = {} if saved.model.task == "defect" else {"labels": labels, "labels_dtype": labels_dtype}
-    plan = BuildPlan(optimisation_level=level, tf32=tf32)
+    plan = BuildPlan(
+        workspace_mib=workspace_mib, optimisation_level=level, tf32=tf32, hardware=hardware.upper(),
+        version_compatible=version_compatible, flags=tuple(name.upper() for name in flag or []),
+    )  # fmt: skip
     setting = Setting(backend, device, precision, threads, batch_size, options, tuple(keep or ()), plan)
     effort = QUICK if quick else dataclasses.replace(Effort(), limit=limit)
     with tempfile.TemporaryDirectory() as folder, Progress(console=err, transient=True) as bar:

@@ -82,7 +82,9 @@ class TorchSession(Session):
     ) -> None:
         self.device, self.threads = torch.device(device), threads
         self._options = {"precision": precision, "cuda_graph": cuda_graph}
-        _check(self.device, precision, cuda_graph)
+        check_place(device, precision)
+        if cuda_graph and self.device.type != "cuda":
+            raise VssError(f"CUDA graphs need a CUDA device, and device is {device}.")
         if (self.device.type, precision) != ("cpu", "fp32"):
             model = copy.deepcopy(model)
         half = precision == "fp16"
@@ -129,13 +131,12 @@ class TorchSession(Session):
         }
 
 
-def _check(device: torch.device, precision: str, cuda_graph: bool) -> None:
-    if device.type == "cuda" and not torch.cuda.is_available():
+def check_place(device: str, precision: str) -> None:
+    """Refuse a device that is not there, or a precision that torch does not run here."""
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise VssError(f"device is {device} and torch sees no CUDA device; use device cpu.")
     if precision not in ("fp32", "fp16"):
         raise VssError(f"precision is {precision!r}; torch runs fp32 or fp16.")
-    if cuda_graph and device.type != "cuda":
-        raise VssError(f"CUDA graphs need a CUDA device, and device is {device}.")
 
 
 def _record(graph: nn.Module, image: Tensor) -> tuple[Any, Tensor, Any]:

@@ -293,7 +293,8 @@ def measure(before: Path, after: Path, plan: Plan, setting: Setting, *, seconds:
     onnx = need("onnx", "vss explain")
     groups = [Group(g.id, g.channels, tuple(s.slot() for s in g.slots), g.unit) for g in plan.groups]
     variants, cut = SlicedVariants(before, groups), onnx.load(str(after))
-    count, cores, item = setting.on_threads, 1 if setting.on_gpu else usable_threads(None), BYTES[setting.precision]
+    count, cores = setting.on_threads or 1, 1 if setting.on_gpu else usable_threads(None)
+    item = BYTES[setting.precision]
     widths = [len(group.kept) for group in plan.groups]
     others = {key: _rounded(groups, widths, *rule) for key, rule in ROUNDED.items()}
     others = {key: each for key, each in others.items() if each != widths}

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from vss.deploy import BACKENDS, BuildPlan, BuildSpec, lint, spans
 from vss.deploy.backends import available
+from vss.deploy.eager import check_place
 from vss.deploy.layers import Net, read_onnx
 from vss.deploy.precision import Precision, convert
 from vss.deploy.qdq import observed
@@ -88,21 +88,21 @@ class Setting:
         return self.device == "cuda"
 
     @property
-    def on_threads(self) -> int:
-        """Threads that it runs on; 1 for what runs on a GPU."""
-        return 1 if self.on_gpu else usable_threads(self.threads)
+    def on_threads(self) -> int | None:
+        """Threads that it runs on; None for what runs on a GPU."""
+        return None if self.on_gpu else usable_threads(self.threads)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Keep what runs on a CPU on its cores."""
-        with contextlib.nullcontext() if self.on_gpu else pinned(self.on_threads):
+        with pinned(self.on_threads) if self.on_threads else contextlib.nullcontext():
             yield
 
     def check(self) -> None:
         """Raise the sentence that says what is missing here."""
         available(self.backend)
-        if self.backend == "torch" and self.on_gpu and not torch.cuda.is_available():
-            raise VssError("device is cuda and torch sees no CUDA device; use device cpu.")
+        if self.backend == "torch":
+            check_place(self.device, self.precision)
 
     def typed(self, source: Path, out: Path) -> Path:
         """A float32 ONNX file in this precision; `source` itself where that is float32."""
@@ -125,16 +125,15 @@ class Setting:
             profile = spans(declared(lint.read(source)), [1, self.batch, max(8, self.batch)])
             suffix, spec = ".engine", BuildSpec(plan=dataclasses.replace(self.plan, profiles=(profile,)))
         built: Path = backend.build(source, stem.with_name(stem.name + suffix), spec)
-        session: Session = backend.open(built, threads=None if self.on_gpu else self.on_threads)
+        session: Session = backend.open(built, threads=self.on_threads)
         return session
 
     def module(self, model: nn.Module, preprocess: Preprocess) -> Session:
         """A network opened in torch, as its engine would be used."""
         assert self.backend == "torch"
-        self.check()
         return BACKENDS["torch"].open(
             model, size=preprocess.size, preprocess=preprocess, device=self.device, precision=self.precision,
-            cuda_graph=self.on_gpu, threads=None if self.on_gpu else self.on_threads, **self.options,
+            cuda_graph=self.on_gpu, threads=self.on_threads, **self.options,
         )  # fmt: skip
 
     def facts(self) -> dict[str, Any]:
@@ -148,7 +147,7 @@ class Setting:
             "backend": self.backend,
             "precision": self.precision,
             "batch": self.batch,
-            "threads": None if self.on_gpu else self.on_threads,
+            "threads": self.on_threads,
         }
         if self.backend == "tensorrt":
             left_out = ("profiles", "timing_cache", "verbosity", "calibration")
@@ -165,9 +164,18 @@ class Setting:
         parts += [] if self.options.get("labels", True) else ["--no-labels"]
         dtype = self.options.get("labels_dtype", "int32")
         parts += ["--labels-dtype", dtype] if dtype != "int32" else []
-        parts += ["--level", str(self.plan.optimisation_level)] if self.plan.optimisation_level is not None else []
-        parts += [] if self.plan.tf32 else ["--no-tf32"]
+        parts += _plan_flags(self.plan)
         return shlex.join([*parts, *(part for name in self.keep for part in ("--keep", name))])
+
+
+def _plan_flags(plan: BuildPlan) -> list[str]:
+    """The flags of `vss lut build` for what a recipe can ask of TensorRT."""
+    flags = [part for name in plan.flags for part in ("--flag", name)]
+    flags += ["--workspace-mib", str(plan.workspace_mib)] if plan.workspace_mib is not None else []
+    flags += ["--level", str(plan.optimisation_level)] if plan.optimisation_level is not None else []
+    flags += ["--hardware", plan.hardware.lower()] if plan.hardware != "NONE" else []
+    flags += ["--version-compatible"] if plan.version_compatible else []
+    return flags + ([] if plan.tf32 else ["--no-tf32"])
 
 
 def table_key(model: Any, groups: Sequence[Group], size: tuple[int, int], setting: Setting) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def read_file(
             session.close()
     source = setting.typed(path, path.with_suffix(f".{setting.precision}.onnx"))
     with setting.held():
-        return read_onnx(source, feed, threads=setting.on_threads, graph=graph, seconds=seconds)
+        return read_onnx(source, feed, threads=setting.on_threads or 1, graph=graph, seconds=seconds)
 
 
 def open_subject(

@@ -136,7 +136,7 @@ class LatencyGoal:
     model: nn.Module
     config: PruneConfig
     table: LatencyTable
-    setting: Setting = field(default_factory=Setting)
+    setting: Setting
     record: dict[str, Any] = field(default_factory=dict)
 
     @classmethod

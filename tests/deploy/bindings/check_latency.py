@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from simulated import BLOCK, Simulated, conv_ms, pixels
 from tests.latency.test_explain import Line
 from vss.config import LatencyConfig, PruneConfig
 from vss.data.transforms import Preprocess
-from vss.deploy import BACKENDS, BuildPlan, export
+from vss.deploy import BuildPlan, export
 from vss.errors import VssError
 from vss.latency import Effort, LatencyGoal, LatencyTable, Setting, build, explain, open_subject
 from vss.latency.setting import groups_and_key
@@ -94,6 +95,12 @@ def test_a_table_finds_the_blocks_of_the_engine_and_predicts_it(simulated: Simul
     assert setting.command("T") == (
         "vss lut build --ckpt CKPT --save T --backend tensorrt --precision fp16 --no-labels --level 2"
     )
+    whole = BuildPlan(workspace_mib=64, hardware="AMPERE_PLUS", version_compatible=True, tf32=False, flags=("REFIT",))
+    assert (
+        Setting("tensorrt", plan=whole)
+        .command("T")
+        .endswith("--flag REFIT --workspace-mib 64 --hardware ampere_plus --version-compatible --no-tf32")
+    )
     other = groups_and_key(net, SIZE, Setting("tensorrt", precision="fp16", options={"labels": False}))[1]
     with pytest.raises(VssError, match=r"holds for build .* build one here: vss lut build"):
         table.check(other, path=path, command=setting.command("T"))
@@ -167,9 +174,14 @@ def test_several_layers_in_one_share_its_time_by_macs(simulated: Simulated, tmp_
     assert shares == pytest.approx({"convs.0": 3 / 99, "convs.1": 96 / 99})
 
 
-def test_without_a_device_the_sentence_comes_first(tmp_path: Path) -> None:
-    missing = BACKENDS["tensorrt"].unavailable()
-    if missing is None:
-        pytest.skip("this machine has TensorRT and a device")
+def test_without_a_driver_the_sentence_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = ctypes.CDLL
+
+    def missing(name: str, **options: Any) -> Any:
+        if name == "libcuda.so.1":
+            raise OSError(name)
+        return real(name, **options)
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
     with pytest.raises(VssError, match="no libcuda"):
         open_subject(Line(WIDTHS).eval(), tmp_path, Preprocess(size=SIZE), Setting("tensorrt"))
