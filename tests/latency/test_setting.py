@@ -13,6 +13,7 @@ import torch
 from vss.deploy import BACKENDS
 from vss.errors import VssError
 from vss.latency import Setting, open_subject
+from vss.latency.reading import usable_threads
 from vss.latency.setting import table_key
 from vss.latency.variants import SlicedVariants
 
@@ -20,7 +21,12 @@ from vss.latency.variants import SlicedVariants
 def test_the_usual_device_is_that_of_the_backend() -> None:
     assert [Setting(name).device for name in ("onnxruntime", "torch", "tensorrt")] == ["cpu", "cpu", "cuda"]
     assert Setting("trt").backend == "tensorrt" and Setting("ort").backend == "onnxruntime"
-    assert Setting("torch", "cuda").on_gpu and Setting("tensorrt").on_threads == 1
+    assert Setting("torch", "cuda").on_gpu and not Setting("torch").on_gpu
+
+
+def test_threads_are_counted_on_a_cpu_alone() -> None:
+    assert Setting("torch", threads=1).on_threads == 1 and Setting("onnxruntime").on_threads == usable_threads(None)
+    assert Setting("torch", "cuda", threads=1).on_threads is None and Setting("tensorrt").on_threads is None
 
 
 def test_int8_files_are_timed_under_the_same_names(net: Any, preprocess: Any, tmp_path: Path) -> None:
