@@ -263,7 +263,7 @@ def error(run: Bench) -> None:
     for net in run.arguments.nets:
         project = project_of(run, net)
         table = table_of(run, net, project, project.build_model())
-        _, widths, _, totals = table.arrays("test")
+        _, widths, _, totals = table.arrays(table.of_role("test"))
         predicted = table.model()(widths)
         pairs = [{"predicted_ms": float(p), "ms": float(t)} for p, t in zip(predicted, totals, strict=True)]
         fitted = {"fitted_on": len(table.of_role("full", "fit")), "drift": table.drift, "uncut_ms": table.full_ms()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,20 +42,37 @@ def test_unseen_widths_are_predicted(clockwork: Clockwork, table_path: Path) -> 
     assert all(most == EFFORT.most and left >= 0 for _, most, left in told)
 
 
-def test_a_killed_build_goes_on_and_ends_alike(table_path: Path, tmp_path: Path) -> None:
-    class Dying(Clockwork):
-        def read(self, widths: Sequence[int]) -> Reading:
-            if self.calls == 20:
-                raise KeyboardInterrupt
-            return super().read(widths)
+class Bursts(Clockwork):
+    """A machine on which three of ten readings take 1.6 times as long; which ones goes by their number."""
 
-    whole = build(Clockwork(), tmp_path / "whole.json", effort=EFFORT)
+    def read(self, widths: Sequence[int]) -> Reading:
+        reading = super().read(widths)
+        factor = 1 + 0.6 * (np.random.default_rng(self.calls).random() < 0.3)
+        return Reading({name: ms * factor for name, ms in reading.units.items()}, reading.total * factor)
+
+
+@pytest.mark.parametrize(("machine", "last"), [(Clockwork, 12), (Clockwork, 20), (Clockwork, 31), (Bursts, 130)])
+def test_a_killed_build_goes_on_and_ends_alike(
+    machine: type[Clockwork], last: int, table_path: Path, tmp_path: Path
+) -> None:
+    """Killed before a reading of the uncut network, on the coarse grid, in a batch, and while all is read again."""
+    whole = build(machine(), tmp_path / "whole.json", effort=EFFORT)
+    dying = machine()
+    read = dying.read
+
+    def until(widths: Sequence[int]) -> Reading:
+        if dying.calls == last:
+            raise KeyboardInterrupt
+        return read(widths)
+
+    dying.read = until  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
-        build(Dying(), table_path, effort=EFFORT)
-    assert len(LatencyTable.load(table_path).samples) == 20
-    second = Clockwork()
+        build(dying, table_path, effort=EFFORT)
+    assert sum(sample.reads for sample in LatencyTable.load(table_path).samples) == last
+    second = machine()
+    second.calls = last
     again = build(second, table_path, effort=EFFORT)
-    assert second.calls == len(whole.samples) - 20
+    assert second.calls == sum(sample.reads for sample in whole.samples)
     assert [sample.to_dict() for sample in again.samples] == [sample.to_dict() for sample in whole.samples]
     third = Clockwork()
     assert build(third, table_path, effort=EFFORT).done
@@ -71,8 +89,28 @@ def test_more_is_measured_until_the_error_is_small(table_path: Path, tmp_path: P
     noisy = build(Noisy(), table_path, effort=EFFORT)
     exact = build(Clockwork(), tmp_path / "exact.json", effort=EFFORT)
     assert len(noisy.of_role("fit")) == EFFORT.limit
-    assert len(exact.of_role("fit")) == EFFORT.coarse
+    assert len(exact.of_role("fit")) == EFFORT.coarse + EFFORT.batch
     assert noisy.drift > 0.05
+
+
+def test_a_busy_machine_is_asked_again_and_the_least_counts(table_path: Path, tmp_path: Path) -> None:
+    effort = replace(EFFORT, vectors=3)
+    once = build(Bursts(), tmp_path / "once.json", effort=replace(effort, passes=1))
+    told: list[tuple[int, int, float]] = []
+    busy = Bursts()
+    table = build(busy, table_path, effort=replace(effort, passes=4), progress=lambda *each: told.append(each))
+    law = Clockwork()
+    wrong = [len([s for s in each.samples if s.reading.total > 1.01 * law.read(s.widths).total])
+             for each in (once, table)]  # fmt: skip
+    assert wrong[0] > 0.15 * len(once.samples) and wrong[1] < 0.05 * len(table.samples)
+    assert {sample.reads for sample in once.samples} == {1} and once.drift == pytest.approx(0.6)
+    assert busy.calls == sum(sample.reads for sample in table.samples) == told[-1][0] <= told[-1][1]
+    assert table.step == 16 and table.error["median"] < 0.01 < once.error["median"]
+
+
+def test_a_reading_is_the_least_of_two_unit_by_unit() -> None:
+    first, second = Reading({"a": 2.0, "b": 1.0, "c": 5.0}, 9.0), Reading({"a": 1.5, "b": 3.0, "d": 4.0}, 8.0)
+    assert first.least(second) == Reading({"a": 1.5, "b": 1.0, "c": 5.0, "d": 4.0}, 8.0)
 
 
 def test_a_table_of_another_device_or_version_is_refused(clockwork: Clockwork, table_path: Path) -> None:

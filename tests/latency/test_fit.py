@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vss.latency.fit import FILL, OTHER, START, Affine, LatencyModel, left_out
+from vss.latency.fit import FILL, OTHER, START, Affine, LatencyModel
 
 RNG = np.random.default_rng(0)
 FULL = np.array([64.0, 128.0])
@@ -51,12 +51,3 @@ def test_nothing_is_saved_inside_a_block() -> None:
     times = model(np.array([[64, 128], [64, 116], [64, 113], [64, 112]], float))
     assert times[0] == pytest.approx(times[1]) == pytest.approx(times[2])
     assert times[3] < 0.92 * times[0]
-
-
-def test_left_out_errors_see_noise_and_not_its_absence() -> None:
-    widths = RNG.permutation(every(16))
-    exact = np.array([[LAWS["product"][0](a, b)] for a, b in widths])
-    sides = affine([[1, 0]]), affine([[0, 1]])
-    assert np.abs(left_out(["l"], *sides, widths, exact)).max() < 1e-6
-    noisy = exact * RNG.uniform(0.9, 1.1, exact.shape)
-    assert 0.02 < np.median(np.abs(left_out(["l"], *sides, widths, noisy))) < 0.1

@@ -64,7 +64,7 @@ def test_overrides_are_for_every_cell(tmp_path: Path) -> None:
 
 
 def test_packaged_grids_are_whole() -> None:
-    assert {"ksdd_sweep", "ksdd_equal_macs"} <= set(grids())
+    assert {"camvid_methods", "ksdd_sweep", "ksdd_equal_macs"} <= set(grids())
     for name in grids():
         cells = load_grid(name).cells()
         assert [cell.fault for cell in cells if cell.fault] == []

@@ -336,10 +336,7 @@ def _in_turns(
         for name, arguments in files.items():
             now, old = read(*arguments), found.get(name)
             longest[name] = max(longest[name], now.total)
-            if old is not None:
-                units = {unit: min(ms, old.units.get(unit, ms)) for unit, ms in now.units.items()}
-                now = Reading(units, min(now.total, old.total))
-            found[name] = now
+            found[name] = now.least(old) if old is not None else now
     return found, max(longest[name] / reading.total for name, reading in found.items()) - 1
 
 

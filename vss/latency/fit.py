@@ -149,14 +149,3 @@ def _left_out_error(terms: np.ndarray, times: np.ndarray) -> float:
         for fold in range(FOLDS)
     ]
     return float(np.concatenate(errors).mean())
-
-
-def left_out(units: Sequence[str], cin: Affine, cout: Affine, widths: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """(samples,) relative errors of the sum of the units, each predicted from the other folds."""
-    sums = times.sum(axis=1)
-    folds, errors = np.arange(len(sums)) % FOLDS, np.zeros(len(sums))
-    for fold in range(FOLDS):
-        here, rest = folds == fold, folds != fold
-        model = LatencyModel.fit(units, cin, cout, widths[rest], times[rest], sums[rest])
-        errors[here] = model.by_unit(widths[here]).sum(axis=1) / sums[here] - 1
-    return errors

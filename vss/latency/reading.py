@@ -39,9 +39,19 @@ class Reading:
     units: dict[str, float]
     total: float
 
+    def least(self, other: Reading) -> Reading:
+        """The least of two readings of the same network, unit by unit."""
+        both = self.units | other.units
+        units = {name: min(self.units.get(name, ms), other.units.get(name, ms)) for name, ms in both.items()}
+        return Reading(units, min(self.total, other.total))
+
+    def rounded(self) -> Reading:
+        """To a nanosecond."""
+        return Reading({name: round(ms, 6) for name, ms in self.units.items()}, round(self.total, 6))
+
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able, rounded to a nanosecond."""
-        return {"total": round(self.total, 6), "units": {name: round(ms, 6) for name, ms in self.units.items()}}
+        """JSON-able."""
+        return {"total": self.total, "units": self.units}
 
 
 @contextlib.contextmanager

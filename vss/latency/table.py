@@ -7,7 +7,7 @@ resolution, batch or thread count is refused.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from vss.errors import VssError
 from vss.files import read_json, write_json
-from vss.latency.fit import Affine, LatencyModel, left_out
+from vss.latency.fit import Affine, LatencyModel
 from vss.latency.reading import Reading
 
 KIND, SCHEMA = "vss.latency_table", 1
@@ -26,16 +26,22 @@ FITTED = ("full", "fit")
 
 @dataclass(frozen=True)
 class Sample:
-    """One measured width vector; `name` says for what it was taken and is unique."""
+    """One measured width vector; `name` says for what it was taken and is unique, `reads` how often it was read."""
 
     name: str
     role: Role
     widths: tuple[int, ...]
     reading: Reading
+    reads: int = 1
+
+    def again(self, reading: Reading) -> Sample:
+        """With the least of one more reading."""
+        return replace(self, reading=self.reading.least(reading), reads=self.reads + 1)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        return {"name": self.name, "role": self.role, "widths": list(self.widths), **self.reading.to_dict()}
+        what = {"name": self.name, "role": self.role, "widths": list(self.widths), "reads": self.reads}
+        return what | self.reading.to_dict()
 
 
 @dataclass
@@ -52,7 +58,7 @@ class LatencyTable:
         channels: unit -> [cin, cout, {group index: [slope in, slope out]}] of the uncut network.
         error: `median` and `max` relative error of the wall time on the `test` samples, `units_median` and `units_max`
             of the sum of their units, which a busy machine disturbs less, and their count `n`.
-        drift: (largest - least) / least of the readings of the uncut network, taken from time to time.
+        drift: (largest - least) / least of the kept readings of the uncut network, taken from time to time.
     """
 
     key: dict[str, Any]
@@ -115,12 +121,16 @@ class LatencyTable:
 
     def full_ms(self) -> float:
         """Least measured milliseconds of the uncut network."""
-        return min(sample.reading.total for sample in self.of_role("full"))
+        return self.uncut_range()[0]
 
-    def arrays(self, *roles: str) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
+    def uncut_range(self) -> tuple[float, float]:
+        """Least and largest of its readings."""
+        totals = [sample.reading.total for sample in self.of_role("full")]
+        return min(totals), max(totals)
+
+    def arrays(self, chosen: Sequence[Sample]) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
         """Units, and (samples, groups) widths, (samples, units) milliseconds, (samples,) totals."""
         units = list(self.channels)
-        chosen = self.of_role(*roles)
         widths = np.array([sample.widths for sample in chosen], float).reshape(len(chosen), len(self.groups))
         times = np.array([[sample.reading.units.get(unit, 0.0) for unit in units] for sample in chosen])
         return units, widths, times, np.array([sample.reading.total for sample in chosen])
@@ -153,17 +163,12 @@ class LatencyTable:
 
     def model(self) -> LatencyModel:
         """Fitted on everything but the test samples and the scans off the grid."""
-        units, widths, times, totals = self.arrays(*FITTED)
+        units, widths, times, totals = self.arrays(self.of_role(*FITTED))
         return LatencyModel.fit(units, *self.affine(), widths, times, totals)
-
-    def left_out(self) -> np.ndarray:
-        """Relative errors of the fitted samples, each predicted from the others."""
-        units, widths, times, _ = self.arrays(*FITTED)
-        return left_out(units, *self.affine(), widths, times)
 
     def test(self) -> dict[str, float]:
         """Relative errors on the test samples: of the wall time, and of the sum of all units."""
-        _, widths, times, totals = self.arrays("test")
+        _, widths, times, totals = self.arrays(self.of_role("test"))
         model = self.model()
         wall = np.abs(model(widths) / totals - 1)
         units = np.abs(model.by_unit(widths).sum(axis=1) / times.sum(axis=1) - 1)
