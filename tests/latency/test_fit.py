@@ -51,3 +51,12 @@ def test_nothing_is_saved_inside_a_block() -> None:
     times = model(np.array([[64, 128], [64, 116], [64, 113], [64, 112]], float))
     assert times[0] == pytest.approx(times[1]) == pytest.approx(times[2])
     assert times[3] < 0.92 * times[0]
+
+
+def test_a_unit_that_comes_and_goes_counts_by_its_mean() -> None:
+    """A layout change that some widths need: absent samples must not drive its predicted time to zero."""
+    widths = RNG.permutation(every(4))
+    times = np.where(RNG.random(len(widths)) < 0.4, 0.1 + 1e-3 * widths[:, 0], 0.0)[:, None]
+    sides = affine([[1, 0]]), affine([[0, 1]])
+    model = LatencyModel.fit(["ReorderInput:cat"], *sides, widths, times, times[:, 0])
+    assert model.by_unit(widths).mean() == pytest.approx(times.mean(), rel=0.02)

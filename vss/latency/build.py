@@ -241,7 +241,7 @@ class _Build:
         return [int(rng.choice(each)) for each in self._widths()]
 
     def _needed(self, count: int) -> tuple[LatencyModel, list[list[int]]]:
-        """The model so far, and the next batch: far from what was measured, in the channels of badly predicted units."""
+        """The model so far, and the next batch: far from all measured ones in the channels of badly predicted units."""
         end = self._place.get(f"fine-{count}", len(self.table.samples))
         fitted = [sample for sample in self.table.samples[:end] if sample.role in FITTED]
         units, measured, times, totals = self.table.arrays(fitted)
