@@ -90,7 +90,8 @@ def _shown(table: Any) -> None:
     threads = f", {table.key['threads']} threads" if table.key["threads"] else ""
     where = f"{table.key['backend']} {table.key['precision']} on {table.key['device']}{threads}"
     out.print(f"{table.key['network']} {size}, batch {table.key['batch']}, {where}", highlight=False)
-    out.print(f"step {table.step}, {len(table.samples)} samples, uncut {table.full_ms():.3f} ms")
+    reads = max((sample.reads for sample in table.samples), default=0)
+    out.print(f"step {table.step}, {len(table.samples)} samples read up to {reads}x, uncut {table.full_ms():.3f} ms")
     if table.error:
         out.print(
             f"error on {table.error['n']:.0f} unseen width vectors: median {table.error['median']:.1%}, "

@@ -73,7 +73,7 @@ class Effort:
         """Readings of a build that needs its limit and is on a quiet machine."""
         others = self.vectors * len(STEPS) + self.limit + self.tests + self.cliffs * len(OFFSETS)
         scan = self.vectors * len(STEPS) + 3  # the part of it that is read twice, with the uncut network
-        return others + others // (REPEAT - 1) + 2 + scan
+        return others + others // (REPEAT - 1) + 3 + scan
 
 
 QUICK = Effort(vectors=1, coarse=10, batch=10, limit=20, error=0.05, tests=5, cliffs=1)
@@ -123,7 +123,8 @@ class _Build:
         self.subject, self.table, self.path, self.effort, self.seed = subject, table, path, effort, seed
         self._progress, self._spent, self._taken = progress, 0.0, 0
         self._place = {sample.name: index for index, sample in enumerate(table.samples)}
-        self._readings, self._most = sum(sample.reads for sample in table.samples), effort.most
+        self._readings = sum(sample.reads for sample in table.samples)
+        self._most = max(effort.most, self._readings)
 
     def everything(self, step: int | None) -> None:
         """All stages; each sample that is there already is taken as it is."""
@@ -135,6 +136,7 @@ class _Build:
             self.read(f"test-{index}", "test", self._random(10_000 + index))
         self.cliffs()
         self.read("full-end", "full", self.table.full)
+        self._most = self._readings
         self.settle()
         self.finish()
 
@@ -158,7 +160,7 @@ class _Build:
             if count > least:
                 if high / low - 1 <= STEADY:
                     return
-                self._most = self._readings + len(todo)
+                self._most += len(todo)
                 log.info(
                     "the machine is busy: the uncut network took %.2f to %.2f ms; everything is read again and the "
                     "least counts (pass %d of at most %d).", low, high, count, self.effort.passes,
