@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MISSES = "fnr_pct"
+LETTERS = 15  # of a title, on an inch
 FIRST = (
     "params_m", "macs_g", "miou_pct", "ap_pct", "recall_pct", "f1_pct", "fnr_pct", "latency_ms_p50", "fps", "speedup",
     "ships",
@@ -73,7 +75,8 @@ def write_chart(results: Mapping[str, Any], path: Path) -> Path | None:
     upper, lower = figure.subplots(2, 1)
     bars(upper, rows, [(metric, title)] + ([(MISSES, "missed defects")] if misses else []))
     trade_off(lower, rows, metric, title)
-    figure.suptitle(f"{results['name']}: {results['protocol'].split(';')[0]}", fontsize=8)
+    about = f"{results['name']}: {results['protocol'].split(';')[0]}"
+    figure.suptitle(textwrap.fill(about, int(LETTERS * figure.get_figwidth())), fontsize=8)
     with atomic(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))
     return path
@@ -95,8 +98,11 @@ def bars(axes: Axes, rows: Sequence[Row], series: Sequence[tuple[str, str]]) -> 
 
 def trade_off(axes: Axes, rows: Sequence[Row], metric: str, title: str) -> None:
     """Score against MACs, methods by colour, the front that nothing beats as a line."""
+    from matplotlib import colormaps
+
     known = [row for row in rows if row.get("macs_g") is not None]
     names = list(dict.fromkeys(_method(row) for row in known))
+    axes.set_prop_cycle(color=colormaps["tab20"](range(20)))
     for name in names:
         own = [row for row in known if _method(row) == name]
         axes.plot([row["macs_g"] for row in own], [row[metric] for row in own], "o", markersize=5, label=name)
