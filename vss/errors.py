@@ -7,6 +7,7 @@ says what came, what was expected and what to do. The command line prints the se
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 
 
@@ -22,9 +23,32 @@ class GateFailed(VssError):
     exit_code = 1
 
 
+class NotMeasured(VssError):
+    """The input was fine and the machine too noisy to measure it: exit code 3."""
+
+    exit_code = 3
+
+
+SHOWN = 120
+
+
+_limited = reprlib.Repr()
+_limited.maxlevel, _limited.maxdict, _limited.maxlist, _limited.maxtuple = 3, 4, 4, 4
+_limited.maxstring, _limited.maxlong, _limited.maxother = SHOWN, 40, SHOWN
+
+
+def shown(value: object) -> str:
+    """`repr` of a value that came from outside, cut so that a sentence stays one; never longer than `SHOWN` and some.
+
+    Containers are cut before they are printed: a YAML alias bomb has a small file and a `repr` of gigabytes.
+    """
+    text = _limited.repr(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> VssError:
     """The error for a name that does not exist: names the closest match and lists what there is."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5) if len(name) < SHOWN else []
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return VssError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(known) or 'none'}.")
+    return VssError(f"unknown {kind} {shown(name)}.{hint} Known: {', '.join(known) or 'none'}.")

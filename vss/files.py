@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -40,6 +41,32 @@ def atomic(path: Path | str) -> Iterator[Path]:
         raise _write_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool = False, refusal: str = "") -> Iterator[None]:
+    """Hold a file lock that names its holder and goes with the process, however that ends.
+
+    Args:
+        path: the lock's file, which stays.
+        wait: until another holder lets go; without, a held lock is a `VssError`.
+        refusal: its sentence; the default says that `path.parent` is in use.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    except OSError as error:
+        raise _write_error(path, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            default = f"another vss command is at work in {path.parent}; wait for it, or choose another folder."
+            raise VssError(refusal or default) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 def _write_error(path: Path, error: OSError) -> VssError:

@@ -16,13 +16,13 @@ from vss import checkpoint, models, steps
 from vss.config import PruneConfig, Recipe
 from vss.deploy import BACKENDS, bench
 from vss.deploy.bench import unsteady
+from vss.files import locked
 from vss.pictures import spread, write_panels
 from vss.prune import CRITERIA, make_criterion
 from vss.run import Job
 from vss.runner import Runner
 from vss.sweep import calibrate
 from vss.sweep.grid import slug
-from vss.sweep.store import locked
 from vss.sweep.study import STUDIES, Json, Place, Study
 from vss.sweep.track import to_tensorboard
 

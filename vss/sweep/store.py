@@ -10,7 +10,6 @@ computed/        one line per step that was really computed, a file per process
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -21,7 +20,7 @@ from typing import Any
 
 from vss.config import Recipe
 from vss.errors import VssError
-from vss.files import read_json, sha256_json, write_json
+from vss.files import locked, read_json, sha256_json, write_json
 from vss.sweep.grid import Cell, Grid
 from vss.sweep.study import Json, Study, study
 
@@ -150,7 +149,7 @@ class Store:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Only one sweep is at work in a folder; the lock goes with the process, however that ends."""
-        with locked(self.root / ".lock", wait=False, refusal=f"another sweep is at work in {self.root}; wait for it."):
+        with locked(self.root / ".lock", refusal=f"another sweep is at work in {self.root}; wait for it."):
             yield
 
 
@@ -161,21 +160,6 @@ def note_computed(root: Path, part: str, step: str, key: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write(json.dumps({"part": part, "step": step, "key": key, "process": process}) + "\n")
-
-
-@contextlib.contextmanager
-def locked(path: Path, *, wait: bool, refusal: str = "") -> Iterator[None]:
-    """Hold a file lock that names its holder; with `wait` off a held one is a `VssError`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise VssError(refusal) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
 
 
 def _difference(old: Json, grid: Grid) -> str:

@@ -21,7 +21,8 @@ from pathlib import Path
 
 from vss.config import Recipe
 from vss.errors import VssError
-from vss.sweep.store import Store, locked, note_computed
+from vss.files import locked
+from vss.sweep.store import Store, note_computed
 from vss.sweep.study import Json, Place, Study, study
 
 LEAST_FREE = 32 * 2**20
