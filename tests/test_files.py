@@ -5,13 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from vss.errors import VssError
-from vss.files import atomic, read_json, sha256_file, sha256_json, sha256_tensors, write_json
+from vss.files import (
+    atomic,
+    parse_json,
+    parse_yaml,
+    read_json,
+    sha256_file,
+    sha256_json,
+    sha256_tensors,
+    write_json,
+)
 
 
 def test_a_written_file_replaces_the_old_one_and_leaves_no_other(tmp_path: Path) -> None:
@@ -67,8 +77,8 @@ def test_json_refuses_what_json_cannot_say(tmp_path: Path, value: float) -> None
     ("content", "sentence"),
     [
         ("{", r"is not JSON \(.*expected a k file"),
-        (b"\xff\xfe\x00", "is not JSON"),
-        ("[1]", "holds 'list'; expected a file of kind 'k'"),
+        (b"\xff\xfe\x00", "is no text"),
+        ("[1]", "holds a list; expected a file of kind 'k'"),
         ('{"schema": 1}', "holds None; expected"),
         ('{"kind": "other", "schema": 1}', "holds 'other'; expected"),
         ('{"kind": "k", "schema": 3}', "has schema 3; this version reads up to 2: upgrade"),
@@ -86,7 +96,7 @@ def test_bad_json_files_are_sentences(tmp_path: Path, content: str | bytes, sent
 def test_absent_and_unreadable_json_are_sentences(tmp_path: Path) -> None:
     with pytest.raises(VssError, match="does not exist; expected a k file"):
         read_json(tmp_path / "x.json", kind="k", schema=2)
-    with pytest.raises(VssError, match=r"cannot be read \(Is a directory\); expected a k file"):
+    with pytest.raises(VssError, match=r"is a folder; expected a k file"):
         read_json(tmp_path, kind="k", schema=2)
 
 
@@ -119,3 +129,96 @@ def test_hash_of_tensors_sees_every_difference_and_no_layout() -> None:
     ]
     assert len({digest, *map(sha256_tensors, others)}) == 1 + len(others)
     assert sha256_tensors({"h": torch.ones(3, dtype=torch.bfloat16), "e": torch.zeros(0, 2)}) != digest
+
+
+# What comes from outside
+
+ALIASES = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+JSON_BOMBS = {
+    "[" * 100_000 + "]" * 100_000: "nested more than 64 deep",
+    "[" * 65 + "]" * 65: "nested more than 64 deep",
+    '{"a": ' + "9" * 6000 + "}": "not JSON",
+    '{"a": ' + "9" * 40 + "}": "an integer of 133 bits",
+    '{"a": NaN}': "holds nan",
+    '{"a": -1e999}': "holds -inf",
+    '{"a": 1, "b": {"c": 1, "c": 2}}': "the key 'c' stands there twice",
+    '{"a": "\ud800': "not JSON",
+}
+YAML_BOMBS = {
+    f"{ALIASES}data: *i\n": "more than 50000 values",
+    "a: &a {b: *a}\n": "holds its own alias",
+    "a: &a {b: 1}\nc: {<<: *a, <<: *a}\n": "",  # merges may come twice
+    "[" * 5000: "nested more than 64 deep",
+    "- " * 100 + "x": "nested more than 64 deep",
+    f"seed: {'9' * 5000}": "what YAML takes for a number",
+    f"seed: 0x{'f' * 5000}": "an integer of 20000 bits",
+    "name: 2020-13-45": "quote what is a text",
+    "name: !!timestamp x": "quote what is a text",
+    "name: !!bool x": "quote what is a text",
+    "name: !!python/object/apply:os.system [x]": "no YAML",
+    "name: !!binary aGFsbG8=": "holds a bytes",
+    "lr: .nan": "holds nan",
+    "lr: 1\nlr: 2": "the key 'lr' stands there twice",
+    "? [a, b]\n: c": "no YAML",
+    "a: b: c": "no YAML",
+    "\x00": "no YAML",
+}
+
+
+@pytest.mark.parametrize("text", JSON_BOMBS, ids=lambda text: text[:12])
+def test_json_bombs_are_one_short_sentence(text: str) -> None:
+    with pytest.raises(VssError, match=re.escape(JSON_BOMBS[text])) as caught:
+        parse_json(text, source="x.json", kind="table")
+    assert len(str(caught.value)) < 500 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", YAML_BOMBS, ids=lambda text: text[:12])
+def test_yaml_bombs_are_one_short_sentence(text: str) -> None:
+    if not YAML_BOMBS[text]:
+        assert parse_yaml(text, source="x.yaml") == {"a": {"b": 1}, "c": {"b": 1}}
+        return
+    with pytest.raises(VssError, match=re.escape(YAML_BOMBS[text])) as caught:
+        parse_yaml(text, source="x.yaml")
+    assert len(str(caught.value)) < 600 and "\n" not in str(caught.value)
+
+
+def test_plain_values_are_read_as_they_stand() -> None:
+    data = {"a": [1, -2.5, True, None, "x\ny"], "b": {"c": 2**63, "d": {}}}
+    assert parse_json(json.dumps(data), source="x", kind="y") == data == parse_yaml(json.dumps(data), source="x")
+    assert parse_yaml("a: &a [1, 2]\nb: *a", source="x") == {"a": [1, 2], "b": [1, 2]}
+    assert parse_json("[" * 64 + "]" * 64, source="x", kind="y")
+    assert str(parse_json("[NaN]", source="x", kind="y", finite=False)) == "[nan]"
+
+
+def test_only_a_regular_file_of_some_size_is_read(tmp_path: Path) -> None:
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with open(tmp_path / "large", "wb") as file:
+        file.truncate(3 << 30)
+    wanted = {"zero": "device", "pipe": "device", "folder": "folder", "binary": "no text", "large": "3221225472 bytes"}
+    for name, reason in wanted.items():
+        with pytest.raises(VssError, match=reason):
+            read_json(tmp_path / name, kind="x", schema=1)
+    with pytest.raises(VssError, match="does not exist"):
+        read_json(tmp_path / "none", kind="x", schema=1)
+    with pytest.raises(VssError, match="no text"):
+        read_json("a\0b", kind="x", schema=1)
+    with pytest.raises(VssError, match="cannot be read"):
+        read_json("n" * 300, kind="x", schema=1)
+
+
+@pytest.mark.parametrize("schema", ["2", "true", "0", "-1", "1.0", '"1"', "null"])
+def test_a_schema_is_a_known_number(tmp_path: Path, schema: str) -> None:
+    (tmp_path / "a.json").write_text(f'{{"kind": "x", "schema": {schema}}}')
+    with pytest.raises(VssError, match="this version reads up to 1"):
+        read_json(tmp_path / "a.json", kind="x", schema=1)
+
+
+def test_a_sentence_is_one_line_of_bounded_length() -> None:
+    assert str(VssError("a\n  b\r\nc")) == "a b c"
+    text = str(VssError("x" * 10**6 + "\nend"))
+    assert len(text) < 4100 and text.endswith("end")

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
-import yaml
 from rich.progress import BarColumn, Progress, TextColumn
 
 from vss.console import Data, ReportFile, Root, Set, err, out, show_table, tell, write_figures
-from vss.errors import GateFailed, VssError
+from vss.errors import SHOWN, GateFailed, VssError, one_line, shown
+from vss.files import parse_yaml
 
 if TYPE_CHECKING:
     from vss.config import Recipe
@@ -169,8 +169,8 @@ def _dotted(overrides: list[str] | None) -> dict[str, Any]:
     for setting in overrides or []:
         key, equals, value = setting.partition("=")
         if not equals or not key:
-            raise VssError(f"--set takes key.path=value and got {setting!r}.")
-        result[key] = yaml.safe_load(value)
+            raise VssError(f"--set takes key.path=value and got {shown(setting)}.")
+        result[key] = parse_yaml(value, source=f"--set {one_line(setting, SHOWN)}")
     return result
 
 

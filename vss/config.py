@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from vss.errors import VssError, unknown
+from vss.errors import SHOWN, VssError, fault, one_line, shown, unknown
+from vss.files import parse_yaml, read_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -293,16 +294,9 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
         if name not in recipes():
             raise unknown("recipe", name, recipes())
         path = RECIPES / f"{name}.yaml"
-    try:
-        data = yaml.safe_load(path.read_text()) or {}
-    except FileNotFoundError as error:
-        raise VssError(f"recipe {path} does not exist; packaged ones: {', '.join(recipes())}.") from error
-    except OSError as error:
-        raise VssError(f"recipe {path} cannot be read ({error.strerror or error}).") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise VssError(f"recipe {path} is no YAML: {str(error).splitlines()[0]}.") from error
-    if not isinstance(data, dict):
-        raise VssError(f"recipe {path} holds a {type(data).__name__}; expected keys and values.")
+    if not os.path.exists(path):
+        raise VssError(f"recipe {path} does not exist; packaged ones: {', '.join(recipes())}.")
+    data = read_yaml(path, kind="recipe")
     data.setdefault("name", path.stem)
     for setting in overrides:
         override(data, setting)
@@ -313,16 +307,13 @@ def override(data: dict[str, Any], setting: str) -> None:
     """Apply one `a.b=c` to nested dictionaries in place; c is read as YAML."""
     key, equals, value = setting.partition("=")
     if not equals or not key:
-        raise VssError(f"--set takes key.path=value and got {setting!r}.")
+        raise VssError(f"--set takes key.path=value and got {shown(setting)}.")
     *parents, leaf = key.split(".")
     for parent in parents:
         data = data.setdefault(parent, {})
         if not isinstance(data, dict):
-            raise VssError(f"--set {setting}: {parent!r} is a value, not a section.")
-    try:
-        data[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise VssError(f"--set {setting}: {value!r} is no YAML value: {str(error).splitlines()[0]}.") from error
+            raise VssError(f"--set {one_line(setting, SHOWN)}: {shown(parent)} is a value, not a section.")
+    data[leaf] = parse_yaml(value, source=f"--set {one_line(setting, SHOWN)}")
 
 
 def parse(kind: type[BaseModel], data: dict[str, Any], *, source: str) -> Any:
@@ -330,11 +321,13 @@ def parse(kind: type[BaseModel], data: dict[str, Any], *, source: str) -> Any:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        path = [str(part) for part in first["loc"]]
+        first = error.errors(include_url=False, include_context=False)[0]
         if first["type"] == "extra_forbidden":
-            raise unknown(f"key in {source}", ".".join(path), _keys(kind)) from error
-        raise VssError(f"{source}: {'.'.join(path)} is {first['input']!r}; {first['msg']}.") from error
+            *parents, _ = path = [str(part) for part in first["loc"]]
+            known, section = _keys(kind), ".".join(parents)
+            near = [key for key in known if key.rpartition(".")[0] == section]
+            raise unknown(f"key in {source}", ".".join(path), near, hints=known) from error
+        raise VssError(f"{source}: {fault(error)}.") from error
 
 
 def _keys(kind: type[BaseModel], prefix: str = "") -> list[str]:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from vss.config import Recipe, load_recipe, override, parse
-from vss.errors import VssError
+from vss.errors import VssError, shown
+from vss.files import parse_yaml
 
 STREAMS = ((False, sys.stdout), (True, sys.stderr))
 
@@ -91,8 +91,8 @@ def options_of(pairs: list[str] | None) -> dict[str, Any] | None:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
-            raise VssError(f"an option is given as name=value and got {pair!r}.")
-        result[key] = yaml.safe_load(value)
+            raise VssError(f"an option is given as name=value and got {shown(pair)}.")
+        result[key] = parse_yaml(value, source=f"option {shown(pair)}")
     return result
 
 

@@ -9,12 +9,19 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class VssError(ValueError):
     """Bad input: one clear sentence, exit code 2."""
 
     exit_code = 2
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(one_line(sentence, LONGEST))
 
 
 class GateFailed(VssError):
@@ -29,7 +36,7 @@ class NotMeasured(VssError):
     exit_code = 3
 
 
-SHOWN = 120
+SHOWN, LONGEST = 120, 4000
 
 
 _limited = reprlib.Repr()
@@ -46,9 +53,28 @@ def shown(value: object) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> VssError:
-    """The error for a name that does not exist: names the closest match and lists what there is."""
+def one_line(text: str, limit: int = 3 * SHOWN) -> str:
+    """`text` on one line, cut in the middle where it is longer than `limit`."""
+    if len(text) > limit:
+        text = f"{text[: limit // 2]} ... {text[-limit // 2 :]}"
+    return " ".join(text.split()) if "\n" in text or "\r" in text else text
+
+
+def fault(error: ValidationError) -> str:
+    """The first fault of a pydantic check as half a sentence: which key, what it is, what is wrong with it."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = one_line(".".join(str(part) for part in first["loc"]), SHOWN)
+    what = one_line(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return f"{where} is missing"
+    if first["type"] == "extra_forbidden":
+        return f"{where} is no key of it"
+    return f"{where} is {shown(first['input'])}; {what}" if where else what
+
+
+def unknown(kind: str, name: str, known: Iterable[str], *, hints: Iterable[str] = ()) -> VssError:
+    """The error for a name that does not exist: names the closest match (among `hints` too) and lists what there is."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5) if len(name) < SHOWN else []
+    close = difflib.get_close_matches(name, {*known, *hints}, n=1, cutoff=0.5) if len(name) < SHOWN else []
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return VssError(f"unknown {kind} {shown(name)}.{hint} Known: {', '.join(known) or 'none'}.")

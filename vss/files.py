@@ -6,16 +6,24 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
+from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vss.errors import VssError
+from vss.errors import VssError, one_line, shown
 
 if TYPE_CHECKING:
     import torch
+
+MAX_JSON, MAX_YAML = 64 << 20, 256 << 10
+"""Bytes."""
+MAX_DEPTH, MAX_NODES = 64, 50_000
+PLAIN = {str, int, float, bool, type(None), date, datetime}
 
 
 @contextlib.contextmanager
@@ -81,24 +89,144 @@ def write_json(path: Path | str, data: Mapping[str, Any]) -> Path:
     return Path(path)
 
 
-def read_json(path: Path | str, *, kind: str, schema: int) -> dict[str, Any]:
-    """Read a JSON object that carries `kind` and `schema`; older schemas are accepted, newer ones refused."""
+def read_text(path: Path | str, *, kind: str, limit: int = MAX_JSON) -> str:
+    """The text of a regular file, UTF-8; a folder, a device, a pipe, other bytes and more than `limit` are refused."""
     path = Path(path)
     try:
-        data = json.loads(path.read_text())
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            found = "folder" if stat.S_ISDIR(about.st_mode) else "device or pipe"
+            raise VssError(f"{path} is a {found}; expected a {kind} file.")
+        if about.st_size > limit:
+            raise VssError(f"{path} has {about.st_size} bytes; a {kind} file has at most {limit}.")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise VssError(f"{path} does not exist; expected a {kind} file.") from error
     except OSError as error:
         raise VssError(f"{path} cannot be read ({error.strerror or error}); expected a {kind} file.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise VssError(f"{path} is not JSON ({error}); expected a {kind} file.") from error
-    if not isinstance(data, dict) or data.get("kind") != kind:
-        found = data.get("kind") if isinstance(data, dict) else type(data).__name__
-        raise VssError(f"{path} holds {found!r}; expected a file of kind {kind!r}.")
-    if not isinstance(data.get("schema"), int) or data["schema"] > schema:
+    except ValueError as error:  # UnicodeDecodeError, and a path with a zero in it
+        if isinstance(error, VssError):
+            raise
+        raise VssError(f"{path} is no text ({error}); expected a {kind} file.") from error
+
+
+def parse_json(text: str | bytes, *, source: str, kind: str, finite: bool = True) -> Any:
+    """JSON of bounded depth and numbers, each key once; `finite` refuses NaN and infinity."""
+    try:
+        data = json.loads(text, object_pairs_hook=_each_once)
+    except RecursionError as error:
+        raise VssError(f"{source} is nested more than {MAX_DEPTH} deep; expected a {kind} file.") from error
+    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, an integer of thousands of digits, a key twice
+        raise VssError(f"{source} is not JSON ({error}); expected a {kind} file.") from error
+    bounded(data, source=source, finite=finite)
+    return data
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {shown(next(name for name in names if names.count(name) > 1))} stands there twice")
+    return result
+
+
+def parse_yaml(text: str, *, source: str) -> Any:
+    """YAML of plain values; aliases that grow, anchors that hold themselves, keys given twice are refused."""
+    import yaml
+
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        data = None
+        if node is not None:
+            _node_size(node, {}, set())
+            data = loader.construct_document(node)
+    except RecursionError as error:
+        raise VssError(f"{source} is nested more than {MAX_DEPTH} deep; a recipe or grid never is.") from error
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
+        where = f" (line {mark.line + 1})" if mark else ""
+        raise VssError(f"{source} is no YAML: {one_line(str(problem))}{where}.") from error
+    except (ValueError, AttributeError, LookupError, TypeError, ArithmeticError) as error:  # of PyYAML's constructors
         raise VssError(
-            f"{path} has schema {data.get('schema')!r}; this version reads up to {schema}: upgrade vss to read it."
+            f"{source} holds what YAML takes for a number, date or other value and cannot be one "
+            f"({one_line(str(error))}); quote what is a text."
+        ) from error
+    bounded(data, source=source)
+    return data
+
+
+def _node_size(node: Any, seen: dict[int, int], above: set[int]) -> int:
+    """How many values a YAML node stands for once its aliases are written out."""
+    import yaml
+
+    if id(node) in seen:
+        return seen[id(node)]
+    if id(node) in above:
+        raise yaml.YAMLError("an anchor holds its own alias")
+    above.add(id(node))
+    size = 1
+    if isinstance(node, yaml.MappingNode):
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        for name in {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ():
+            raise yaml.YAMLError(f"the key {shown(name)} stands there twice")
+        size += sum(_node_size(key, seen, above) + _node_size(value, seen, above) for key, value in node.value)
+    elif isinstance(node, yaml.SequenceNode):
+        size += sum(_node_size(value, seen, above) for value in node.value)
+    if size > MAX_NODES:
+        raise yaml.YAMLError(f"with its aliases written out it has more than {MAX_NODES} values")
+    above.discard(id(node))
+    seen[id(node)] = size
+    return size
+
+
+def bounded(data: Any, *, source: str, finite: bool = True) -> None:
+    """Refuse values nested deeper than `MAX_DEPTH`, integers beyond 64 bits, and NaN or infinity where `finite`."""
+    level = [data]
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for value in level:
+            kind = type(value)
+            if kind is dict:
+                below += value.keys()
+                below += value.values()
+            elif kind is list:
+                below += value
+            elif kind is int and value.bit_length() > 64:
+                raise VssError(f"{source} holds an integer of {value.bit_length()} bits; expected at most 64.")
+            elif kind is float and finite and not math.isfinite(value):
+                raise VssError(f"{source} holds {value}; expected finite numbers.")
+            elif kind not in PLAIN:
+                raise VssError(
+                    f"{source} holds a {kind.__name__}; expected texts, numbers, lists and keys with values."
+                )
+        if not below:
+            return
+        level = below
+    raise VssError(f"{source} is nested more than {MAX_DEPTH} deep; vss writes no such file.")
+
+
+def read_json(path: Path | str, *, kind: str, schema: int) -> dict[str, Any]:
+    """Read a JSON object that carries `kind` and `schema`; older schemas are accepted, newer ones refused."""
+    data = parse_json(read_text(path, kind=kind), source=str(path), kind=kind)
+    if not isinstance(data, dict) or data.get("kind") != kind:
+        found = shown(data.get("kind")) if isinstance(data, dict) else f"a {type(data).__name__}"
+        raise VssError(f"{path} holds {found}; expected a file of kind {kind!r}.")
+    if type(data.get("schema")) is not int or not 1 <= data["schema"] <= schema:
+        raise VssError(
+            f"{path} has schema {shown(data.get('schema'))}; this version reads up to {schema}: upgrade vss to read it."
         )
+    return data
+
+
+def read_yaml(path: Path | str, *, kind: str) -> dict[str, Any]:
+    """Read the keys and values of a recipe or grid; see `parse_yaml`."""
+    data = parse_yaml(read_text(path, kind=kind, limit=MAX_YAML), source=f"{kind} {path}") or {}
+    if not isinstance(data, dict):
+        raise VssError(f"{kind} {path} holds a {type(data).__name__}; expected keys and values.")
+    for key in data:
+        if not isinstance(key, str):
+            raise VssError(f"{kind} {path} has the key {shown(key)}; keys are texts.")
     return data
 
 

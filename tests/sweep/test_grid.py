@@ -47,7 +47,7 @@ def test_bad_grids_are_sentences(tmp_path: Path) -> None:
         grid(seed=[1])
     with pytest.raises(VssError, match="are called 'a_b'"):
         grid(variants=["a b", "a_b"]).cells()
-    with pytest.raises(VssError, match="cannot be read"):
+    with pytest.raises(VssError, match="does not exist"):
         load_grid(tmp_path / "no.yaml")
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(VssError, match="is no YAML"):

@@ -23,11 +23,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from vss.config import Recipe, Section, load_recipe, override, parse
-from vss.errors import VssError, unknown
+from vss.errors import VssError, shown, unknown
+from vss.files import parse_yaml, read_yaml
 
 AXES = {"networks": "network", "criteria": "criterion", "budgets": "budget", "seeds": "seed", "variants": "variant"}
 
@@ -151,7 +151,7 @@ def _criterion(item: Any) -> dict[str, Any]:
 def _budget(item: Any) -> dict[str, Any]:
     kind, _, keep = item.rpartition(":") if isinstance(item, str) else ("macs", "", item)
     kind = kind or "macs"
-    value = yaml.safe_load(keep) if isinstance(keep, str) else keep
+    value = parse_yaml(keep, source=f"budget {shown(item)}") if isinstance(keep, str) else keep
     return {"name": f"{kind} {value}", "set": {"prune.budget.kind": kind, "prune.budget.keep": value}}
 
 
@@ -196,14 +196,7 @@ def load_grid(path: Path | str, overrides: dict[str, Any] | None = None) -> Grid
         if path.name not in grids():
             raise unknown("grid", str(path), grids())
         path = GRIDS / f"{path.name}.yaml"
-    try:
-        data = yaml.safe_load(path.read_text()) or {}
-    except OSError as error:
-        raise VssError(f"grid {path} cannot be read ({error.strerror or error}); give a YAML file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise VssError(f"grid {path} is no YAML: {str(error).splitlines()[0]}.") from error
-    if not isinstance(data, dict):
-        raise VssError(f"grid {path} holds a {type(data).__name__}; expected keys and values.")
+    data = read_yaml(path, kind="grid")
     data.setdefault("name", path.stem)
     own = {key: value for key, value in (overrides or {}).items() if key in OWN_KEYS}
     data |= own
