@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from vss import models
-from vss.config import BudgetConfig, Recipe, load_recipe, override, recipes
+from vss import models, yaml12
+from vss.config import BudgetConfig, Recipe, assignment, load_recipe, put, recipes
+from vss.console import options_of, recipe_of
 from vss.errors import VssError
+from vss.files import parse_yaml
 from vss.prune import Budget, make_criterion
 
 
@@ -64,10 +68,67 @@ def test_overrides_are_yaml_and_reach_any_depth(tmp_path: Path) -> None:
     assert load_recipe(path).train.epochs == 2
 
 
-def test_override_changes_nested_dictionaries_in_place() -> None:
-    data = {"a": {"b": 1}}
-    override(data, "a.c.d=x=y")
-    assert data == {"a": {"b": 1, "c": {"d": "x=y"}}}
+def test_put_changes_nested_dictionaries_in_place_and_shares_nothing() -> None:
+    data, value = {"a": {"b": 1}}, {"x": [1e-5]}
+    put(data, *assignment("a.c.d=x=y", "--set"))
+    put(data, "e.f", value)
+    assert data == {"a": {"b": 1, "c": {"d": "x=y"}}, "e": {"f": {"x": [1e-5]}}}
+    data["e"]["f"]["x"].append(2)  # type: ignore[index]
+    assert value == {"x": [1e-5]}
+
+
+def read(text: str) -> Any:
+    return parse_yaml(text, source="the test")
+
+
+SCALARS = [
+    ("1e-5", 1e-5), ("1e-05", 1e-5), ("-2E3", -2000.0), ("0.5", 0.5), (".5", 0.5), ("5.", 5.0), ("3", 3), ("+3", 3),
+    ("012", 12), ("0o17", 15), ("0x1F", 31), ("on", "on"), ("off", "off"), ("yes", "yes"), ("no", "no"), ("y", "y"),
+    ("true", True), ("False", False), ("12:30", "12:30"), ("1_000", "1_000"), ("2024-01-01", "2024-01-01"),
+    ("null", None), ("~", None), ("", None), ("0b11", "0b11"), ("'1e-5'", "1e-5"), ("1.2.3", "1.2.3"), ("e5", "e5"),
+    ("[1e-3, {a: 012}]", [1e-3, {"a": 12}]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "value"), SCALARS)
+def test_every_way_to_give_a_value_gives_the_same_one(tmp_path: Path, text: str, value: object) -> None:
+    from vss.sweep.grid import Grid, load_grid
+
+    path = write(tmp_path, f"prune: {{options: {{x: {text}}}}}\n" if text else "prune: {options: {x: }}\n")
+    (tmp_path / "grid.yaml").write_text(f"seeds: 0\nset: {{prune.options.x: {text}}}\n")
+    cells = Grid.model_validate({"base": {}, "variants": [{"name": "a", "set": {"prune.options": {"x": value}}}]})
+    found = [
+        (options_of([f"x={text}"]) or {})["x"],
+        load_recipe(path).prune.options["x"],
+        load_recipe(path, [f"prune.options.x={text}"]).prune.options["x"],
+        recipe_of(None, [f"prune.options.x={text}"]).prune.options["x"],
+        recipe_of(None, None, prune={"options": {"x": value}}).prune.options["x"],
+        cells.cells()[0].recipe().prune.options["x"],
+        load_grid(tmp_path / "grid.yaml").cells()[0].recipe().prune.options["x"],
+        read(yaml12.dump({"x": value}))["x"],
+    ]
+    assert found == [value] * len(found) and {type(one) for one in found} == {type(value)}
+
+
+def test_what_is_written_reads_the_same_under_both_versions_of_yaml() -> None:
+    texts = [text for text, _ in SCALARS if text != "[1e-3, {a: 012}]"]
+    assert read(yaml12.dump(texts)) == texts == yaml.safe_load(yaml12.dump(texts))
+
+
+def test_a_setting_that_is_true_or_false_takes_on_and_off_and_a_number_takes_neither() -> None:
+    assert recipe_of(None, ["control=off", "export.labels=no", "precision.search=yes"]).control is False
+    for setting in ("train.epochs=true", "train.lr=false", "seed=true", "train.ema=true", "prune.budget.keep=true"):
+        with pytest.raises(VssError, match="Input should be no truth value"):
+            recipe_of(None, [setting])
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "1e400", "nan"])
+@pytest.mark.parametrize("key", ["train.lr", "prune.budget.floor", "sparse.lambda", "gate.max_drop", "bench.spread"])
+def test_numbers_are_finite(key: str, value: str) -> None:
+    with pytest.raises(VssError, match=rf"{key}.*(finite number|valid number)"):
+        recipe_of(None, [f"{key}={value}"])
+    with pytest.raises(VssError, match=rf"{key} is inf; .*finite number"):
+        recipe_of(None, [(key, float("inf"))])
 
 
 @pytest.mark.parametrize(
@@ -98,7 +159,7 @@ def test_faults_are_sentences(tmp_path: Path, text: str, sentence: str) -> None:
     [
         ("train.epochs", "--set takes key.path=value and got 'train.epochs'"),
         ("=3", "--set takes key.path=value"),
-        ("seed.x=3", "--set seed.x=3: 'seed' is a value, not a section"),
+        ("seed.x=3", "seed.x: 'seed' is a value, not a section"),
         ("train.epochs=[1", r"--set train\.epochs=\[1 is no YAML: expected ',' or '\]'"),
         ("train.epohcs=3", r"'train\.epohcs'\. Did you mean 'train\.epochs'"),
         ("train.epochs=many", r"train\.epochs is 'many'"),

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.logging import RichHandler
 
+from vss import yaml12
 from vss.cli_build import build_app
 from vss.cli_data import data_app
 from vss.cli_export import export_app
@@ -345,7 +345,7 @@ def run(
         return
     job = row_recipe(recipe, overrides) or recipe_of(recipe, overrides)
     if dry_run:
-        out.print(yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False), highlight=False)
+        out.print(yaml12.dump(job.model_dump(mode="json")), highlight=False)
         return
 
     from vss.run import run as run_recipe

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 from rich.progress import BarColumn, Progress, TextColumn
 
+from vss.config import assignment
 from vss.console import Data, ReportFile, Root, Set, err, out, show_table, tell, write_figures
-from vss.errors import SHOWN, GateFailed, VssError, one_line, shown
-from vss.files import parse_yaml
+from vss.errors import GateFailed, VssError
 
 if TYPE_CHECKING:
     from vss.config import Recipe
@@ -165,13 +165,7 @@ def _settings(
 
 def _dotted(overrides: list[str] | None) -> dict[str, Any]:
     """--set a.b=c as {"a.b": c}."""
-    result = {}
-    for setting in overrides or []:
-        key, equals, value = setting.partition("=")
-        if not equals or not key:
-            raise VssError(f"--set takes key.path=value and got {shown(setting)}.")
-        result[key] = parse_yaml(value, source=f"--set {one_line(setting, SHOWN)}")
-    return result
+    return dict(assignment(setting, "--set") for setting in overrides or [])
 
 
 def _removed(text: str) -> float:

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import copy
 import os.path
+import typing
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vss.errors import SHOWN, VssError, fault, one_line, shown, unknown
 from vss.files import parse_yaml, read_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
+Override = str | tuple[str, Any]
+"""`a.b=c`, where c is YAML, or the dotted key and the value itself."""
 
 
 class Section(BaseModel):
-    """A part of a recipe; no unknown keys."""
+    """A part of a recipe; no unknown keys, no NaN or infinity, no truth value for a number."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: Any) -> Any:
+        if isinstance(value, bool) and not _takes_bool(cls.model_fields[info.field_name].annotation):
+            raise ValueError("Input should be no truth value")
+        return value
+
+
+def _takes_bool(annotation: Any) -> bool:
+    return annotation in (bool, Any) or any(_takes_bool(part) for part in typing.get_args(annotation))
 
 
 class DataConfig(Section):
@@ -287,8 +302,8 @@ def recipes() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a packaged recipe by name or any YAML file by path, then apply `a.b=c` overrides (c is YAML)."""
+def load_recipe(name: str, overrides: Iterable[Override] = ()) -> Recipe:
+    """Read a packaged recipe by name or any YAML file by path, then apply overrides."""
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         if name not in recipes():
@@ -303,17 +318,27 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     return parse(Recipe, data, source=str(path))
 
 
-def override(data: dict[str, Any], setting: str) -> None:
-    """Apply one `a.b=c` to nested dictionaries in place; c is read as YAML."""
-    key, equals, value = setting.partition("=")
+def override(data: dict[str, Any], setting: Override) -> None:
+    """Apply one override to nested dictionaries in place."""
+    put(data, *(assignment(setting, "--set") if isinstance(setting, str) else setting))
+
+
+def assignment(setting: str, flag: str) -> tuple[str, Any]:
+    """The key and the value of `key=value`, whose value is YAML."""
+    key, equals, text = setting.partition("=")
     if not equals or not key:
-        raise VssError(f"--set takes key.path=value and got {shown(setting)}.")
+        raise VssError(f"{flag} takes {'key.path' if flag == '--set' else 'name'}=value and got {shown(setting)}.")
+    return key, parse_yaml(text, source=f"{flag} {one_line(setting, SHOWN)}")
+
+
+def put(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set the dotted `key` of nested dictionaries in place, to a copy of the value as it is."""
     *parents, leaf = key.split(".")
     for parent in parents:
         data = data.setdefault(parent, {})
         if not isinstance(data, dict):
-            raise VssError(f"--set {one_line(setting, SHOWN)}: {shown(parent)} is a value, not a section.")
-    data[leaf] = parse_yaml(value, source=f"--set {one_line(setting, SHOWN)}")
+            raise VssError(f"{one_line(key, SHOWN)}: {shown(parent)} is a value, not a section.")
+    data[leaf] = copy.deepcopy(value)
 
 
 def parse(kind: type[BaseModel], data: dict[str, Any], *, source: str) -> Any:

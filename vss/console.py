@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,9 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vss.config import Recipe, load_recipe, override, parse
-from vss.errors import VssError, shown
-from vss.files import parse_yaml
+from vss.config import Override, Recipe, assignment, load_recipe, override, parse
+from vss.errors import VssError
 
 STREAMS = ((False, sys.stdout), (True, sys.stderr))
 
@@ -51,11 +50,10 @@ COLUMNS = {
 }
 
 
-def recipe_of(name: str | None, overrides: list[str] | None, **flags: Any) -> Any:
+def recipe_of(name: str | None, overrides: Iterable[Override] | None, **flags: Any) -> Any:
     """A recipe from a name, flags (dotted with __) and --set overrides, in that order."""
-    pairs = {key.replace("__", "."): value for key, value in flags.items() if value is not None}
-    settings = [f"{key}={json.dumps(value)}" for key, value in pairs.items()]  # JSON is YAML on one line
-    settings += overrides or []
+    given = {key.replace("__", "."): value for key, value in flags.items() if value is not None}
+    settings: list[Override] = [*given.items(), *(overrides or [])]
     if name:
         return load_recipe(name, settings)
     data: dict[str, Any] = {}
@@ -85,15 +83,7 @@ def cores_of(text: str | None) -> list[int] | None:
 
 
 def options_of(pairs: list[str] | None) -> dict[str, Any] | None:
-    if not pairs:
-        return None
-    result = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise VssError(f"an option is given as name=value and got {shown(pair)}.")
-        result[key] = parse_yaml(value, source=f"option {shown(pair)}")
-    return result
+    return dict(assignment(pair, "--option") for pair in pairs or []) or None
 
 
 def write_figures(report: Path | None, kind: str, figures: dict[str, Any]) -> None:

@@ -11,7 +11,6 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
-from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 MAX_JSON, MAX_YAML = 64 << 20, 256 << 10
 """Bytes."""
 MAX_DEPTH, MAX_NODES = 64, 50_000
-PLAIN = {str, int, float, bool, type(None), date, datetime}
+PLAIN = {str, int, float, bool, type(None)}
 
 
 @contextlib.contextmanager
@@ -134,8 +133,10 @@ def parse_yaml(text: str, *, source: str) -> Any:
     """YAML of plain values; aliases that grow, anchors that hold themselves, keys given twice are refused."""
     import yaml
 
+    from vss import yaml12
+
     try:
-        loader = yaml.SafeLoader(text)
+        loader = yaml12.Loader(text)
         node = loader.get_single_node()
         data = None
         if node is not None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from vss.config import Recipe, Section, load_recipe, override, parse
+from vss.config import Recipe, Section, load_recipe, parse, put
 from vss.errors import VssError, shown, unknown
 from vss.files import parse_yaml, read_yaml
 
@@ -130,7 +129,7 @@ def _cell(base: dict[str, Any], combination: tuple[tuple[str, Choice], ...]) -> 
 
 def _apply(data: dict[str, Any], settings: dict[str, Any]) -> None:
     for key, value in settings.items():
-        override(data, f"{key}={json.dumps(value)}")  # JSON is YAML on one line
+        put(data, key, value)
 
 
 def slug(text: str) -> str:

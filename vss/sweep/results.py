@@ -6,8 +6,7 @@ import shlex
 from pathlib import Path
 from statistics import median
 
-import yaml
-
+from vss import yaml12
 from vss.files import atomic, read_json, write_json
 from vss.sweep.grid import Cell
 from vss.sweep.statistics import ranking, summary
@@ -86,7 +85,7 @@ def _command(store: Store, cell: Cell) -> str:
     if cell.fault or store.grid.study != "prune":
         return ""
     path = store.root / "recipes" / f"{cell.id}.yaml"
-    text = yaml.safe_dump(cell.recipe().model_dump(mode="json"), sort_keys=False)
+    text = yaml12.dump(cell.recipe().model_dump(mode="json"))
     if not path.is_file() or path.read_text() != text:
         with atomic(path) as temporary:
             temporary.write_text(text)
