@@ -26,6 +26,7 @@ LAYERS = (
             "checkpoint",
             "tasks",
             "steps",
+            "fits",
             "pictures",
             "run",
             "runner",

@@ -17,7 +17,8 @@ from torch import nn
 
 from vss import checkpoint, steps
 from vss.config import FitConfig, Recipe
-from vss.train import _decay_groups, precision_of
+from vss.train import precision_of
+from vss.train.module import decay_groups
 
 TINY = {"width": 4, "depth": 2}
 
@@ -105,7 +106,7 @@ def test_a_network_in_evaluation_mode_is_trained_in_training_mode(street_root: P
 
 def test_norms_and_biases_do_not_decay() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
-    decay, free = _decay_groups(net, 0.1)
+    decay, free = decay_groups(net, 0.1)
     assert [p.ndim for p in decay["params"]] == [4, 2] and decay["weight_decay"] == 0.1
     assert len(free["params"]) == 4 and free["weight_decay"] == 0.0
 

@@ -203,23 +203,29 @@ def finetune(
 ) -> None:
     """Train a (pruned) checkpoint further, with the same `fit` as training."""
     from vss import checkpoint, steps
+    from vss.fits import teacher_of
 
-    if teacher and distill is None:
-        distill = 1.0
+    if ckpt.resolve().parent == save.resolve():
+        raise VssError(f"--ckpt {ckpt} lies in the folder that is written; choose another --save than {save}.")
     job = recipe_of(
         recipe, overrides, finetune__epochs=epochs, finetune__batch_size=batch_size, finetune__lr=lr,
         finetune__distill=distill, seed=seed,
     )  # fmt: skip
     project = steps.project_of(ckpt, data_root=data_root, dataset=dataset, recipe=job)
     net = checkpoint.load(ckpt)
-    source = checkpoint.load(teacher) if teacher else None
-    result = steps.train(project, net, job.finetune, save, teacher=source, progress=out.is_terminal)
+    source = teacher_of(teacher, project, net) if teacher else None
+    fit = job.finetune
+    if source and distill is None and not fit.distill:
+        fit = fit.model_copy(update={"distill": 1.0})
+    result = steps.train(project, net, fit, save, teacher=source, progress=out.is_terminal)
     _told(result, project.task.title)
 
 
 def _told(result: dict[str, Any], title: str) -> None:
     score = result[f"best_{result['metric']}"]
-    out.print(f"best val {title} {score:.2f} in epoch {result['best_epoch']}: {result['best']}")
+    out.print(
+        f"best val {title} {score:.2f} in epoch {result['best_epoch'] + 1} of {result['epochs']}: {result['best']}"
+    )
 
 
 @app.command()

@@ -64,6 +64,9 @@ class SparsePhase(Phase):
     strength: float
     group_lasso: bool = True
 
+    def about(self) -> dict[str, Any]:
+        return {"strength": self.strength, "group_lasso": self.group_lasso}
+
     def after_backward(self, moment: Moment) -> None:
         """The subgradient, in the gradients' scale."""
         add_subgradient(moment.model, self.groups, self.strength * moment.scale, group_lasso=self.group_lasso)
@@ -121,6 +124,9 @@ class SearchPhase(Phase):
             if config.optimizer == "adam"
             else torch.optim.SGD(moving, lr=config.alpha_lr, momentum=0.9, nesterov=True)
         )
+
+    def about(self) -> dict[str, Any]:
+        return {"settings": self.config.model_dump(mode="json"), "target": self.target, "seed": self.seed}
 
     # -- weights ------------------------------------------------------------------------------------------------------
 

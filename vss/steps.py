@@ -22,6 +22,7 @@ from vss.data import Augment, Preprocess, SegData, SegSplit, open_data
 from vss.errors import VssError
 from vss.evaluate import Predictor
 from vss.files import sha256_json, sha256_tensors
+from vss.fits import fit_data, train
 from vss.latency import LatencyGoal
 from vss.prune import (
     CRITERIA,
@@ -126,36 +127,6 @@ class Project:
         return result if per_image else {key: value for key, value in result.items() if key != self.task.per_image}
 
 
-def train(
-    project: Project,
-    model: nn.Module,
-    config: FitConfig,
-    run_dir: Path,
-    *,
-    teacher: nn.Module | None = None,
-    progress: bool = True,
-    phase: Any = None,
-) -> dict[str, Any]:
-    """Train or fine-tune `model` in place; see `vss.train.fit`."""
-    from vss.train import fit
-
-    settings: dict[str, Any] = {"save": project.save, "seed": project.recipe.seed, "progress": progress}
-    with project.task.training(model):
-        return fit(model, fit_data(project, config), config, run_dir, teacher=teacher, phase=phase, **settings)
-
-
-def fit_data(project: Project, config: FitConfig) -> Any:
-    """Loaders, loss and score, as `vss.train.fit` takes them."""
-    from vss.train import FitData
-
-    return FitData(
-        train=lambda rank, world: project.loader("train", config, rank, world),
-        val=lambda rank, world: project.loader("val", config, rank, world),
-        normalise=project.preprocess.normalise,
-        learner=project.task.learner(config),
-    )
-
-
 def calibration_loss(project: Project) -> Any:
     """(model, (images, masks)) -> the task loss over all heads by which channels are scored."""
     return project.task.calibration_loss()
@@ -177,7 +148,7 @@ def sparsify(
     if not section.epochs:
         return model, config, {"labels": [f"{name} without its {'search' if name == 'dmcp' else 'sparse phase'}"]}
     settings = {"epochs": section.epochs, "lr": section.lr or recipe.train.lr, "ema": None, "distill": 0.0}
-    fit_config = recipe.train.model_copy(update=settings | {"val_every": min(recipe.train.val_every, section.epochs)})
+    fit_config = recipe.train.model_copy(update=settings)
     budget = config.budget.model_dump(mode="json") if name == "dmcp" else None
     depends: list[Any] = [name, section.model_dump(mode="json"), fit_config.model_dump(mode="json"), budget]
     depends += [sha256_tensors(model.state_dict()), project.split("train").sha256(), recipe.seed, list(config.keep)]
@@ -312,7 +283,8 @@ def prune(
         recalibrate(project, cut, config)
         if config.epochs_between and step < config.steps:
             between = project.recipe.finetune.model_copy(update={"epochs": config.epochs_between, "val_every": 1})
-            train(project, cut, between, out / f"round-{step}", teacher=None, progress=progress)
+            teacher = copy.deepcopy(given) if between.distill else None
+            train(project, cut, between, out / f"round-{step}", teacher=teacher, progress=progress)
         small = cut
     plan.save(out / "plan.json")
     project.save(small, out / "pruned.safetensors")

@@ -1,0 +1,82 @@
+"""A project's fits: training and fine-tuning through `vss.train.fit`, and what is refused before one starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from vss import checkpoint
+from vss.config import FitConfig, Recipe
+from vss.errors import VssError, shown
+
+if TYPE_CHECKING:
+    from vss.steps import Project
+
+
+def train(
+    project: Project,
+    model: nn.Module,
+    config: FitConfig,
+    run_dir: Path,
+    *,
+    teacher: nn.Module | None = None,
+    progress: bool = True,
+    phase: Any = None,
+) -> dict[str, Any]:
+    """Train or fine-tune `model` in place; see `vss.train.fit`."""
+    from vss.train import check_settings, fit
+
+    check_settings(config)  # before the data is hashed
+    settings: dict[str, Any] = {"save": project.save, "seed": project.recipe.seed, "progress": progress}
+    with project.task.training(model):
+        return fit(model, fit_data(project, config), config, run_dir, teacher=teacher, phase=phase, **settings)
+
+
+def fit_data(project: Project, config: FitConfig) -> Any:
+    """Loaders, loss and score, as `vss.train.fit` takes them."""
+    from vss.train import FitData
+
+    recipe = project.recipe
+    data = recipe.data.model_dump(mode="json", exclude={"root", "workers"})  # neither changes what is learnt
+    return FitData(
+        train=lambda rank, world: project.loader("train", config, rank, world),
+        val=lambda rank, world: project.loader("val", config, rank, world),
+        normalise=project.preprocess.normalise,
+        learner=project.task.learner(config),
+        about={
+            "data": data | {name: project.split(name).sha256() for name in ("train", "val")},
+            "preprocess": project.preprocess.sha256,
+            "classes": list(project.task.classes),
+            "defect": recipe.defect.model_dump(mode="json"),
+        },
+    )
+
+
+def check_fits(recipe: Recipe) -> None:
+    """Refuse settings with which a fit of the recipe could not start, before the first of them does."""
+    from vss.train import check_settings
+
+    if not recipe.model.checkpoint:
+        check_settings(recipe.train)
+    if recipe.train.distill:
+        raise VssError(f"train.distill is {recipe.train.distill} and a first training has no teacher; set it to 0.")
+    check_settings(recipe.finetune)
+
+
+def teacher_of(path: Path, project: Project, student: nn.Module) -> nn.Module:
+    """The teacher in a checkpoint; one that means something else by its outputs or inputs is refused."""
+    saved = checkpoint.read(path)
+    own = {"task": str(getattr(student, "task", "")), "classes": list(project.task.classes)}
+    theirs = {"task": str(getattr(saved.model, "task", "")), "classes": list(saved.classes)}
+    sees = ("mean", "std")
+    own |= {key: list(getattr(project.preprocess, key)) for key in sees}
+    theirs |= {key: list((saved.preprocess or {}).get(key, own[key])) for key in sees}
+    for key, value in own.items():
+        if value != theirs[key]:
+            raise VssError(
+                f"the teacher {path} has {key} {shown(theirs[key])} and the network has {shown(value)}; "
+                "give as --teacher a network that was trained for the same."
+            )
+    return saved.model
