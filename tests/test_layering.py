@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     ("version", "errors", "files", "registry", "config", "yaml12", "environment", "report", "page"),
-    ("ops", "losses", "metrics", "decisions", "learner", "_C"),
+    ("ops", "losses", "metrics", "closeness", "decisions", "learner", "_C"),
     ("data", "models", "prune"),
     ("train", "evaluate", "deploy"),
     (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,8 @@ def evaluate(
 
     `max_fnr_increase` and `max_ap_drop` are limits on validation, for networks that decide about defects.
     """
+    limits = {"max_drop": max_drop, "max_fnr_increase": max_fnr_increase, "max_ap_drop": max_ap_drop}
+    _check_limits(limits, baseline)
     rows, results = [], []
     for name, path in (("baseline", baseline), ("candidate", candidate)):
         if path is None:
@@ -108,12 +112,23 @@ def evaluate(
         interval = verdict.get("drop_interval") or project.task.drop_interval(results[0], results[1])
         figures |= {"drop": verdict["drop"], "drop_interval": interval}
         checks = [] if max_drop is None else [verdict]
-        limits = {"max_fnr_increase": max_fnr_increase, "max_ap_drop": max_ap_drop}
-        checks += project.task.limits(results[0], results[1], **limits)
+        checks += project.task.limits(
+            results[0], results[1], max_fnr_increase=max_fnr_increase, max_ap_drop=max_ap_drop
+        )
         if checks:
             worst = next((check for check in checks if not check["passed"]), checks[0])
             figures["gate"] = worst if len(checks) == 1 else {**worst, "checks": checks}
     return figures
+
+
+def _check_limits(limits: Mapping[str, float | None], baseline: Path | None) -> None:
+    """A limit is on the difference between two networks: without one of them nothing would be judged."""
+    for name, limit in limits.items():
+        flag = f"--{name.replace('_', '-')}"
+        if limit is not None and not math.isfinite(limit):
+            raise VssError(f"{flag} is {limit}; expected a number of points.")
+        if limit is not None and baseline is None:
+            raise VssError(f"{flag} {limit:g} is a limit against a baseline, and none was given; add --baseline FILE.")
 
 
 def _opened(

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vss.closeness import alike
 from vss.config import DmcpConfig, FitConfig
 from vss.errors import VssError
 from vss.prune import CostModel, Group, Groups, find_groups, make_criterion
@@ -264,10 +265,12 @@ def ordered(
     x = torch.randn(example.shape, generator=torch.Generator().manual_seed(seed)).to(example.device)
     training = {m: m.training for net in (model, result) for m in net.modules()}
     with torch.no_grad():
-        before, after = (flatten(default_forward(net.eval(), x)) for net in (model, result))
+        equal = alike(
+            model.eval(), result.eval(), x, lambda net, image: flatten(default_forward(net, image)), TOLERANCE
+        )
     for module, flag in training.items():
         module.training = flag
-    if any(float((a - b).abs().max()) > TOLERANCE * float(a.abs().max()) for a, b in zip(before, after, strict=True)):
+    if not equal:
         raise VssError("channels of this network cannot be put in order: it treats them by their number.")
     return result
 

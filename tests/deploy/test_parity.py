@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vss.closeness import spread
 from vss.deploy.graph import SegGraph
 from vss.deploy.parity import Tolerance, _against_float64, _fault, noise, parity
 from vss.errors import VssError
@@ -36,7 +37,7 @@ def test_known_shift_is_measured(exported: SimpleNamespace, tiny: Any) -> None:
     x = noise(2, (32, 48), nhwc=False, seed=0)
     with torch.inference_mode():
         before, after = tiny(x), shifted(x)
-    scale = float(after.abs().max())
+    scale = spread(after)
     assert found["max_abs"] == pytest.approx(0.25, abs=1e-5)
     assert found["max_rel"] == pytest.approx(0.25 / scale, abs=1e-5)
     assert found["argmax_agreement"] == pytest.approx(float((before.argmax(1) == after.argmax(1)).double().mean()))
@@ -102,7 +103,7 @@ def test_float64_judges_where_float32_is_the_larger_part(tiny: Any) -> None:
     network, x = SegGraph(tiny).eval(), noise(1, (32, 48), 0, nhwc=False)
     with torch.inference_mode():
         expected = network(x)
-    scale = float(expected.abs().max())
+    scale = spread(expected)
     found = _against_float64(network, x, expected, expected + 1e-4 * scale)
     assert found["exact_rel"] == pytest.approx(1e-4, rel=0.02) and 0 < found["own_rel"] < 1e-6
     row = {"input": [1, 3, 32, 48], "max_rel": 1.2e-4, "max_lead": 0.0, "argmax_agreement": 1.0}

@@ -123,8 +123,24 @@ def test_verify_finds_one_changed_number(tensor: str) -> None:
     plan = make_plan(net, X)
     small = apply_plan(net, plan)
     small.state_dict()[tensor].flatten()[0].add_(0.5)
-    with pytest.raises(VssError, match=r"differs from the masked one by .* \(relative; at most 1e-4\)"):
+    with pytest.raises(VssError, match=r"differs from the masked one by .* \(relative to the spread; at most 1e-4\)"):
         verify(net, small, plan, SIZES)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4, 1e6])
+def test_a_constant_on_top_of_the_outputs_hides_no_wrong_cut(offset: float) -> None:
+    net = seeded()
+    with torch.no_grad():
+        net.head.bias.add_(offset)
+    plan = make_plan(net, X)
+    right, wrong = apply_plan(net, plan), apply_plan(net, plan)
+    found = verify(net, right, plan, SIZES)
+    assert found["masked_max_rel"] < 1e-4 and found["label_agreement"] == 1.0
+    assert found["precision"] == ("float64" if offset else "float32")
+    with torch.no_grad():
+        wrong.one[0].weight.mul_(1.01)
+    with pytest.raises(VssError, match="relative to the spread"):
+        verify(net, wrong, plan, SIZES)
 
 
 def test_verify_finds_nan_and_other_heads() -> None:

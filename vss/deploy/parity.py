@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vss.closeness import spread
 from vss.deploy.backends import BACKENDS, Session
 from vss.deploy.graph import SegGraph
 from vss.errors import VssError
@@ -26,7 +27,7 @@ WORST: tuple[str, ...] = ("max_abs", "max_rel", "max_lead")
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What may differ, relative to the largest absolute logit of the torch network.
+    """What may differ, relative to the spread of the torch network's logits (`vss.closeness`).
 
     Args:
         relative: largest difference of a logit; also the largest lead that torch's winning class may have over the
@@ -104,25 +105,23 @@ def _compare(network: SegGraph, session: Session, image: Tensor) -> dict[str, An
         return _compare_heads(dict(zip(("decision", "seg"), expected, strict=True)), session, image)
     name, found = next(iter(session.run({"image": image.numpy()}).items()))
     got = torch.from_numpy(found)
-    scale = float(expected.abs().max())
+    scale = max(spread(expected), 1e-12)
     row: dict[str, Any] = {"input": list(image.shape), "logit_scale": scale}
+    labels = (got.argmax(1) if name == "logits" else got).long()
+    row["max_lead"] = float((expected.amax(1) - expected.gather(1, labels.unsqueeze(1)).squeeze(1)).max()) / scale
+    row["argmax_agreement"] = float((expected.argmax(1) == labels).double().mean())
     if name == "logits":
         row["max_abs"] = float((got - expected).abs().max())
-        row["max_rel"] = row["max_abs"] / max(scale, 1e-12)
-        if CLOSE < row["max_rel"] < 1e-2:
-            row |= _against_float64(network, image, expected, got)
+        row["max_rel"] = row["max_abs"] / scale
         differences = (got - expected).abs().flatten()
-        row["p99_rel"] = float(differences.kthvalue(math.ceil(0.99 * len(differences))).values) / max(scale, 1e-12)
-        got = got.argmax(1)
-    got = got.long()
-    chosen = expected.gather(1, got.unsqueeze(1)).squeeze(1)
-    row["max_lead"] = float((expected.amax(1) - chosen).max()) / max(scale, 1e-12)
-    row["argmax_agreement"] = float((expected.argmax(1) == got).double().mean())
+        row["p99_rel"] = float(differences.kthvalue(math.ceil(0.99 * len(differences))).values) / scale
+    if CLOSE < row.get("max_rel", row["max_lead"]) < 1e-2:
+        row |= _against_float64(network, image, expected, got if name == "logits" else None)
     return row
 
 
-def _against_float64(network: SegGraph, image: Tensor, expected: Tensor, got: Tensor) -> dict[str, float]:
-    """How far torch's float32 logits and the file's are from those in float64, both relative to the largest of these.
+def _against_float64(network: SegGraph, image: Tensor, expected: Tensor, got: Tensor | None) -> dict[str, float]:
+    """How far torch's float32 logits and, where it has any, the file's are from those in float64, over their spread.
 
     A network may magnify rounding (a batch norm behind a global pooling divides by a small deviation); then two correct
     float32 programs differ by more than any fixed tolerance, and each as much from the truth.
@@ -130,17 +129,16 @@ def _against_float64(network: SegGraph, image: Tensor, expected: Tensor, got: Te
     exact = copy.deepcopy(network).double()
     with torch.inference_mode():
         truth = exact(image if network.nhwc else image.double())
-    scale = max(float(truth.abs().max()), 1e-12)
-    return {
-        "own_rel": float((expected - truth).abs().max()) / scale,
-        "exact_rel": float((got - truth).abs().max()) / scale,
-    }
+    scale = max(spread(truth), 1e-12)
+    found = {"own_rel": float((expected - truth).abs().max()) / scale}
+    return found if got is None else found | {"exact_rel": float((got - truth).abs().max()) / scale}
 
 
 def _compare_heads(expected: dict[str, Tensor], session: Session, image: Tensor) -> dict[str, Any]:
-    """The same figures for binary logits: each head against its own scale, the worst of them; a label is a sign."""
+    """The same figures for binary logits, the worst of them; a label is a sign. The map is judged against its spread, a
+    decision, which is one number an image, against its size."""
     found = {name: torch.from_numpy(value) for name, value in session.run({"image": image.numpy()}).items()}
-    scales = {name: float(value.abs().max()) for name, value in expected.items()}
+    scales = {name: float(v.abs().max()) if v.ndim < 3 else spread(v) for name, v in expected.items()}
     row: dict[str, Any] = {"input": list(image.shape), "logit_scale": max(scales.values()), **dict.fromkeys(WORST, 0.0)}
     same = total = 0
     for name, value in expected.items():

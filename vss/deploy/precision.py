@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
+from vss.closeness import relative_difference
 from vss.deploy.backends import BACKENDS
 from vss.deploy.export import export
 from vss.deploy.fp16 import kept_nodes, to_fp16
@@ -37,7 +39,7 @@ ANY = Tolerance(relative=math.inf, agreement=0.0)
 TOLERANCES = {"fp32": Tolerance(), "fp16": Tolerance(relative=0.02, agreement=0.98), "int8": ANY}
 """Of the comparison with torch. INT8 may lose anything by design: its figures are written down, and the gate judges."""
 ALONE = 0.05
-"""An image in a batch and alone may differ by so much of the largest logit: a value rounded the other way."""
+"""An image in a batch and alone may differ by so much of the logits' spread: a value rounded the other way."""
 
 
 @dataclass(frozen=True)
@@ -262,7 +264,7 @@ def retype(
 def alone(
     graph: SegGraph, path: Path, shapes: Sequence[tuple[int, tuple[int, int]]], images: Images | None = None
 ) -> float:
-    """Largest difference between an image in a batch and by itself, relative to the largest value; over all shapes.
+    """Largest difference between an image in a batch and by itself, relative to their spread; over all shapes.
 
     Raises:
         VssError: images of one batch are not computed independently.
@@ -277,7 +279,7 @@ def alone(
             if name == "labels":
                 worst = max(worst, float((last != own).mean()))
             else:
-                worst = max(worst, float(np.abs(last - own).max() / max(np.abs(own).max(), 1e-12)))
+                worst = max(worst, relative_difference(torch.from_numpy(own), torch.from_numpy(last)))
     session.close()
     if not worst <= ALONE:
         raise VssError(

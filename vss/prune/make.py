@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vss.closeness import AGREEMENT, label_agreement, proven_difference
 from vss.errors import VssError
 from vss.files import sha256_tensors
 from vss.prune.budget import Budget, Rounding, search
@@ -148,11 +149,12 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, sizes: Iterable[tuple
     indices of pooled maxima, vanishes there; a wrong cut does not.
 
     Returns:
-        Figures for the report: `masked_max_abs`, `masked_max_rel` (relative to the largest output), `sizes`, `outputs`,
-        `precision` (of the comparison: "float32", or "float64" where it was needed).
+        Figures for the report: `masked_max_abs`, `masked_max_rel` (relative to the spread of the outputs, see
+        `vss.closeness`), `label_agreement` (share of places with the same largest channel, ties apart), `sizes`,
+        `outputs`, `precision` (of the comparison: "float32", or "float64" where it was needed).
 
     Raises:
-        VssError: a relative difference above 1e-4, an output of another shape or a missing gradient.
+        VssError: a relative difference above 1e-4, other labels, an output of another shape or a missing gradient.
     """
     from vss.prune.apply import masked
 
@@ -160,43 +162,53 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, sizes: Iterable[tuple
     generator = torch.Generator().manual_seed(0)
     device = next(small.parameters()).device
     images = [torch.randn(2, 3, *size, generator=generator).to(device) for size in sizes]
-    worst, shapes, precision = (0.0, 0.0), [], "float32"
+    found, shapes, precision = [], [], "float32"
     for x in images:
-        *found, outputs = _difference(mask, small, x)
-        worst = (max(worst[0], found[0]), max(worst[1], found[1]))
+        figures, outputs = _difference(mask, small, x)
         _check_backward(small, mask, x)
+        found.append(figures)
         shapes.append(outputs)
-    if worst[1] > 1e-4:
+    worst = _worst(found)
+    if worst[1] > 1e-4 or worst[2] < AGREEMENT:
         exact = copy.deepcopy(mask).double(), copy.deepcopy(small).double()
-        doubles = [_difference(*exact, x.double())[:2] for x in images]
-        worst, precision = (max(d[0] for d in doubles), max(d[1] for d in doubles)), "float64"
+        worst, precision = _worst([_difference(*exact, x.double())[0] for x in images]), "float64"
     if worst[1] > 1e-4:
-        raise VssError(f"the cut network differs from the masked one by {worst[1]:.2e} (relative; at most 1e-4).")
+        raise VssError(
+            f"the cut network differs from the masked one by {worst[1]:.2e} (relative to the spread; at most 1e-4)."
+        )
+    if worst[2] < AGREEMENT:
+        raise VssError(f"the cut network and the masked one have the same label at {worst[2]:.2%} of the places alone.")
     return {
         "masked_max_abs": worst[0],
         "masked_max_rel": worst[1],
+        "label_agreement": worst[2],
         "sizes": [list(x.shape[-2:]) for x in images],
         "outputs": shapes,
         "precision": precision,
     }
 
 
-def _difference(mask: nn.Module, small: nn.Module, x: Tensor) -> tuple[float, float, list[list[int]]]:
-    """Largest absolute and relative difference of all outputs on one batch, and the outputs' shapes."""
+Figures = tuple[float, float, float]
+
+
+def _worst(found: list[Figures]) -> Figures:
+    return max(f[0] for f in found), max(f[1] for f in found), min(f[2] for f in found)
+
+
+def _difference(mask: nn.Module, small: nn.Module, x: Tensor) -> tuple[Figures, list[list[int]]]:
+    """Largest absolute and relative difference of all outputs on one batch, their agreement, and their shapes."""
     from vss.prune.trace import default_forward, flatten
 
     with torch.no_grad():
         wanted, got = flatten(default_forward(mask, x)), flatten(default_forward(small, x))
     if [t.shape for t in wanted] != [t.shape for t in got]:
         raise VssError(f"the cut network's outputs have shapes {[tuple(t.shape) for t in got]}; the heads changed.")
-    worst_abs, worst_rel = 0.0, 0.0
+    found: list[Figures] = []
     for a, b in zip(wanted, got, strict=True):
         if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
             raise VssError("the cut network gives NaN or infinite outputs; check the checkpoint's weights.")
-        difference = float((a - b).abs().max())
-        worst_abs = max(worst_abs, difference)
-        worst_rel = max(worst_rel, difference / (float(a.abs().max()) + 1e-12))
-    return worst_abs, worst_rel, [list(t.shape) for t in got]
+        found.append((float((a - b).abs().max()), proven_difference(a, b), label_agreement(a, b)))
+    return _worst(found), [list(t.shape) for t in got]
 
 
 def _check_backward(small: nn.Module, mask: nn.Module, x: Tensor) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vss.closeness import relative_difference
 from vss.deploy import Session
 from vss.errors import GateFailed, VssError
 from vss.files import atomic
@@ -19,7 +20,7 @@ from vss.ship.manifest import Manifest, Samples, inside
 from vss.ship.standalone import prepare, readable
 
 LABELS_AGREE = 0.999  # share of equal labels: another processor may round a near-tie the other way
-LOGITS_CLOSE = 1e-3  # of the largest value: the same for numbers
+LOGITS_CLOSE = 1e-3  # of the spread of the values, see `vss.closeness`: the same for numbers
 
 
 def write_samples(
@@ -108,9 +109,8 @@ def compare(expected: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray])
         if np.issubdtype(want.dtype, np.integer):
             worst = max(worst, float((want != found[name]).mean()) / (1 - LABELS_AGREE))
             continue
-        scale = max(float(np.abs(want).max()), 1e-6)
-        error = float(np.abs(want.astype(np.float64) - found[name].astype(np.float64)).max())
-        worst = max(worst, error / scale / LOGITS_CLOSE)
+        difference = relative_difference(torch.from_numpy(want), torch.from_numpy(found[name]))
+        worst = max(worst, difference / LOGITS_CLOSE)
     return worst
 
 
