@@ -55,6 +55,13 @@ class ModelConfig(Section):
     backbone_weights: str | None = None
     checkpoint: str | None = Field(default=None, description="start from this checkpoint and do not train")
 
+    @field_validator("options")
+    @classmethod
+    def _classes_are_the_datas(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if "num_classes" in value:
+            raise ValueError("num_classes is no option; it is the number of classes of the data set")
+        return value
+
 
 class FitConfig(Section):
     """One training or fine-tuning phase."""

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from collections.abc import Callable, Iterable
-from typing import Generic, TypeVar
+import inspect
+import sys
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from types import SimpleNamespace
+from typing import Any, Generic, Literal, TypeVar
 
-from vss.errors import VssError, unknown
+from vss.errors import VssError, one_line, shown, unknown
 
 T = TypeVar("T")
 ENTRY_POINT_GROUP = "vss.plugins"
@@ -72,6 +76,51 @@ class Registry(Generic[T]):
     def aliases(self, name: str) -> list[str]:
         """The other names of a canonical name."""
         return sorted(alias for alias, target in self._aliases.items() if target == name)
+
+
+def checked_options(owner: str, annotations: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by their annotations, `Annotated[float, Field(ge=0)]` with its range; a list stands for a tuple.
+
+    Args:
+        owner: what sentences call the thing that has the options.
+        annotations: of every option.
+        options: name -> value. No text is read as a number, no truth value as one, and NaN and infinity are none.
+    """
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    config, result = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True), {}
+    for name, value in options.items():
+        kind, fault = annotations[name], {}
+        if typing.get_origin(kind) is Literal and value not in typing.get_args(kind):
+            raise unknown(f"{name} of {owner}", value if isinstance(value, str) else shown(value),
+                          map(str, typing.get_args(kind)))  # fmt: skip
+        for form in (value, _tuples(value)):
+            try:
+                result[name] = TypeAdapter(kind, config=config).validate_python(form)
+                break
+            except ValidationError as error:
+                fault = error.errors(include_url=False)[0]
+        else:
+            place = "".join(f"[{part}]" for part in fault["loc"] if isinstance(part, int))
+            given = shown(fault["input"] if place else value)
+            raise VssError(f"option {name}{place} of {owner} is {given}; {one_line(fault['msg'])}.")
+    return result
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def keyword_options(factory: Callable[..., Any]) -> dict[str, Any]:
+    """Name -> annotation, resolved, of the keyword-only parameters of a function or class."""
+    function: Any = inspect.unwrap(factory.__init__ if isinstance(factory, type) else factory)
+    parameters = inspect.signature(factory).parameters.values()
+    hints = {p.name: Any if p.annotation is p.empty else p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
+    names = vars(sys.modules[function.__module__])
+    try:
+        return typing.get_type_hints(SimpleNamespace(__annotations__=hints), names, include_extras=True)
+    except NameError as error:
+        raise VssError(f"the options of {factory!r} have annotations that cannot be read ({error}).") from error
 
 
 def load_plugin(module: str) -> None:

@@ -198,7 +198,7 @@ def test_the_file_has_both_heads(net: SegDecNet, tmp_path: Path) -> None:
 def test_requests_that_it_cannot_meet(net: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(VssError, match="one class, the defect; got num_classes 3"):
         build("segdecnet", 3)
-    with pytest.raises(VssError, match="expected 5: v1, v2, v3, v4 to v8, v9"):
+    with pytest.raises(VssError, match=r"option widths\[2\] of model .segdecnet. is .*; Field required"):
         build("segdecnet", 1, widths=(8, 8))
     with pytest.raises(VssError, match="multiples of 8, got 130x64"):
         net(torch.zeros(1, 3, 130, 64))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vss import ops
 from vss.errors import VssError
+
+Width = Annotated[int, Field(ge=1, le=8192)]
+"""Channels of a layer, as an option."""
 
 
 class SegModel(nn.Module):

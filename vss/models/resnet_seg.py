@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vss.models.backbones import ResNetFeatures
-from vss.models.base import SegModel
+from vss.models.base import SegModel, Width
 from vss.models.blocks import conv_bn_relu, init_weights
 from vss.models.registry import MODELS
 
@@ -30,7 +30,7 @@ class ResNetSeg(SegModel):
         num_classes: int,
         *,
         depth: int,
-        decoder: int = 128,
+        decoder: Width = 128,
         dilate: tuple[bool, bool, bool] = (False, False, False),
     ) -> None:
         super().__init__(num_classes)
@@ -60,12 +60,12 @@ def _register(depth: int) -> None:
     # `build` validates options by signature, so the basic-block nets do not offer the dilation they cannot have.
     if depth < 50:
 
-        def factory(num_classes: int, *, decoder: int = 128) -> SegModel:
+        def factory(num_classes: int, *, decoder: Width = 128) -> SegModel:
             return ResNetSeg(num_classes, depth=depth, decoder=decoder)
     else:
 
         def factory(  # type: ignore[misc]
-            num_classes: int, *, decoder: int = 128, dilate: tuple[bool, bool, bool] = (False, False, False)
+            num_classes: int, *, decoder: Width = 128, dilate: tuple[bool, bool, bool] = (False, False, False)
         ) -> SegModel:
             return ResNetSeg(num_classes, depth=depth, decoder=decoder, dilate=dilate)
 

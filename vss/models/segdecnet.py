@@ -8,13 +8,13 @@ turn it and its features into one decision. Module and parameter names are those
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from vss.errors import VssError
+from vss.models.base import Width
 from vss.models.defect import DefectModel
 from vss.models.registry import MODELS
 
@@ -100,10 +100,8 @@ class SegDecNet(DefectModel):
     size_multiple = 8
     least_side = 64
 
-    def __init__(self, num_classes: int = 1, *, widths: Sequence[int] = WIDTHS) -> None:
+    def __init__(self, num_classes: int = 1, *, widths: tuple[Width, Width, Width, Width, Width] = WIDTHS) -> None:
         super().__init__(num_classes)
-        if len(widths) != 5:
-            raise ValueError(f"widths has {len(widths)} entries; expected 5: v1, v2, v3, v4 to v8, v9")
         c1, c2, c3, c4, c5 = widths
         self.gradient_multiplier = 1.0
         self.volume = nn.Sequential(

@@ -6,10 +6,11 @@ the decoder tensor that is unpooled with its indices are pruned together (`vss.p
 
 from __future__ import annotations
 
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from vss.errors import VssError
-from vss.models.base import SegModel
+from vss.models.base import SegModel, Width
 from vss.models.blocks import conv_bn_relu, init_weights
 from vss.models.pooling import max_pool, max_unpool
 from vss.models.registry import MODELS
@@ -62,7 +63,7 @@ class SegNet(SegModel):
     dynamic_multiple = 32
     jumps = True
 
-    def __init__(self, num_classes: int, *, width: int = 64, multiple: int = 1) -> None:
+    def __init__(self, num_classes: int, *, width: Width = 64, multiple: PositiveInt = 1) -> None:
         super().__init__(num_classes)
         self.size_multiple = multiple
         self.backbone = VGGFeatures(width)

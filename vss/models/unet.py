@@ -5,12 +5,18 @@ Deviation from the paper: padded convolutions, so that logits have the size of t
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from vss.models.base import SegModel
+from vss.models.base import SegModel, Width
 from vss.models.blocks import conv_bn_relu, init_weights
 from vss.models.registry import MODELS
+
+Depth = Annotated[int, Field(ge=0, le=8)]
+Up = Literal["transpose", "bilinear"]
 
 
 def double_conv(cin: int, cout: int) -> nn.Sequential:
@@ -29,7 +35,7 @@ class UNet(SegModel):
         up: "transpose" (2x2 transposed convolution, as published) or "bilinear" (resize, then 1x1 convolution).
     """
 
-    def __init__(self, num_classes: int, *, width: int = 64, depth: int = 4, up: str = "transpose") -> None:
+    def __init__(self, num_classes: int, *, width: Width = 64, depth: Depth = 4, up: Up = "transpose") -> None:
         super().__init__(num_classes)
         self.size_multiple = 2**depth
         widths = [width * 2**level for level in range(depth + 1)]
@@ -52,9 +58,7 @@ class UNet(SegModel):
         return self.classifier(x)
 
 
-def _up(cin: int, cout: int, kind: str) -> nn.Module:
+def _up(cin: int, cout: int, kind: Up) -> nn.Module:
     if kind == "transpose":
         return nn.ConvTranspose2d(cin, cout, 2, stride=2)
-    if kind == "bilinear":
-        return nn.Sequential(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False), nn.Conv2d(cin, cout, 1))
-    raise ValueError(f"up is {kind!r}; expected 'transpose' or 'bilinear'")
+    return nn.Sequential(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False), nn.Conv2d(cin, cout, 1))

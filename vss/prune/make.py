@@ -14,7 +14,7 @@ from vss.errors import VssError
 from vss.files import sha256_tensors
 from vss.prune.budget import Budget, Rounding, search
 from vss.prune.cost import CostModel
-from vss.prune.criteria import CRITERIA, Criterion, make_criterion, score_groups
+from vss.prune.criteria import Criterion, make_criterion, score_groups
 from vss.prune.groups import Group, Groups
 from vss.prune.plan import Plan, plan_group
 from vss.prune.stats import Batch, Loss, Statistics, Stats, collect
@@ -91,7 +91,7 @@ def _written(
         options=dict(getattr(model, "options", {})),
         num_classes=getattr(model, "num_classes", None),
         weights_sha256=sha256_tensors(model.state_dict()),
-        criterion=criterion_name(criterion),
+        criterion=criterion.name,
         criterion_options=criterion.options(),
         budget={},
         cost_before={kind: cost.total(kind, members, full) for kind in KINDS},
@@ -128,12 +128,6 @@ def _check_finite(model: nn.Module) -> None:
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise VssError(f"the weights hold NaN or infinity in {name}; give a checkpoint that was not damaged.")
-
-
-def criterion_name(criterion: Criterion) -> str:
-    """The registered name of a criterion, or its class name when it is a user's own."""
-    names = [name for name in CRITERIA.names() if CRITERIA[name] is type(criterion)]
-    return names[0] if names else type(criterion).__name__
 
 
 def verify(model: nn.Module, small: nn.Module, plan: Plan, sizes: Iterable[tuple[int, int]]) -> dict[str, Any]:

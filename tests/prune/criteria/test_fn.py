@@ -92,7 +92,7 @@ def test_fn_params_pruned_together() -> None:
 def test_a_network_without_feature_norms_is_refused() -> None:
     net = randomise(Residual())
     groups = list(find_groups(net, torch.zeros(1, 3, 8, 8)))
-    with pytest.raises(VssError, match="Fn does not apply to this network"):
+    with pytest.raises(VssError, match="criterion 'fn' does not apply to this network"):
         score_groups(make_criterion("fn", effective=False), groups, Stats(net))
     with pytest.raises(VssError, match="needs feature_norm_std, from calibration images"):
         make_plan(net, torch.zeros(1, 3, 8, 8), criterion="fn")

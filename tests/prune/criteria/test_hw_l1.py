@@ -88,6 +88,6 @@ def test_nothing_is_removed_where_nothing_was_asked_for() -> None:
 
 
 def test_an_unknown_rule_is_refused() -> None:
-    with pytest.raises(VssError, match=r"align of criterion HwL1 'strict'\. Did you mean 'strict32'"):
+    with pytest.raises(VssError, match=r"align of criterion 'hw_l1' 'strict'\. Did you mean 'strict32'"):
         make_criterion("hw_l1", align="strict")
     assert make_criterion("hw_l1", align="none").rounding is None

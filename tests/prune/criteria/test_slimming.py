@@ -92,7 +92,7 @@ def test_the_published_masks_unite() -> None:
 def test_a_network_without_batch_norm_is_refused() -> None:
     net = Chain()
     groups = list(find_groups(net, torch.zeros(1, 3, 8, 8)))
-    with pytest.raises(VssError, match="Slimming does not apply to this network"):
+    with pytest.raises(VssError, match="criterion 'slimming' does not apply to this network"):
         score_groups(make_criterion("slimming"), groups, Stats(net))
 
 

@@ -63,7 +63,7 @@ def test_variants_of_norm_layers_are_silent_where_there_are_none() -> None:
         assert taylor(net, groups, batches_of(1), variant=variant) == {}
         criterion = make_criterion("taylor", variant=variant)
         collected, _ = collect(net, groups, criterion.needs, batches_of(1), mean_loss)
-        with pytest.raises(VssError, match="Taylor does not apply to this network"):
+        with pytest.raises(VssError, match="criterion 'taylor' does not apply to this network"):
             score_groups(criterion, groups, Stats(net, collected))
     assert set(taylor(net, groups, batches_of(1))) == {"a", "b"}
 

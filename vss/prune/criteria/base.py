@@ -15,7 +15,7 @@ from vss.errors import VssError, unknown
 from vss.prune.budget import Rounding
 from vss.prune.groups import Group
 from vss.prune.stats import COLLECTORS, Need, Stats
-from vss.registry import Registry
+from vss.registry import Registry, checked_options
 
 Normalize = Literal["none", "mean", "max", "l2", "rank"]
 Ranking = Literal["local", "global", "pools", "widths"]
@@ -48,11 +48,10 @@ class Criterion:
     sparse_phase: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
-        for field in dataclasses.fields(self):
-            value, choices = getattr(self, field.name), typing.get_args(hints[field.name])
-            if typing.get_origin(hints[field.name]) is Literal and value not in choices:
-                raise unknown(f"{field.name} of criterion {type(self).__name__}", str(value), map(str, choices))
+        hints = typing.get_type_hints(type(self), include_extras=True)
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for option, value in checked_options(f"criterion {self.name!r}", hints, options).items():
+            object.__setattr__(self, option, value)
         object.__setattr__(self, "needs", tuple(need if need.options else need.name for need in self.requests()))
 
     def __call__(self, group: Group, stats: Stats) -> Tensor | None:
@@ -61,6 +60,11 @@ class Criterion:
         Channels of such groups are ranked above all others, by the L1 norm of their filters.
         """
         raise TypeError(f"{type(self).__name__} must define __call__")
+
+    @property
+    def name(self) -> str:
+        """The registered name, or the class name where it has none."""
+        return next((name for name in CRITERIA.names() if CRITERIA[name] is type(self)), type(self).__name__)
 
     def requests(self) -> tuple[Need, ...]:
         """The collectors that this instance reads, with their options."""
@@ -87,7 +91,7 @@ class Criterion:
 CRITERIA: Registry[type[Criterion]] = Registry("criterion")
 
 
-def make_criterion(name: str, *, preset: str | None = None, **options: Any) -> Criterion:
+def make_criterion(name: str, /, *, preset: str | None = None, **options: Any) -> Criterion:
     """Build a criterion by name; an unknown option is refused with the closest one.
 
     Args:
@@ -98,7 +102,7 @@ def make_criterion(name: str, *, preset: str | None = None, **options: Any) -> C
     kind = CRITERIA[name]
     if preset is not None:
         if preset not in kind.PRESETS:
-            raise unknown(f"preset of criterion {name!r}", preset, kind.PRESETS)
+            raise unknown(f"preset of criterion {name!r}", str(preset), kind.PRESETS)
         options = {**kind.PRESETS[preset], **options}
     known = [field.name for field in dataclasses.fields(kind)]
     for option in options:
@@ -128,7 +132,7 @@ def score_groups(criterion: Criterion, groups: list[Group], stats: Stats) -> dic
         scores[group.id] = _checked(criterion, group, raw)
     if not scores and groups:
         raise VssError(
-            f"criterion {type(criterion).__name__} does not apply to this network: none of its layers has what the "
+            f"criterion {criterion.name!r} does not apply to this network: none of its layers has what the "
             "method scores; choose another criterion."
         )
     scores = criterion.compare(scores)
@@ -162,12 +166,12 @@ def _checked(criterion: Criterion, group: Group, raw: Tensor) -> Tensor:
     value = raw.detach().double().cpu()
     if value.shape != (group.channels,):
         raise VssError(
-            f"criterion {type(criterion).__name__} gave {tuple(value.shape)} scores for the {group.channels} "
+            f"criterion {criterion.name!r} gave {tuple(value.shape)} scores for the {group.channels} "
             f"channels of {group.id}; it must return one a channel."
         )
     if not torch.isfinite(value).all():
         raise VssError(
-            f"criterion {type(criterion).__name__} gave NaN or infinite scores for layer {group.id!r}; "
+            f"criterion {criterion.name!r} gave NaN or infinite scores for layer {group.id!r}; "
             "check the network's weights and the calibration images."
         )
     return value

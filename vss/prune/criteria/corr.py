@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
-from vss.errors import VssError
 from vss.prune.criteria.base import CRITERIA, Criterion
 from vss.prune.groups import Group
 from vss.prune.stats import Need, Stats
@@ -81,15 +81,10 @@ class Corr(Criterion):
 
     correlation: Literal["pearson", "outer"] = "pearson"
     site: Literal["stream", "bn_out", "conv", "mixed"] = "stream"
-    lam: float = 0.3
-    tau: float = 0.7
+    lam: NonNegativeFloat = 0.3
+    tau: Annotated[float, Field(ge=0, lt=1)] = 0.7
     redundancy: Redundancy = "max"
     greedy: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.tau < 1:
-            raise VssError(f"tau of corr must be in [0, 1), got {self.tau}.")
 
     def requests(self) -> tuple[Need, ...]:
         """Correlations, or channel means."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
 from vss.prune.budget import Rounding
@@ -42,9 +43,9 @@ class Defect(Criterion):
 
     mode: Literal["grad_act", "act"] = "grad_act"
     site: Literal["stream", "bn_out", "conv", "mixed"] = "stream"
-    background: float = 0.0
+    background: NonNegativeFloat = 0.0
     resize: Literal["area", "bilinear"] = "area"
-    positive: tuple[int, ...] | None = None
+    positive: tuple[NonNegativeInt, ...] | None = None
     align: Align = "none"
     ignore_index: int = 255
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
 from vss.errors import VssError, unknown
@@ -36,7 +37,7 @@ class Dmcp(Criterion):
     sparse_phase = True
 
     order: str = "l1"
-    widths: dict[str, int] | None = None
+    widths: dict[str, PositiveInt] | None = None
 
     def __post_init__(self) -> None:
         if self.order == "dmcp":

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
 from vss.errors import VssError
@@ -76,8 +77,8 @@ class Fgp(Criterion):
     masks: Literal["truth", "predicted"] = "truth"
     classes: Literal["mean", "min", "mix"] = "mean"
     ranking: Literal["energy", "share"] = "energy"
-    exclude: tuple[int, ...] = ()
-    aux_weight: float = 0.4
+    exclude: tuple[NonNegativeInt, ...] = ()
+    aux_weight: NonNegativeFloat = 0.4
     ignore_index: int = 255
 
     def requests(self) -> tuple[Need, ...]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from vss.errors import VssError
 from vss.prune.criteria.base import CRITERIA, Criterion
 from vss.prune.groups import Group
 from vss.prune.stats import Stats
@@ -54,12 +55,7 @@ class Fpgm(Criterion):
 
     fold_bn: bool = True
     member_rms: bool = True
-    rate_norm: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.rate_norm <= 1:
-            raise VssError(f"rate_norm of fpgm must be in (0, 1], got {self.rate_norm}.")
+    rate_norm: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     def __call__(self, group: Group, stats: Stats) -> Tensor:
         """(C,) distances; of filters that the first stage removes the negative rank."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
 from vss import ops
@@ -97,13 +98,13 @@ class Sirfp(Criterion):
     per_image: bool = False
     aux: Literal["edge", "gated", "taylor", "none"] = "edge"
     aux_scale: Literal["z", "none"] = "z"
-    lam: float = 0.1
-    lam_head: float | None = None
+    lam: NonNegativeFloat = 0.1
+    lam_head: NonNegativeFloat | None = None
     scale: Literal["positions", "max", "alive", "none"] = "positions"
     pool: Literal["global", "group", "backbone_head"] = "global"
-    ema: float | None = None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     edge_padding: Literal["replicate", "zeros"] = "replicate"
-    min_positions: int = 16
+    min_positions: NonNegativeInt = 16
     batch_norm: Literal["eval", "train"] = "eval"
 
     def requests(self) -> tuple[Need, ...]:
