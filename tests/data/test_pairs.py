@@ -278,9 +278,7 @@ def test_corrupt_file(camvid_root: Path, folder: str) -> None:
 
 def test_deep_image(camvid_root: Path, write: Write) -> None:
     write(camvid_root / "train" / "a1.png", np.zeros((8, 10), np.uint16))
-    data = open_data("camvid", camvid_root)
-    with pytest.raises(BadSampleError, match="more than 8 bits a channel"):
-        data.read(data.pairs("train")[1])
+    assert "train/a1.png has more than 8 bits a channel" in refused(camvid_root)
 
 
 def test_empty_and_unknown_split(camvid_root: Path) -> None:

@@ -1,11 +1,9 @@
-"""Image files in, arrays out; every damaged file is one sentence that names it."""
+"""Image and mask files in, arrays out; every damaged or refused file is one sentence that names it."""
 
 from __future__ import annotations
 
-import functools
 import os
-import struct
-import zlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,16 +12,23 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
+from vss.data import pixels
+from vss.data.pixels import READ_ERRORS, ImageKindError, list_images
 from vss.errors import VssError
+
+__all__ = ["BadSampleError", "list_images", "open_rgb", "read_header", "read_stored_mask", "thread_map"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-"""What Pillow's decoders raise for damaged files (it has no common base class for them)."""
+READING = 2
+"""What is made of the same file: raise this when it changes, and what was computed from images is computed anew."""
 
-MASK_MODES = ("L", "P", "1", "I;16", "I")
-DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")
+MASK_MODES = ("L", "P", "1", "I;16", "I;16B", "I;16L", "I")
+LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")
+LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp", "jpeg2000")
+SCALED = {"L;2": 85, "L;4": 17}
+"""Grey of 2 and 4 bits is spread over 0..255 by Pillow; divided by these the values are those of the file."""
 
 
 class BadSampleError(VssError):
@@ -37,75 +42,71 @@ class BadSampleError(VssError):
         super().__init__(text.rsplit("BadSampleError: ", 1)[-1].strip())
 
 
-@functools.cache
-def image_suffixes() -> frozenset[str]:
-    """Every file suffix (lower case, with the dot) that Pillow can open."""
-    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
-
-
-def is_image(path: Path) -> bool:
-    """Whether the name is one of an image file; hidden files (`._x.png` of some archives) are not."""
-    return path.suffix.lower() in image_suffixes() and not path.name.startswith(".")
-
-
-def list_images(folder: Path, *, recursive: bool = False) -> list[Path]:
-    """The image files of a folder, sorted by name; an absent folder has none."""
-    if not folder.is_dir():
-        return []
-    found = folder.rglob("*") if recursive else folder.iterdir()
-    return sorted(path for path in found if is_image(path) and path.is_file())
-
-
 def _unreadable(path: Path, error: BaseException) -> BadSampleError:
-    reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
+    if isinstance(error, ImageKindError):
+        return BadSampleError(f"{path} {error}, or remove it with its partner.")
+    reason = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
     return BadSampleError(
         f"{path} cannot be read as an image ({reason}); replace the file or remove it with its partner."
     )
 
 
 def open_rgb(path: Path) -> Image.Image:
-    """Decode one image file to 8-bit RGB. Raises `BadSampleError` for damaged files and for deeper channels."""
+    """One image file as upright 8-bit RGB by the rule of `vss.data.pixels`; `BadSampleError` for what it refuses."""
     try:
-        with Image.open(path) as image:
-            if image.mode in DEEP_MODES:
-                raise BadSampleError(
-                    f"{path} has mode {image.mode!r} (more than 8 bits a channel); expected an 8-bit grey or colour "
-                    "image: convert it first."
-                )
-            return image.convert("RGB")
-    except BadSampleError:
-        raise
+        return pixels.read_rgb(path)
     except READ_ERRORS as error:
         raise _unreadable(path, error) from error
 
 
-def check_mask_mode(path: Path, mode: str) -> None:
-    """Refuse masks with more than one channel: their colours are not class indices."""
-    if mode not in MASK_MODES:
+def check_mask(path: Path, image: Image.Image) -> None:
+    """Refuse an opened file that cannot hold class indices: lossy, of several channels or frames, stored inverted."""
+    compression = str(image.info.get("compression"))
+    if image.format in LOSSY or (image.format == "TIFF" and compression in LOSSY_TIFF):
+        kind = image.format if image.format in LOSSY else f"TIFF with {compression} compression"
         raise BadSampleError(
-            f"mask {path} has mode {mode!r}; expected one channel of class indices (8-bit grey or palette): "
+            f"mask {path} is a {kind} file, which does not keep class indices as they were; export the mask again as "
+            "PNG from its source (a converted copy keeps the damage)."
+        )
+    if image.mode not in MASK_MODES:
+        raise BadSampleError(
+            f"mask {path} has mode {image.mode!r}; expected one channel of class indices (8-bit grey or palette): "
             "convert its colours to indices first."
         )
+    if any(re.fullmatch(r"[L1];\d*I", text) for text in pixels.raw_modes(image)):
+        raise BadSampleError(f"mask {path} stores white as 0, so that its values read inverted; save it as PNG.")
+    pixels.refuse_frames(image)
 
 
 def read_stored_mask(path: Path) -> np.ndarray:
-    """The stored values of a mask: (H, W), integers as in the file. Palette files give their indices, 1-bit 0 and 1."""
+    """The stored values of a mask: (H, W), upright, integers as in the file.
+
+    Palette files give their indices, files of 1, 2 or 4 bits 0..1, 0..3 and 0..15, those of 16 and 32 their integers.
+    """
     try:
         with Image.open(path) as image:
-            check_mask_mode(path, image.mode)
-            values = np.array(image)
+            check_mask(path, image)
+            scale = next((SCALED[text] for text in pixels.raw_modes(image) if text in SCALED), 1)
+            image.load()
+            values = np.array(pixels.upright(image, pixels.orientation(image)))
     except BadSampleError:
         raise
     except READ_ERRORS as error:
         raise _unreadable(path, error) from error
-    return values.astype(np.uint8) if values.dtype == np.bool_ else values
+    return values.astype(np.uint8) if values.dtype == np.bool_ else values if scale == 1 else values // scale
 
 
-def read_header(path: Path) -> tuple[tuple[int, int], str]:
-    """((H, W), Pillow mode) from the file's header, without decoding the pixels."""
+def read_header(path: Path, *, mask: bool = False) -> tuple[int, int]:
+    """(H, W), upright, from the file's header, without decoding the pixels; kinds that are refused are refused."""
     try:
         with Image.open(path) as image:
-            return (image.height, image.width), image.mode
+            if mask:
+                check_mask(path, image)
+            else:
+                pixels.refuse_kind(image)
+            return pixels.upright_size(image)
+    except BadSampleError:
+        raise
     except READ_ERRORS as error:
         raise _unreadable(path, error) from error
 

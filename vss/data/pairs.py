@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vss.data.images import BadSampleError, check_mask_mode, list_images, read_header, read_stored_mask, thread_map
+from vss.data.images import BadSampleError, list_images, read_header, read_stored_mask, thread_map
 from vss.data.labels import (
     CAMVID_NAMES,
     CAMVID_PALETTE,
@@ -252,9 +252,7 @@ def open_root(name: str, root: Path | str) -> SegData:
 
 def _header_problem(pair: Pair) -> BadSampleError | None:
     try:
-        (image, _), (mask, mode) = read_header(pair.image), read_header(pair.mask)
-        check_mask_mode(pair.mask, mode)
-        check_sizes(pair, image=image, mask=mask)
+        check_sizes(pair, image=read_header(pair.image), mask=read_header(pair.mask, mask=True))
     except BadSampleError as error:
         return error
     return None

@@ -18,10 +18,14 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from vss.data.images import open_rgb
 from vss.data.labels import IGNORE
+from vss.data.pixels import ImageKindError, to_rgb
 from vss.data.segdata import Pair, SegData
 from vss.errors import VssError
 from vss.files import sha256_json
+
+__all__ = ["Augment", "Preprocess", "SegSplit", "open_rgb", "resize_image", "resize_mask", "sample_seed"]
 
 Triple = tuple[float, float, float]
 Size = tuple[PositiveInt, PositiveInt]
@@ -63,8 +67,11 @@ class Preprocess(BaseModel):
         return value
 
     def image(self, image: Image.Image) -> torch.Tensor:
-        """Any 8-bit image -> (3, H, W) uint8 RGB."""
-        return resize_image(image if image.mode == "RGB" else image.convert("RGB"), self.size)
+        """A picture, as `open_rgb` reads it from a file, -> (3, H, W) uint8 RGB."""
+        try:
+            return resize_image(to_rgb(image), self.size)
+        except ImageKindError as error:
+            raise VssError(f"the picture {error}.") from error
 
     def mask(self, mask: np.ndarray | Image.Image) -> torch.Tensor:
         """(h, w) class indices -> (H, W) int64."""

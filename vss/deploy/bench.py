@@ -120,15 +120,14 @@ def _engine(session: Session, feed: Mapping[str, np.ndarray]) -> Measure:
 
 
 def _whole_way(predictor: StagedPredictor, paths: Sequence[Path], preprocess: Preprocess) -> Measure:
-    from PIL import Image
+    from vss.data.transforms import open_rgb
 
     files = itertools.cycle(paths)
 
     def measure() -> tuple[int, ...]:
         path = next(files)
         marks = [time.perf_counter_ns()]
-        with Image.open(path) as image:
-            rgb = image.convert("RGB")
+        rgb = open_rgb(path)
         marks.append(time.perf_counter_ns())
         pixels = preprocess.image(rgb).unsqueeze(0)
         marks.append(time.perf_counter_ns())

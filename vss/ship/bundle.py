@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vss.config import Recipe
+from vss.data import pixels
 from vss.deploy import Session, trt_runner
 from vss.deploy.backends import available
 from vss.deploy.ranges import Ranges
@@ -289,6 +290,7 @@ def _chosen(project: Project, split: str, amount: int, task: str) -> Iterator[tu
 def _texts(folder: Path, manifest: Manifest, source: Source, plugins: list[str]) -> None:
     """Runner, requirements, README, model card, labels, C++ example."""
     shutil.copyfile(HERE / "standalone.py", folder / "run.py")
+    shutil.copyfile(str(pixels.__file__), folder / "pixels.py")
     if manifest.engine.backend == "tensorrt":
         shutil.copyfile(str(trt_runner.__file__), folder / "trt_runner.py")
     shutil.copytree(HERE / "cpp", folder / "cpp", ignore=lambda _, names: _others(names, manifest.engine.backend))

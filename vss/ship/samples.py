@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from vss.closeness import relative_difference
+from vss.data.images import open_rgb
 from vss.deploy import Session
 from vss.errors import GateFailed, VssError
 from vss.files import atomic
@@ -58,9 +59,7 @@ def write_samples(
 
 def load_image(path: Path, manifest: Manifest) -> np.ndarray:
     """One image as the engine takes it, without the batch dimension."""
-    with Image.open(path) as picture:
-        rgb = picture.convert("RGB")
-    return prepare(rgb, manifest.image.model_dump(), manifest.inputs["image"].dtype == "uint8")
+    return prepare(open_rgb(path), manifest.image.model_dump(), manifest.inputs["image"].dtype == "uint8")
 
 
 def load_expected(bundle: Path, files: Mapping[str, str]) -> dict[str, np.ndarray]:

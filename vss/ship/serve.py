@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from vss.data.images import open_rgb
 from vss.errors import GateFailed, VssError
 from vss.ship.check import refuse_foreign, whole
 from vss.ship.client import Client
@@ -23,8 +23,7 @@ from vss.ship.standalone import prepare, readable
 
 def pixels(path: Path, manifest: Manifest) -> np.ndarray:
     """One image as a client sends it: (1, H, W, 3) uint8."""
-    with Image.open(path) as picture:
-        return prepare(picture.convert("RGB"), manifest.image.model_dump(), True)[None]
+    return prepare(open_rgb(path), manifest.image.model_dump(), True)[None]
 
 
 def feeds(bundle: Path, manifest: Manifest) -> list[dict[str, np.ndarray]]:

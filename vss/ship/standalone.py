@@ -6,8 +6,10 @@
   python run.py camera:/dev/video0 --limit 100    frames of a camera, by way of ffmpeg
   python run.py - --frame-size 640x480            raw RGB frames from standard input, one after the other
 
+Images are read by pixels.py beside this file, as in training: upright by their EXIF; its first lines say the rule.
 Needs numpy, pillow, and onnxruntime (for an ONNX engine) or tensorrt and pycuda (for a TensorRT engine).
-Exit code 0: all went well. 1: some images could not be read (named). 2: wrong use, or an engine for another machine.
+Exit code 0: all went well. 1: some images could not be read or are of a kind that is refused (named). 2: wrong use, or
+an engine for another machine.
 """
 
 from __future__ import annotations
@@ -16,11 +18,10 @@ import argparse
 import hashlib
 import json
 import logging
-import struct
 import subprocess
 import sys
 import time
-import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -28,9 +29,21 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
+if __package__:
+    from ..data.pixels import READ_ERRORS, image_suffixes, list_images, read_rgb, to_rgb
+else:  # in a bundle, whose files stay as they were shipped
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    from pixels import (  # type: ignore[import-not-found, no-redef]
+        READ_ERRORS,
+        image_suffixes,
+        list_images,
+        read_rgb,
+        to_rgb,
+    )
+
 log = logging.getLogger("run")
 HERE = Path(__file__).resolve().parent
-READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 STAGES = ("read", "prepare", "engine", "write")
 Arrays = dict[str, np.ndarray]
 
@@ -84,11 +97,14 @@ class TensorRTEngine:
 
 
 def prepare(picture: Image.Image, image: dict[str, Any], nhwc: bool) -> np.ndarray:
-    """(H, W, 3) uint8, or normalised float32 (3, H, W), whichever the engine takes; `image` is that of the manifest."""
-    rgb, (height, width) = picture if picture.mode == "RGB" else picture.convert("RGB"), image["size"]
-    if (rgb.height, rgb.width) != (height, width):
-        rgb = rgb.resize((width, height), Image.Resampling.BILINEAR)
-    pixels = np.array(rgb)
+    """A picture as the engine takes it: (H, W, 3) uint8, or normalised float32 (3, H, W).
+
+    `image` is that of the manifest.
+    """
+    picture, (height, width) = to_rgb(picture), image["size"]
+    if (picture.height, picture.width) != (height, width):
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    pixels = np.array(picture)
     if nhwc:
         return pixels
     mean, std = (np.array(image[key], np.float32) for key in ("mean", "std"))
@@ -143,14 +159,25 @@ def frames(source: str, frame_size: str | None) -> Iterator[tuple[str, Any]]:
 
 
 def files(path: Path) -> Iterator[tuple[str, Path]]:
-    """One image file, or all of a folder by name."""
-    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    """One image file, or all of a folder, as (name, path); see `names`."""
     if not path.exists():
         raise UsageError(f"{path} does not exist; give an image, a folder, camera:DEVICE or - for standard input.")
-    found = sorted(each for each in path.iterdir() if each.suffix.lower() in known) if path.is_dir() else [path]
+    found = list_images(path) if path.is_dir() else [path]
     if not found:
-        raise UsageError(f"{path} holds no image files; expected some of {', '.join(sorted(known)[:8])} and others.")
-    yield from ((each.stem, each) for each in found)
+        some = ", ".join(sorted(image_suffixes())[:8])
+        raise UsageError(f"{path} holds no image files; expected some of {some} and others.")
+    yield from zip(names(found), found, strict=True)
+
+
+def names(paths: list[Path]) -> list[str]:
+    """What results are called: by the file without its suffix, or with it where another result would be called so.
+
+    >>> names([Path("a.png"), Path("a.jpg"), Path("b.png")])
+    ['a.png', 'a.jpg', 'b']
+    """
+    stems, whole = Counter(path.stem.lower() for path in paths), {path.name.lower() for path in paths}
+    alone = [stems[path.stem.lower()] == 1 and path.stem.lower() not in whole for path in paths]
+    return [path.stem if is_alone else path.name for path, is_alone in zip(paths, alone, strict=True)]
 
 
 def sides(text: str | None) -> tuple[int, int]:
@@ -204,14 +231,12 @@ def write(out: Path, name: str, picture: Image.Image, one: Arrays, table: np.nda
         labels.putpalette(table.tobytes())
         labels.save(out / f"{name}-labels.png")
         coat = labels.convert("RGB").resize(picture.size, Image.Resampling.NEAREST)
-        Image.blend(picture.convert("RGB"), coat, 0.5).save(out / f"{name}-overlay.png")
+        Image.blend(picture, coat, 0.5).save(out / f"{name}-overlay.png")
         return
     heat = Image.fromarray((255 * one["map"]).round().astype(np.uint8))
     heat.save(out / f"{name}-map.png")
     heat = heat.resize(picture.size, Image.Resampling.BILINEAR)
-    Image.composite(Image.new("RGB", picture.size, (255, 0, 0)), picture.convert("RGB"), heat).save(
-        out / f"{name}-overlay.png"
-    )
+    Image.composite(Image.new("RGB", picture.size, (255, 0, 0)), picture, heat).save(out / f"{name}-overlay.png")
 
 
 class Job:
@@ -230,7 +255,7 @@ class Job:
                 break
             start = time.perf_counter()
             try:
-                picture = item if isinstance(item, Image.Image) else self.load(item)
+                picture = item if isinstance(item, Image.Image) else read_rgb(item)
             except READ_ERRORS as error:
                 self.bad += 1
                 log.error("bad image: %s cannot be read (%s); it is left out", item, " ".join(str(error).split()))
@@ -245,12 +270,6 @@ class Job:
             self.finish(batch)
         self.summary()
         return 1 if self.bad else 0
-
-    @staticmethod
-    def load(path: Path) -> Image.Image:
-        """Decode one file to RGB."""
-        with Image.open(path) as image:
-            return image.convert("RGB")
 
     def finish(self, batch: list[tuple[str, Image.Image, np.ndarray, float, float]]) -> None:
         """Engine and output of one batch; a time is that of the batch, over its images."""
