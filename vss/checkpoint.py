@@ -7,22 +7,52 @@ absent; a pair of files could disagree.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from torch import nn
 
 from vss import models
-from vss.errors import VssError
-from vss.files import atomic, sha256_tensors
+from vss.errors import VssError, fault, shown
+from vss.files import atomic, parse_json, sha256_tensors
 from vss.models import SegModel
 from vss.prune import Plan, apply_plan
 from vss.version import __version__
 
 KIND, SCHEMA = "vss.checkpoint", 1
+SLACK = 1 << 20
+"""Elements that making a network may take besides twice its tensors."""
+
+
+class Header(BaseModel):
+    """The JSON in a checkpoint; `vss_sha256` beside it is the hash of its text, which older files lack."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    model: str
+    options: dict[str, Any]
+    num_classes: int | None
+    plans: list[dict[str, Any]]
+    preprocess: dict[str, Any] | None
+    classes: list[str]
+    info: dict[str, Any]
+    weights_sha256: str
+
+    @field_validator("preprocess")
+    @classmethod
+    def _is_one(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        from vss.data.transforms import Preprocess
+
+        if value is not None:
+            Preprocess.model_validate(value)
+        return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +105,11 @@ def save(
         "info": info or {},
         "weights_sha256": sha256_tensors(state),
     }
+    text = json.dumps(meta)
+    header = {"vss": text, "vss_sha256": hashlib.sha256(text.encode()).hexdigest()}
     with atomic(path) as temporary:
         try:
-            save_file(_unshared(state), temporary, metadata={"vss": json.dumps(meta)})
+            save_file(_unshared(state), temporary, metadata=header)
         except SafetensorError as error:
             raise VssError(f"{path} cannot be written ({error}); free some space or choose another place.") from error
     return Path(path)
@@ -106,33 +138,61 @@ def load(path: Path | str, *, model: nn.Module | None = None) -> nn.Module:
 def read(path: Path | str, *, model: nn.Module | None = None) -> Checkpoint:
     """Read a checkpoint with everything it says; see `load`."""
     meta, state = _read_file(Path(path))
-    plans = tuple(Plan.from_dict(data, source=f"{path}, plan {i}") for i, data in enumerate(meta["plans"]))
+    plans = tuple(Plan.from_dict(data, source=f"{path}, plan {i}") for i, data in enumerate(meta.plans))
+    uncut = _uncut(state, plans)
     if model is None:
-        if meta["num_classes"] is None or meta["model"] not in models.MODELS:
+        if meta.num_classes is None or meta.model not in models.MODELS:
             raise VssError(
-                f"{path} holds a {meta['model']!r}, which is not registered; give an unpruned instance: "
+                f"{path} holds a {shown(meta.model)}, which is not registered; give an unpruned instance: "
                 "vss.load(path, model=...), or load its package with --plugin."
             )
-        model = models.build(meta["model"], meta["num_classes"], **meta["options"])
-    elif isinstance(model, SegModel) and model.name != meta["model"]:
-        raise VssError(f"{path} holds a {meta['model']!r} and was to be loaded into a {model.name!r}.")
-    for plan in plans:
-        model = apply_plan(model, plan, check_weights=False)
+        try:
+            with models.AtMost(SLACK + 2 * sum(map(math.prod, uncut.values()))):
+                model = models.build(meta.model, meta.num_classes, **meta.options)
+        except VssError as error:
+            raise VssError(f"{path} does not fit its own description: {error}") from error
+    elif isinstance(model, SegModel) and model.name != meta.model:
+        raise VssError(f"{path} holds a {shown(meta.model)} and was to be loaded into a {model.name!r}.")
+    _check_shapes(Path(path), model, uncut)
     try:
+        for plan in plans:
+            model = apply_plan(model, plan, check_weights=False)
         model.load_state_dict(state)
-    except RuntimeError as error:
-        raise VssError(f"{path} does not fit its own description: {str(error).splitlines()[1].strip()}") from error
+    except (VssError, RuntimeError) as error:
+        raise VssError(f"{path} does not fit its own description: {error}") from error
     return Checkpoint(
         model=model.eval(),
         plans=plans,
-        preprocess=meta["preprocess"],
-        classes=tuple(meta["classes"]),
-        info=meta["info"],
-        weights_sha256=meta["weights_sha256"],
+        preprocess=meta.preprocess,
+        classes=tuple(meta.classes),
+        info=meta.info,
+        weights_sha256=meta.weights_sha256,
     )
 
 
-def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def _uncut(state: dict[str, torch.Tensor], plans: Iterable[Plan]) -> dict[str, list[int]]:
+    """The shapes that the tensors of a cut network had before its plans."""
+    shapes = {name: list(value.shape) for name, value in state.items()}
+    for group in (group for plan in plans for group in plan.groups):
+        for slot in group.slots:
+            if slot.tensor in shapes and slot.dim < len(shapes[slot.tensor]):
+                shapes[slot.tensor][slot.dim] += (group.channels - len(group.kept)) * slot.block
+    return shapes
+
+
+def _check_shapes(path: Path, model: nn.Module, uncut: dict[str, list[int]]) -> None:
+    """Refuse a file whose tensors are not those of `model` before its cuts."""
+    own = {name: list(value.shape) for name, value in model.state_dict().items()}
+    for name in sorted(own.keys() | uncut.keys()):
+        if own.get(name) != uncut.get(name):
+            here, there = (f"of shape {tuple(each[name])}" if name in each else "absent" for each in (own, uncut))
+            raise VssError(
+                f"{path} does not fit its own description: {shown(name)} is {here} in a network with its options and "
+                f"{there} in the file before its cuts; copy it again, or give the network that it was saved from."
+            )
+
+
+def _read_file(path: Path) -> tuple[Header, dict[str, torch.Tensor]]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -144,31 +204,31 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         )
     try:
         with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("vss")
+            header = file.metadata() or {}
+            meta = _read_header(path, header)
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise VssError(f"checkpoint {path} is truncated or damaged ({error}); copy it again or retrain.") from error
-    if text is None:
-        raise VssError(f"{path} is a safetensors file without a vss header; save it with vss.save.")
-    meta = _read_header(path, text)
-    if sha256_tensors(state) != meta["weights_sha256"]:
+    if sha256_tensors(state) != meta.weights_sha256:
         raise VssError(f"checkpoint {path} is damaged: its weights do not have the hash it was saved with.")
     return meta, state
 
 
-def _read_header(path: Path, text: str) -> dict[str, Any]:
-    try:
-        meta = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise VssError(f"checkpoint {path} is damaged: its header is not JSON ({error}); copy it again.") from error
-    if not isinstance(meta, dict) or meta.get("kind") != KIND or not isinstance(meta.get("schema"), int):
+def _read_header(path: Path, header: dict[str, str]) -> Header:
+    text = header.get("vss")
+    if text is None:
+        raise VssError(f"{path} is a safetensors file without a vss header; save it with vss.save.")
+    if header.get("vss_sha256", digest := hashlib.sha256(text.encode()).hexdigest()) != digest:
+        raise VssError(f"checkpoint {path} is damaged: its header does not have the hash it was saved with.")
+    meta = parse_json(text, source=f"the header of checkpoint {path}", kind=KIND, finite=False)
+    own = isinstance(meta, dict) and meta.get("kind") == KIND and type(meta.get("schema")) is int
+    if not own or meta["schema"] < 1:
         raise VssError(f"checkpoint {path} is damaged: its header is of no {KIND}; copy it again.")
     if meta["schema"] > SCHEMA:
         raise VssError(
             f"checkpoint {path} has schema {meta['schema']}; this version reads up to {SCHEMA}: upgrade vss."
         )
-    needed = ("model", "options", "num_classes", "plans", "preprocess", "classes", "info", "weights_sha256")
-    missing = [key for key in needed if key not in meta]
-    if missing:
-        raise VssError(f"checkpoint {path} is damaged: its header lacks {', '.join(missing)}; copy it again.")
-    return meta
+    try:
+        return Header.model_validate(meta)
+    except ValidationError as error:
+        raise VssError(f"checkpoint {path} is damaged: in its header {fault(error)}; copy it again.") from error

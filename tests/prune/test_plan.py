@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from vss.errors import VssError
 from vss.prune import Plan, apply_plan, make_plan
@@ -65,6 +66,33 @@ def test_unknown_fields_and_other_files_are_refused(tmp_path: Path) -> None:
     path.write_text('{"kind": "vss.report", "schema": 1}')
     with pytest.raises(VssError, match=r"holds 'vss\.report'; expected a file of kind 'vss\.plan'"):
         Plan.load(path)
+
+
+def test_a_changed_plan_file_is_refused_and_one_without_a_hash_is_taken(tmp_path: Path) -> None:
+    plan = plan_of(Chain())
+    path = plan.save(tmp_path / "plan.json")
+    assert Plan.load(path) == plan
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps(data | {"seed": 7}))
+    with pytest.raises(VssError, match=r"plan\.json was changed after it was written"):
+        Plan.load(path)
+    del data["sha256"]
+    path.write_text(json.dumps(data | {"seed": 7}))
+    assert Plan.load(path) == plan.model_copy(update={"seed": 7})
+
+
+@pytest.mark.parametrize("leaf", ["weight", "bias", "running_mean", "running_var"])
+def test_a_plan_that_cuts_a_part_of_a_layer_alone_is_refused(leaf: str) -> None:
+    net = Chain(nn.BatchNorm2d(8))
+    data = plan_of(net).to_dict()
+    group = next(each for each in data["groups"] if any(slot["tensor"] == "middle.bias" for slot in each["slots"]))
+    group["slots"] = [slot for slot in group["slots"] if slot["tensor"] != f"middle.{leaf}"]
+    with pytest.raises(VssError, match="it lacks slots of that layer"):
+        apply_plan(net, Plan.from_dict(data), check_weights=False)
+    whole = plan_of(net).to_dict()
+    whole["groups"] = [*whole["groups"], {**whole["groups"][0], "id": "again"}]
+    with pytest.raises(VssError, match="twice"):
+        apply_plan(net, Plan.from_dict(whole), check_weights=False)
 
 
 def test_only_plans_of_one_network_compose() -> None:

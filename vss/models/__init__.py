@@ -9,10 +9,11 @@ from vss.models.adapter import wrap
 from vss.models.backbones import load_backbone, read_state_dict
 from vss.models.base import SegModel, check_multiple
 from vss.models.defect import DefectModel
-from vss.models.registry import MODELS, build
+from vss.models.registry import MODELS, AtMost, build
 
 __all__ = [
     "MODELS",
+    "AtMost",
     "DefectModel",
     "SegModel",
     "build",

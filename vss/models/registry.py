@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
-from vss.errors import VssError, unknown
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vss.errors import VssError, one_line, shown, unknown
 from vss.models.base import SegModel
 from vss.registry import Registry, checked_options, keyword_options
 
@@ -26,12 +29,31 @@ def build(name: str, /, num_classes: int, **options: Any) -> SegModel:
     for option in options:
         if option not in known:
             raise unknown(f"option of model {name!r}", option, known)
-    if not 1 <= num_classes <= 256:
-        raise VssError(f"num_classes is {num_classes}; expected 1 to 256, since labels are uint8.")
+    if not isinstance(num_classes, int) or not 1 <= num_classes <= 256:
+        raise VssError(f"num_classes is {shown(num_classes)}; expected 1 to 256, since labels are uint8.")
     options = checked_options(f"model {name!r}", known, options)
     try:
         model = factory(num_classes, **options)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise VssError(f"model {name!r} refuses options {options}: {error}.") from error
+    except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, ArithmeticError, MemoryError) as error:
+        reason = one_line(str(error)).rstrip(".") or "out of memory"
+        raise VssError(f"model {name!r} refuses options {shown(options)}: {reason}.") from error
     model.name, model.options = MODELS.canonical(name), dict(options)
     return model
+
+
+class AtMost(TorchDispatchMode):
+    """Within it, tensors of at most so many elements altogether are made; more is a `VssError` before the memory is
+    taken. For networks whose options came in a file.
+    """
+
+    def __init__(self, elements: int) -> None:
+        super().__init__()
+        self.left = elements
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        first = func._schema.arguments[0].name if func._schema.arguments else ""
+        if first == "size":
+            self.left -= math.prod(args[0])
+            if self.left < 0:
+                raise VssError("its tensors would be larger than those in the file")
+        return func(*args, **(kwargs or {}))

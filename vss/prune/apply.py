@@ -14,6 +14,10 @@ from vss.errors import VssError
 from vss.files import sha256_tensors
 from vss.prune.plan import Plan
 
+NOTHING = torch.zeros(0, dtype=torch.int64)
+SIZED = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.GroupNorm)
+"""Layers whose weight, bias and statistics have one size in common."""
+
 
 def apply_plan(model: nn.Module, plan: Plan, *, check_weights: bool = True) -> nn.Module:
     """Return a smaller copy of `model`; the original is untouched. The copy's `plans` says how it was cut.
@@ -83,17 +87,41 @@ def check_plan(model: nn.Module, plan: Plan, *, check_weights: bool) -> None:
         for slot in group.slots:
             value = tensors.get(slot.tensor)
             needed = slot.offset + group.channels * slot.block
-            if value is None or slot.dim >= value.ndim or value.shape[slot.dim] < needed:
+            if value is None or not 0 <= slot.dim < value.ndim or value.shape[slot.dim] < needed:
                 found = "none" if value is None else tuple(value.shape)
                 raise VssError(
                     f"the plan needs {needed} slices along dim {slot.dim} of {slot.tensor} and found {found}; "
                     f"it was made for other options or for an uncut {name!r}."
                 )
+    _check_layers(model, removed_positions(plan))
     if check_weights and sha256_tensors(model.state_dict()) != plan.weights_sha256:
         raise VssError(
             f"the plan was made for other weights of {name!r} (hash {plan.weights_sha256[:12]}); "
             "give the checkpoint it was made from, or make a new plan."
         )
+
+
+def _check_layers(model: nn.Module, removed: dict[str, dict[int, Tensor]]) -> None:
+    """Refuse a plan that removes a slice twice, or from one tensor of a layer and not from the others."""
+    for name, dims in removed.items():
+        for dim, gone in dims.items():
+            if len(gone.unique()) < len(gone):
+                raise VssError(f"the plan removes slices of {name} along dim {dim} twice; make it again.")
+    for layer in {name.rpartition(".")[0] for name in removed}:
+        module: Any = model.get_submodule(layer)
+        lines = isinstance(module, nn.modules.conv._ConvNd) and module.transposed and module.groups == 1
+        along = {"weight": int(lines), "bias": 0, "running_mean": 0, "running_var": 0}
+        if not isinstance(module, SIZED):
+            continue
+        own = [name for name in along if getattr(module, name, None) is not None]
+        gone_of = {name: removed.get(f"{layer}.{name}".lstrip("."), {}).get(along[name], NOTHING) for name in own}
+        first = gone_of[own[0]].sort().values
+        odd = next((name for name in own if not torch.equal(gone_of[name].sort().values, first)), None)
+        if odd:
+            raise VssError(
+                f"the plan removes other channels from {layer}.{odd} than from {layer}.{own[0]}; it lacks slots of "
+                "that layer: make it again."
+            )
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, model_validator
 
-from vss.errors import VssError
+from vss.errors import VssError, fault
 from vss.files import read_json, sha256_json, write_json
 from vss.prune.groups import Group, Role, Slot
 
 KIND, SCHEMA = "vss.plan", 1
+MAX_CHANNELS = 1 << 24
 
 
 class _Strict(BaseModel):
@@ -23,9 +24,9 @@ class PlanSlot(_Strict):
     """A `Slot` in JSON."""
 
     tensor: str
-    dim: int
-    offset: int = 0
-    block: int = 1
+    dim: int = Field(ge=0, le=7, strict=True)
+    offset: int = Field(default=0, ge=0, strict=True)
+    block: int = Field(default=1, ge=1, strict=True)
     role: Role
 
     def slot(self) -> Slot:
@@ -37,10 +38,10 @@ class PlanGroup(_Strict):
     """One group: its channel count before, the kept channel numbers (ascending), its slots."""
 
     id: str
-    channels: int = Field(ge=1)
-    kept: tuple[int, ...]
-    slots: tuple[PlanSlot, ...]
-    unit: int = 1
+    channels: int = Field(ge=1, le=MAX_CHANNELS, strict=True)
+    kept: tuple[StrictInt, ...]
+    slots: tuple[PlanSlot, ...] = Field(min_length=1)
+    unit: int = Field(default=1, ge=1, strict=True)
 
     @model_validator(mode="after")
     def _kept_is_a_proper_subset(self) -> Self:
@@ -66,7 +67,7 @@ class Plan(_Strict):
     schema_: int = Field(default=SCHEMA, alias="schema", ge=1, le=SCHEMA)
     model: str
     options: dict[str, Any] = {}
-    num_classes: int | None = None
+    num_classes: int | None = Field(default=None, strict=True)
     weights_sha256: str
     criterion: str
     criterion_options: dict[str, Any] = {}
@@ -85,23 +86,29 @@ class Plan(_Strict):
         return self.model_dump(mode="json", by_alias=True)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any], *, source: str = "plan") -> Plan:
+    def from_dict(cls, data: Any, *, source: str = "plan") -> Plan:
         """Validate; a damaged plan is one sentence."""
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise VssError(f"{source} is no valid plan: {where}: {first['msg']}; make it again.") from error
+            raise VssError(f"{source} is no valid plan: {fault(error)}; make it again.") from error
 
     def save(self, path: Path | str) -> Path:
-        """Write atomically."""
-        return write_json(path, self.to_dict())
+        """Write atomically, with its own hash."""
+        return write_json(path, self.to_dict() | {"sha256": self.sha256()})
 
     @classmethod
     def load(cls, path: Path | str) -> Plan:
-        """Read a plan file."""
-        return cls.from_dict(read_json(path, kind=KIND, schema=SCHEMA), source=str(path))
+        """Read a plan file; one that was changed after it was written is refused, one without a hash is taken."""
+        data = read_json(path, kind=KIND, schema=SCHEMA)
+        stated = data.pop("sha256", None)
+        plan = cls.from_dict(data, source=str(path))
+        if stated not in (None, plan.sha256()):
+            raise VssError(
+                f"{path} was changed after it was written: it does not have the hash that it states; make it again, or "
+                'take its line "sha256" out if the change was meant.'
+            )
+        return plan
 
     def sha256(self) -> str:
         """Hash of the whole decision."""
