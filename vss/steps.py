@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vss import checkpoint, models
+from vss import checkpoint, keys, models
 from vss.config import DmcpConfig, FitConfig, PruneConfig, Recipe, SparseConfig
 from vss.data import Augment, Preprocess, SegData, SegSplit, open_data
 from vss.errors import VssError
 from vss.evaluate import Predictor
-from vss.files import sha256_json, sha256_tensors
 from vss.fits import fit_data, train
 from vss.latency import LatencyGoal
 from vss.prune import (
@@ -149,11 +148,8 @@ def sparsify(
         return model, config, {"labels": [f"{name} without its {'search' if name == 'dmcp' else 'sparse phase'}"]}
     settings = {"epochs": section.epochs, "lr": section.lr or recipe.train.lr, "ema": None, "distill": 0.0}
     fit_config = recipe.train.model_copy(update=settings)
-    budget = config.budget.model_dump(mode="json") if name == "dmcp" else None
-    depends: list[Any] = [name, section.model_dump(mode="json"), fit_config.model_dump(mode="json"), budget]
-    depends += [sha256_tensors(model.state_dict()), project.split("train").sha256(), recipe.seed, list(config.keep)]
-    depends += [recipe.data.model_dump(mode="json")]
-    folder = out / "sparse" / sha256_json(depends)[:12]
+    about = keys.depends(recipe, "sparse", keys.of_data(project, "train", "val"))
+    folder = keys.fit_folder(out / "sparse", about, [model])
     work = _search if isinstance(section, DmcpConfig) else _penalise
     net, config, facts = work(project, model, config, fit_config, folder, progress)
     project.save(net.eval(), out / "sparse.safetensors")
@@ -284,7 +280,11 @@ def prune(
         if config.epochs_between and step < config.steps:
             between = project.recipe.finetune.model_copy(update={"epochs": config.epochs_between, "val_every": 1})
             teacher = copy.deepcopy(given) if between.distill else None
-            train(project, cut, between, out / f"round-{step}", teacher=teacher, progress=progress)
+            about = keys.depends(project.recipe, "finetune", keys.of_data(project, "train", "val"))
+            folder = keys.fit_folder(
+                out / f"round-{step}", [about, config.epochs_between], filter(None, [cut, teacher])
+            )
+            train(project, cut, between, folder, teacher=teacher, progress=progress)
         small = cut
     plan.save(out / "plan.json")
     project.save(small, out / "pruned.safetensors")
