@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import glob
 import hashlib
 import json
 import math
@@ -54,12 +53,6 @@ def atomic(path: Path | str) -> Iterator[Path]:
         raise _write_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def remove_leftovers(path: Path) -> None:
-    """Remove what killed writers of `path` left beside it; for who holds the folder's lock."""
-    for leftover in path.parent.glob(f".{glob.escape(path.stem)}.????????{glob.escape(path.suffix)}"):
-        leftover.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
