@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vss import checkpoint
 from vss.config import PrecisionConfig
 from vss.data.calibration import CalibrationSet, choose_calibration
+from vss.data.layouts import read_lines
 from vss.deploy import BACKENDS, bench, export, gate
 from vss.deploy.bisect import first_diverging, sentence
 from vss.deploy.graph import SegGraph
@@ -206,10 +207,7 @@ class Typing:
 
 def read_list(path: Path) -> list[str]:
     """Ids of images, one a line; blank lines do not count."""
-    try:
-        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise VssError(f"{path} cannot be read ({error}); expected ids of training images, one a line.") from error
+    return [line for line in read_lines(path, "ids of training images, one a line") if line]
 
 
 def judge(

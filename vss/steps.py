@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from vss import checkpoint, keys, models
 from vss.config import DmcpConfig, FitConfig, PruneConfig, Recipe, SparseConfig
-from vss.data import Augment, Preprocess, SegData, SegSplit, open_data
+from vss.data import Augment, Preprocess, SegData, SegSplit, open_data, require_classes
 from vss.errors import VssError
 from vss.evaluate import Predictor
 from vss.fits import fit_data, train
@@ -68,10 +68,15 @@ class Project:
 
     @functools.cached_property
     def task(self) -> Task:
-        """What the network is for."""
+        """What the network is for; a checkpoint of other classes than those of the data is refused."""
         config = self.recipe.model
-        name = checkpoint.read(config.checkpoint).model.task if config.checkpoint else task_of(config.name)
-        return TASKS[str(name)](self.recipe, self.data, self.preprocess)
+        if not config.checkpoint:
+            return TASKS[task_of(config.name)](self.recipe, self.data, self.preprocess)
+        saved = checkpoint.read(config.checkpoint)
+        task = TASKS[str(saved.model.task)](self.recipe, self.data, self.preprocess)
+        count = getattr(saved.model, "num_classes", 0)
+        require_classes(config.checkpoint, saved.classes, str(self.data.root), task.classes, count=count)
+        return task
 
     @functools.cached_property
     def augment(self) -> Augment:
@@ -369,4 +374,6 @@ def project_of(path: Path | str, *, data_root: str | None, dataset: str | None, 
     recipe = Recipe.model_validate(
         recipe.model_dump() | {"data": recipe.data.model_dump() | data, "model": {"checkpoint": str(path)}}
     )
-    return Project(recipe, open_data(recipe.data.dataset, recipe.data.root), Preprocess(**saved.preprocess))
+    project = Project(recipe, open_data(recipe.data.dataset, recipe.data.root), Preprocess(**saved.preprocess))
+    project.task  # noqa: B018  (other classes than those of the data are refused now)
+    return project
