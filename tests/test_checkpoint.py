@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vss import checkpoint, models
-from vss.errors import VssError
+from vss.errors import NotFinite, VssError
 from vss.files import sha256_tensors
 from vss.prune import Plan, apply_plan, make_plan
 
@@ -297,3 +297,12 @@ def test_a_header_without_a_hash_is_of_an_older_version_and_loads(path: Path) ->
     with safe_open(path, "pt") as file:
         assert set(file.metadata()) == {"vss"}
     assert sha256_tensors(checkpoint.load(path).state_dict()) == sha256_tensors(expected)
+
+
+@pytest.mark.parametrize("name", ["classifier.weight", "encoder.0.1.running_var"])
+def test_weights_of_a_diverged_training_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    net = pruned()
+    net.state_dict()[name].view(-1)[0] = float("inf")
+    path = checkpoint.save(net, tmp_path / "x.safetensors")
+    with pytest.raises(NotFinite, match=rf"x\.safetensors holds NaN or infinity in {name}: its training diverged"):
+        checkpoint.load(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.utils.data import Dataset
 
 from vss.data.transforms import Preprocess
 from vss.deploy import BACKENDS, Binding, Session, TorchSession, export, gate
-from vss.errors import VssError
+from vss.errors import NotFinite, VssError
 from vss.evaluate import engine_predictor, evaluate, torch_predictor
 from vss.metrics import scores
 from vss.models import build
@@ -109,6 +110,18 @@ def test_engine_scores_what_torch_scores(
         found = run(engine_predictor(session, preprocess))
         assert found["miou_pct"] == pytest.approx(expected["miou_pct"], abs=0.05)
         assert found["pixel_acc_pct"] == pytest.approx(expected["pixel_acc_pct"], abs=0.05)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_network_of_nan_has_no_score(network: nn.Module, preprocess: Preprocess, value: float) -> None:
+    broken = copy.deepcopy(network)
+    with torch.no_grad():
+        broken.classifier.bias[0] = value
+    for session in (None, TorchSession(broken, SIZE), TorchSession(broken, SIZE, labels=True)):
+        predict = torch_predictor(broken, preprocess) if session is None else engine_predictor(session, preprocess)
+        with pytest.raises(NotFinite, match="gives NaN or infinity, so its results mean nothing"):
+            run(predict)
+    assert run(engine_predictor(TorchSession(network, SIZE, labels=True), preprocess))["images"] == 7
 
 
 class FakeSession(Session):

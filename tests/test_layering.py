@@ -47,7 +47,6 @@ LAYERS = (
             "cli_lint",
             "cli_methods",
             "precision",
-            "keys",
             "run_precision",
             "run_frame",
             "run_references",

@@ -122,6 +122,7 @@ def test_void_only_gives_none_and_reset_forgets() -> None:
     metric.update(torch.zeros(1, 4, 4, dtype=torch.uint8), torch.full((1, 4, 4), VOID))
     assert metric.compute() == {
         "miou_pct": None,
+        "miou_truth_pct": None,
         "pixel_acc_pct": None,
         "class_acc_pct": None,
         "fwiou_pct": None,

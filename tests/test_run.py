@@ -131,10 +131,17 @@ def test_gate_from_baseline_fails_with_everything_written(
         prune={"criterion": "random", "recalibrate": 0, "budget": {"keep": 0.06, "floor": 0.01}},
         finetune={"epochs": 1, "batch_size": 4, "lr": 1e-9, "precision": "32-true", "accelerator": "cpu"},
     )
-    with pytest.raises(GateFailed, match="drop of"):
+    with pytest.raises(
+        GateFailed, match=r"Gate pruned against baseline failed: .*Gate pruned against control failed: "
+    ):
         run(harsh, out, progress=False)
     report = json.loads((out / "report.json").read_text())
-    assert not report["gate"]["passed"] and (out / "report.html").is_file()
+    assert not report["gate"]["passed"]
+    checks = {check["what"]: check for check in report["gate"]["checks"]}
+    assert [check["passed"] for check in checks.values()] == [True, False, False]
+    lost = checks["pruned against baseline"]
+    assert lost["drop_interval"][0] <= lost["drop"] <= lost["drop_interval"][1] and lost["max_drop"] == 0
+    assert "gate failed: pruned against baseline, pruned against control" in (out / "report.html").read_text()
 
 
 def test_kill_9_at_any_step_ends_in_the_same_plan(

@@ -26,7 +26,7 @@ def recipe(root: Path, **precision: Any) -> Recipe:
         "train": fit,
         "prune": {"criterion": "l1", "batches": 1, "batch_size": 4, "recalibrate": 1},
         "finetune": fit,
-        "gate": {"max_drop": 5.0},
+        "gate": {"max_drop": 5.0, "max_drop_from_baseline": 100},
         "bench": {"min_seconds": 0.1, "max_seconds": 6.0, "images": 2, "spread": 50},
         "panels": 1,
         "precision": {"kinds": ["fp16", "int8"], "images": 6, "max_drop": 5.0, "search_images": 2, "groups": 3},

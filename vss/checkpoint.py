@@ -20,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from torch import nn
 
 from vss import models
-from vss.errors import VssError, fault, shown
+from vss.closeness import NETWORK
+from vss.errors import NotFinite, VssError, fault, shown
 from vss.files import atomic, parse_json, sha256_tensors
 from vss.models import SegModel
 from vss.prune import Plan, apply_plan
@@ -160,6 +161,7 @@ def read(path: Path | str, *, model: nn.Module | None = None) -> Checkpoint:
         model.load_state_dict(state)
     except (VssError, RuntimeError) as error:
         raise VssError(f"{path} does not fit its own description: {error}") from error
+    _check_finite(Path(path), model)
     return Checkpoint(
         model=model.eval(),
         plans=plans,
@@ -168,6 +170,17 @@ def read(path: Path | str, *, model: nn.Module | None = None) -> Checkpoint:
         info=meta.info,
         weights_sha256=meta.weights_sha256,
     )
+
+
+def _check_finite(path: Path, model: nn.Module) -> None:
+    """A diverged network computes NaN, whose argmax is class 0: whatever is made of it looks like a result.
+
+    Parameters and running statistics; other buffers may hold infinity for good reason, as masks of attention do.
+    """
+    statistics = ((n, b) for n, b in model.named_buffers() if n.endswith(("running_mean", "running_var")))
+    for name, value in (*model.named_parameters(), *statistics):
+        if not torch.isfinite(value).all():
+            raise NotFinite(f"{path} holds NaN or infinity in {name}: its training diverged; {NETWORK}.")
 
 
 def _uncut(state: dict[str, torch.Tensor], plans: Iterable[Plan]) -> dict[str, list[int]]:

@@ -48,6 +48,7 @@ from vss.console import (
     out,
     recipe_of,
     say,
+    show_gates,
     show_table,
     size_of,
     tell,
@@ -271,12 +272,11 @@ def evaluate(
     more = {"class_acc_pct": "class acc %", "boundary_iou_pct": "boundary IoU %", "fps": "images/s"}
     show_table(figures["rows"], COLUMNS | {"pixel_acc_pct": "pixel acc %", "fwiou_pct": "FWIoU %"} | more)
     write_figures(report, "vss.evaluation", figures)
-    if "drop" in figures:
-        interval = "{:.2f} to {:.2f}".format(*figures["drop_interval"]) if figures["drop_interval"] else "not known"
-        out.print(f"a drop of {figures['drop']:.2f} points; 95 % interval {interval}", highlight=False)
+    if max_drop is None and "comparison" in figures:
+        out.print(figures["comparison"], highlight=False)
     if "gate" in figures:
-        out.print(figures["gate"]["sentence"])
-        if not figures["gate"]["passed"]:
+        show_gates(figures["gate"])
+        if figures["gate"]["passed"] is False:
             raise GateFailed(f"gate {figures['gate']['sentence']}")
 
 
@@ -354,6 +354,7 @@ def run(
         out.print(yaml12.dump(job.model_dump(mode="json")), highlight=False)
         return
 
+    from vss.report import read_report
     from vss.run import run as run_recipe
 
     folder = to or Path("runs") / job.name
@@ -361,16 +362,15 @@ def run(
     try:
         result = run_recipe(job, folder, say=say, progress=out.is_terminal, command=command)
     except GateFailed:
-        _final(folder)
+        _final(read_report(folder / "report.json"), job.name)
         raise
-    show_table(result["rows"], COLUMNS, job.name)
+    _final(result, job.name)
     out.print(f"report: {folder / 'report.html'}")
 
 
-def _final(folder: Path) -> None:
-    from vss.report import read_report
-
-    show_table(read_report(folder / "report.json")["rows"], COLUMNS)
+def _final(report: dict[str, Any], name: str) -> None:
+    show_table(report["rows"], COLUMNS, name)
+    show_gates(report["gate"])
 
 
 @app.command()

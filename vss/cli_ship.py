@@ -21,7 +21,10 @@ def ship(
     name: Annotated[str | None, typer.Option(help="of the model in a server; default: that of the recipe")] = None,
     data_root: Root = None,
     samples: Annotated[int, typer.Option(help="images with truth and answers that go along")] = 4,
-    force: Annotated[bool, typer.Option(help="ship without a passed gate; the manifest says so")] = False,
+    accept_failed_gate: Annotated[
+        str | None, typer.Option(help="why it ships although a gate failed: words for the model card")
+    ] = None,
+    force: Annotated[bool, typer.Option(help="ship what no gate judged; the manifest says so")] = False,
     max_batch: Annotated[int, typer.Option(help="images per execution in a server")] = 8,
     delay_us: Annotated[int, typer.Option(help="how long a request waits for others, microseconds")] = 2000,
     instances: Annotated[int, typer.Option(help="copies of the engine in a server")] = 1,
@@ -34,7 +37,8 @@ def ship(
 
     given = {"weights": licence, "data": data_licence}
     manifest = make(
-        run, to, row=engine, name=name, data_root=data_root, samples=samples, force=force, max_batch=max_batch,
+        run, to, row=engine, name=name, data_root=data_root, samples=samples,
+        accept=accept_failed_gate, force=force, max_batch=max_batch,
         delay_us=delay_us, instances=instances, threads=threads,
         licences={key: value for key, value in given.items() if value},
     )  # fmt: skip

@@ -224,17 +224,17 @@ class _Bar:
     def tell(self, what: str, name: str, detail: str) -> None:
         """What `vss.sweep.drive` says."""
         known = self.summary
-        if what == "plan":
+        if what == "cost":
             out.print(detail, highlight=False)
         elif what == "page":
             out.print(f"report: {name}", highlight=False)
         elif what != "start":
             tell(out, f"{time.strftime('%H:%M:%S')} {what:>7}", self.COLOURS[what], f"{name}  {detail}")
         done = known.ok + known.skipped + len(known.failed)
-        text = f"{done}/{known.total} cells"
         self.bar.update(
-            self.line, description=text, total=known.total or None, completed=done, left=f"{known.left()} left"
-        )
+            self.line, description=f"{done}/{known.total} cells", total=known.planned_s or None, completed=known.done_s,
+            left=f"{known.left()} left" if known.done_s else "",
+        )  # fmt: skip
         out.file.flush()
 
 

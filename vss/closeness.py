@@ -1,4 +1,4 @@
-"""Do two networks compute the same? Differences are judged against how far an output varies, not against its size.
+"""Are outputs numbers, and are they the same? Differences are judged against how far an output varies, not its size.
 
 A constant on top of all logits changes no label, and relative to the largest value it would hide any difference.
 """
@@ -7,14 +7,25 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vss.errors import NotFinite
+
 TINY = 1e-9  # of the largest value: what an output must vary by before its variation counts; float64 resolves it
+NETWORK = "give a checkpoint that did not diverge, or train again with a lower learning rate"
+ENGINE = "make it of a checkpoint that did not diverge, or in another precision: float16 ends at 65504"
 AGREEMENT = 0.999  # share of the places that have the same label
 Outputs = Callable[[nn.Module, Tensor], Sequence[Tensor]]
+
+
+def refuse_not_finite(values: Iterable[Any], what: str, advice: str) -> None:
+    """Raise `NotFinite` unless every value of all these arrays or tensors is a number: NaN has an argmax too."""
+    if not all(bool(torch.isfinite(torch.as_tensor(value)).all()) for value in values):
+        raise NotFinite(f"{what} gives NaN or infinity, so its results mean nothing; {advice}.")
 
 
 def spread(values: Tensor) -> float:

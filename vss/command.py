@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +13,11 @@ from torch import nn
 
 from vss import checkpoint, models, steps
 from vss.config import Recipe
-from vss.data import Preprocess, require_classes
+from vss.data import Preprocess
 from vss.deploy import BACKENDS, Session, bench, gate
 from vss.deploy.backends import available
 from vss.deploy.precision import Precision, export_as
+from vss.deploy.probe import check_finite
 from vss.errors import VssError
 from vss.evaluate import Predictor, engine_predictor
 from vss.prune import count
@@ -108,11 +108,11 @@ def evaluate(
         rows.append({"name": name, "file": str(path), **static, **_scalars(result)})
     figures: dict[str, Any] = {"split": split, "rows": rows}
     if len(results) == 2:
-        limit = 0.0 if max_drop is None else max_drop
-        verdict = gate(results[0], results[1], metric=project.task.metric, max_drop=limit)
-        interval = verdict.get("drop_interval") or project.task.drop_interval(results[0], results[1])
-        figures |= {"drop": verdict["drop"], "drop_interval": interval}
-        checks = [] if max_drop is None else [verdict]
+        span = project.task.drop_interval(results[0], results[1])
+        verdict = gate(results[0], results[1], metric=project.task.metric, max_drop=max_drop, interval=span)
+        keys = ("drop", "drop_interval", "all_classes")
+        figures |= {"comparison": verdict["sentence"], **{key: verdict[key] for key in keys if key in verdict}}
+        checks = [] if max_drop is None else [{"what": "candidate against baseline", **verdict}]
         checks += project.task.limits(
             results[0], results[1], max_fnr_increase=max_fnr_increase, max_ap_drop=max_ap_drop
         )
@@ -157,18 +157,13 @@ def _opened(
     recipe = Recipe.model_validate(recipe.model_dump() | {"data": settings, "model": network})
     project = steps.Project.open(recipe)
     project = steps.Project(project.recipe, project.data, preprocess)
-    require_classes(str(path), classes_of(session), str(project.data.root), project.task.classes)
     return project, engine_predictor(session, preprocess), static
-
-
-def classes_of(session: Session) -> list[str]:
-    """The class names that an exported file carries in its metadata; none where it carries none."""
-    stored = session.describe().get("metadata", {}).get("vss.classes")
-    return [str(name) for name in json.loads(stored)] if stored else []
 
 
 def preprocess_of(session: Session, size: list[int] | None) -> Preprocess:
     """The preprocessing that an exported file carries in its metadata."""
+    import json
+
     stored = session.describe().get("metadata", {}).get("preprocess")
     values = json.loads(stored) if stored else {}
     shape = next(iter(session.inputs.values())).shape
@@ -242,6 +237,8 @@ def bench_engines(
     rng = np.random.default_rng(0)
     feeds = {name: {key: _noise(rng, b, batch) for key, b in s.inputs.items()} for name, s in sessions.items()}
     try:
+        for name, session in sessions.items():
+            check_finite(session, feeds[name], str(paths[name]))
         return bench(sessions, feeds, max_seconds=max_seconds, min_seconds=min(2.0, max_seconds))
     finally:
         for session in sessions.values():

@@ -255,13 +255,15 @@ class BuildConfig(Section):
 
 
 class GateConfig(Section):
-    """How much worse may the engine be than the network it was made from, and the pruned net than the baseline."""
+    """Two gates: the engine equals its network, and the pruned engine keeps up with the baseline and the control."""
 
     metric: str | None = Field(default=None, description="null: that of the task, such as miou_pct or ap_pct")
     max_drop: float = Field(default=0.1, ge=0, description="points, engine against the same network in torch")
-    max_drop_from_baseline: float | None = Field(default=None, ge=0)
+    max_drop_from_baseline: float | None = Field(
+        default=1.0, ge=0, description="points, pruned engine against the baseline and the control; null: not judged"
+    )
     max_fnr_increase: float | None = Field(
-        default=None, ge=0, description="defect networks: points of missed defects on validation, engine and baseline"
+        default=None, ge=0, description="defect networks: points of missed defects on validation, against the same two"
     )
     max_ap_drop: float | None = Field(
         default=None, ge=0, description="defect networks: points of average precision on validation, likewise"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -158,6 +158,15 @@ def latency_of(target: str | None, lut: Path | None, dry_run: bool) -> dict[str,
 def tell(console: Console, tag: str, colour: str, text: object) -> None:
     """A coloured word and a text, whose own brackets are only brackets."""
     console.print(Text.assemble((tag, colour), " ", str(text)), soft_wrap=True)
+
+
+def show_gates(gate: Mapping[str, Any]) -> None:
+    """Every gate by its name, with figures, interval and limit; what nothing judged is told as well."""
+    words = {True: ("passed", "green"), False: ("failed", "red"), None: ("not judged", "yellow")}
+    for check in gate.get("checks") or [gate]:
+        word, colour = words[check["passed"]]
+        sentence = check["sentence"].removeprefix(f"{word}: ")
+        tell(out, f"{word:>10}", colour, f"gate {check['what']}: {sentence}" if check.get("what") else sentence)
 
 
 def say(name: str, status: str, seconds: float, detail: str) -> None:

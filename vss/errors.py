@@ -30,6 +30,10 @@ class GateFailed(VssError):
     exit_code = 1
 
 
+class NotFinite(VssError):
+    """A network or an engine gave NaN or infinity: its results mean nothing."""
+
+
 class NotMeasured(VssError):
     """The input was fine and the machine too noisy to measure it: exit code 3."""
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from vss import ops
+from vss.closeness import ENGINE, NETWORK, refuse_not_finite
 from vss.errors import VssError
 from vss.metrics import SegMetrics, confusion_per_image
 
@@ -39,6 +40,7 @@ class _Session(Protocol):
     @property
     def outputs(self) -> Mapping[str, Any]: ...
     def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
+    def probe(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
 
 
 def evaluate(
@@ -69,6 +71,7 @@ def evaluate(
         `resolution` [H, W] at which truth and prediction were compared.
 
     Raises:
+        NotFinite: the predictor's network or engine gives NaN or infinity.
         VssError: an empty split, a class count that does not fit, labels of another shape or outside of the classes.
     """
     total = len(dataset)  # type: ignore[arg-type]
@@ -114,10 +117,20 @@ def torch_predictor(
     network: Any = model.to(device).eval()
 
     def predict(images: Tensor) -> Any:
+        x = preprocess.normalise(images.to(device, non_blocking=True))
         with torch.inference_mode():
-            return getattr(network, method)(preprocess.normalise(images.to(device, non_blocking=True)))
+            if method != "predict":
+                return _finite(getattr(network, method)(x))
+            network.check_size(x)
+            logits = _finite(network.forward_logits(x))
+            return ops.seg_argmax(logits, tuple(x.shape[-2:]), network.align_corners)
 
     return predict
+
+
+def _finite(found: Any) -> Any:
+    refuse_not_finite(found.values() if isinstance(found, Mapping) else (found,), "the network", NETWORK)
+    return found
 
 
 def engine_predictor(session: _Session, preprocess: Preprocess) -> EnginePredictor:
@@ -139,15 +152,24 @@ class EnginePredictor:
     def __init__(self, session: _Session, preprocess: Preprocess) -> None:
         self.session, self.preprocess = session, preprocess
         self.batch, self.nhwc, self.dtype = _input(session, tuple(preprocess.size))
-        self.output = _output(session)
+        self.output, self._probed = _output(session), False
 
     def __call__(self, images: Tensor) -> Any:
         """images: (N, 3, H, W) uint8. Returns (N, H, W) integer labels, or the heads; see `Predictor`."""
         chunks = images.split(self.batch) if self.batch else (images,)
-        parts = [self.finish(self.infer(self.feed(chunk)), len(chunk)) for chunk in chunks]
+        parts = [self.finish(self._checked(self.feed(chunk)), len(chunk)) for chunk in chunks]
         if self.output == HEADS:
             return {name: torch.cat([part[name] for part in parts]) for name in HEADS}
         return torch.cat(parts)
+
+    def _checked(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs, all of them finite; the logits behind labels are looked at for the first images alone."""
+        outputs = self.infer(feed)
+        floats = [value for value in outputs.values() if value.dtype.kind == "f"]
+        if not floats and not self._probed:
+            floats, self._probed = list(self.session.probe(feed).values()), True
+        refuse_not_finite(floats, "the engine", ENGINE)
+        return outputs
 
     def feed(self, images: Tensor) -> dict[str, np.ndarray]:
         """Pad to the engine's batch, normalise or reorder, copy to contiguous host memory."""

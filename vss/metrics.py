@@ -104,6 +104,7 @@ def scores(confusion: Tensor) -> dict[str, Any]:
 
     Returns:
         `miou_pct`: mean IoU over the classes present in truth or prediction;
+        `miou_truth_pct`: over the classes present in truth, so that networks are compared over the same classes;
         `iou_pct`: list of K, None for a class in neither;
         `pixel_acc_pct`: share of counted pixels that are right;
         `class_acc_pct`: mean recall over the classes present in truth;
@@ -115,6 +116,7 @@ def scores(confusion: Tensor) -> dict[str, Any]:
     total = truth.sum()
     return {
         "miou_pct": _number(_mean(iou)),
+        "miou_truth_pct": _number(_mean(iou[truth > 0])),
         "pixel_acc_pct": _number(_ratio(hits.sum(), total)),
         "class_acc_pct": _number(_mean(_ratio(hits, truth))),
         "fwiou_pct": _number(_ratio((truth * iou.nan_to_num(0.0)).sum(), total)),
@@ -122,11 +124,16 @@ def scores(confusion: Tensor) -> dict[str, Any]:
     }
 
 
-def miou_pct(confusion: Tensor) -> Tensor:
-    """confusion: (..., K, K) counts. Returns (...) float64 mean IoU in percent, NaN where nothing was counted."""
+def miou_pct(confusion: Tensor, *, truth: bool = False) -> Tensor:
+    """confusion: (..., K, K) counts. Returns (...) float64 mean IoU in percent, NaN where nothing was counted.
+
+    `truth`: over the classes present in truth alone. A class that is only predicted counts 0 otherwise, from its first
+    pixel on, and for the network that predicts it alone.
+    """
     matrix = confusion.double()
-    hits = matrix.diagonal(dim1=-2, dim2=-1)
-    return 100 * _ratio(hits, matrix.sum(-1) + matrix.sum(-2) - hits).nanmean(-1)
+    hits, true = matrix.diagonal(dim1=-2, dim2=-1), matrix.sum(-1)
+    iou = _ratio(hits, true + matrix.sum(-2) - hits)
+    return 100 * (torch.where(true > 0, iou, torch.nan) if truth else iou).nanmean(-1)
 
 
 def boundary_width(height: int, width: int, ratio: float = BOUNDARY_RATIO) -> int:

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from vss import checkpoint
 from vss.config import PrecisionConfig
 from vss.data.calibration import CalibrationSet, choose_calibration
-from vss.data.layouts import read_lines
 from vss.deploy import BACKENDS, bench, export, gate
 from vss.deploy.bisect import first_diverging, sentence
+from vss.deploy.gate import comparable
 from vss.deploy.graph import SegGraph
 from vss.deploy.layers import Net, groups_of, read_onnx
 from vss.deploy.precision import ANY, GRAPH_OPTIONS, Precision, convert, graph_of, retype
@@ -168,7 +168,7 @@ class Typing:
         every = groups_of(Net(read_onnx(self.plain)), self.config.groups)
         groups = {name: [layer for layer in layers if layer in chosen] for name, layers in every.items()}
         groups = {name: layers for name, layers in groups.items() if layers}
-        baseline = float(here.score(self.plain)[task.metric])
+        baseline = comparable(here.score(self.plain), task.metric)
         with tempfile.TemporaryDirectory(prefix="vss-search-") as folder:
             files: dict[tuple[str, ...], Path] = {}
 
@@ -176,7 +176,7 @@ class Typing:
                 path = Path(folder) / f"{len(files)}.onnx"
                 convert(self.plain, path, self.precision("int8", [*self.config.keep, *keep]), ranges)
                 files[tuple(keep)] = path
-                return float(here.score(path)[task.metric])
+                return comparable(here.score(path), task.metric)
 
             rows = scan(groups, score, baseline, tick)
             if timed:
@@ -207,7 +207,10 @@ class Typing:
 
 def read_list(path: Path) -> list[str]:
     """Ids of images, one a line; blank lines do not count."""
-    return [line for line in read_lines(path, "ids of training images, one a line") if line]
+    try:
+        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise VssError(f"{path} cannot be read ({error}); expected ids of training images, one a line.") from error
 
 
 def judge(
@@ -226,16 +229,29 @@ def judge(
     """
     task = typing.project.task
     metric = metric or task.metric
-    verdict = gate(results["torch"], results["engine"], metric=metric, max_drop=max_drop)
     span = task.drop_interval(results["torch"], results["engine"]) if metric == task.metric else None
-    if span is not None:
-        verdict["drop_interval"] = span
+    verdict = gate(results["torch"], results["engine"], metric=metric, max_drop=max_drop, interval=span)
     verdict["scores"] = {name: result[metric] for name, result in results.items()}
-    if not verdict["passed"]:
-        feed = {"image": typing.images(2, typing.project.preprocess.size, 0).numpy()}
-        level = BACKENDS["onnxruntime"].open(path).describe()["optimisation"]
-        verdict["diverges"] = first_diverging(typing.plain, path, feed, optimisation=level)
-        verdict["sentence"] += f" {sentence(verdict['diverges'])}"
+    return verdict if verdict["passed"] else _explained(typing, path, verdict)
+
+
+def refused(
+    typing: Typing, path: Path, results: dict[str, dict[str, Any]], reason: str, *, max_drop: float, metric: str | None
+) -> dict[str, Any]:
+    """The verdict of `judge` on an engine that gives NaN, `reason` in a sentence; its figures are None."""
+    name = metric or typing.project.task.metric
+    verdict = {"passed": False, "metric": name, "baseline": comparable(results["torch"], name), "candidate": None}
+    verdict |= {"drop": None, "max_drop": max_drop, "sentence": f"failed: {reason}"}
+    verdict["scores"] = {key: result[name] for key, result in results.items()} | {"engine": None}
+    return _explained(typing, path, verdict)
+
+
+def _explained(typing: Typing, path: Path, verdict: dict[str, Any]) -> dict[str, Any]:
+    """With the first layer that diverges, also in the sentence."""
+    feed = {"image": typing.images(2, typing.project.preprocess.size, 0).numpy()}
+    level = BACKENDS["onnxruntime"].open(path).describe()["optimisation"]
+    verdict["diverges"] = first_diverging(typing.plain, path, feed, optimisation=level)
+    verdict["sentence"] += f" {sentence(verdict['diverges'])}"
     return verdict
 
 

@@ -9,22 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
-from vss import checkpoint, keys, steps
+from vss import checkpoint, steps
 from vss.config import Recipe
 from vss.deploy import bench, bench_end_to_end, export
 from vss.deploy.backends import available, build_spec, inspected
 from vss.deploy.bench import noise, pinned
 from vss.errors import GateFailed
 from vss.evaluate import engine_predictor
-from vss.files import atomic, sha256_artefact
+from vss.files import atomic, sha256_artefact, sha256_file, sha256_json
 from vss.page import write_page
 from vss.pictures import spread
-from vss.prune import Statistics
+from vss.prune import CRITERIA, Statistics
 from vss.report import write_report
 from vss.run_frame import frame, write_failed
-from vss.run_precision import merge, typed_engines
+from vss.run_precision import merge, typed_engines, unpruned
 from vss.run_references import References
 from vss.runner import Result, Runner
 from vss.steps import Project
@@ -52,9 +51,10 @@ def run(
     except BaseException as error:
         write_failed(job, error)
         raise
-    for verdict in report["gate"].get("checks", [report["gate"]]):
-        if not verdict["passed"]:
-            raise GateFailed(f"gate {verdict['sentence']} See {out / 'report.html'}.")
+    failed = [check for check in report["gate"]["checks"] if check["passed"] is False]
+    if failed:
+        told = " ".join(f"Gate {check['what']} {check['sentence']}" for check in failed)
+        raise GateFailed(f"{told} See {out / 'report.html'}.")
     return report
 
 
@@ -102,32 +102,35 @@ class Job:
 
     def train(self) -> Result:
         recipe, project = self.recipe, self.project
+        fit = recipe.train.model_dump(mode="json") | {"workers": recipe.data.workers}
+        depends = [recipe.seed, recipe.data.model_dump(mode="json"), recipe.model.model_dump(mode="json"), fit]
+        depends += [project.split(name).sha256() for name in ("train", "val")]
+        if recipe.model.checkpoint:
+            depends.append(sha256_file(recipe.model.checkpoint))
 
         def work() -> Result:
             model = project.build_model()
             if recipe.model.checkpoint:
                 project.save(model, self.out / "baseline.safetensors")
                 return {"detail": f"taken from {recipe.model.checkpoint}", "curves": []}
-            result = steps.train(project, model, recipe.train, self.folder("train", model), progress=self.progress)
+            result = steps.train(project, model, recipe.train, self.folder("train", depends), progress=self.progress)
             project.save(model, self.out / "baseline.safetensors", _best(result))
             return self._fit_facts(result)
 
-        return self.do("train", "train", [], ["baseline.safetensors"], work, keys.of_data(project, "train", "val"))
+        return self.step("train", depends, [], ["baseline.safetensors"], work)
 
-    def do(
-        self, name: str, kind: str, after: list[str], outputs: list[str], work: Callable[[], Result], also: Any = None
-    ) -> Result:
-        """A step of a kind of `vss.keys`; `also` is what it depends on beside the recipe and the steps before it."""
-        return self.step(name, keys.depends(self.recipe, kind, also), after, outputs, work)
-
-    def folder(self, name: str, *nets: nn.Module) -> Path:
-        """Where the fit of a step works; `nets` are the networks that it starts from."""
-        return keys.fit_folder(self.out / name, self.step.keys[name], nets)
+    def folder(self, name: str, depends: Any) -> Path:
+        """Where a fit works: named by what it depends on, so that a changed recipe never resumes an old fit."""
+        return self.out / name / sha256_json(depends)[:12]
 
     def prune(self, statistics: Statistics | None = None) -> Result:
         """Plan, cut, proof; `statistics` of the baseline save the calibration pass and change nothing."""
         config = self.recipe.prune
-        also = keys.machine() if config.latency else None
+        between = self.recipe.finetune.model_dump(mode="json") if config.epochs_between else None
+        depends = [config.model_dump(mode="json"), between, "with labels"]
+        if CRITERIA[config.criterion].sparse_phase:
+            recipe = self.recipe
+            depends += [part.model_dump(mode="json") for part in (recipe.sparse, recipe.dmcp, recipe.train)]
 
         def work() -> Result:
             model = checkpoint.load(self.out / "baseline.safetensors")
@@ -136,21 +139,22 @@ class Job:
             kept = ", ".join(f"{share:.1%} of {kind}" for kind, share in facts["kept"].items())
             return facts | {"detail": "; ".join([f"{facts['criterion']}: kept {kept}", *facts["labels"]])}
 
-        return self.do("prune", "prune", ["train"], ["plan.json", "pruned.safetensors"], work, also)
+        return self.step("prune", depends, ["train"], ["plan.json", "pruned.safetensors"], work)
 
     def finetune(self, name: str, source: str, after: str) -> Result:
         config = self.recipe.finetune
         target = "finetuned.safetensors" if name == "finetune" else f"{name}.safetensors"
+        depends = [config.model_dump(mode="json"), source]
 
         def work() -> Result:
             model = checkpoint.load(self.out / source)
             teacher = checkpoint.load(self.out / "baseline.safetensors") if config.distill else None
-            folder = self.folder(name, *filter(None, (model, teacher)))
+            folder = self.folder(name, [*depends, self.step.keys[after]])
             result = steps.train(self.project, model, config, folder, teacher=teacher, progress=self.progress)
             self.project.save(model, self.out / target, _best(result))
             return self._fit_facts(result)
 
-        return self.do(name, "finetune", [after], [target], work)
+        return self.step(name, depends, [after], [target], work)
 
     # -- figures ------------------------------------------------------------------------------------------------------
 
@@ -166,8 +170,8 @@ class Job:
             row = steps.size_row(name, model, self.project, path)
             return {"row": row, "metrics": result, "detail": self.summary(result)}
 
-        also = keys.of_data(self.project, recipe.split, "val")
-        return self.do(f"evaluate-{name}", "evaluate", [after], [images], work, also)
+        depends = [recipe.split, self.project.split(recipe.split).sha256(), self.project.task.depends()]
+        return self.step(f"evaluate-{name}", depends, [after], [images], work)
 
     def write_images(self, name: str, metrics: Result) -> None:
         """Take the array by image out of the metrics and write it."""
@@ -212,7 +216,9 @@ class Job:
                 "detail": f"{backend.name}: {self.summary(metrics)}",
             }
 
-        return self.do(f"engine-{name}", "engine", [f"evaluate-{name}", after], [onnx, artefact, images], work)
+        depends: list[Any] = [recipe.export.model_dump(mode="json"), recipe.build.model_dump(mode="json")]
+        depends += [recipe.split, "with artefact"]
+        return self.step(f"engine-{name}", depends, [f"evaluate-{name}", after], [onnx, artefact, images], work)
 
     def scores_of(self, step: str) -> Result:
         """What a step of an evaluation found, with the array by image."""
@@ -220,19 +226,20 @@ class Job:
         return self.step.result(step)["metrics"] | {self.project.task.per_image: images}
 
     def gates(self) -> Result:
-        task, start = self.project.task, "control" if self.recipe.control else "baseline"
-        sources = {"finetuned": "evaluate-finetuned", "engine": "engine-finetuned", start: f"evaluate-{start}"}
+        """The verdicts of the task on the pruned engine; the head of the result is the first that failed."""
+        task = self.project.task
+        sources = {name: f"evaluate-{name}" for name in ("finetuned", *unpruned(self.recipe))}
 
         def work() -> Result:
-            verdicts = task.verdicts({name: self.scores_of(step) for name, step in sources.items()}, start=start)
+            results = {name: self.scores_of(step) for name, step in sources.items()}
+            verdicts = task.verdicts(results | {"engine": self.scores_of("engine-finetuned")})
             checks = [{"engine": "engine pruned", **verdict} for verdict in verdicts]
-            passed = all(check["passed"] for check in checks)
-            worst = next((check for check in checks if not check["passed"]), checks[0])
-            return {**worst, "passed": passed, "checks": checks, "detail": worst["sentence"]}
+            failed = [check for check in checks if check["passed"] is False]
+            detail = "; ".join(f"{check['what']}: {check['sentence'].rstrip('.')}" for check in failed or checks)
+            return {**(failed or checks)[0], "passed": not failed, "checks": checks, "detail": detail}
 
-        after = ["evaluate-finetuned", "engine-finetuned", "evaluate-baseline"]
-        after += ["evaluate-control"] if self.recipe.control else []
-        return self.do("gate", "gate", after, [], work)
+        depends = [self.recipe.gate.model_dump(mode="json"), "baseline and control, over the classes in the truth"]
+        return self.step("gate", depends, [*sources.values(), "engine-finetuned"], [], work)
 
     def bench(self, references: Mapping[str, str]) -> Result:
         """Both engines interleaved with those of `references` (step -> file), engine only and end to end."""
@@ -266,8 +273,8 @@ class Job:
             detail = noisy or f"{ratio:.2f}x on {backend.name}"
             return {"engine": engine, "end_to_end": whole, "again": bool(noisy), "noise": noisy, "detail": detail}
 
-        after = ["engine-baseline", "engine-finetuned", *references]
-        return self.do("bench", "bench", after, [], work, keys.machine())
+        depends = [config.model_dump(mode="json"), recipe.build.model_dump(mode="json")]
+        return self.step("bench", depends, ["engine-baseline", "engine-finetuned", *references], [], work)
 
     def panels(self) -> Result:
         """Pictures: image, truth, and what each network says."""
@@ -286,7 +293,7 @@ class Job:
             return pictures | {"detail": f"{len(pictures['files'])} pictures"}
 
         after = ["evaluate-baseline", "evaluate-pruned", "engine-finetuned"]
-        return self.do("panels", "panels", after, [], work)
+        return self.step("panels", [recipe.panels, recipe.split], after, [], work)
 
     # -- report -------------------------------------------------------------------------------------------------------
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from vss import checkpoint, keys, steps
+from vss import checkpoint, steps
 from vss.config import Recipe
 from vss.deploy import BACKENDS, bench
 from vss.deploy.backends import build_spec
 from vss.deploy.bench import noise, pinned
 from vss.deploy.guard import decide
+from vss.errors import NotFinite
 from vss.evaluate import engine_predictor
 from vss.files import sha256_artefact
-from vss.precision import Typing, judge
+from vss.precision import Typing, judge, refused
 from vss.runner import Result, Runner
 from vss.steps import Project
 
@@ -34,9 +35,6 @@ class Job(Protocol):
 
     @property
     def recipe(self) -> Recipe: ...
-    def do(
-        self, name: str, kind: str, after: list[str], outputs: list[str], work: Callable[[], Result], also: Any = None
-    ) -> Result: ...
     def scores_of(self, step: str) -> Result: ...
     def write_images(self, name: str, metrics: Result) -> None: ...
     def summary(self, metrics: Result) -> str: ...
@@ -82,14 +80,19 @@ def _engines(job: Job, name: str) -> Result:
         )  # fmt: skip
         references = {"torch": job.scores_of(f"evaluate-{name}"), "onnxruntime": job.scores_of(f"engine-{name}")}
         kinds = {kind: _engine(job, typing, kind, files[kind], references) for kind in config.kinds}
-        told = ", ".join(f"{kind} {job.summary(facts['metrics'])}" for kind, facts in kinds.items())
+        told = ", ".join(
+            f"{kind} {job.summary(facts['metrics']) if facts['metrics'] else 'NaN'}" for kind, facts in kinds.items()
+        )
         return {"kinds": kinds, "detail": told}
 
+    depends: list[Any] = [part.model_dump(mode="json") for part in (config, recipe.export, recipe.build)]
+    depends += [recipe.split, recipe.seed, project.split("train").sha256(), project.split("val").sha256()]
     outputs = [path for each in files.values() for path in each.values()]
     after = [f"engine-{name}", f"evaluate-{name}", AFTER[name]]
-    if any(limit is not None for limit in _limits(recipe).values()):
-        after.append(_start(job))
-    return job.do(f"precision-{name}", "precision", after, outputs, work)
+    if name == "finetuned":
+        depends += [recipe.gate.model_dump(mode="json"), "against baseline and control"]
+        after += [f"evaluate-{start}" for start in unpruned(recipe)]
+    return job.step(f"precision-{name}", depends, after, outputs, work)
 
 
 def _files(name: str, kind: str) -> dict[str, str]:
@@ -128,13 +131,16 @@ def _attempt(
     backend, spec = BACKENDS[recipe.build.backend], build_spec(recipe.build)
     backend.build(job.out / files["onnx"], job.out / files["engine"], spec)
     session = backend.open(job.out / files["engine"], threads=recipe.build.threads)
-    metrics = project.score(engine_predictor(session, project.preprocess))
+    settings: dict[str, Any] = {"max_drop": recipe.precision.max_drop, "metric": recipe.gate.metric}
+    try:
+        metrics = project.score(engine_predictor(session, project.preprocess))
+        verdict = judge(typing, job.out / files["onnx"], {**references, "engine": metrics}, **settings)
+        if "finetuned" in files["onnx"]:
+            verdict = _shipped(job, verdict, metrics)
+    except NotFinite as error:  # float16 that overflows is a precision that is not kept
+        metrics = {project.task.per_image: np.empty(0)}
+        verdict = refused(typing, job.out / files["onnx"], references, str(error), **settings)
     session.close()
-    judged = judge(
-        typing, job.out / files["onnx"], {**references, "engine": metrics}, max_drop=recipe.precision.max_drop,
-        metric=recipe.gate.metric,
-    )  # fmt: skip
-    verdict = _shipped(job, judged, metrics)
     job.write_images(files["scores"], metrics)
     return {
         "export": exported,
@@ -145,22 +151,20 @@ def _attempt(
     }
 
 
-def _start(job: Job) -> str:
-    """The step that scored the network which no engine may fall behind."""
-    return "evaluate-control" if job.recipe.control else "evaluate-baseline"
-
-
-def _limits(recipe: Recipe) -> dict[str, float | None]:
-    return {"max_fnr_increase": recipe.gate.max_fnr_increase, "max_ap_drop": recipe.gate.max_ap_drop}
+def unpruned(recipe: Recipe) -> tuple[str, ...]:
+    """The networks that no pruned engine may fall behind."""
+    return ("baseline", "control") if recipe.control else ("baseline",)
 
 
 def _shipped(job: Job, verdict: Result, metrics: Result) -> Result:
-    """The verdict with the ship rule of the task, for which the engine has chosen its own threshold on validation."""
-    checks = job.project.task.limits(job.scores_of(_start(job)), metrics, **_limits(job.recipe))
-    failed = [check["sentence"] for check in checks if not check["passed"]]
+    """The verdict on a pruned engine (`equal`) with those against the unpruned networks (`ship`); a defect network
+    has chosen its own threshold on validation for them."""
+    starts = {name: job.scores_of(f"evaluate-{name}") for name in unpruned(job.recipe)}
+    checks = job.project.task.against(starts, metrics)
+    failed = [f"{check['what']} {check['sentence']}" for check in checks if check["passed"] is False]
     sentence = " ".join([verdict["sentence"], *failed])
-    more: Result = {"ship": checks, "passed": verdict["passed"] and not failed, "sentence": sentence}
-    return verdict | (more if checks else {})
+    passed = verdict["passed"] and not failed
+    return verdict | {"equal": verdict, "ship": checks, "passed": passed, "sentence": sentence}
 
 
 def _time(job: Job, nets: Mapping[str, Result]) -> Result:
@@ -192,8 +196,8 @@ def _time(job: Job, nets: Mapping[str, Result]) -> Result:
         ratios = ", ".join(f"{name} {each['ratio']:.2f}x" for name, each in found["speedup_against"].items())
         return {**found, "again": not found["stable"], "detail": noise(found) or ratios}
 
-    after = [f"precision-{name}" for name in TITLES]
-    return job.do("precision-bench", "precision-bench", after, [], work, keys.machine())
+    depends = [config.model_dump(mode="json"), recipe.build.model_dump(mode="json"), recipe.split]
+    return job.step("precision-bench", depends, [f"precision-{name}" for name in TITLES], [], work)
 
 
 def merge(report: dict[str, Any], typed: Mapping[str, Any], out: Path) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from vss.deploy.gate import drop_interval, gate
 from vss.errors import VssError
+from vss.metrics import SegMetrics, confusion_per_image
 
 
 @pytest.mark.parametrize(
@@ -64,9 +67,11 @@ def test_max_drop_must_be_a_number() -> None:
 
 
 def confusions(seed: int, errors: float) -> np.ndarray:
+    """20 images of one truth for every `errors`, which leave the diagonal."""
     rng = np.random.default_rng(seed)
-    base = np.stack([np.diag(row) for row in rng.integers(50, 200, (20, 3))])
-    return base + rng.poisson(errors, (20, 3, 3))
+    counts = np.stack([np.diag(row) for row in rng.integers(150, 200, (20, 3))])
+    wrong = rng.poisson(errors, (20, 3, 3)) * (1 - np.eye(3, dtype=np.int64))
+    return counts + wrong - np.stack([np.diag(row) for row in wrong.sum(2)])
 
 
 def plain_miou(matrix: np.ndarray) -> float:
@@ -104,3 +109,52 @@ def test_gate_adds_the_interval_around_the_drop() -> None:
 def test_interval_of_other_images_is_refused() -> None:
     with pytest.raises(VssError, match="do not belong together"):
         drop_interval(confusions(0, 1)[:3], confusions(0, 1)[:4])
+
+
+def test_interval_of_other_masks_is_refused() -> None:
+    other = confusions(0, 1)[::-1]
+    with pytest.raises(VssError, match="against different masks"):
+        drop_interval(confusions(0, 1), other)
+
+
+def scored(predicted: torch.Tensor, truth: torch.Tensor) -> dict[str, Any]:
+    """As `vss.evaluate.evaluate` gives it, of labels of three classes."""
+    metric = SegMetrics(3)
+    metric.update(predicted, truth)
+    return {**metric.compute(), "confusion_per_image": confusion_per_image(predicted, truth, 3).numpy()}
+
+
+def test_networks_are_compared_over_the_classes_in_the_truth_and_both_figures_are_said() -> None:
+    """One pixel of a class that the truth has not, against 12 % of all pixels wrong."""
+    truth = torch.zeros(4, 100, 100, dtype=torch.int64)
+    truth[:, 50:] = 1
+    one_pixel, worse = truth.clone(), truth.clone()
+    one_pixel[0, 0, 0] = 2
+    worse[:, :6], worse[:, 94:] = 1, 0
+    baseline, candidate = scored(one_pixel, truth), scored(worse, truth)
+    assert baseline["miou_pct"] == pytest.approx(100 * (19999 / 20000 + 1) / 3)  # the field's convention stays
+    right, wrong = 100 * (19999 / 20000 + 1) / 2, 100 * 44 / 56  # of each class 44 rows hit, 6 missed, 6 too many
+    result = gate(baseline, candidate, max_drop=0.1)
+    assert result["passed"] is False
+    assert (result["baseline"], result["candidate"]) == pytest.approx((right, wrong))
+    assert baseline["miou_truth_pct"] == pytest.approx(right)
+    assert result["drop_interval"] == pytest.approx([right - wrong] * 2, abs=0.01)
+    both = result["all_classes"]
+    assert both["drop"] == pytest.approx(100 * (19999 / 20000 + 1) / 3 - wrong) and both["drop"] < 0
+    low, high = both["drop_interval"]  # a draw without the first image has no third class
+    assert low == pytest.approx(both["drop"], abs=0.1) and high == pytest.approx(100 - wrong, abs=0.1)
+    assert "counted as 0, miou_pct went from 66.6" in result["sentence"]
+    without = [
+        {key: value for key, value in each.items() if key != "confusion_per_image"} for each in (baseline, candidate)
+    ]
+    assert gate(*without)["drop"] == pytest.approx(right - wrong)
+
+
+def test_without_a_limit_nothing_is_judged_and_that_is_said() -> None:
+    result = gate({"miou_pct": 50.0}, {"miou_pct": 20.0}, max_drop=None)
+    assert result["passed"] is None and result["drop"] == 30.0
+    assert result["sentence"] == (
+        "not judged: miou_pct went from 50.000 to 20.000, a drop of 30.000 points and no limit is set."
+    )
+    given = gate({"ap_pct": 50.0}, {"ap_pct": 49.0}, metric="ap_pct", max_drop=1, interval=[-1.0, 3.0])
+    assert given["passed"] and "a drop of 1.000 points (95 % interval -1.000 to 3.000) where 1 is" in given["sentence"]

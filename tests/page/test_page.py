@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from vss.deploy import gate
 from vss.page import context, render, write_page
 from vss.report import write_report
 
@@ -111,6 +112,21 @@ def test_checks_and_latency(page: Page) -> None:
     text = squeezed(page.sections["latency"])
     assert "engine baseline 42.00 ms \u00b7 p99 44.00" in text
     assert "25.00 ms \u00b7 decode 5.0, engine 20.0" in text
+
+
+def test_gates_have_a_section_with_both_figures_where_they_differ(report: dict[str, Any], tmp_path: Path) -> None:
+    first, second = {"miou_pct": 60.0}, {"miou_pct": 30.0}
+    named = {"what": "engine equals its network", **gate(second, second)}
+    lost = {"what": "pruned against baseline", **gate(first, second, max_drop=1, interval=[27.5, 33.25])}
+    lost["all_classes"] = {"baseline": 59.0, "candidate": 28.0, "drop": 31.0}
+    report["gate"] = {**lost, "checks": [named, lost, {**gate(first, second, max_drop=None), "what": "open"}]}
+    page = Page(render(report, tmp_path))
+    text = squeezed(page.sections["gates"])
+    assert "engine equals its network mIoU (%) 30.00 30.00 0.00 0.10 passed" in text
+    assert "pruned against baseline mIoU (%) 60.00 30.00 \u221230.00 \u221233.25 to \u221227.50 1.00 failed" in text
+    assert "classes that are only predicted counted as 0 59.00 28.00 \u221231.00" in text
+    assert "open mIoU (%) 60.00 30.00 \u221230.00 none not judged" in text
+    assert "Accuracy gate" not in page.sections["checks"]
 
 
 def test_a_gate_of_several_comparisons_is_one_table(report: dict[str, Any], tmp_path: Path) -> None:

@@ -36,6 +36,15 @@ def test_gate_and_failures_set_the_tone() -> None:
     assert of(5, 59, gate={"passed": False}).endswith("; gate failed")
     failed = verdict({"name": "r", "status": "ok", "rows": [], "gate": {"passed": False}})
     assert (failed.headline, failed.tone) == ("The gate failed", "bad")
+    named = [
+        {"what": "engine equals its network", "passed": True},
+        {"what": "pruned against baseline", "passed": False},
+    ]
+    failed = verdict({"name": "r", "status": "ok", "rows": [], "gate": {"passed": False, "checks": named}})
+    assert (failed.headline, failed.tone) == ("The gate failed: pruned against baseline", "bad")
+    named[1]["passed"] = None
+    open_ = verdict({"name": "r", "status": "ok", "rows": [], "gate": {"passed": True, "checks": named}})
+    assert (open_.headline, open_.tone) == ("The gate passed; not judged: pruned against baseline", "neutral")
     steps = [{"name": "export", "status": "failed", "detail": "disk full"}]
     broken = verdict({"name": "r", "status": "failed", "rows": [], "steps": steps})
     assert broken.tone == "bad" and broken.sentences == ["Step export failed: disk full."]

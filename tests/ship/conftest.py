@@ -50,8 +50,10 @@ def make_run(out: Path, root: Path, *, defect: bool = False, graph: bool = True,
         (out / "scores").mkdir()
         np.save(out / "scores/a.npy", found["confusion_per_image"])
     files = {"onnx": "engine/a.onnx", "engine": "engine/a.engine.onnx"} | ({} if defect else {"scores": "scores/a.npy"})
-    worse = {"miou_pct": metrics["miou_pct"] - (0 if passed else 5)}
-    verdict = gate({"miou_pct": metrics["miou_pct"]}, worse, metric="miou_pct")
+    equal = gate({"miou_pct": metrics["miou_pct"]}, {"miou_pct": metrics["miou_pct"]})
+    start = {"miou_pct": metrics["miou_pct"] + (0 if passed else 5)}
+    verdict = gate(start, {"miou_pct": metrics["miou_pct"]}, max_drop=1, interval=[4.0, 6.5])
+    checks = [{"what": "engine equals its network", **equal}, {"what": "pruned against baseline", **verdict}]
     artefact = {"backend": "onnxruntime", "spec": asdict(BuildSpec()), "files": files}
     row = "engine pruned"
     artefacts = {row: sha256_artefact(out, artefact)}
@@ -62,7 +64,7 @@ def make_run(out: Path, root: Path, *, defect: bool = False, graph: bool = True,
         {
             "kind": "vss.report", "schema": 1, "name": recipe.name, "status": "ok", "protocol": "a generated set",
             "recipe": recipe.model_dump(mode="json"), "inputs": {"preprocess": project.preprocess.sha256},
-            "rows": [{"name": row, **metrics}], "gate": {**verdict, "checks": [{"what": "engine", **verdict}]},
+            "rows": [{"name": row, **metrics}], "gate": {**verdict, "checks": checks},
             "classes": [] if defect else list(project.data.class_names), "palette": project.data.palette.tolist(),
             "plan": {"criterion": "l1", "budget": plan.budget}, "export": {row: exported},
             "artefacts": artefacts,

@@ -71,6 +71,7 @@ def test_samples_are_images_truth_and_answers(seg_bundle: Path) -> None:
 
 def test_texts(seg_bundle: Path) -> None:
     card, requirements = (seg_bundle / "MODEL_CARD.md").read_text(), (seg_bundle / "requirements.txt").read_text()
+    assert "| pruned against baseline | miou_pct |" in card and "| 0.00 (4.00 to 6.50) | 1 | passed |" in card
     assert "95 % bootstrap interval over 8 images" in card and "pruned by l1" in card and "Apache-2.0" in card
     assert {line.split("==")[0] for line in requirements.split()} == {"numpy", "pillow", "onnxruntime"}
     labels = (seg_bundle / "labels.txt").read_text().split()
@@ -117,10 +118,38 @@ def test_no_gate_is_refused_unless_forced(seg_run: Path, tmp_path: Path) -> None
 
 def test_a_failed_gate_is_exit_code_1(street_root: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", street_root, passed=False)
-    with pytest.raises(GateFailed, match=r"a drop of 5\.000 points where 0\.1 are allowed; --force") as caught:
+    told = r"gate pruned against baseline failed: .* 5\.000 points .* where 1 is allowed\. --accept-failed-gate"
+    for force in (False, True):
+        with pytest.raises(GateFailed, match=told) as caught:
+            ship(run, tmp_path / "bundle", force=force)
+    assert caught.value.exit_code == 1 and not (tmp_path / "bundle").exists()
+    with pytest.raises(VssError, match="words that say why"):
+        ship(run, tmp_path / "bundle", accept=" ")
+    reason = "the customer asked\nfor speed alone"
+    manifest = ship(run, tmp_path / "bundle", accept=reason, samples=0)
+    card = (tmp_path / "bundle/MODEL_CARD.md").read_text()
+    assert manifest.forced and manifest.forced.endswith("Accepted because: the customer asked for speed alone")
+    assert manifest.forced in card and "| 5.00 (4.00 to 6.50) | 1 | FAILED |" in card
+    detail = {row["name"]: row["detail"] for row in verify(tmp_path / "bundle")}["gate"].splitlines()
+    assert detail[0] == manifest.forced and [line.split(" passed")[0] for line in detail[1:2]] == [
+        "engine equals its network"
+    ]
+    assert detail[2].startswith("pruned against baseline failed: ")
+
+
+def test_words_for_a_gate_that_did_not_fail_are_refused(seg_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(VssError, match="none did"):
+        ship(seg_run, tmp_path / "bundle", accept="why not")
+
+
+def test_a_report_that_judged_the_engine_alone_is_no_passed_gate(seg_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(seg_run, run)
+    report = json.loads((run / "report.json").read_text())
+    report["gate"]["checks"] = report["gate"]["checks"][:1]
+    (run / "report.json").write_text(json.dumps(report))
+    with pytest.raises(VssError, match="nothing judged what pruning cost; run the recipe again"):
         ship(run, tmp_path / "bundle")
-    assert caught.value.exit_code == 1
-    assert "5.000" in str(ship(run, tmp_path / "bundle", force=True, samples=0).forced)
 
 
 def test_bad_runs_are_one_sentence(seg_run: Path, tmp_path: Path) -> None:

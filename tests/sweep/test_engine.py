@@ -13,6 +13,7 @@ from vss import checkpoint
 from vss.data import write_defects
 from vss.sweep import Grid, Settings, Store, sweep
 from vss.sweep import results as tables
+from vss.sweep.cost import estimate
 from vss.sweep.engine import EngineStudy
 from vss.sweep.prune import job_of
 from vss.sweep.study import Place
@@ -35,7 +36,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Store:
         "prune": {"criterion": "fn", "batches": 2, "batch_size": 4, "keep": ["seg_mask", "extractor", "fc"],
                   "budget": {"kind": "channels", "scope": "local"}},
         "bench": {"spread": 50},
-        "gate": {"max_fnr_increase": 100, "max_ap_drop": 100, "max_drop": 1},
+        "gate": {"max_fnr_increase": 100, "max_ap_drop": 100, "max_drop": 1, "max_drop_from_baseline": 100},
     }  # fmt: skip
     budgets = [{"name": f"r{r}", "set": {"prune.budget.keep": 1 - r / 100}} for r in (20, 50)]
     criteria = [{"name": "naive_fn", "set": {"prune.criterion": "fn"}}]
@@ -62,7 +63,7 @@ def test_what_cells_share_is_computed_once(finished: Store) -> None:
 def test_rows_have_engines_controls_verdicts_and_latencies(finished: Store) -> None:
     rows = [(finished.record(cell.id) or {})["row"] for cell in finished.cells()]
     shared = finished.shared(finished.share(finished.cells()[0]))
-    assert shared["start"] == "control" and 0 <= shared["row"]["control_ap_pct"] <= 100
+    assert 0 <= shared["row"]["control_ap_pct"] <= 100
     for row in rows:
         assert row["engine_ap_pct"] == pytest.approx(row["ap_pct"], abs=1e-6) and row["ships"] == 1
         assert row["latency_ms_p50"] > 0 and row["speedup"] > 0 and row["engine_fnr_pct"] == row["fnr_pct"]
@@ -77,18 +78,30 @@ def test_a_gate_that_fails_is_a_label_and_ships_nothing(finished: Store) -> None
     shared = finished.shared(finished.share(cell))
 
     class Strict(type(job.project.task)):  # type: ignore[misc]
-        def verdicts(self, results: Any, *, start: str) -> list[dict[str, Any]]:
-            assert set(results) == {"finetuned", "engine", "control"} and start == "control"
+        def verdicts(self, results: Any) -> list[dict[str, Any]]:
+            assert set(results) == {"finetuned", "engine", "baseline", "control"}
             assert all(self.per_image in result for result in results.values())
-            return [{"passed": True, "sentence": "good"}, {"passed": False, "sentence": "worse"}]
+            given: list[Any] = [("equal", True, "good"), ("lost", False, "worse"), ("open", None, "no limit")]
+            return [{"what": what, "passed": passed, "sentence": sentence} for what, passed, sentence in given]
 
     job.project.__dict__["task"] = Strict(job.project.recipe, job.project.data, job.project.preprocess)
     found: dict[str, Any] = {"row": {}, "labels": ["first"]}
     record = (place.folder / "steps" / "engine-finetuned.json").read_text()
     job.engine = lambda name, after: job.step.result("engine-finetuned")  # type: ignore[method-assign]
     EngineStudy().finish_cell(job, place, shared, found)
-    assert found["row"]["ships"] == 0 and found["labels"] == ["first", "worse"]
+    assert found["row"]["ships"] == 0 and found["labels"] == ["first", "lost worse"]
     assert (place.folder / "steps" / "engine-finetuned.json").read_text() == record
+
+
+def test_the_estimate_counts_the_images_of_a_balanced_epoch(finished: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipes = [cell.recipe() for cell in finished.cells()]
+    monkeypatch.setattr("vss.sweep.cost._seconds_per_image", lambda project: 1.0)
+    found = estimate(recipes[:1])
+    train, val, test = 2 * 8, 5, 12  # eight defective training images, and as many sound ones
+    assert found["shared"] == pytest.approx(3.0 + train * 3 + val + test + 2 * 4 * 3)  # two batches for the scores
+    keep = recipes[0].prune.budget.keep
+    calibration = min(train, recipes[0].prune.recalibrate * 4)
+    assert found["cells"] == [pytest.approx(3.0 + keep * (calibration + 2 * test + train * 3 + val))]
 
 
 def test_table_and_picture(finished: Store) -> None:

@@ -43,7 +43,7 @@ def recipe(root: Path, **changes: Any) -> Recipe:
         "defect": {"dilate": 3},
         "prune": {"criterion": "taylor_fo", "batches": 3, "batch_size": 4, "keep": ["seg_mask", "extractor", "fc"]},
         "finetune": {"epochs": 1, **FIT},
-        "gate": {"max_fnr_increase": 100, "max_ap_drop": 100},
+        "gate": {"max_fnr_increase": 100, "max_ap_drop": 100, "max_drop_from_baseline": 100},
         "bench": {"min_seconds": 0.1, "max_seconds": 2.0, "images": 2, "spread": 50},
         "panels": 3,
     }
@@ -120,14 +120,15 @@ def results(ap: float, missed: int, seed: int) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     labels = np.arange(20) < 10
     rows = np.stack([np.zeros(20), labels, rng.normal(size=20) + labels], 1)
-    return {"val": {"ap_pct": ap, "fnr_pct": 10.0 * missed}, DefectTask.per_image: rows}
+    rows = np.concatenate([rows, rows + np.array([1, 0, 0])])  # validation and the split alike
+    return {"ap_pct": ap, "val": {"ap_pct": ap, "fnr_pct": 10.0 * missed}, DefectTask.per_image: rows}
 
 
 @pytest.mark.parametrize(("missed", "limit", "passed"), [(3, 0, False), (3, 9.9, False), (3, 10, True), (1, 0, True)])
 def test_ship_rule_on_missed_defects(root: Path, missed: int, limit: float, passed: bool) -> None:
     before, after = results(90, 2, 0), results(80, missed, 1)
     (check,) = opened(root).task.limits(before, after, max_fnr_increase=limit, max_ap_drop=None)
-    assert (check["what"], check["passed"]) == ("missed defects on validation", passed)
+    assert (check["what"], check["passed"]) == ("missed defects on validation, against baseline", passed)
     assert check["drop"] == pytest.approx(10 * (missed - 2)) and "increase" in check["sentence"]
 
 
@@ -143,13 +144,17 @@ def test_the_gates_of_a_recipe_in_order(root: Path) -> None:
     project = opened(root, gate={"max_drop": 0.5, "max_drop_from_baseline": 2, "max_fnr_increase": 1, "max_ap_drop": 1})
     start, same = results(90, 0, 0) | {"ap_pct": 80.0}, results(90, 0, 0) | {"ap_pct": 79.0}
     worse = results(88, 1, 0) | {"ap_pct": 78.5}
-    found = project.task.verdicts({"control": start, "finetuned": same, "engine": worse}, start="control")
+    found = project.task.verdicts({"baseline": start, "control": start, "finetuned": same, "engine": worse})
     assert [(check["what"], check["passed"]) for check in found] == [
-        ("engine against torch", True),
-        ("engine against the baseline", True),
-        ("missed defects on validation", False),
-        ("average precision on validation", False),
+        ("engine equals its network", True),
+        ("pruned against baseline", True),
+        ("missed defects on validation, against baseline", False),
+        ("average precision on validation, against baseline", False),
+        ("pruned against control", True),
+        ("missed defects on validation, against control", False),
+        ("average precision on validation, against control", False),
     ]
+    assert all("drop_interval" in check for check in found if check["metric"] == "ap_pct")
 
 
 def test_the_multiplier_holds_in_training_alone(root: Path) -> None:
@@ -267,7 +272,13 @@ def test_a_run_to_the_report(finished: tuple[Path, dict[str, Any]], root: Path) 
     assert all(row["ap_low_pct"] <= row["ap_pct"] <= row["ap_high_pct"] for row in rows.values())
     assert all(row["fnr_pct"] == pytest.approx(100 - row["recall_pct"]) for row in rows.values())
     assert [check["what"] for check in report["gate"]["checks"]] == [
-        "engine against torch", "missed defects on validation", "average precision on validation",
+        "engine equals its network",
+        "pruned against baseline",
+        "missed defects on validation, against baseline",
+        "average precision on validation, against baseline",
+        "pruned against control",
+        "missed defects on validation, against control",
+        "average precision on validation, against control",
     ]  # fmt: skip
     assert "threshold is chosen on val" in report["protocol"] and "resized to one size" in report["protocol"]
     curve = report["curves"]["train"]
@@ -327,7 +338,7 @@ def test_an_engine_in_another_precision_is_held_to_the_ship_rule(root: Path) -> 
         project, recipe = opened(root), recipe(root, gate={"max_fnr_increase": 5, "max_ap_drop": 5})
 
         def scores_of(self, step: str) -> dict[str, Any]:
-            assert step == "evaluate-control"
+            assert step in ("evaluate-baseline", "evaluate-control")
             return results(90, 1, 0)
 
     verdict = {"passed": True, "sentence": "good."}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from vss import steps
@@ -35,9 +34,21 @@ def test_gates_on_missed_defects_are_refused(street_root: Path, key: str) -> Non
 
 def test_gates_are_those_of_deploy(street_root: Path) -> None:
     task = project(street_root, max_drop=1.0, max_drop_from_baseline=2.0).task
-    table = np.random.default_rng(0).integers(0, 50, (5, 11, 11))
-    before, after = ({"miou_pct": value, task.per_image: table} for value in (60.0, 58.5))
-    found = task.verdicts({"baseline": before, "finetuned": before, "engine": after}, start="baseline")
-    assert [verdict["passed"] for verdict in found] == [False, True]
-    for verdict, limit in zip(found, (1.0, 2.0), strict=True):
-        assert {k: v for k, v in verdict.items() if k != "what"} == gate(before, after, max_drop=limit)
+    before, after, longer = ({"miou_pct": value} for value in (60.0, 58.5, 60.6))
+    results = {"baseline": before, "control": longer, "finetuned": before, "engine": after}
+    found = task.verdicts(results)
+    assert [(verdict.pop("what"), verdict["passed"]) for verdict in found] == [
+        ("engine equals its network", False), ("pruned against baseline", True), ("pruned against control", False),
+    ]  # fmt: skip
+    wanted = [gate(start, after, max_drop=limit) for start, limit in ((before, 1.0), (before, 2.0), (longer, 2.0))]
+    assert found == wanted
+    assert task.against({"baseline": before}, after)[0]["max_drop"] == 2.0
+
+
+def test_the_gate_against_the_baseline_is_one_point_by_default_and_off_only_by_null(street_root: Path) -> None:
+    results = {name: {"miou_pct": 60.0} for name in ("baseline", "finetuned")} | {"engine": {"miou_pct": 30.0}}
+    results["finetuned"] = results["engine"]
+    _, verdict = project(street_root).task.verdicts(results)
+    assert (verdict["passed"], verdict["max_drop"], verdict["drop"]) == (False, 1.0, 30.0)
+    _, verdict = project(street_root, max_drop_from_baseline=None).task.verdicts(results)
+    assert (verdict["passed"], verdict["max_drop"], verdict["drop"]) == (None, None, 30.0)

@@ -109,6 +109,14 @@ class TorchSession(Session):
             values = found if isinstance(found, tuple) else (found,)
             return {name: value.cpu().numpy() for name, value in zip(self.outputs, values, strict=True)}
 
+    def probe(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The logits of the same network."""
+        graph = copy.copy(self.graph)
+        graph.labels = False
+        with torch.inference_mode(), torch_threads(self.threads):
+            found = graph(torch.from_numpy(np.ascontiguousarray(feed["image"])).to(self.device))
+        return {str(i): v.cpu().numpy() for i, v in enumerate(found if isinstance(found, tuple) else (found,))}
+
     def _replay(self, image: Tensor) -> Any:
         key = tuple(image.shape)
         if key not in self._recorded:

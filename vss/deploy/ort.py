@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vss.deploy.probe import logits_of
 from vss.deploy.session import Binding, BuildSpec, Session, need
 from vss.errors import VssError
 from vss.files import atomic, sha256_file
@@ -81,7 +82,7 @@ class OnnxRuntimeSession(Session):
         _check_options(ort, threads, provider, optimisation or "all")
         if not path.is_file():
             raise VssError(f"{path} does not exist; expected an ONNX file.")
-        self._errors = _ort_errors()
+        self._path, self._errors = path, _ort_errors()
 
         def start(level: str) -> Any:
             options = ort.SessionOptions()
@@ -127,6 +128,13 @@ class OnnxRuntimeSession(Session):
             return dict(zip(self.outputs, self._session.run(None, dict(feed)), strict=True))
         except self._errors as error:
             raise VssError(f"onnxruntime failed on this input ({_first_line(error)}).") from error
+
+    def probe(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The logits, from the same file opened beside; slow."""
+        if "labels" not in self.outputs:
+            return {}
+        levels = need("onnxruntime", "running ONNX files").GraphOptimizationLevel
+        return logits_of(self._path, feed, getattr(levels, OPTIMISATION[self._about["optimisation"]]))
 
     def describe(self) -> dict[str, Any]:
         """Backend, version, device, threads, optimisation level, hash, size and ONNX metadata."""

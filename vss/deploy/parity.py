@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vss.closeness import spread
+from vss.closeness import NETWORK, refuse_not_finite, spread
 from vss.deploy.backends import BACKENDS, Session
 from vss.deploy.graph import SegGraph
 from vss.errors import VssError
@@ -101,6 +101,8 @@ def _agreed(
 def _compare(network: SegGraph, session: Session, image: Tensor) -> dict[str, Any]:
     with torch.inference_mode():
         expected = network(image)
+    values = expected if isinstance(expected, tuple) else (expected,)
+    refuse_not_finite(values, "the network", NETWORK)
     if network.defect:
         return _compare_heads(dict(zip(("decision", "seg"), expected, strict=True)), session, image)
     name, found = next(iter(session.run({"image": image.numpy()}).items()))

@@ -77,6 +77,10 @@ class Session(ABC):
     @abstractmethod
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
 
+    def probe(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The numbers that hidden labels are chosen by, on a feed; empty where the runtime does not show them."""
+        return {}
+
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Backend, version, device, threads and the artefact's own metadata, as JSON-ready data."""

@@ -15,6 +15,7 @@ from vss.errors import VssError
 from vss.files import atomic
 from vss.page.charts import curves
 from vss.page.defects import missed_defects
+from vss.page.gates import gates
 from vss.page.panels import panels
 from vss.page.text import block, label, number, show, signed
 from vss.page.tradeoff import NOBODY, points_of, trade_off, worth
@@ -78,6 +79,7 @@ def context(report: Mapping[str, Any], root: Path) -> dict[str, Any]:
     """Everything the template shows: `sections` maps an anchor to (title, data), without those that have no data."""
     builders: dict[str, tuple[str, Callable[[], Any]]] = {
         "results": ("Results", lambda: _results(report)),
+        "gates": ("Gates", lambda: gates(report)),
         "tradeoff": ("Score at equal latency", lambda: trade_off(report)),
         "defects": ("Missed defects", lambda: missed_defects(report, root)),
         "pictures": ("Pictures", lambda: _pictures(report, root)),
@@ -242,7 +244,9 @@ def _blocks(report: Mapping[str, Any], *keys: str) -> list[dict[str, Any]]:
     titles = {"checks": "Pruning checks", "gate": "Accuracy gate"}
     judged = {"checks", "gate"}
     gate = report.get("gate", {})
-    if gate.get("checks"):  # the rest repeats one of them
+    if gates(report):  # a section of their own
+        keys = tuple(key for key in keys if key != "gate")
+    elif gate.get("checks"):  # the rest repeats one of them
         report = {**report, "gate": {key: gate[key] for key in ("passed", "checks") if key in gate}}
     parts = {key: _without(report[key], _REPEATED.get(key, set())) for key in keys if report.get(key)}
     return [block(part, titles.get(key, key.capitalize()), judge=key in judged) for key, part in parts.items()]

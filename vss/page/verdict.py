@@ -91,16 +91,27 @@ def verdict(report: Mapping[str, Any]) -> Verdict:
     headline = ", ".join(part for part in parts if part)
     headline = headline[:1].upper() + headline[1:]
     if "passed" in gate:
-        headline += f"{'; ' if headline else 'The '}gate {'passed' if gate['passed'] else 'failed'}"
+        headline += f"{'; ' if headline else 'The '}{_gate_phrase(gate)}"
     broken = [step for step in report.get("steps", []) if step.get("status") == "failed"]
     failed = report.get("status") == "failed" or bool(broken)
     sentences = [f"Step {step['name']} failed: {step.get('detail') or 'no detail was recorded'}." for step in broken]
     if report.get("status") == "failed" and not broken:
         sentences.append("The run is marked as failed.")
     sentences += _gate_sentences(gate)
-    tone = "bad" if failed or gate.get("passed") is False else "good" if gate.get("passed") else "neutral"
+    judged = gate.get("passed") and not any(check.get("passed", True) is None for check in gate.get("checks", []))
+    tone = "bad" if failed or gate.get("passed") is False else "good" if judged else "neutral"
     fallback = f"{report['name']}: {report.get('status', '')}"
     return Verdict(headline or fallback, sentences + _more(found), tone, _tiles(found))
+
+
+def _gate_phrase(gate: Mapping[str, Any]) -> str:
+    """Which gates failed, or were not judged, by name."""
+    named = [check for check in gate.get("checks", []) if check.get("what")]
+    failed = [check["what"] for check in named if check.get("passed") is False]
+    open_ = [check["what"] for check in named if check.get("passed", True) is None]
+    if not gate["passed"]:
+        return f"gate failed{': ' if failed else ''}{', '.join(failed)}"
+    return f"gate passed{'; not judged: ' if open_ else ''}{', '.join(open_)}"
 
 
 def _gate_sentences(gate: Mapping[str, Any]) -> list[str]:

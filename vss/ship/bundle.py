@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from vss.config import Recipe
-from vss.data import pixels, require_classes
+from vss.data import pixels
 from vss.deploy import Session, trt_runner
 from vss.deploy.backends import available
+from vss.deploy.probe import check_finite
 from vss.deploy.ranges import Ranges
 from vss.deploy.trt_runner import read_about
 from vss.environment import environment, package_version
-from vss.errors import GateFailed, VssError
+from vss.errors import GateFailed, VssError, shown
 from vss.files import atomic, sha256_file
 from vss.ship import archive, card
 from vss.ship.check import hash_of, metadata
@@ -28,6 +29,7 @@ from vss.ship.samples import write_samples
 from vss.ship.source import Source, open_run
 from vss.ship.triton import FOR_BACKEND, Serving, write_repository
 from vss.steps import Project
+from vss.tasks.base import PRUNED
 from vss.version import __version__
 
 HERE = Path(__file__).parent
@@ -44,6 +46,7 @@ def ship(
     name: str | None = None,
     data_root: str | None = None,
     samples: int = 4,
+    accept: str | None = None,
     force: bool = False,
     licences: dict[str, str] | None = None,
     **serving: Any,
@@ -57,12 +60,13 @@ def ship(
         name: of the model in the server; the recipe's name.
         data_root: where the images are now; the recipe's.
         samples: images of the reported split that go along.
-        force: ship an engine that no gate passed; the manifest and the card say so.
+        accept: why an engine whose gate failed is shipped all the same; the manifest and the card say so.
+        force: ship an engine that no gate judged; the manifest and the card say so.
         licences: "weights" and "data" for the card.
         serving: max_batch, delay_us, instances, threads of `vss.ship.triton.Serving`.
 
     Raises:
-        GateFailed: the engine's gate failed, and no `force`.
+        GateFailed: a gate of the engine failed, and no `accept`.
         VssError: no gate judged it and no `force`, `to` exists, data or packages missing.
     """
     if to.exists() and (to.is_file() or any(to.iterdir())):
@@ -71,7 +75,7 @@ def ship(
     name = name or source.report["name"]
     if not re.fullmatch(NAME, name):
         raise VssError(f"{name!r} is no name of a model; give --name with letters, digits, '_', '-' and '.' alone.")
-    forced = _gate(source, force)
+    forced = _gate(source, accept, force)
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as temporary:
         folder = Path(temporary) / "bundle"
@@ -86,15 +90,26 @@ def ship(
     return manifest
 
 
-def _gate(source: Source, force: bool) -> str | None:
-    """None when the gate passed, else what is written down when it is shipped by force."""
-    failed = [check["sentence"] for check in source.gate if not check["passed"]]
-    if source.gate and not failed:
+def _gate(source: Source, accept: str | None, force: bool) -> str | None:
+    """None when the gates passed, else what is written down when it is shipped all the same."""
+    failed = [f"gate {each.get('what', '')} {each['sentence']}" for each in source.gate if each["passed"] is False]
+    if accept is not None and not (failed and accept.strip()):
+        wanted = "words that say why" if failed else "it is for a run whose gate failed, and none did: leave it away"
+        raise VssError(f"--accept-failed-gate is {shown(accept)}; {wanted}.")
+    if failed:
+        told = " ".join(failed)
+        if accept is None:
+            raise GateFailed(
+                f"{source.run} is not shipped: {told} "
+                '--accept-failed-gate "REASON" ships it and writes the reason into the model card.'
+            )
+        return f"shipped although a gate failed: {told} Accepted because: {' '.join(accept.split())}"
+    if any(check.get("what", "").startswith(PRUNED) for check in source.gate) or (source.gate and not source.pruned):
         return None
-    reason = failed[0] if failed else f"no gate judged {source.row!r}"
+    reason = "nothing judged what pruning cost" if source.gate else f"no gate judged {source.row!r}"
     if not force:
-        kind = GateFailed if failed else VssError
-        raise kind(f"{source.run} is not shipped: {reason.rstrip('.')}; --force ships it and writes that down.")
+        more = "; run the recipe again (finished steps are kept)" if source.gate else ""
+        raise VssError(f"{source.run} is not shipped: {reason}{more}; --force ships it and writes that down.")
     return f"shipped with --force: {reason}"
 
 
@@ -111,6 +126,8 @@ def _write(
     files = _copy(folder, source)
     session = available(source.backend).open(source.files["engine"])
     try:
+        zeros = {n: np.zeros([side or 1 for side in b.shape], b.dtype) for n, b in session.inputs.items()}
+        check_finite(session, zeros, str(source.files["engine"]))
         manifest = _manifest(source, session, files, name, forced, licences)
         setting = _serving(manifest, session, serving)
         for variant in FOR_BACKEND[source.backend]:
@@ -269,7 +286,6 @@ def _samples(
     if data_root:
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": data_root})})
     project = Project.open(recipe)
-    require_classes(f"the run in {source.run}", manifest.classes, str(project.data.root), project.data.class_names)
     about = f"{amount} images of the {recipe.split} split of {project.data.name}"
     return write_samples(folder, _chosen(project, recipe.split, amount, manifest.task), session, manifest, about)
 

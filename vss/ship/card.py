@@ -109,7 +109,6 @@ def model_card(manifest: Manifest, source: Source) -> str:
     figures = "\n".join(f"| {key} | {show(value)} |" for key, value in sorted(manifest.metrics.items()))
     classes = ", ".join(manifest.classes) or "none"
     chain = "\n".join(f"| {link.what} | `{link.sha256}` | {link.file or '-'} |" for link in manifest.chain)
-    gate = "; ".join(check["sentence"] for check in source.gate) or "no gate judged this engine"
     forced = f"\n**{manifest.forced}.**\n" if manifest.forced else ""
     licences = "\n".join(f"| {what} | {text} |" for what, text in manifest.licences.items())
     return f"""# Model card: {manifest.name}
@@ -132,7 +131,11 @@ Samples in this bundle: {manifest.samples.source or "none"}.
 |---|---|
 {figures}
 {interval(source)}
-Measured on: {report.get("environment", {}).get("machine", "an unnamed machine")}. Gate: {gate}
+Measured on: {report.get("environment", {}).get("machine", "an unnamed machine")}.
+
+## Gates
+
+{gates(source)}
 
 ## Limits
 
@@ -168,18 +171,31 @@ def show(value: Any) -> str:
 
 
 def interval(source: Source) -> str:
-    """95 % bootstrap intervals, where the run kept figures by image: of mIoU, and of the drop that was gated."""
-    lines = []
-    if "scores" in source.files:
-        images = np.load(source.files["scores"], allow_pickle=False)
-        if images.ndim == 3:
-            low, high = miou_interval(images)
-            lines.append(f"mIoU, 95 % bootstrap interval over {len(images)} images: {low:.2f} to {high:.2f} %.")
+    """The 95 % bootstrap interval of mIoU, where the run kept figures by image."""
+    images = np.load(source.files["scores"], allow_pickle=False) if "scores" in source.files else np.empty(0)
+    if images.ndim != 3:
+        return ""
+    low, high = miou_interval(images)
+    return f"\nmIoU, 95 % bootstrap interval over {len(images)} images: {low:.2f} to {high:.2f} %.\n"
+
+
+def gates(source: Source) -> str:
+    """What was compared with what, both figures, the loss with its interval, the limit and the verdict."""
+    if not source.gate:
+        return "No gate judged this engine."
+    lines = [
+        "| Gate | Figure | Before | This engine | Loss in points (95 % interval) | May lose | Verdict |",
+        "|" + "---|" * 7,
+    ]
+    words = {True: "passed", False: "FAILED", None: "not judged"}
     for check in source.gate:
-        if "drop_interval" in check:
-            low, high = check["drop_interval"]
-            lines.append(f"Drop ({check.get('what', 'gate')}), 95 % interval: {low:.3f} to {high:.3f} points.")
-    return "\n" + "\n".join(lines) + "\n" if lines else ""
+        span = " ({:.2f} to {:.2f})".format(*check["drop_interval"]) if "drop_interval" in check else ""
+        loss = f"{check['drop']:.2f}{span}"
+        limit = "none" if check["max_drop"] is None else f"{check['max_drop']:g}"
+        figures = [check["metric"], f"{check['baseline']:.2f}", f"{check['candidate']:.2f}", loss, limit]
+        lines.append(f"| {' | '.join([check.get('what', 'gate'), *figures, words[check['passed']]])} |")
+    told = [check["sentence"] for check in source.gate if "all_classes" in check]
+    return "\n".join([*lines, *([""] if told else []), *told])
 
 
 def miou_interval(confusion: np.ndarray, *, samples: int = 1000, seed: int = 0) -> tuple[float, float]:

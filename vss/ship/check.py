@@ -95,12 +95,12 @@ def hash_of(what: str, path: Path) -> str:
 
 
 def _gate(manifest: Manifest) -> str:
-    if manifest.forced:
-        return manifest.forced
+    """Every gate in a line of its own; what failed must have been accepted in words."""
     checks = (manifest.gate or {}).get("checks", [])
-    if not checks or not all(check["passed"] for check in checks):
+    if not manifest.forced and (not checks or any(check["passed"] is False for check in checks)):
         raise VssError(f"the bundle of {manifest.name} has no passed gate and does not say that it was forced.")
-    return str(checks[0]["sentence"])
+    told = [f"{check.get('what', 'gate')} {check['sentence']}" for check in checks]
+    return "\n".join([*([manifest.forced] if manifest.forced else []), *told])
 
 
 def _repositories(bundle: Path, manifest: Manifest) -> str:

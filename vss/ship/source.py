@@ -10,6 +10,7 @@ from vss.data.transforms import Preprocess
 from vss.errors import VssError, unknown
 from vss.files import sha256_file
 from vss.report import read_report
+from vss.tasks.base import EQUAL
 
 DEFAULT_ROW = "engine pruned"
 
@@ -37,6 +38,11 @@ class Source:
     files: dict[str, Path]
     gate: list[dict[str, Any]]
     preprocess: Preprocess
+
+    @property
+    def pruned(self) -> bool:
+        """Whether the engine is of the pruned network, in whatever precision."""
+        return self.row.startswith(DEFAULT_ROW)
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -77,7 +83,9 @@ def _gates(report: dict[str, Any], row: str) -> list[dict[str, Any]]:
     for title, net in report.get("precision", {}).items():
         for kind, facts in net.items():
             if row == f"{title} {kind}" and "gate" in facts:
-                return [{"what": f"{kind} against torch", **facts["gate"]}]
+                verdict = facts["gate"]
+                equal = {"what": f"{kind} {EQUAL}", **verdict.get("equal", verdict)}
+                return [equal, *verdict.get("ship", [])]
     return list(report.get("gate", {}).get("checks", [])) if row == DEFAULT_ROW else []
 
 

@@ -17,6 +17,7 @@ from vss.deploy.backends import available
 from vss.errors import VssError
 from vss.evaluate import engine_predictor
 from vss.run import Job
+from vss.run_precision import unpruned
 from vss.runner import Result, Runner
 from vss.steps import Project
 from vss.sweep.prune import PruneStudy, in_turns
@@ -28,8 +29,6 @@ ENGINES = {"baseline": "engine/baseline.engine.onnx", "cell": "engine/finetuned.
 class EngineStudy(PruneStudy):
     """Networks x criteria x budgets x seeds, from training to engines that pass the gates or do not."""
 
-    shared_steps = ("train", "evaluate", "finetune", "engine")
-
     def check(self, recipe: Recipe) -> None:
         """Engines are made of fine-tuned networks."""
         super().check(recipe)
@@ -38,32 +37,29 @@ class EngineStudy(PruneStudy):
 
     def share_of(self, recipe: Recipe) -> Json:
         """The control and the engine of the baseline are shared as well."""
-        return super().share_of(recipe) | {"control": recipe.control}
+        parts = recipe.model_dump(mode="json")
+        return super().share_of(recipe) | {key: parts[key] for key in ("finetune", "control", "export", "build")}
 
     def finish_share(self, job: Job, found: Json) -> None:
         """The row also has `engine_*` and, with a control, `control_*` figures."""
         keys = found["row_keys"]
         found["row"] |= _named("engine", job.engine("baseline", "train"), keys)
-        found["start"] = "baseline"
         if job.recipe.control:
             job.finetune("control", "baseline.safetensors", "train")
             found["row"] |= _named("control", job.score("control", "control"), keys)
-            found["start"] = "control"
 
     def finish_cell(self, job: Job, place: Place, shared: Json, found: Json) -> None:
         """The row also has `engine_*` figures and `ships`: 1 where the engine passes all gates of the recipe, else 0;
         the labels say which it does not."""
-        engine, start = job.engine("finetuned", "finetune"), shared["start"]
-        results = {
-            "finetuned": _result(job, place, "evaluate-finetuned"),
-            "engine": _result(job, place, "engine-finetuned"),
-            start: _result(job, Place(place.shared, place.shared, place.computed), f"evaluate-{start}"),
-        }
-        verdicts = job.project.task.verdicts(results, start=start)
-        ships = all(verdict["passed"] for verdict in verdicts)
-        found["row"] |= _named("engine", engine, shared["row_keys"]) | {"ships": int(ships)}
+        engine = job.engine("finetuned", "finetune")
+        steps = {"finetuned": "evaluate-finetuned", "engine": "engine-finetuned"}
+        results = {name: _result(job, place, step) for name, step in steps.items()}
+        common = Place(place.shared, place.shared, place.computed)
+        results |= {name: _result(job, common, f"evaluate-{name}") for name in unpruned(job.recipe)}
+        failed = [verdict for verdict in job.project.task.verdicts(results) if verdict["passed"] is False]
+        found["row"] |= _named("engine", engine, shared["row_keys"]) | {"ships": int(not failed)}
         found["row"]["engine_mib"] = engine["size_mib"]
-        found["labels"] = [*found["labels"], *(v["sentence"] for v in verdicts if not v["passed"])]
+        found["labels"] = [*found["labels"], *(f"{verdict['what']} {verdict['sentence']}" for verdict in failed)]
 
     def time(self, recipe: Recipe, place: Place, seconds: float) -> Json:
         """Latency of the cell's engine and of the baseline's, in turns, on an image of the reported split."""

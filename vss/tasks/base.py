@@ -20,12 +20,15 @@ from torch.utils.data import DataLoader
 from vss import models
 from vss.config import FitConfig, Recipe
 from vss.data import Augment, Preprocess, SegData, SegSplit, make_loader
+from vss.deploy import gate
 from vss.errors import VssError
 from vss.evaluate import Predictor
 from vss.learner import Learner
 from vss.registry import Registry
 
 Figures = dict[str, Any]
+EQUAL, PRUNED = "engine equals its network", "pruned against"
+UNPRUNED = ("baseline", "control")
 
 
 class Task(ABC):
@@ -99,22 +102,47 @@ class Task(ABC):
     def evaluate(self, predict: Predictor, split: str) -> Figures:
         """Scores on a split, in percent, and the array `per_image`."""
 
-    @abstractmethod
-    def verdicts(self, results: Mapping[str, Figures], *, start: str) -> list[Figures]:
-        """The gates of the recipe.
+    def verdicts(self, results: Mapping[str, Figures]) -> list[Figures]:
+        """The gates of the recipe, on the reported split.
 
         Args:
-            results: of `evaluate`, for "finetuned" (in torch), "engine" (made of it) and `start`.
-            start: the network that the engine must not fall behind.
+            results: of `evaluate`, for "finetuned" (in torch), "engine" (made of it), "baseline" and, where the run has
+                one, "control".
 
         Returns:
-            Verdicts of `vss.deploy.gate`, each with `what` was compared; at least one.
+            Verdicts of `vss.deploy.gate`, each with `what` was compared: `EQUAL`, and then those of `against`.
         """
+        equal = self._verdict(EQUAL, results["finetuned"], results["engine"], self.recipe.gate.max_drop)
+        return [equal, *self.against(results, results["engine"])]
+
+    def against(self, starts: Mapping[str, Figures], engine: Figures) -> list[Figures]:
+        """Verdicts on a pruned engine that must not fall behind "baseline" and, where there is one, "control"."""
+        config, checks = self.recipe.gate, []
+        for name in [name for name in UNPRUNED if name in starts]:
+            before = starts[name]
+            checks.append(self._verdict(f"{PRUNED} {name}", before, engine, config.max_drop_from_baseline))
+            ship = {"max_fnr_increase": config.max_fnr_increase, "max_ap_drop": config.max_ap_drop}
+            checks += self.limits(before, engine, name=name, **ship)
+        return checks
+
+    def _verdict(self, what: str, before: Figures, after: Figures, limit: float | None) -> Figures:
+        metric = self.recipe.gate.metric or self.metric
+        span = self.drop_interval(before, after) if metric == self.metric else None
+        return {"what": what, **gate(before, after, metric=metric, max_drop=limit, interval=span)}
 
     def limits(
-        self, before: Figures, after: Figures, *, max_fnr_increase: float | None, max_ap_drop: float | None
+        self,
+        before: Figures,
+        after: Figures,
+        *,
+        max_fnr_increase: float | None,
+        max_ap_drop: float | None,
+        name: str = "baseline",
     ) -> list[Figures]:
-        """Verdicts of the ship rule, those limits that are given; for networks that decide about defects."""
+        """Verdicts of the ship rule, those limits that are given; for networks that decide about defects.
+
+        `name`: what `before` is called.
+        """
         if max_fnr_increase is not None or max_ap_drop is not None:
             raise VssError(
                 f"a limit on missed defects or on average precision came, and {self.recipe.model.name!r} segments; use "
@@ -125,6 +153,10 @@ class Task(ABC):
     def drop_interval(self, before: Figures, after: Figures) -> list[float] | None:
         """95 % bootstrap interval of the drop of `metric` between two results of `evaluate` on the same images, in
         points; None where `vss.deploy.gate` gives it."""
+        return None
+
+    def depends(self) -> Any:
+        """JSON-able data, beside the reported split, on which the results of `evaluate` depend."""
         return None
 
     # -- artefacts ----------------------------------------------------------------------------------------------------

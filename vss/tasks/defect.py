@@ -157,6 +157,11 @@ class DefectTask(Task):
         """Of average precision on the split."""
         return ap_drop_interval(before, after, part=1)
 
+    def depends(self) -> Any:
+        """The rule of the threshold and the images it is chosen on."""
+        config = self.recipe.defect
+        return [config.threshold, config.max_fnr_pct, self.split("val").sha256()]
+
     def predictor(self, model: nn.Module, device: str = "cpu") -> Predictor:
         """uint8 (N, 3, H, W) -> both heads."""
         return torch_predictor(model, self.preprocess, device, method="forward_train")
@@ -212,19 +217,14 @@ class DefectTask(Task):
         logits = torch.cat(scores).double().numpy()
         return {"labels": split.labels, "scores": logits, "ids": split.ids, "pixels": pixels}
 
-    def verdicts(self, results: Mapping[str, Figures], *, start: str) -> list[Figures]:
-        """Engine against torch on the reported split; against the start, misses and AP on validation."""
-        config, metric = self.recipe.gate, self.recipe.gate.metric or self.metric
-        torch_one, engine, before = results["finetuned"], results["engine"], results[start]
-        checks = [{"what": "engine against torch", **gate(torch_one, engine, metric=metric, max_drop=config.max_drop)}]
-        if config.max_drop_from_baseline is not None:
-            verdict = gate(before, engine, metric=metric, max_drop=config.max_drop_from_baseline)
-            checks.append({"what": "engine against the baseline", **verdict})
-        limits = {"max_fnr_increase": config.max_fnr_increase, "max_ap_drop": config.max_ap_drop}
-        return checks + self.limits(before, engine, **limits)
-
     def limits(
-        self, before: Figures, after: Figures, *, max_fnr_increase: float | None, max_ap_drop: float | None
+        self,
+        before: Figures,
+        after: Figures,
+        *,
+        max_fnr_increase: float | None,
+        max_ap_drop: float | None,
+        name: str = "baseline",
     ) -> list[Figures]:
         """The ship rule, in points on validation, each network at the threshold that it chose there.
 
@@ -233,11 +233,12 @@ class DefectTask(Task):
         checks = []
         if max_fnr_increase is not None:
             limit: dict[str, Any] = {"metric": "fnr_pct", "max_drop": max_fnr_increase, "lower_is_better": True}
-            checks.append({"what": "missed defects on validation", **gate(before["val"], after["val"], **limit)})
+            what = f"missed defects on validation, against {name}"
+            checks.append({"what": what, **gate(before["val"], after["val"], **limit)})
         if max_ap_drop is not None:
-            verdict = gate(before["val"], after["val"], metric="ap_pct", max_drop=max_ap_drop)
             span = ap_drop_interval(before, after, part=0)
-            checks.append({"what": "average precision on validation", **verdict, "drop_interval": span})
+            verdict = gate(before["val"], after["val"], metric="ap_pct", max_drop=max_ap_drop, interval=span)
+            checks.append({"what": f"average precision on validation, against {name}", **verdict})
         return checks
 
     # -- artefacts ----------------------------------------------------------------------------------------------------

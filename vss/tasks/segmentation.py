@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from vss.config import FitConfig
 from vss.data import class_weights
-from vss.deploy import gate
 from vss.evaluate import Predictor, evaluate, torch_predictor
 from vss.learner import SegLearner
 from vss.losses import SegLoss
@@ -67,18 +66,6 @@ class SegmentationTask(Task):
             workers=self.recipe.data.workers,
             per_image=True,
         )
-
-    def verdicts(self, results: Mapping[str, Figures], *, start: str) -> list[Figures]:
-        """Mean IoU (or `gate.metric`) on the reported split."""
-        config = self.recipe.gate
-        pairs = [("finetuned", config.max_drop, "engine against torch")]
-        if config.max_drop_from_baseline is not None:
-            pairs.append((start, config.max_drop_from_baseline, "engine against the baseline"))
-        metric = config.metric or self.metric
-        return [
-            {"what": what, **gate(results[before], results["engine"], metric=metric, max_drop=drop)}
-            for before, drop, what in pairs
-        ]
 
     def export_options(self) -> dict[str, Any]:
         """Labels, where the recipe wants them."""
