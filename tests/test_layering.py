@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
-    ("version", "errors", "files", "registry", "config", "yaml12", "environment", "report", "page"),
+    ("version", "errors", "files", "progress", "registry", "config", "yaml12", "environment", "report", "page"),
     ("ops", "losses", "metrics", "closeness", "decisions", "learner", "_C"),
     ("data", "models", "prune"),
     ("train", "evaluate", "deploy"),
@@ -27,6 +27,7 @@ LAYERS = (
             "tasks",
             "steps",
             "fits",
+            "exits",
             "pictures",
             "run",
             "runner",

@@ -1,12 +1,10 @@
 """The command line: `vss train prune finetune evaluate export build bench report run data methods quality lint doctor`.
 
-Every command builds a recipe from its flags and calls a function of `vss.steps` or `vss.run`. Bad input ends in one
-sentence and exit code 2, a failed gate in exit code 1.
+Every command builds a recipe from its flags and calls a function of `vss.steps` or `vss.run`.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import shlex
@@ -40,10 +38,12 @@ from vss.console import (
     Set,
     Size,
     Split,
+    bars,
     budget_of,
     cores_of,
     err,
     latency_of,
+    listen,
     options_of,
     out,
     recipe_of,
@@ -54,10 +54,13 @@ from vss.console import (
     tell,
     write_figures,
 )
-from vss.errors import GateFailed, VssError
+from vss.errors import GateFailed, NotMeasured, VssError
+from vss.exits import Commands
 from vss.registry import load_plugin
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
+)
 app.add_typer(data_app, name="data")
 app.add_typer(export_app)
 app.add_typer(methods_app)
@@ -68,30 +71,13 @@ app.add_typer(lut_app, name="lut")
 app.add_typer(explain_app)
 app.add_typer(sweep_app)
 
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
 
 def main() -> None:
-    """Entry point: sentences for people, exit codes for scripts."""
+    """Entry point; `vss.exits` says how it ends."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=err, show_path=False)])
     for noisy in ("torch", "onnxscript", "onnx_ir", "lightning", "matplotlib", "httpx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    try:
-        app(standalone_mode=True)
-    except GateFailed as error:
-        tell(err, "failed:", "red", error)
-        raise SystemExit(error.exit_code) from None
-    except VssError as error:
-        tell(err, "error:", "red", error)
-        raise SystemExit(error.exit_code) from None
-    except OSError as error:
-        if error.errno not in FULL_DISK:
-            raise
-        tell(err, "error:", "red", f"{error}; free some space or choose another place.")
-        raise SystemExit(VssError.exit_code) from None
-    except KeyboardInterrupt:
-        err.print("interrupted; the same command goes on from here")
-        raise SystemExit(130) from None
+    app()
 
 
 @app.callback()
@@ -99,7 +85,11 @@ def _globals(
     plugin: Annotated[
         list[str] | None, typer.Option(help="import this module first: it registers nets, data, criteria")
     ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="say more, and where an error came from")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="results and errors alone, no progress")] = False,
+    log: Annotated[Path | None, typer.Option(help="append everything that is said to this file, line by line")] = None,
 ) -> None:
+    listen(verbose=verbose, quiet=quiet, file=log)
     for module in plugin or []:
         load_plugin(module)
 
@@ -131,7 +121,7 @@ def train(
     )  # fmt: skip
     project = steps.Project.open(job)
     net = project.build_model()
-    result = steps.train(project, net, job.train, save, progress=out.is_terminal)
+    result = steps.train(project, net, job.train, save, progress=bars())
     _told(result, project.task.title)
 
 
@@ -176,7 +166,7 @@ def prune(
         plan = steps.plan_once(project, net, job.prune, steps.Budget.make(**job.prune.budget.model_dump()))
         figures = steps.describe(plan) | {"locked": steps.locked(project, net)}
     else:
-        _, figures = steps.prune(project, net, job.prune, save, progress=out.is_terminal)
+        _, figures = steps.prune(project, net, job.prune, save, progress=bars())
         figures["locked"] = steps.locked(project, net)
     widths = [{"name": g, "before": a, "after": b} for g, (a, b) in figures["widths"].items()]
     show_table(widths, {"name": "group", "before": "before", "after": "after"})
@@ -218,7 +208,7 @@ def finetune(
     fit = job.finetune
     if source and distill is None and not fit.distill:
         fit = fit.model_copy(update={"distill": 1.0})
-    result = steps.train(project, net, fit, save, teacher=source, progress=out.is_terminal)
+    result = steps.train(project, net, fit, save, teacher=source, progress=bars())
     _told(result, project.task.title)
 
 
@@ -306,7 +296,7 @@ def bench(
     write_figures(report, "vss.bench", figures)
     noisy = noise(figures)
     if noisy and not allow_unstable:
-        raise VssError(f"no figures: {noisy} --allow-unstable prints them all the same.")
+        raise NotMeasured(f"no figures: {noisy} --allow-unstable prints them all the same.")
     rows = [
         {"name": name, **session, "speedup": figures["speedup"].get(name, {}).get("ratio")}
         for name, session in figures["sessions"].items()
@@ -360,7 +350,7 @@ def run(
     folder = to or Path("runs") / job.name
     command = "vss " + shlex.join(sys.argv[1:])
     try:
-        result = run_recipe(job, folder, say=say, progress=out.is_terminal, command=command)
+        result = run_recipe(job, folder, say=say, progress=bars(), command=command)
     except GateFailed:
         _final(read_report(folder / "report.json"), job.name)
         raise

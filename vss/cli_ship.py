@@ -87,8 +87,6 @@ def serve(
     once: Annotated[bool, typer.Option("--once", help="stop after the answers were checked")] = False,
 ) -> None:
     """Start a Triton server over bundles, wait until it is ready, check its answers, go on until interrupted."""
-    import signal
-
     from vss.errors import VssError
     from vss.ship import server_env
     from vss.ship.serve import serve as start
@@ -100,7 +98,6 @@ def serve(
         if get_server:
             return
         raise VssError("give one or more bundles to serve.")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped `vss serve` takes its server along
     with start(bundles, ports=Ports(http_port, grpc_port, metrics_port), log=log) as (server, distances):
         for name, distance in distances.items():
             out.print(f"{name}: answers {distance:.2g} of the tolerance away from the shipped ones")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 import time
@@ -12,7 +13,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn
 
 from vss.config import assignment
-from vss.console import Data, ReportFile, Root, Set, err, out, show_table, tell, write_figures
+from vss.console import Data, ReportFile, Root, Set, bars, log, out, show_table, tell, write_figures
 from vss.errors import GateFailed, VssError
 
 if TYPE_CHECKING:
@@ -197,9 +198,9 @@ def _go(
         try:
             run_sweep(grid, folder, settings=settings, tell=bar.tell, summary=summary, extend=extend, command=command,
                       mlflow=mlflow)  # fmt: skip
-        except KeyboardInterrupt:
-            tell(err, "interrupted:", "yellow", f"{summary.sentence()}; the same command goes on from here")
-            raise typer.Exit(130) from None
+        except KeyboardInterrupt as error:
+            error.add_note(summary.sentence())
+            raise
     _end(summary, folder)
 
 
@@ -211,7 +212,7 @@ class _Bar:
     def __init__(self, summary: Summary) -> None:
         self.summary = summary
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"))
-        self.bar = Progress(*columns, console=out, transient=True, disable=not out.is_terminal)
+        self.bar = Progress(*columns, console=out, transient=True, disable=not bars())
         self.line = self.bar.add_task("", total=None, left="")
 
     def __enter__(self) -> _Bar:
@@ -228,7 +229,7 @@ class _Bar:
             out.print(detail, highlight=False)
         elif what == "page":
             out.print(f"report: {name}", highlight=False)
-        elif what != "start":
+        elif what != "start" and (what not in ("ok", "skipped") or log.isEnabledFor(logging.INFO)):
             tell(out, f"{time.strftime('%H:%M:%S')} {what:>7}", self.COLOURS[what], f"{name}  {detail}")
         done = known.ok + known.skipped + len(known.failed)
         self.bar.update(

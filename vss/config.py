@@ -15,6 +15,7 @@ from vss.errors import SHOWN, VssError, fault, one_line, shown, unknown
 from vss.files import parse_yaml, read_yaml
 
 RECIPES = Path(__file__).parent / "recipes"
+TINY, HUGE = 2.0**-126, 3.4e38  # what float32, in which networks learn, can hold
 Override = str | tuple[str, Any]
 """`a.b=c`, where c is YAML, or the dotted key and the value itself."""
 
@@ -69,7 +70,7 @@ class FitConfig(Section):
     epochs: int = Field(default=50, ge=0)
     batch_size: int = Field(default=8, ge=1, description="images per process and step")
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = Field(default=0.01, gt=0)
+    lr: float = Field(default=0.01, ge=TINY, le=HUGE)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0)
     poly_power: float = Field(default=0.9, ge=0, description="lr falls as (1 - step/steps)^power")
@@ -96,7 +97,7 @@ class FinetuneConfig(FitConfig):
     undo more of it than the cut did."""
 
     epochs: int = Field(default=20, ge=0)
-    lr: float = Field(default=0.005, gt=0)
+    lr: float = Field(default=0.005, ge=TINY, le=HUGE)
     grad_clip: float | None = Field(default=1.0, gt=0, description="largest norm of all gradients; null: none")
 
 
@@ -145,7 +146,7 @@ class SparseConfig(Section):
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
     epochs: int = Field(default=0, ge=0, description="0: none, and the run is labelled so")
-    lr: float | None = Field(default=None, gt=0, description="null: that of train")
+    lr: float | None = Field(default=None, ge=TINY, le=HUGE, description="null: that of train")
     lambda_: float = Field(default=1e-4, ge=0, alias="lambda", description="strength of the penalty on scales")
     group_lasso: bool = Field(default=True, description="coupled norm layers shrink together; false: each by itself")
 
@@ -157,14 +158,14 @@ class DmcpConfig(Section):
     """
 
     epochs: int = Field(default=0, ge=0, description="0: none; then prune.options must give the widths")
-    lr: float | None = Field(default=None, gt=0, description="of the weights; null: that of train")
+    lr: float | None = Field(default=None, ge=TINY, le=HUGE, description="of the weights; null: that of train")
     order: str = Field(default="l1", description="criterion that orders channels before the search")
     min_width: float = Field(default=0.1, gt=0, le=1, description="fraction of each group that always stays")
     offset: float = Field(default=0.1, gt=0, le=1, description="fraction of a group in one block of its chain")
     form: Literal["sigmoid", "exp"] = Field(default="sigmoid", description="how alpha gives a probability")
     start: float = Field(default=3.7, description="first value of alpha; 3.7 is 0.9 of the width with sigmoid")
     optimizer: Literal["adam", "sgd"] = Field(default="adam", description="of alpha; sgd is Nesterov with momentum 0.9")
-    alpha_lr: float = Field(default=0.02, gt=0, description="falls to a fifth of it as a cosine")
+    alpha_lr: float = Field(default=0.02, ge=TINY, le=HUGE, description="falls to a fifth of it as a cosine")
     mac_weight: float = Field(default=0.1, ge=0, description="weight of the cost loss")
     warmup: float = Field(default=0.2, ge=0, le=1)
     joint: float = Field(default=0.6, ge=0, le=1)
@@ -285,7 +286,7 @@ class Recipe(Section):
     """A whole run: train, prune, fine-tune, evaluate, export, build, gate, bench, report."""
 
     name: str = "run"
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     split: Literal["val", "test"] = Field(default="test", description="split of the reported numbers")
     eval_batch_size: int = Field(default=8, ge=1)
     control: bool = Field(default=True, description="also fine-tune the unpruned net, for a fair comparison")

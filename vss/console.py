@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import shlex
+import signal
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 from rich import box
 from rich.console import Console
+from rich.control import Control
 from rich.table import Table
 from rich.text import Text
 
@@ -18,8 +23,47 @@ from vss.errors import VssError
 
 STREAMS = ((False, sys.stdout), (True, sys.stderr))
 
+log = logging.getLogger("vss")
+
+
+class Screen(Console):
+    """A console whose lines also go to the file of `--log`."""
+
+    copy: ClassVar[Console | None] = None
+
+    def print(self, *objects: Any, **settings: Any) -> None:
+        super().print(*objects, **settings)
+        if self.copy and not all(isinstance(thing, Control) for thing in objects):  # a control moves a bar's cursor
+            self.copy.print(*objects, **settings)
+            self.copy.file.flush()
+
+    def on_broken_pipe(self) -> None:
+        """Nobody reads the output any more: an end like that by SIGPIPE."""
+        try:
+            super().on_broken_pipe()
+        except SystemExit:
+            raise SystemExit(128 + signal.SIGPIPE) from None
+
+
+def listen(*, verbose: bool = False, quiet: bool = False, file: Path | None = None) -> None:
+    """How much is said, and whether into a file too."""
+    logging.getLogger().setLevel(logging.WARNING if quiet else logging.INFO)
+    log.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+    Screen.copy = None
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Screen.copy = Console(file=file.open("a"), markup=False, width=WIDE)
+        Screen.copy.print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} vss {shlex.join(sys.argv[1:])}", soft_wrap=True)
+
+
+def bars() -> bool:
+    """Whether progress bars are drawn."""
+    return out.is_terminal and log.isEnabledFor(logging.INFO)
+
+
+WIDE = 160
 # A file or pipe has no width of its own: wide enough there that no table is squeezed.
-out, err = (Console(stderr=stderr, markup=False, width=None if stream.isatty() else 160) for stderr, stream in STREAMS)
+out, err = (Screen(stderr=stderr, markup=False, width=None if stream.isatty() else WIDE) for stderr, stream in STREAMS)
 
 Set = Annotated[list[str] | None, typer.Option("--set", help="a.b=value, any key of the recipe", metavar="KEY=VALUE")]
 Data = Annotated[str | None, typer.Option("--dataset", help="camvid, cityscapes, ksdd2, masks")]
@@ -170,6 +214,8 @@ def show_gates(gate: Mapping[str, Any]) -> None:
 
 
 def say(name: str, status: str, seconds: float, detail: str) -> None:
-    colour = {"ok": "green", "failed": "red", "skipped": "cyan"}[status]
+    if status in ("ok", "skipped") and not log.isEnabledFor(logging.INFO):
+        return
+    colour = {"ok": "green", "failed": "red", "skipped": "cyan", "interrupted": "yellow"}[status]
     tell(out, f"{status:>7}", colour, f"{name:<20} {seconds:7.1f} s  {detail}")
     out.file.flush()  # a log file shows every step when it ends

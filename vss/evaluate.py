@@ -14,6 +14,7 @@ from vss import ops
 from vss.closeness import ENGINE, NETWORK, refuse_not_finite
 from vss.errors import VssError
 from vss.metrics import SegMetrics, confusion_per_image
+from vss.progress import steadily
 
 if TYPE_CHECKING:
     from vss.data.transforms import Preprocess
@@ -83,7 +84,7 @@ def evaluate(
     confusions: list[Tensor] = []
     resolution = [0, 0]
     loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers)
-    for batch in _track(loader, progress):
+    for batch in _track(steadily(loader, "evaluate: batch", len(loader)), progress, len(loader)):
         target = batch["mask"]
         labels = predict(batch["image"]).to("cpu")
         if labels.shape != target.shape or labels.is_floating_point():
@@ -99,12 +100,12 @@ def evaluate(
     return result
 
 
-def _track(loader: Iterable[Any], progress: bool) -> Iterable[Any]:
+def _track(loader: Iterable[Any], progress: bool, total: int) -> Iterable[Any]:
     if not progress:
         return loader
     from rich.progress import track
 
-    return track(loader, description="evaluate")
+    return track(loader, description="evaluate", total=total)
 
 
 def torch_predictor(

@@ -54,6 +54,7 @@ def frame(job: Job, status: str) -> Result:
 
 def write_failed(job: Job, error: BaseException) -> None:
     """A report of what was done before the failure, so that the page says where it stopped."""
-    if job.step.records and not isinstance(error, GateFailed):
+    stopped = isinstance(error, BrokenPipeError) or not isinstance(error, Exception)  # nothing failed
+    if job.step.records and not stopped and not isinstance(error, GateFailed):
         write_report(job.out / "report.json", frame(job, "failed"))
         write_page(job.out / "report.json", job.out / "report.html")

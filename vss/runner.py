@@ -56,7 +56,9 @@ class Runner:
         try:
             result = work()
         except BaseException as error:
-            self._done(name, "failed", time.monotonic() - start, str(error) or type(error).__name__, {})
+            stopped = isinstance(error, BrokenPipeError) or not isinstance(error, Exception)
+            text = "" if stopped else str(error) or type(error).__name__
+            self._done(name, "interrupted" if stopped else "failed", time.monotonic() - start, text, {})
             raise
         seconds = time.monotonic() - start
         hashes = {path: sha256_file(self.out / path) for path in [*outputs, *result.get("files", [])]}

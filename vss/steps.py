@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from vss.evaluate import Predictor
 from vss.files import sha256_json, sha256_tensors
 from vss.fits import fit_data, train
 from vss.latency import LatencyGoal
+from vss.progress import steadily
 from vss.prune import (
     CRITERIA,
     Budget,
@@ -40,6 +43,8 @@ from vss.prune import (
 from vss.prune.make import Choose
 from vss.prune.sparse import scale_facts
 from vss.tasks import TASKS, Task, task_of
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -116,9 +121,8 @@ class Project:
         loader = self.task.loader(self.split("train"), batch_size=batch_size, shuffle=True)
         sampler: Any = loader.sampler
         sampler.set_epoch(1_000_000)  # an order of its own, the same in every round and run
-        for index, batch in enumerate(loader):
-            if index == batches:
-                return
+        count = min(batches, len(loader))
+        for batch in steadily(itertools.islice(loader, count), "calibration batch", count):
             yield self.preprocess.normalise(batch["image"]), batch["mask"]
 
     def score(self, predict: Predictor, *, split: str | None = None, per_image: bool = True) -> dict[str, Any]:
@@ -286,6 +290,8 @@ def prune(
             teacher = copy.deepcopy(given) if between.distill else None
             train(project, cut, between, out / f"round-{step}", teacher=teacher, progress=progress)
         small = cut
+        kept = ", ".join(f"{share:.1%} of {kind}" for kind, share in describe(plan)["kept"].items())
+        log.info("prune: round %d/%d, kept %s", step, config.steps, kept)
     plan.save(out / "plan.json")
     project.save(small, out / "pruned.safetensors")
     return small, {"checks": checks, "plan_sha256": plan.sha256(), **describe(plan), "phase": phase}

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vss.deploy import bench, export
 from vss.deploy.backends import build_spec
 from vss.deploy.session import Session
-from vss.errors import VssError
+from vss.errors import NotMeasured, VssError
 from vss.files import sha256_json
 from vss.latency.build import QUICK, Effort, build
 from vss.latency.fit import LatencyModel
@@ -90,7 +90,7 @@ class Measured:
         """Of a `vss.bench` with the sessions `uncut` and `cut`, in this order."""
         faster = figures["speedup"]["cut"]
         if faster["low"] is None:
-            raise VssError(f"only {figures['rounds']} rounds were measured; give the measurement more seconds.")
+            raise NotMeasured(f"only {figures['rounds']} rounds were measured; give the measurement more seconds.")
         uncut, cut = (figures["sessions"][name]["latency_ms_p50"] for name in ("uncut", "cut"))
         return cls(uncut, cut, 1 / faster["ratio"], 1 / faster["high"], 1 / faster["low"])
 
@@ -98,7 +98,7 @@ class Measured:
 def check_noise(found: Measured, allowed: float) -> Measured:
     """Refuse a measurement whose interval is too wide to say whether a target was met."""
     if found.noise > allowed:
-        raise VssError(
+        raise NotMeasured(
             f"the machine is too noisy: the time ratio {found.ratio:.3f} is known to {found.noise:.1%} (95 % interval "
             f"{found.low:.3f} to {found.high:.3f}) and {allowed:.1%} is needed; end other work, or raise "
             "prune.latency.max_seconds or prune.latency.noise."
@@ -306,7 +306,7 @@ def measure(uncut: Session, cut: Session, feed: Mapping[str, np.ndarray], second
         allowed: noise that the ratio may have, see `Measured.noise`.
 
     Raises:
-        VssError: still too noisy after so long.
+        NotMeasured: still too noisy after so long.
     """
     sessions, feeds = {"uncut": uncut, "cut": cut}, {"uncut": feed, "cut": feed}
     for least in sorted({min(each, seconds) for each in (2.0, 8.0, 24.0, seconds)}):

@@ -10,6 +10,7 @@ from typing import Literal
 
 from vss.errors import VssError
 from vss.files import sha256_json
+from vss.progress import duration
 from vss.sweep.grid import Cell
 from vss.sweep.local import Executor
 from vss.sweep.store import Store
@@ -244,18 +245,3 @@ class _Drive:
     def key(self, part: _Part, cell: Cell) -> str:
         """Hash of all that a cell's result comes from."""
         return sha256_json([cell.recipe().model_dump(mode="json"), part.shared.get("key")])
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people.
-
-    >>> duration(9.6), duration(150), duration(7200)
-    ('10 s', '2.5 min', '2.0 h')
-    """
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.1f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )

@@ -33,8 +33,19 @@ KIND, SCHEMA = "vss.fit", 1
 BEST, CURVES, RECORD, RESUME = "best.safetensors", "curves.json", "fit.json", "lightning/resume.ckpt"
 OWN = (BEST, CURVES, "lightning", "csv", "tensorboard", RECORD)  # the record goes last
 PATIENCE_S = 120.0
-DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, pickle.UnpicklingError, OSError, EOFError)
-DAMAGE += (ValueError, RuntimeError, KeyError, AttributeError, TypeError, IndexError)
+DAMAGE: tuple[type[Exception], ...] = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    pickle.UnpicklingError,
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    LookupError,
+    AttributeError,
+    TypeError,
+)
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -56,7 +67,7 @@ def fit_folder(path: Path, inputs: Mapping[str, Any]) -> Iterator[tuple[str, Pat
     key = sha256_json(inputs)
     if path.exists() and not path.is_dir():
         raise VssError(f"{path} is a file; a training writes a folder, so choose another --save.")
-    if rank_zero_only.rank:  # the first process makes the folder ready
+    if getattr(rank_zero_only, "rank", 0):  # the first process makes the folder ready
         _await(path, key)
         yield key, _resume_file(path, key)
         return

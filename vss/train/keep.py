@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vss.config import FitConfig
 from vss.errors import VssError
 from vss.files import write_json
+from vss.progress import EVERY_S, duration
 from vss.train.folder import BEST
 from vss.train.folder import CURVES as CURVES_FILE
 from vss.train.parts import section_of
@@ -119,8 +120,6 @@ def _copy(model: nn.Module) -> dict[str, Tensor]:
 class Lines(Callback):
     """A line when the training starts, one an epoch, and one every half minute of a long epoch."""
 
-    EVERY_S = 30.0
-
     def __init__(self, config: FitConfig, best: Best) -> None:
         self.config, self.best, self.name = config, best, section_of(config)
         self.start = self.told = time.monotonic()
@@ -138,7 +137,7 @@ class Lines(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if time.monotonic() - self.told > self.EVERY_S:
+        if time.monotonic() - self.told > EVERY_S:
             self.told = time.monotonic()
             steps = int(trainer.num_training_batches)
             done = trainer.current_epoch + (batch_idx + 1) / steps
@@ -158,14 +157,7 @@ class Lines(Callback):
 
     def _left(self, done: float) -> str:
         """Time left, at the pace of the epochs that this process has done."""
-        left = (time.monotonic() - self.start) * (self.config.epochs - done) / (done - self.first)
-        return (
-            f"{left:.0f} s left"
-            if left < 90
-            else f"{left / 60:.1f} min left"
-            if left < 5400
-            else f"{left / 3600:.1f} h left"
-        )
+        return f"{duration((time.monotonic() - self.start) * (self.config.epochs - done) / (done - self.first))} left"
 
     def _say(self, trainer: L.Trainer, text: str) -> None:
         if trainer.is_global_zero:

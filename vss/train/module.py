@@ -68,7 +68,7 @@ class FitModule(L.LightningModule):
             far = self.learner.divergence(outputs, soft, batch, temperature=self.config.temperature)
             loss = loss + self.config.distill * far
         if not torch.isfinite(loss.detach()):
-            raise Diverged(f"the loss is {float(loss)}")
+            raise Diverged(f"the loss is {float(loss.detach())}")
         self.log("loss", loss, prog_bar=True, on_step=True, on_epoch=True, sync_dist=True)
         return loss
 
