@@ -17,6 +17,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs a CUDA device that this torch can use")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What is remembered of files is remembered for this session alone; processes that tests start inherit it."""
+    os.environ["VSS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def street_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A street set in the CamVid layout: 24 train, 6 val, 8 test images of about 72x96."""

@@ -48,6 +48,7 @@ LAYERS = (
             "cli_lint",
             "cli_methods",
             "precision",
+            "keys",
             "run_precision",
             "run_frame",
             "run_references",

@@ -225,17 +225,17 @@ class _Bar:
     def tell(self, what: str, name: str, detail: str) -> None:
         """What `vss.sweep.drive` says."""
         known = self.summary
-        if what == "cost":
+        if what == "plan":
             out.print(detail, highlight=False)
         elif what == "page":
             out.print(f"report: {name}", highlight=False)
         elif what != "start" and (what not in ("ok", "skipped") or log.isEnabledFor(logging.INFO)):
             tell(out, f"{time.strftime('%H:%M:%S')} {what:>7}", self.COLOURS[what], f"{name}  {detail}")
         done = known.ok + known.skipped + len(known.failed)
+        text = f"{done}/{known.total} cells"
         self.bar.update(
-            self.line, description=f"{done}/{known.total} cells", total=known.planned_s or None, completed=known.done_s,
-            left=f"{known.left()} left" if known.done_s else "",
-        )  # fmt: skip
+            self.line, description=text, total=known.total or None, completed=done, left=f"{known.left()} left"
+        )
         out.file.flush()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import nn
 
 from vss import checkpoint, models, steps
 from vss.config import Recipe
-from vss.data import Preprocess
+from vss.data import Preprocess, require_classes
 from vss.deploy import BACKENDS, Session, bench, gate
 from vss.deploy.backends import available
 from vss.deploy.precision import Precision, export_as
@@ -157,13 +158,18 @@ def _opened(
     recipe = Recipe.model_validate(recipe.model_dump() | {"data": settings, "model": network})
     project = steps.Project.open(recipe)
     project = steps.Project(project.recipe, project.data, preprocess)
+    require_classes(str(path), classes_of(session), str(project.data.root), project.task.classes)
     return project, engine_predictor(session, preprocess), static
+
+
+def classes_of(session: Session) -> list[str]:
+    """The class names that an exported file carries in its metadata; none where it carries none."""
+    stored = session.describe().get("metadata", {}).get("vss.classes")
+    return [str(name) for name in json.loads(stored)] if stored else []
 
 
 def preprocess_of(session: Session, size: list[int] | None) -> Preprocess:
     """The preprocessing that an exported file carries in its metadata."""
-    import json
-
     stored = session.describe().get("metadata", {}).get("preprocess")
     values = json.loads(stored) if stored else {}
     shape = next(iter(session.inputs.values())).shape

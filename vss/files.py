@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import glob
 import hashlib
 import json
 import math
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ from vss.errors import VssError, one_line, shown
 if TYPE_CHECKING:
     import torch
 
+LOCK, TEMPORARY = ".lock", ".vss-unfinished-"
+"""Name of the lock in a folder, and what the name of a file has in it until it is whole."""
 MAX_JSON, MAX_YAML = 64 << 20, 256 << 10
 """Bytes."""
 MAX_DEPTH, MAX_NODES = 64, 50_000
@@ -36,7 +39,8 @@ def atomic(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+        prefix = f".{path.stem[:100]}{TEMPORARY}"
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
         os.close(handle)
     except OSError as error:
         raise _write_error(path, error) from error
@@ -49,12 +53,6 @@ def atomic(path: Path | str) -> Iterator[Path]:
         raise _write_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def remove_leftovers(path: Path) -> None:
-    """Remove what killed writers of `path` left beside it; for who holds the folder's lock."""
-    for leftover in path.parent.glob(f".{glob.escape(path.stem)}.????????{glob.escape(path.suffix)}"):
-        leftover.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -81,6 +79,41 @@ def locked(path: Path, *, wait: bool = False, refusal: str = "") -> Iterator[Non
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+@contextlib.contextmanager
+def at_work(folder: Path, *, wait: bool = False, deep: bool = True) -> Iterator[None]:
+    """Hold the lock of a folder that a command writes into; what a killed one left half-written goes first.
+
+    Args:
+        folder: made where it is not there.
+        wait: see `locked`.
+        deep: the folders in it are this command's too.
+    """
+    with locked(folder / LOCK, wait=wait):
+        remove_leftovers(folder, deep=deep)
+        yield
+
+
+def file_at_work(path: Path) -> AbstractContextManager[None]:
+    """The lock of one file that a command works at for long."""
+    refusal = f"another vss command is at work on {path}; wait for it, or choose another name."
+    return locked(path.with_name(f".{path.name}{LOCK}"), refusal=refusal)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a file is one that `atomic` had not finished."""
+    return path.name.startswith(".") and TEMPORARY in path.name
+
+
+def remove_leftovers(folder: Path, *, deep: bool) -> None:
+    """Remove what killed writes have left in a folder whose lock is held."""
+    pattern = f".*{TEMPORARY}*"
+    for path in list(folder.rglob(pattern) if deep else folder.glob(pattern)):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _write_error(path: Path, error: OSError) -> VssError:

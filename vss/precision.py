@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vss import checkpoint
 from vss.config import PrecisionConfig
 from vss.data.calibration import CalibrationSet, choose_calibration
+from vss.data.layouts import read_lines
 from vss.deploy import BACKENDS, bench, export, gate
 from vss.deploy.bisect import first_diverging, sentence
 from vss.deploy.gate import comparable
@@ -207,10 +208,7 @@ class Typing:
 
 def read_list(path: Path) -> list[str]:
     """Ids of images, one a line; blank lines do not count."""
-    try:
-        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise VssError(f"{path} cannot be read ({error}); expected ids of training images, one a line.") from error
+    return [line for line in read_lines(path, "ids of training images, one a line") if line]
 
 
 def judge(
@@ -236,7 +234,7 @@ def judge(
 
 
 def refused(
-    typing: Typing, path: Path, results: dict[str, dict[str, Any]], reason: str, *, max_drop: float, metric: str | None
+    typing: Typing, path: Path, results: Mapping[str, dict[str, Any]], reason: str, *, max_drop: float, metric: str | None
 ) -> dict[str, Any]:
     """The verdict of `judge` on an engine that gives NaN, `reason` in a sentence; its figures are None."""
     name = metric or typing.project.task.metric

@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
-from vss import checkpoint, steps
+from vss import checkpoint, keys, steps
 from vss.config import Recipe
 from vss.deploy import bench, bench_end_to_end, export
 from vss.deploy.backends import available, build_spec, inspected
 from vss.deploy.bench import noise, pinned
 from vss.errors import GateFailed
 from vss.evaluate import engine_predictor
-from vss.files import atomic, sha256_artefact, sha256_file, sha256_json
+from vss.files import atomic, sha256_artefact
 from vss.page import write_page
 from vss.pictures import spread
-from vss.prune import CRITERIA, Statistics
+from vss.prune import Statistics
 from vss.report import write_report
 from vss.run_frame import frame, write_failed
 from vss.run_precision import merge, typed_engines, unpruned
@@ -102,35 +103,32 @@ class Job:
 
     def train(self) -> Result:
         recipe, project = self.recipe, self.project
-        fit = recipe.train.model_dump(mode="json") | {"workers": recipe.data.workers}
-        depends = [recipe.seed, recipe.data.model_dump(mode="json"), recipe.model.model_dump(mode="json"), fit]
-        depends += [project.split(name).sha256() for name in ("train", "val")]
-        if recipe.model.checkpoint:
-            depends.append(sha256_file(recipe.model.checkpoint))
 
         def work() -> Result:
             model = project.build_model()
             if recipe.model.checkpoint:
                 project.save(model, self.out / "baseline.safetensors")
                 return {"detail": f"taken from {recipe.model.checkpoint}", "curves": []}
-            result = steps.train(project, model, recipe.train, self.folder("train", depends), progress=self.progress)
+            result = steps.train(project, model, recipe.train, self.folder("train", model), progress=self.progress)
             project.save(model, self.out / "baseline.safetensors", _best(result))
             return self._fit_facts(result)
 
-        return self.step("train", depends, [], ["baseline.safetensors"], work)
+        return self.do("train", "train", [], ["baseline.safetensors"], work, keys.of_data(project, "train", "val"))
 
-    def folder(self, name: str, depends: Any) -> Path:
-        """Where a fit works: named by what it depends on, so that a changed recipe never resumes an old fit."""
-        return self.out / name / sha256_json(depends)[:12]
+    def do(
+        self, name: str, kind: str, after: list[str], outputs: list[str], work: Callable[[], Result], also: Any = None
+    ) -> Result:
+        """A step of a kind of `vss.keys`; `also` is what it depends on beside the recipe and the steps before it."""
+        return self.step(name, keys.depends(self.recipe, kind, also), after, outputs, work)
+
+    def folder(self, name: str, *nets: nn.Module) -> Path:
+        """Where the fit of a step works; `nets` are the networks that it starts from."""
+        return keys.fit_folder(self.out / name, self.step.keys[name], nets)
 
     def prune(self, statistics: Statistics | None = None) -> Result:
         """Plan, cut, proof; `statistics` of the baseline save the calibration pass and change nothing."""
         config = self.recipe.prune
-        between = self.recipe.finetune.model_dump(mode="json") if config.epochs_between else None
-        depends = [config.model_dump(mode="json"), between, "with labels"]
-        if CRITERIA[config.criterion].sparse_phase:
-            recipe = self.recipe
-            depends += [part.model_dump(mode="json") for part in (recipe.sparse, recipe.dmcp, recipe.train)]
+        also = keys.machine() if config.latency else None
 
         def work() -> Result:
             model = checkpoint.load(self.out / "baseline.safetensors")
@@ -139,22 +137,21 @@ class Job:
             kept = ", ".join(f"{share:.1%} of {kind}" for kind, share in facts["kept"].items())
             return facts | {"detail": "; ".join([f"{facts['criterion']}: kept {kept}", *facts["labels"]])}
 
-        return self.step("prune", depends, ["train"], ["plan.json", "pruned.safetensors"], work)
+        return self.do("prune", "prune", ["train"], ["plan.json", "pruned.safetensors"], work, also)
 
     def finetune(self, name: str, source: str, after: str) -> Result:
         config = self.recipe.finetune
         target = "finetuned.safetensors" if name == "finetune" else f"{name}.safetensors"
-        depends = [config.model_dump(mode="json"), source]
 
         def work() -> Result:
             model = checkpoint.load(self.out / source)
             teacher = checkpoint.load(self.out / "baseline.safetensors") if config.distill else None
-            folder = self.folder(name, [*depends, self.step.keys[after]])
+            folder = self.folder(name, *filter(None, (model, teacher)))
             result = steps.train(self.project, model, config, folder, teacher=teacher, progress=self.progress)
             self.project.save(model, self.out / target, _best(result))
             return self._fit_facts(result)
 
-        return self.step(name, depends, [after], [target], work)
+        return self.do(name, "finetune", [after], [target], work)
 
     # -- figures ------------------------------------------------------------------------------------------------------
 
@@ -170,8 +167,8 @@ class Job:
             row = steps.size_row(name, model, self.project, path)
             return {"row": row, "metrics": result, "detail": self.summary(result)}
 
-        depends = [recipe.split, self.project.split(recipe.split).sha256(), self.project.task.depends()]
-        return self.step(f"evaluate-{name}", depends, [after], [images], work)
+        also = keys.of_data(self.project, recipe.split, "val")
+        return self.do(f"evaluate-{name}", "evaluate", [after], [images], work, also)
 
     def write_images(self, name: str, metrics: Result) -> None:
         """Take the array by image out of the metrics and write it."""
@@ -216,9 +213,7 @@ class Job:
                 "detail": f"{backend.name}: {self.summary(metrics)}",
             }
 
-        depends: list[Any] = [recipe.export.model_dump(mode="json"), recipe.build.model_dump(mode="json")]
-        depends += [recipe.split, "with artefact"]
-        return self.step(f"engine-{name}", depends, [f"evaluate-{name}", after], [onnx, artefact, images], work)
+        return self.do(f"engine-{name}", "engine", [f"evaluate-{name}", after], [onnx, artefact, images], work)
 
     def scores_of(self, step: str) -> Result:
         """What a step of an evaluation found, with the array by image."""
@@ -238,8 +233,7 @@ class Job:
             detail = "; ".join(f"{check['what']}: {check['sentence'].rstrip('.')}" for check in failed or checks)
             return {**(failed or checks)[0], "passed": not failed, "checks": checks, "detail": detail}
 
-        depends = [self.recipe.gate.model_dump(mode="json"), "baseline and control, over the classes in the truth"]
-        return self.step("gate", depends, [*sources.values(), "engine-finetuned"], [], work)
+        return self.do("gate", "gate", [*sources.values(), "engine-finetuned"], [], work)
 
     def bench(self, references: Mapping[str, str]) -> Result:
         """Both engines interleaved with those of `references` (step -> file), engine only and end to end."""
@@ -273,8 +267,8 @@ class Job:
             detail = noisy or f"{ratio:.2f}x on {backend.name}"
             return {"engine": engine, "end_to_end": whole, "again": bool(noisy), "noise": noisy, "detail": detail}
 
-        depends = [config.model_dump(mode="json"), recipe.build.model_dump(mode="json")]
-        return self.step("bench", depends, ["engine-baseline", "engine-finetuned", *references], [], work)
+        after = ["engine-baseline", "engine-finetuned", *references]
+        return self.do("bench", "bench", after, [], work, keys.machine())
 
     def panels(self) -> Result:
         """Pictures: image, truth, and what each network says."""
@@ -293,7 +287,7 @@ class Job:
             return pictures | {"detail": f"{len(pictures['files'])} pictures"}
 
         after = ["evaluate-baseline", "evaluate-pruned", "engine-finetuned"]
-        return self.step("panels", [recipe.panels, recipe.split], after, [], work)
+        return self.do("panels", "panels", after, [], work)
 
     # -- report -------------------------------------------------------------------------------------------------------
 

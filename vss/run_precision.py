@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from vss import checkpoint, steps
+from vss import checkpoint, keys, steps
 from vss.config import Recipe
 from vss.deploy import BACKENDS, bench
 from vss.deploy.backends import build_spec
@@ -35,6 +35,9 @@ class Job(Protocol):
 
     @property
     def recipe(self) -> Recipe: ...
+    def do(
+        self, name: str, kind: str, after: list[str], outputs: list[str], work: Callable[[], Result], also: Any = None
+    ) -> Result: ...
     def scores_of(self, step: str) -> Result: ...
     def write_images(self, name: str, metrics: Result) -> None: ...
     def summary(self, metrics: Result) -> str: ...
@@ -85,14 +88,11 @@ def _engines(job: Job, name: str) -> Result:
         )
         return {"kinds": kinds, "detail": told}
 
-    depends: list[Any] = [part.model_dump(mode="json") for part in (config, recipe.export, recipe.build)]
-    depends += [recipe.split, recipe.seed, project.split("train").sha256(), project.split("val").sha256()]
     outputs = [path for each in files.values() for path in each.values()]
     after = [f"engine-{name}", f"evaluate-{name}", AFTER[name]]
     if name == "finetuned":
-        depends += [recipe.gate.model_dump(mode="json"), "against baseline and control"]
         after += [f"evaluate-{start}" for start in unpruned(recipe)]
-    return job.step(f"precision-{name}", depends, after, outputs, work)
+    return job.do(f"precision-{name}", "precision", after, outputs, work)
 
 
 def _files(name: str, kind: str) -> dict[str, str]:
@@ -196,8 +196,8 @@ def _time(job: Job, nets: Mapping[str, Result]) -> Result:
         ratios = ", ".join(f"{name} {each['ratio']:.2f}x" for name, each in found["speedup_against"].items())
         return {**found, "again": not found["stable"], "detail": noise(found) or ratios}
 
-    depends = [config.model_dump(mode="json"), recipe.build.model_dump(mode="json"), recipe.split]
-    return job.step("precision-bench", depends, [f"precision-{name}" for name in TITLES], [], work)
+    after = [f"precision-{name}" for name in TITLES]
+    return job.do("precision-bench", "precision-bench", after, [], work, keys.machine())
 
 
 def merge(report: dict[str, Any], typed: Mapping[str, Any], out: Path) -> None:

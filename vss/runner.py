@@ -6,16 +6,20 @@ steps before it) is the one in its record and the files it wrote still have thei
 
 from __future__ import annotations
 
+import json
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vss.errors import VssError
 from vss.files import read_json, sha256_file, sha256_json, write_json
-from vss.version import __version__
 
-KIND, SCHEMA = "vss.step", 1
+log = logging.getLogger(__name__)
+
+KIND, SCHEMA = "vss.step", 2
 Result = dict[str, Any]
 
 
@@ -41,17 +45,16 @@ class Runner:
             outputs: files it writes, relative to `out`.
             work: returns JSON-able figures; more files that it wrote are under `files`.
         """
-        key = sha256_json([name, __version__, depends, [self.keys[step] for step in after]])
+        key = sha256_json([name, depends, [self.keys[step] for step in after]])
         self.keys[name] = key
-        record = self.out / "steps" / f"{name}.json"
-        if record.is_file():
-            old = read_json(record, kind=KIND, schema=SCHEMA)
-            if (
-                old["key"] == key
-                and not old["result"].get("again")
-                and all(self._same(path, digest) for path, digest in old["outputs"].items())
-            ):
-                return self._done(name, "skipped", old["seconds"], "up to date", old["result"])
+        old = self._record(name)
+        if (
+            old
+            and old["key"] == key
+            and not old["result"].get("again")
+            and all(self._same(path, digest) for path, digest in old["outputs"].items())
+        ):
+            return self._done(name, "skipped", old["seconds"], "up to date", old["result"])
         start = time.monotonic()
         try:
             result = work()
@@ -62,13 +65,21 @@ class Runner:
             raise
         seconds = time.monotonic() - start
         hashes = {path: sha256_file(self.out / path) for path in [*outputs, *result.get("files", [])]}
-        saved = {"kind": KIND, "schema": SCHEMA, "key": key, "seconds": seconds, "outputs": hashes, "result": result}
-        write_json(record, saved)
+        write_record(self._path(name), KIND, {"key": key, "seconds": seconds, "outputs": hashes, "result": result})
         return self._done(name, "ok", seconds, result.get("detail", ""), result)
 
     def result(self, name: str) -> Result:
         """What a finished step returned."""
-        return read_json(self.out / "steps" / f"{name}.json", kind=KIND, schema=SCHEMA)["result"]
+        record = self._record(name)
+        if record is None:
+            raise VssError(f"{self._path(name)} is no whole record of a step; repeat the command that writes it.")
+        return dict(record["result"])
+
+    def _path(self, name: str) -> Path:
+        return self.out / "steps" / f"{name}.json"
+
+    def _record(self, name: str) -> Result | None:
+        return read_record(self._path(name), KIND, ("key", "seconds", "outputs", "result"))
 
     def _same(self, path: str, digest: str) -> bool:
         file = self.out / path
@@ -79,3 +90,26 @@ class Runner:
         self.records.append({"name": name, "status": status, "seconds": seconds, "detail": detail})
         self.say(name, status, seconds, detail)
         return result
+
+
+def write_record(path: Path, kind: str, body: Result) -> None:
+    """Write what was found out, with the hash of it."""
+    body = json.loads(json.dumps(body, allow_nan=False))  # keys of dictionaries are text, as they are when it is read
+    write_json(path, {"kind": kind, "schema": SCHEMA, "sha256": sha256_json(body), **body})
+
+
+def read_record(path: Path, kind: str, wanted: Iterable[str]) -> Result | None:
+    """A record that is whole; None where there is none. A damaged or foreign one is as none: its work is done again."""
+    if not path.exists():
+        return None
+    try:
+        data = read_json(path, kind=kind, schema=SCHEMA)
+    except VssError as error:
+        log.warning("%s It is made again.", error)
+        return None
+    body = {key: value for key, value in data.items() if key not in ("kind", "schema", "sha256")}
+    changed = data["schema"] > 1 and data.get("sha256") != sha256_json(body)  # the first schema had no hash
+    if changed or not set(wanted) <= body.keys():
+        log.warning("%s is not as it was written; it is made again.", path)
+        return None
+    return body

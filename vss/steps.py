@@ -18,12 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vss import checkpoint, models
+from vss import checkpoint, keys, models
 from vss.config import DmcpConfig, FitConfig, PruneConfig, Recipe, SparseConfig
-from vss.data import Augment, Preprocess, SegData, SegSplit, open_data
+from vss.data import Augment, Preprocess, SegData, SegSplit, open_data, require_classes
 from vss.errors import VssError
 from vss.evaluate import Predictor
-from vss.files import sha256_json, sha256_tensors
 from vss.fits import fit_data, train
 from vss.latency import LatencyGoal
 from vss.progress import steadily
@@ -74,10 +73,15 @@ class Project:
 
     @functools.cached_property
     def task(self) -> Task:
-        """What the network is for."""
+        """What the network is for; a checkpoint of other classes than those of the data is refused."""
         config = self.recipe.model
-        name = checkpoint.read(config.checkpoint).model.task if config.checkpoint else task_of(config.name)
-        return TASKS[str(name)](self.recipe, self.data, self.preprocess)
+        if not config.checkpoint:
+            return TASKS[task_of(config.name)](self.recipe, self.data, self.preprocess)
+        saved = checkpoint.read(config.checkpoint)
+        task = TASKS[str(saved.model.task)](self.recipe, self.data, self.preprocess)
+        count = getattr(saved.model, "num_classes", 0)
+        require_classes(config.checkpoint, saved.classes, str(self.data.root), task.classes, count=count)
+        return task
 
     @functools.cached_property
     def augment(self) -> Augment:
@@ -153,11 +157,8 @@ def sparsify(
         return model, config, {"labels": [f"{name} without its {'search' if name == 'dmcp' else 'sparse phase'}"]}
     settings = {"epochs": section.epochs, "lr": section.lr or recipe.train.lr, "ema": None, "distill": 0.0}
     fit_config = recipe.train.model_copy(update=settings)
-    budget = config.budget.model_dump(mode="json") if name == "dmcp" else None
-    depends: list[Any] = [name, section.model_dump(mode="json"), fit_config.model_dump(mode="json"), budget]
-    depends += [sha256_tensors(model.state_dict()), project.split("train").sha256(), recipe.seed, list(config.keep)]
-    depends += [recipe.data.model_dump(mode="json")]
-    folder = out / "sparse" / sha256_json(depends)[:12]
+    about = keys.depends(recipe, "sparse", keys.of_data(project, "train", "val"))
+    folder = keys.fit_folder(out / "sparse", about, [model])
     work = _search if isinstance(section, DmcpConfig) else _penalise
     net, config, facts = work(project, model, config, fit_config, folder, progress)
     project.save(net.eval(), out / "sparse.safetensors")
@@ -288,7 +289,11 @@ def prune(
         if config.epochs_between and step < config.steps:
             between = project.recipe.finetune.model_copy(update={"epochs": config.epochs_between, "val_every": 1})
             teacher = copy.deepcopy(given) if between.distill else None
-            train(project, cut, between, out / f"round-{step}", teacher=teacher, progress=progress)
+            about = keys.depends(project.recipe, "finetune", keys.of_data(project, "train", "val"))
+            folder = keys.fit_folder(
+                out / f"round-{step}", [about, config.epochs_between], filter(None, [cut, teacher])
+            )
+            train(project, cut, between, folder, teacher=teacher, progress=progress)
         small = cut
         kept = ", ".join(f"{share:.1%} of {kind}" for kind, share in describe(plan)["kept"].items())
         log.info("prune: round %d/%d, kept %s", step, config.steps, kept)
@@ -375,4 +380,6 @@ def project_of(path: Path | str, *, data_root: str | None, dataset: str | None, 
     recipe = Recipe.model_validate(
         recipe.model_dump() | {"data": recipe.data.model_dump() | data, "model": {"checkpoint": str(path)}}
     )
-    return Project(recipe, open_data(recipe.data.dataset, recipe.data.root), Preprocess(**saved.preprocess))
+    project = Project(recipe, open_data(recipe.data.dataset, recipe.data.root), Preprocess(**saved.preprocess))
+    project.task  # noqa: B018  (other classes than those of the data are refused now)
+    return project

@@ -25,9 +25,6 @@ class DryStudy(Study):
         if recipe.model.options.get("impossible"):
             raise VssError("this cell is impossible.")
 
-    def cost(self, recipes: list[Recipe]) -> dict[str, Any]:
-        return {"shared": 1.0, "cells": [0.5] * len(recipes)}
-
     def share(self, recipes: list[Recipe], place: Place) -> dict[str, Any]:
         if recipes[0].data.root == "no-data":
             raise VssError("there is no data.")

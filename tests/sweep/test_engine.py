@@ -13,7 +13,6 @@ from vss import checkpoint
 from vss.data import write_defects
 from vss.sweep import Grid, Settings, Store, sweep
 from vss.sweep import results as tables
-from vss.sweep.cost import estimate
 from vss.sweep.engine import EngineStudy
 from vss.sweep.prune import job_of
 from vss.sweep.study import Place
@@ -91,17 +90,6 @@ def test_a_gate_that_fails_is_a_label_and_ships_nothing(finished: Store) -> None
     EngineStudy().finish_cell(job, place, shared, found)
     assert found["row"]["ships"] == 0 and found["labels"] == ["first", "lost worse"]
     assert (place.folder / "steps" / "engine-finetuned.json").read_text() == record
-
-
-def test_the_estimate_counts_the_images_of_a_balanced_epoch(finished: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipes = [cell.recipe() for cell in finished.cells()]
-    monkeypatch.setattr("vss.sweep.cost._seconds_per_image", lambda project: 1.0)
-    found = estimate(recipes[:1])
-    train, val, test = 2 * 8, 5, 12  # eight defective training images, and as many sound ones
-    assert found["shared"] == pytest.approx(3.0 + train * 3 + val + test + 2 * 4 * 3)  # two batches for the scores
-    keep = recipes[0].prune.budget.keep
-    calibration = min(train, recipes[0].prune.recalibrate * 4)
-    assert found["cells"] == [pytest.approx(3.0 + keep * (calibration + 2 * test + train * 3 + val))]
 
 
 def test_table_and_picture(finished: Store) -> None:

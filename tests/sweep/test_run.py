@@ -16,7 +16,9 @@ import yaml
 
 from vss.cli_sweep import _end
 from vss.errors import GateFailed, VssError
+from vss.files import at_work
 from vss.sweep import Grid, Settings, Store, sweep
+from vss.sweep.drive import Summary
 
 from .conftest import HERE, dry_grid
 
@@ -31,7 +33,7 @@ def go(grid: dict[str, Any], out: Path, settings: Settings = LOCAL, **more: Any)
 def test_all_cells_once_and_again_nothing(tmp_path: Path) -> None:
     grid = dry_grid({"a": {}, "b": {}, "c": {}}, seeds=2)
     summary, told = go(grid, tmp_path / "s")
-    assert told[0][0] == "cost" and "about 5 s of computing, 2 s with 2 workers" in told[0][2]
+    assert told[0] == ("plan", "", "6 cells that share 2 trained networks or the like")
     store = Store.read(tmp_path / "s")
     assert (summary.total, summary.ok, summary.failed) == (6, 6, {})
     assert sorted(line["step"] for line in store.computed()) == ["cell"] * 6 + ["share"] * 2
@@ -40,7 +42,9 @@ def test_all_cells_once_and_again_nothing(tmp_path: Path) -> None:
     assert record["row"]["threads"] == 1.0
     again, _ = go(grid, tmp_path / "s")
     assert (again.ok, again.skipped) == (0, 6)
-    assert (summary.planned_s, summary.done_s, again.planned_s) == (2 * 1.0 + 6 * 0.5, 5.0, 0.0)
+    known = store.record("1--b") or {}
+    assert known["seconds"] in summary.took["cell"] and sorted(summary.took["cell"]) == sorted(again.took["cell"])
+    assert summary.waiting == again.waiting == {"share": 0, "cell": 0}
     assert len(store.computed()) == 8 and store.repeated() == []
 
 
@@ -107,8 +111,34 @@ def test_two_sweeps_in_one_folder(tmp_path: Path) -> None:
     (tmp_path / "other" / "x").write_text("")
     with pytest.raises(VssError, match="holds other files"):
         go(dry_grid({"a": {}}), tmp_path / "other")
-    with Store.read(tmp_path / "s").lock(), pytest.raises(VssError, match="another sweep is at work"):
+    with at_work(tmp_path / "s"), pytest.raises(VssError, match="another vss command is at work in"):
         go(dry_grid({"a": {}, "b": {}}), tmp_path / "s")
+
+
+def test_time_left_is_the_mean_of_what_was_measured_and_else_unknown() -> None:
+    summary = Summary(workers=2, took={"share": [], "cell": [30.0, 50.0]}, waiting={"share": 1, "cell": 3})
+    assert summary.left() == "unknown time"
+    summary.took["share"] = [10.0]
+    assert summary.left() == "65 s"  # (10 + 3 * 40) / 2
+    summary.waiting.update(share=0, cell=0)
+    assert summary.left() == "0 s"
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"kind": "vss.step", "schema": 2}', None])
+def test_a_damaged_record_of_a_cell_or_a_part_is_made_again(tmp_path: Path, damage: str | None) -> None:
+    go(dry_grid({"a": {}, "b": {}}), tmp_path / "s")
+    store = Store.read(tmp_path / "s")
+    before = store.record("0--a")
+    for file in (tmp_path / "s" / "cells" / "0--a.json", *(tmp_path / "s" / "shared").glob("*.json")):
+        file.write_text(file.read_text().replace("5.0", "9.0").replace("10.0", "99.0") if damage is None else damage)
+    (tmp_path / "s" / "computed" / "killed.jsonl").write_text('{"part": "0--a", "st')
+    assert store.record("0--a") is None
+    again, _ = go(dry_grid({"a": {}, "b": {}}), tmp_path / "s")
+    assert (again.ok, again.skipped) == (1, 1)
+    after = store.record("0--a")
+    assert before and after and after["row"] == before["row"] and after["key"] == before["key"]
+    (tmp_path / "s" / "sweep.json").write_text("{")
+    assert go(dry_grid({"a": {}, "b": {}}), tmp_path / "s")[0].skipped == 2
 
 
 def start(grid: dict[str, Any], folder: Path, prefix: str = "") -> subprocess.Popen[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vss.data.images import BadSampleError
 from vss.data.inspection import DefectSplit, Targets, choose_annotated, labels_of
-from vss.data.labels import IGNORE, LabelTable, UnknownLabelsError
+from vss.data.labels import IGNORE, LabelTable, UnknownLabelsError, require_classes
 from vss.data.loader import BalancedSampler, EpochSampler, make_loader
 from vss.data.pairs import DATASETS, Pair, SegData, guess_layout, open_data
 from vss.data.split_file import read_split_file
@@ -36,6 +36,7 @@ __all__ = [
     "make_loader",
     "open_data",
     "read_split_file",
+    "require_classes",
     "write_defects",
     "write_street",
 ]

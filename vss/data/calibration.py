@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from vss.data.images import thread_map
+from vss.data.contents import sha256_files
+from vss.data.images import READING
 from vss.data.segdata import Pair, SegData
+from vss.data.stats import class_counts
 from vss.data.transforms import Preprocess
 from vss.errors import VssError, unknown
-from vss.files import sha256_file, sha256_json
+from vss.files import sha256_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +38,7 @@ class CalibrationSet:
 
     def sha256(self) -> str:
         """Hex SHA-256 over ids and contents of the images."""
-        return sha256_json(sorted(self.files.items()))
+        return sha256_json([READING, sorted(self.files.items())])
 
     def manifest(self) -> dict[str, Any]:
         """What is written beside everything that was calibrated: the list, its hash and how it was chosen."""
@@ -99,7 +100,7 @@ def choose_calibration(
             f"the {len(chosen)} calibration images show {names[0]} alone; ranges would fit that class and cut off the "
             "others: give images of at least two classes."
         )
-    files = dict(zip((p.id for p in chosen), thread_map(lambda p: sha256_file(p.image), chosen, None), strict=True))
+    files = dict(zip((p.id for p in chosen), sha256_files([p.image for p in chosen]), strict=True))
     _refuse_test_images(data, chosen, files)
     return CalibrationSet(data, split, chosen, files, shown, seed)
 
@@ -121,11 +122,7 @@ def _listed(data: SegData, ids: Sequence[str]) -> list[Pair]:
 
 def _presence(data: SegData, pairs: Sequence[Pair]) -> np.ndarray:
     """(n, K) bool: which classes each image shows."""
-
-    def shows(pair: Pair) -> np.ndarray:
-        return np.bincount(data.read_mask(pair.mask).ravel(), minlength=256)[: data.num_classes] > 0
-
-    return np.stack(list(thread_map(shows, pairs, None)))
+    return class_counts(data, pairs)[:, : data.num_classes] > 0
 
 
 def _stratified(present: np.ndarray, count: int, seed: int, names: Sequence[str]) -> list[int]:
@@ -152,12 +149,12 @@ def _stratified(present: np.ndarray, count: int, seed: int, names: Sequence[str]
 
 def _refuse_test_images(data: SegData, chosen: Sequence[Pair], files: dict[str, str]) -> None:
     """A test image under another name is found by its content; only files of equal size are read."""
-    tests: dict[int, list[Path]] = {}
-    for pair in data.splits.get("test", []):
-        tests.setdefault(pair.image.stat().st_size, []).append(pair.image)
+    sizes = {pair.image.stat().st_size for pair in chosen}
+    tests = [p.image for p in data.splits.get("test", []) if p.image.stat().st_size in sizes]
+    found = dict(zip(sha256_files(tests), tests, strict=True))
     for pair in chosen:
-        for path in tests.get(pair.image.stat().st_size, []):
-            if sha256_file(path) == files[pair.id]:
-                raise VssError(
-                    f"calibration image {pair.image} is also the test image {path.name}; take it out of one of the two."
-                )
+        if files[pair.id] in found:
+            raise VssError(
+                f"calibration image {pair.image} is also the test image {found[files[pair.id]].name}; take it out of "
+                "one of the two."
+            )

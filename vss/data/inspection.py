@@ -5,7 +5,6 @@ The label of an image comes from its mask as stored, before any resizing could l
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -18,24 +17,17 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
-from vss.data.images import thread_map
 from vss.data.segdata import Pair, SegData
+from vss.data.stats import class_counts
 from vss.data.transforms import Augment, Key, Preprocess, SegSplit
 from vss.errors import VssError
 
 DEFECT = 1
 
 
-@functools.lru_cache(maxsize=64)
-def _labels(data: SegData, pairs: tuple[Pair, ...]) -> np.ndarray:
-    found = np.array(list(thread_map(lambda pair: bool((data.read_mask(pair.mask) == DEFECT).any()), pairs)), bool)
-    found.setflags(write=False)
-    return found
-
-
 def labels_of(data: SegData, pairs: Collection[Pair]) -> np.ndarray:
     """(n,) bool, True where the stored mask shows a defect; masks are read once."""
-    return _labels(data, tuple(pairs))
+    return class_counts(data, list(pairs))[:, DEFECT] > 0
 
 
 def distance_weights(mask: np.ndarray, *, power: float = 2.0, maximum: float = 3.0) -> np.ndarray:

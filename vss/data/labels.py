@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from vss.errors import VssError
+from vss.errors import VssError, shown
 
 IGNORE = 255
 
@@ -18,8 +19,8 @@ class UnknownLabelsError(VssError):
     def __init__(self, values: Iterable[int], expected: str) -> None:
         self.values = sorted(int(value) for value in values)
         self.expected = expected
-        shown = ", ".join(map(str, self.values[:8])) + (", ..." if len(self.values) > 8 else "")
-        super().__init__(f"holds label values {shown} that no class owns; expected {expected}")
+        listed = ", ".join(map(str, self.values[:8])) + (", ..." if len(self.values) > 8 else "")
+        super().__init__(f"holds label values {listed} that no class owns; expected {expected}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +62,43 @@ class LabelTable:
         if unknown.size:
             raise UnknownLabelsError(unknown, self.expected)
         return self.table[stored]
+
+
+def folded(name: str) -> str:
+    """A class name as it is compared: Unicode's composed form, single spaces, no difference of case."""
+    return " ".join(unicodedata.normalize("NFC", name).casefold().split())
+
+
+def require_classes(source: str, theirs: Sequence[str], data: str, ours: Sequence[str], *, count: int = 0) -> None:
+    """Refuse a network (or report, or bundle) whose classes are not those of the data, in their order.
+
+    Names are compared by `folded`. A source that knows no names is judged by its `count` of classes alone, and not at
+    all without one.
+
+    Args:
+        source: what carries the classes, as the sentence calls it.
+        theirs: its class names in label order; empty where it has none.
+        data: what it meets, as the sentence calls it.
+        ours: class names there.
+        count: how many classes the network has.
+    """
+    advice = "give the data that it was trained for, or a network trained for these classes."
+    number = len(theirs) or count
+    if number and number != len(ours):
+        some = f" ({shown(list(theirs))})" if theirs else ""
+        raise VssError(
+            f"{source} has {number} classes{some} and {data} has {len(ours)} ({shown(list(ours))}); {advice}"
+        )
+    differs = [i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if folded(a) != folded(b)]
+    if not differs:
+        return
+    first = differs[0]
+    same = sorted(map(folded, theirs)) == sorted(map(folded, ours))
+    what = "the same names in another order" if same else f"{len(differs)} other names"
+    raise VssError(
+        f"the classes of {source} are not those of {data} ({what}): class {first} is {shown(theirs[first])} there and "
+        f"{shown(ours[first])} here; {advice}"
+    )
 
 
 CAMVID_NAMES = (

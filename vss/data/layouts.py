@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
-from vss.data.labels import IGNORE
+from vss.data.labels import IGNORE, folded
 from vss.errors import VssError
 
 SPLITS = ("train", "val", "test")
@@ -53,14 +54,27 @@ def require_layout(root: Path, name: str) -> None:
     raise VssError(f"{root} is not laid out as {name!r} ({expected}); {advice}.")
 
 
-def read_class_names(path: Path) -> tuple[str, ...]:
-    """One class name a line; blank lines do not count."""
+def read_lines(path: Path, expected: str) -> list[str]:
+    """Stripped lines of a text file in UTF-8, with or without a byte order mark, in composed form (NFC)."""
     try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise VssError(f"{path} cannot be read ({error}); expected a text file with one class name a line.") from error
-    if not names or len(set(names)) != len(names) or len(names) > IGNORE:
+        reason = getattr(error, "strerror", None) or error
+        raise VssError(f"{path} cannot be read ({reason}); expected a text file in UTF-8 with {expected}.") from error
+    return [line.strip() for line in unicodedata.normalize("NFC", text).splitlines()]
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """One class name a line, the first that of value 0; blank lines may stand at the end alone, since they count."""
+    lines = read_lines(path, "one class name a line, the first for mask value 0")
+    while lines and not lines[-1]:
+        lines.pop()
+    if "" in lines:
         raise VssError(
-            f"{path} holds {len(names)} names, {len(set(names))} different; expected 1..255 different names."
+            f"line {lines.index('') + 1} of {path} is blank, and mask values are line numbers from 0; name the class, "
+            "or remove the line if the masks count without it."
         )
-    return names
+    different = len({folded(name) for name in lines})
+    if not lines or different != len(lines) or len(lines) > IGNORE:
+        raise VssError(f"{path} holds {len(lines)} names, {different} different; expected 1..255 different names.")
+    return tuple(lines)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vss.data.contents import count_values
 from vss.data.images import BadSampleError, list_images, read_header, read_stored_mask, thread_map
 from vss.data.labels import (
     CAMVID_NAMES,
@@ -153,6 +154,14 @@ def _has_defect(pair: Pair) -> bool:
         return False
 
 
+def _defective(pairs: list[Pair]) -> list[bool]:
+    """Which masks hold another value than 0: remembered where all can be read, else one by one."""
+    try:
+        return [bool(counts.keys() - {0}) for _, counts in count_values([pair.mask for pair in pairs])]
+    except BadSampleError:
+        return list(thread_map(_has_defect, pairs))
+
+
 def carve_val(
     pairs: list[Pair], defective: list[bool], *, fraction: float = VAL_FRACTION, seed: int = 0
 ) -> tuple[list[Pair], list[Pair]]:
@@ -194,7 +203,7 @@ def ksdd2(root: Path) -> SegData:
         log.warning("left out stray copies: %s", ", ".join(str(path) for path in matcher.strays))
     if len(matcher.splits.get("train", [])) > 1 and "val" not in matcher.splits:
         train = matcher.splits["train"]
-        kept, val = carve_val(train, list(thread_map(_has_defect, train)))
+        kept, val = carve_val(train, _defective(train))
         tail = {split: pairs for split, pairs in matcher.splits.items() if split != "train"}
         matcher.splits = {"train": kept, "val": val, **tail}
     return SegData(

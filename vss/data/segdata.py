@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -37,9 +40,9 @@ class SegData:
     """A segmentation data set on disk.
 
     `class_names`: K names. `palette`: (K, 3) uint8 RGB. `splits`: name -> pairs sorted by id. `decode`: (H, W) stored
-    mask values -> (H, W) uint8 in 0..K-1 or `ignore_index`, raising `VssError` for other values. `protocol`: the
-    sentence to print beside every number. `orphans`: files that found no partner, listed by `check`, refused by
-    `open_data`.
+    mask values -> (H, W) uint8 in 0..K-1 or `ignore_index`, every pixel by its value alone, raising `VssError` for
+    other values. `protocol`: the sentence to print beside every number. `orphans`: files that found
+    no partner, listed by `check`, refused by `open_data`.
     """
 
     name: str
@@ -65,11 +68,26 @@ class SegData:
 
     def read_mask(self, path: Path) -> np.ndarray:
         """(H, W) uint8, 0..K-1 or `ignore_index`. Raises `BadSampleError` with the file name."""
-        stored = read_stored_mask(path)
+        return self.decoded(path, read_stored_mask(path))
+
+    def decoded(self, path: Path, stored: np.ndarray) -> np.ndarray:
+        """The stored values of the mask `path` as classes, each by itself. Raises `BadSampleError` with the name."""
         try:
             return self.decode(stored)
         except VssError as error:
             raise BadSampleError(f"mask {path} {error}: fix the mask or the list of classes.") from error
+
+    @functools.cached_property
+    def meaning(self) -> list[Any]:
+        """JSON-able: the classes in order, and which class each stored value 0..255 is, None where no class owns it."""
+
+        def owner(value: int) -> int | None:
+            try:
+                return int(self.decode(np.full((1, 1), value, np.uint8))[0, 0])
+            except VssError:
+                return None
+
+        return [list(self.class_names), self.ignore_index, [owner(value) for value in range(256)]]
 
     def read(self, pair: Pair) -> tuple[Image.Image, np.ndarray]:
         """(8-bit RGB image, decoded mask) of one size. Raises `BadSampleError` with the file name."""
@@ -109,10 +127,15 @@ class Matcher:
 
 
 def by_stem(paths: Iterable[Path], key: Callable[[Path], str] = lambda path: path.stem) -> dict[str, Path]:
-    """{key: path}; two files with one key (`a.jpg` and `a.png`) are a `VssError`."""
+    """{key: path}; two files with one key (`a.jpg` and `a.png`) are a `VssError`.
+
+    Keys are in Unicode's composed form (NFC): archives made on macOS spell letters with accents otherwise.
+    """
     table: dict[str, Path] = {}
     for path in paths:
-        if key(path) in table:
-            raise VssError(f"{table[key(path)]} and {path.name} share one name; keep one of the two files.")
-        table[key(path)] = path
+        name = unicodedata.normalize("NFC", key(path))
+        if name in table:
+            other = path.name if path.parent == table[name].parent else path
+            raise VssError(f"{table[name]} and {other} share one name; keep one of the two files.")
+        table[name] = path
     return table

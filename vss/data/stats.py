@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from vss.data.images import thread_map
-from vss.data.segdata import SegData
+from vss.data.contents import count_values
+from vss.data.segdata import Pair, SegData
 from vss.errors import unknown
 
 WEIGHT_MODES = ("median", "log", "none")
@@ -44,28 +43,28 @@ class ClassCounts:
         )
 
 
-def count_classes(
-    data: SegData, split: str = "train", *, workers: int | None = None, progress: Progress | None = None
-) -> ClassCounts:
-    """Count the pixels of every mask of a split at its own resolution. Raises `VssError` for a bad mask."""
-    pairs = data.pairs(split)
+def class_counts(data: SegData, pairs: Sequence[Pair]) -> np.ndarray:
+    """(n, 256) int64: pixels of every class and of `ignore_index` in each mask at its own resolution.
 
-    def histogram(path: Path) -> np.ndarray:
-        return np.bincount(data.read_mask(path).ravel(), minlength=256)
-
-    rows = np.zeros((len(pairs), data.num_classes), np.int64)
-    ignored = 0
-    for done, counts in enumerate(thread_map(histogram, [pair.mask for pair in pairs], workers), start=1):
-        rows[done - 1] = counts[: data.num_classes]
-        ignored += int(counts[data.ignore_index])
-        if progress is not None:
-            progress(done, len(pairs))
-    return ClassCounts.of(rows, ignored=ignored)
+    Masks are read once and remembered by their contents. Raises `VssError` for a bad mask.
+    """
+    rows = np.zeros((len(pairs), 256), np.int64)
+    masks = [pair.mask for pair in pairs]
+    for row, mask, (dtype, counts) in zip(rows, masks, count_values(masks), strict=True):
+        stored = np.array([list(counts)], np.dtype(dtype))
+        np.add.at(row, data.decoded(mask, stored)[0], list(counts.values()))
+    return rows
 
 
-def class_frequencies(data: SegData, split: str = "train", *, workers: int | None = None) -> np.ndarray:
+def count_classes(data: SegData, split: str = "train") -> ClassCounts:
+    """The pixels of every class over a split. Raises `VssError` for a bad mask."""
+    rows = class_counts(data, data.pairs(split))
+    return ClassCounts.of(rows[:, : data.num_classes], ignored=int(rows[:, data.ignore_index].sum()))
+
+
+def class_frequencies(data: SegData, split: str = "train") -> np.ndarray:
     """(K,) float64: each class's share of the labelled pixels of a split, 0 for an absent class."""
-    pixels = count_classes(data, split, workers=workers).pixels
+    pixels = count_classes(data, split).pixels
     return pixels / max(1, pixels.sum())
 
 

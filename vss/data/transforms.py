@@ -18,7 +18,8 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from vss.data.images import open_rgb
+from vss.data.contents import sha256_files
+from vss.data.images import READING, open_rgb
 from vss.data.labels import IGNORE
 from vss.data.pixels import ImageKindError, to_rgb
 from vss.data.segdata import Pair, SegData
@@ -213,6 +214,7 @@ class SegSplit(Dataset[dict[str, Any]]):
         return [pair.id for pair in self.pairs]
 
     def sha256(self) -> str:
-        """Hex SHA-256 over the split's ids and file sizes: changes when images are added, removed or replaced."""
-        rows = [[pair.id, pair.image.stat().st_size, pair.mask.stat().st_size] for pair in self.pairs]
-        return sha256_json(rows)
+        """Hex SHA-256 over the split's ids, the contents of images and masks, and what the masks' values mean."""
+        digests = sha256_files([path for pair in self.pairs for path in (pair.image, pair.mask)])
+        rows = zip(self.ids, digests[::2], digests[1::2], strict=True)
+        return sha256_json([READING, self.data.meaning, list(rows)])

@@ -59,7 +59,7 @@ def gate(
     before, after = comparable(baseline, metric), comparable(candidate, metric)
     drop = after - before if lower_is_better else before - after
     passed = None if max_drop is None else drop <= max_drop + ROUNDING
-    result = {
+    result: dict[str, Any] = {
         "passed": passed,
         "metric": metric,
         "baseline": before,

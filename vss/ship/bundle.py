@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vss.config import Recipe
-from vss.data import pixels
+from vss.data import pixels, require_classes
 from vss.deploy import Session, trt_runner
 from vss.deploy.backends import available
 from vss.deploy.probe import check_finite
@@ -286,6 +286,7 @@ def _samples(
     if data_root:
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": data_root})})
     project = Project.open(recipe)
+    require_classes(f"the run in {source.run}", manifest.classes, str(project.data.root), project.data.class_names)
     about = f"{amount} images of the {recipe.split} split of {project.data.name}"
     return write_samples(folder, _chosen(project, recipe.split, amount, manifest.task), session, manifest, about)
 

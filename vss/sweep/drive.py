@@ -6,8 +6,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from statistics import mean
 from typing import Literal
 
+from vss import keys
 from vss.errors import VssError
 from vss.files import sha256_json
 from vss.progress import duration
@@ -16,7 +18,8 @@ from vss.sweep.local import Executor
 from vss.sweep.store import Store
 from vss.sweep.study import Json
 
-What = Literal["page", "cost", "start", "ok", "failed", "retry", "lost", "skipped"]
+What = Literal["page", "plan", "start", "ok", "failed", "retry", "lost", "skipped"]
+Kind = Literal["share", "cell"]
 Tell = Callable[[What, str, str], None]
 """(what happened, id of the cell or shared part, detail)."""
 
@@ -25,8 +28,8 @@ Tell = Callable[[What, str, str], None]
 class Summary:
     """What a sweep came to: numbers of cells, and the failed ones with their reasons.
 
-    `unmeasured` names what went wrong after the cells were done: a latency, a set of pictures. `planned_s` is the
-    estimate for all that is to be computed, `done_s` for what has been; `seconds` is real time.
+    `unmeasured` names what went wrong after the cells were done: a latency, a set of pictures. `took` has the seconds
+    of every cell and shared part that is done, measured; `waiting` counts those that are not; `seconds` is real time.
     """
 
     total: int = 0
@@ -35,8 +38,9 @@ class Summary:
     failed: dict[str, str] = field(default_factory=dict)
     unmeasured: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
-    planned_s: float = 0.0
-    done_s: float = 0.0
+    workers: int = 1
+    took: dict[Kind, list[float]] = field(default_factory=lambda: {"share": [], "cell": []})
+    waiting: dict[Kind, int] = field(default_factory=lambda: {"share": 0, "cell": 0})
 
     @property
     def missing(self) -> int:
@@ -44,8 +48,11 @@ class Summary:
         return self.total - self.ok - self.skipped - len(self.failed)
 
     def left(self) -> str:
-        """Time left, at the pace so far."""
-        return duration(self.seconds * (self.planned_s - self.done_s) / self.done_s) if self.done_s else "unknown"
+        """Time left, from the mean of what is done; unknown as long as nothing of a kind that is left was done."""
+        kinds = [kind for kind, count in self.waiting.items() if count]
+        if not all(self.took[kind] for kind in kinds):
+            return "unknown time"
+        return duration(sum(mean(self.took[kind]) * self.waiting[kind] for kind in kinds) / self.workers)
 
     def sentence(self) -> str:
         """In words."""
@@ -63,7 +70,6 @@ class _Part:
     name: str
     cells: list[Cell] = field(default_factory=list)
     shared: Json = field(default_factory=dict)
-    cost: Json = field(default_factory=dict)
 
 
 def drive(
@@ -99,7 +105,8 @@ class _Drive:
         self.queue: deque[tuple[_Part, Cell | None]] = deque()
         self.running: dict[str, tuple[_Part, Cell | None]] = {}
         self.attempts: dict[str, int] = {}
-        self.costs: dict[str, float] = {}
+        self.contents: dict[str, str] = {}
+        self.summary.workers = executor.slots
 
     def run(self, cells: Iterable[Cell]) -> Summary:
         start = time.monotonic()
@@ -107,8 +114,7 @@ class _Drive:
             for cell in cells:
                 self.summary.total += 1
                 self.admit(cell)
-            self.price()
-            start = time.monotonic()
+            self.count()
             self.queue.extend((part, None) for part in self.parts.values())
             while self.queue or self.running:
                 while self.queue and len(self.running) < self.executor.slots:
@@ -120,45 +126,11 @@ class _Drive:
             self.summary.seconds = time.monotonic() - start
         return self.summary
 
-    def price(self) -> None:
-        """Estimate every part by workers, one of those that differ in the seed alone; say what all of it will take."""
-        alike: dict[str, list[_Part]] = {}
-        for part in self.parts.values():
-            share = self.study.share_of(part.cells[0].recipe())
-            alike.setdefault(sha256_json([{**share, "seed": 0}, len(part.cells)]), []).append(part)
-        waiting, asked = deque(parts[0] for parts in alike.values()), set[str]()
-        costs: dict[str, Json] = {}
-        while waiting or asked:
-            while waiting and len(asked) < self.executor.slots:
-                part = waiting.popleft()
-                asked.add(f"cost-{part.name}")
-                self.executor.submit(self.task("cost", f"cost-{part.name}", part))
-            for outcome in self.executor.wait(0.5):
-                asked.discard(outcome["id"])
-                costs[outcome["id"].removeprefix("cost-")] = outcome.get("result", {})
-        for parts in alike.values():
-            for part in parts:
-                self.plan(part, costs[parts[0].name])
-        self.tell("cost", "", self.cost_sentence(all(costs.values())))
-
-    def plan(self, part: _Part, cost: Json) -> None:
-        """Expected seconds; cells that have an ok record are taken to be done."""
-        self.costs[part.name] = cost.get("shared", 0.0)
-        for cell, seconds in zip(part.cells, cost.get("cells", [0.0] * len(part.cells)), strict=True):
-            record = self.store.record(cell.id)
-            self.costs[cell.id] = 0.0 if record and record["status"] == "ok" else seconds
-        if self.store.has_share(part.name):
-            self.costs[part.name] = 0.0
-        self.summary.planned_s += self.costs[part.name] + sum(self.costs[cell.id] for cell in part.cells)
-
-    def cost_sentence(self, known: bool) -> str:
+    def count(self) -> None:
+        """Say how much there is to do; how long it takes is known when some of it is done."""
         cells = sum(len(part.cells) for part in self.parts.values())
-        head = f"{cells} cells that share {len(self.parts)} trained networks or the like"
-        if not known:
-            return f"{head}; what they cost is not known: a first step could not be timed, see logs/cost-*.log"
-        total = self.summary.planned_s
-        each = duration(total / min(self.executor.slots, max(1, cells)))
-        return f"{head}: about {duration(total)} of computing, {each} with {self.executor.slots} workers"
+        self.summary.waiting.update({"share": len(self.parts), "cell": cells})
+        self.tell("plan", "", f"{cells} cells that share {len(self.parts)} trained networks or the like")
 
     def admit(self, cell: Cell) -> None:
         """Into its part, or out with its fault."""
@@ -166,6 +138,7 @@ class _Drive:
         try:
             if not fault:
                 self.study.check(cell.recipe())
+                self.contents[cell.id] = sha256_json(keys.depends(cell.recipe(), "cell"))
         except VssError as error:
             fault = str(error)
         if fault:
@@ -198,7 +171,8 @@ class _Drive:
         name = outcome["id"]
         part, cell = self.running.pop(name)
         final = outcome["status"] == "ok" or self.attempts[name] > self.retries
-        self.summary.done_s += self.costs.pop(name, 0.0) if final else 0.0
+        if final:
+            self.settle("cell" if cell else "share", outcome["seconds"] if outcome["status"] == "ok" else None)
         if outcome["status"] == "ok":
             self.finish(part, cell, outcome)
             return
@@ -214,15 +188,25 @@ class _Drive:
         for each in [cell] if cell else part.cells:
             reason = outcome["error"] if cell else f"the part that it shares failed ({name}): {outcome['error']}"
             self.fail(each, self.key(part, each), reason, outcome, log=name)
-        part.cells = part.cells if cell else []
+        if cell is None:
+            self.summary.waiting["cell"] -= len(part.cells)
+            part.cells = []
+
+    def settle(self, kind: Kind, seconds: float | None) -> None:
+        """One less to do; `seconds` that it took are a measure for the others."""
+        self.summary.waiting[kind] -= 1
+        if seconds is not None:
+            self.summary.took[kind].append(seconds)
 
     def finish(self, part: _Part, cell: Cell | None, outcome: Json) -> None:
         if cell is None:
             part.shared = outcome["result"]
             self.store.keep_share(part.name, outcome["result"])
             for each in part.cells:
-                if self.store.done(each, self.key(part, each)):
+                record = self.store.done(each, self.key(part, each))
+                if record:
                     self.summary.skipped += 1
+                    self.settle("cell", record["seconds"])
                     self.tell("skipped", each.id, "done before")
                 else:
                     self.queue.append((part, each))
@@ -234,7 +218,9 @@ class _Drive:
         self.summary.ok += 1
         row = outcome["result"].get("row", {})
         metric = self.store.grid.metric or part.shared.get("metric") or self.study.metric
-        self.tell("ok", cell.id, f"{metric} {row[metric]:.2f}" if row.get(metric) is not None else "")
+        left = [f"about {self.summary.left()} left"] if self.summary.waiting["cell"] else []
+        score = [f"{metric} {row[metric]:.2f}"] if row.get(metric) is not None else []
+        self.tell("ok", cell.id, ", ".join(score + left))
 
     def fail(self, cell: Cell, key: str, reason: str, outcome: Json, log: str = "") -> None:
         facts = {"attempts": self.attempts.get(log, 0), "seconds": outcome.get("seconds"), "log": log or None}
@@ -243,5 +229,5 @@ class _Drive:
         self.tell("failed", cell.id, reason)
 
     def key(self, part: _Part, cell: Cell) -> str:
-        """Hash of all that a cell's result comes from."""
-        return sha256_json([cell.recipe().model_dump(mode="json"), part.shared.get("key")])
+        """Hash of all that a cell's result comes from; of one that cannot be, of the little that is known."""
+        return sha256_json([self.contents.get(cell.id), part.shared.get("key"), part.shared.get("score_key")])

@@ -29,6 +29,8 @@ ENGINES = {"baseline": "engine/baseline.engine.onnx", "cell": "engine/finetuned.
 class EngineStudy(PruneStudy):
     """Networks x criteria x budgets x seeds, from training to engines that pass the gates or do not."""
 
+    shared_steps = ("train", "evaluate", "finetune", "engine")
+
     def check(self, recipe: Recipe) -> None:
         """Engines are made of fine-tuned networks."""
         super().check(recipe)
@@ -37,8 +39,7 @@ class EngineStudy(PruneStudy):
 
     def share_of(self, recipe: Recipe) -> Json:
         """The control and the engine of the baseline are shared as well."""
-        parts = recipe.model_dump(mode="json")
-        return super().share_of(recipe) | {key: parts[key] for key in ("finetune", "control", "export", "build")}
+        return super().share_of(recipe) | {"control": recipe.control}
 
     def finish_share(self, job: Job, found: Json) -> None:
         """The row also has `engine_*` and, with a control, `control_*` figures."""

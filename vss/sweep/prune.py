@@ -7,12 +7,12 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from vss import checkpoint, models, steps
+from vss import checkpoint, keys, models, steps
 from vss.config import PruneConfig, Recipe
 from vss.deploy import BACKENDS, bench
 from vss.deploy.bench import unsteady
@@ -31,8 +31,6 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 4
 """A latency that does not stand still is measured for up to so many times as long."""
-SHARED_PARTS = ("seed", "split", "eval_batch_size", "data", "model", "train", "defect")
-"""Sections of a recipe on which a trained network and its scores depend."""
 
 
 def in_turns(recipe: Recipe, sessions: dict[str, Any], feeds: dict[str, Any], seconds: float) -> Json:
@@ -62,11 +60,11 @@ class PruneStudy(Study):
 
     metric = "miou_pct"
     times = True
+    shared_steps: ClassVar[tuple[str, ...]] = ("train", "evaluate")
 
     def share_of(self, recipe: Recipe) -> Json:
-        """A trained network is shared by all cells with its seed, data, model and training."""
-        parts = recipe.model_dump(mode="json")
-        return {key: parts[key] for key in SHARED_PARTS}
+        """The trained network and its scores."""
+        return {kind: keys.depends(recipe, kind) for kind in self.shared_steps}
 
     def check(self, recipe: Recipe) -> None:
         """Names and options of the network, the criterion and the budget."""
@@ -83,6 +81,7 @@ class PruneStudy(Study):
         faults = {name: self._calibrate(job, name, configs) for name, configs in sets.items()}
         found = {
             "key": job.step.keys["train"],
+            "score_key": job.step.keys["evaluate-baseline"],
             "row": _flat(score),
             "metric": task.metric,
             "title": task.title,
@@ -105,7 +104,8 @@ class PruneStudy(Study):
     def _calibrate(self, job: Job, name: str, configs: list[PruneConfig]) -> dict[str, str]:
         """Write `statistics-NAME.safetensors`; returns what could not be had, with the reasons."""
         needs, config, file = calibrate.wanted(configs), configs[0], f"statistics-{name}.safetensors"
-        depends = [config.batches, config.batch_size, list(config.keep), {m: sorted(t) for m, t in needs.items()}]
+        wanted = {mode: sorted(table) for mode, table in needs.items()}
+        depends = keys.depends(job.recipe.model_copy(update={"prune": config}), "statistics", wanted)
         if not any(needs.values()):
             return {}
 
@@ -185,12 +185,6 @@ class PruneStudy(Study):
         ]
         found = [{"id": f"{extra['name']}: {panel['id']}", "files": f} for panel, f in zip(panels, files, strict=True)]
         return {"panels": found, "palette": project.data.palette.tolist()}
-
-    def cost(self, recipes: list[Recipe]) -> Json:
-        """Times one training step and one image of evaluation, and multiplies."""
-        from vss.sweep.cost import estimate
-
-        return estimate(recipes)
 
 
 STUDIES.add("prune", PruneStudy())

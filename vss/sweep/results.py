@@ -29,7 +29,7 @@ def gather(store: Store) -> Json:
     """
     cells = store.cells()
     shares = {cell.id: store.share(cell) for cell in cells if not cell.fault}
-    shared = {name: store.shared(name) for name in dict.fromkeys(shares.values()) if store.has_share(name)}
+    shared = {name: part for name in dict.fromkeys(shares.values()) if (part := store.shared(name))}
     first: Json = next(iter(shared.values()), {})
     metric = store.grid.metric or first.get("metric") or store.study().metric
     rows = [_row(store, cell, shares.get(cell.id)) for cell in cells]

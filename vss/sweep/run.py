@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vss.environment import environment
 from vss.errors import VssError, unknown
+from vss.files import at_work, remove_leftovers
 from vss.sweep.after import finish
 from vss.sweep.drive import Summary, Tell, drive
 from vss.sweep.grid import Grid
@@ -83,13 +84,15 @@ def sweep(
         mlflow: also write every cell as a run into `out/mlruns`.
     """
     study(grid.study, grid.plugins)
-    settings = settings or Settings()
+    settings, out = settings or Settings(), Path(out)
     cells = grid.cells()
     about = {"command": command, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "environment": environment()}
     executor = settings.open()
     try:
-        store = Store.make(out, grid, about=about, replace=extend)
-        with store.lock():
+        with at_work(out, deep=False):
+            store = Store.make(out, grid, about=about, replace=extend)
+            for part in ("cells", "shared"):
+                remove_leftovers(out / part, deep=False)
             result = drive(store, cells, executor, retries=settings.retries, tell=tell, summary=summary)
             tell("page", str(finish(store, executor, result, tell=tell, mlflow=mlflow)), "")
             return result

@@ -11,18 +11,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import socket
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from vss.config import Recipe
 from vss.errors import VssError
-from vss.files import locked, read_json, sha256_json, write_json
+from vss.files import is_leftover, read_json, sha256_json, write_json
+from vss.runner import read_record, write_record
 from vss.sweep.grid import Cell, Grid
 from vss.sweep.study import Json, Study, study
+
+log = logging.getLogger(__name__)
 
 KIND, CELL, SHARE, SCHEMA = "vss.sweep", "vss.sweep_cell", "vss.sweep_share", 1
 
@@ -46,15 +51,15 @@ class Store:
         root, now = Path(root), sha256_json(grid.model_dump(mode="json"))
         file = root / "sweep.json"
         if file.is_file():
-            old = read_json(file, kind=KIND, schema=SCHEMA)
-            if old["key"] == now:
+            old = _head(file)
+            if old and old["key"] == now:
                 return cls(root, grid)
-            if not replace:
+            if old and not replace:
                 raise VssError(
                     f"{root} holds sweep {old['grid']['name']!r}, which differs in {_difference(old['grid'], grid)}; "
                     "choose another folder, or give --extend to go on with what the two have in common."
                 )
-        elif root.is_dir() and any(path.name != ".lock" for path in root.iterdir()):
+        elif root.is_dir() and any(path.name != ".lock" and not is_leftover(path) for path in root.iterdir()):
             raise VssError(f"{root} holds other files and no sweep; choose another folder.")
         head = {"kind": KIND, "schema": SCHEMA, "key": now}
         write_json(file, head | {"grid": grid.model_dump(mode="json"), **about})
@@ -68,18 +73,17 @@ class Store:
 
     def record(self, cell: str) -> Json | None:
         """The record of a cell, or None."""
-        path = self.root / "cells" / f"{cell}.json"
-        return read_json(path, kind=CELL, schema=SCHEMA) if path.is_file() else None
+        return read_record(self.root / "cells" / f"{cell}.json", CELL, ("id", "coords", "key", "status"))
 
     def keep(self, cell: Cell, key: str, outcome: Json) -> None:
         """Write the record of a cell, whole or not at all."""
-        head = {"kind": CELL, "schema": SCHEMA, "id": cell.id, "coords": cell.coords, "key": key}
-        write_json(self.root / "cells" / f"{cell.id}.json", head | outcome)
+        head = {"id": cell.id, "coords": cell.coords, "key": key}
+        write_record(self.root / "cells" / f"{cell.id}.json", CELL, head | outcome)
 
-    def done(self, cell: Cell, key: str) -> bool:
-        """Whether a record of this very cell says ok."""
+    def done(self, cell: Cell, key: str) -> Json | None:
+        """The record of this very cell, where it says ok."""
         record = self.record(cell.id)
-        return record is not None and record["status"] == "ok" and record["key"] == key
+        return record if record and record["status"] == "ok" and record["key"] == key else None
 
     def folder(self, cell: str) -> Path:
         """Where a cell works."""
@@ -117,23 +121,23 @@ class Store:
 
     def keep_share(self, name: str, result: Json) -> None:
         """Write what a shared part returned."""
-        write_json(self.root / "shared" / f"{name}.json", {"kind": SHARE, "schema": SCHEMA, "result": result})
+        write_record(self._share_file(name), SHARE, {"result": result})
 
-    def has_share(self, name: str) -> bool:
-        """Whether a shared part is done."""
-        return (self.root / "shared" / f"{name}.json").is_file()
+    def shared(self, name: str) -> Json | None:
+        """What a shared part returned; None where it is not done."""
+        record = read_record(self._share_file(name), SHARE, ("result",))
+        return record and record["result"]
 
-    def shared(self, name: str) -> Json:
-        """What a shared part returned."""
-        result: Json = read_json(self.root / "shared" / f"{name}.json", kind=SHARE, schema=SCHEMA)["result"]
-        return result
+    def _share_file(self, name: str) -> Path:
+        return self.root / "shared" / f"{name}.json"
 
     # -- what was computed --------------------------------------------------------------------------------------------
 
     def computed(self) -> list[Json]:
         """Every step that was computed to its end: {"part", "step", "key", "process"}, in no order."""
         files = sorted((self.root / "computed").glob("*.jsonl"))
-        return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        lines = [line for file in files for line in file.read_text().splitlines(keepends=True)]
+        return [json.loads(line) for line in lines if line.endswith("}\n")]  # a killed process leaves half a line
 
     def repeated(self) -> list[Json]:
         """Steps that were computed more than once from the same inputs in the same place; empty when all is well."""
@@ -146,12 +150,6 @@ class Store:
             seen.add(place)
         return twice
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Only one sweep is at work in a folder; the lock goes with the process, however that ends."""
-        with locked(self.root / ".lock", refusal=f"another sweep is at work in {self.root}; wait for it."):
-            yield
-
 
 def note_computed(root: Path, part: str, step: str, key: str) -> None:
     """Append to this process's own file; a line is there once the step's record is."""
@@ -160,6 +158,17 @@ def note_computed(root: Path, part: str, step: str, key: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write(json.dumps({"part": part, "step": step, "key": key, "process": process}) + "\n")
+
+
+def _head(file: Path) -> Json | None:
+    """sweep.json; None for a damaged one, which is written again: cells are kept by keys of their own."""
+    try:
+        data = read_json(file, kind=KIND, schema=SCHEMA)
+        Grid.model_validate(data["grid"])
+    except (VssError, KeyError, ValidationError) as error:
+        log.warning("%s is no whole head of a sweep (%s); it is written again.", file, error)
+        return None
+    return data if isinstance(data.get("key"), str) else None
 
 
 def _difference(old: Json, grid: Grid) -> str:

@@ -55,16 +55,13 @@ class Study(ABC):
         """Raise `VssError` for a cell that can be known to be impossible."""
 
     @abstractmethod
-    def cost(self, recipes: list[Recipe]) -> Json:
-        """Seconds, estimated: {"shared": s, "cells": [s]} for cells that share."""
-
-    @abstractmethod
     def share(self, recipes: list[Recipe], place: Place) -> Json:
         """Do what the recipes of these cells share.
 
         Returns:
             {"key": hash of what it came from, "row": figures of the network before pruning}, and where it applies
-            "metric", "title", "row_keys" (scores that tables show), "classes", "iou_pct", "protocol", "curves".
+            "score_key" (hash of what these figures came from), "metric", "title", "row_keys" (scores that tables show),
+            "classes", "iou_pct", "protocol", "curves".
         """
 
     @abstractmethod

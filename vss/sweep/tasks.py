@@ -1,7 +1,7 @@
 """What a worker process does with a task: one function from JSON to JSON that never raises for a failed task.
 
 A task is {"kind", "id", "root", "study", "plugins", "recipe", "threads", "share", "shared"}; its kind is one of share,
-cell, cost, time and pictures.
+cell, time and pictures.
 An outcome is {"id", "status": "ok", "seconds", "result"} or {"id", "status": "failed", "seconds", "error", "full"};
 `full` says that the disk is. An executor answers "lost" for a worker that died.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from vss.config import Recipe
 from vss.errors import VssError
-from vss.files import locked
+from vss.files import at_work
 from vss.sweep.store import Store, note_computed
 from vss.sweep.study import Json, Place, Study, study
 
@@ -53,19 +53,15 @@ def _attempt(task: Json, root: Path) -> Json:
 
 def _share(work: Study, task: Json, root: Path) -> Json:
     folder = root / "shared" / task["id"]
-    with locked(folder / ".lock", wait=True):
+    with at_work(folder, wait=True):
         return work.share(Store.read(root).recipes(task["id"]), _place(task, folder, folder))
 
 
 def _cell(work: Study, task: Json, root: Path) -> Json:
     folder = root / "runs" / task["id"]
-    with locked(folder / ".lock", wait=True):
+    with at_work(folder, wait=True):
         place = _place(task, folder, root / "shared" / task["share"])
         return work.cell(Recipe.model_validate(task["recipe"]), place, task["shared"])
-
-
-def _cost(work: Study, task: Json, root: Path) -> Json:
-    return work.cost(Store.read(root).recipes(task["share"]))
 
 
 def _time(work: Study, task: Json, root: Path) -> Json:
@@ -81,7 +77,7 @@ def _after(task: Json) -> Place:
     return Place(root / "runs" / task["cell"], root / "shared" / task["share"], lambda *_: None)
 
 
-_KINDS = {"time": _time, "pictures": _pictures, "share": _share, "cell": _cell, "cost": _cost}
+_KINDS = {"time": _time, "pictures": _pictures, "share": _share, "cell": _cell}
 
 
 def _place(task: Json, folder: Path, shared: Path) -> Place:

@@ -155,10 +155,6 @@ class Task(ABC):
         points; None where `vss.deploy.gate` gives it."""
         return None
 
-    def depends(self) -> Any:
-        """JSON-able data, beside the reported split, on which the results of `evaluate` depend."""
-        return None
-
     # -- artefacts ----------------------------------------------------------------------------------------------------
 
     def export_options(self) -> dict[str, Any]:

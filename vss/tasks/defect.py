@@ -157,11 +157,6 @@ class DefectTask(Task):
         """Of average precision on the split."""
         return ap_drop_interval(before, after, part=1)
 
-    def depends(self) -> Any:
-        """The rule of the threshold and the images it is chosen on."""
-        config = self.recipe.defect
-        return [config.threshold, config.max_fnr_pct, self.split("val").sha256()]
-
     def predictor(self, model: nn.Module, device: str = "cpu") -> Predictor:
         """uint8 (N, 3, H, W) -> both heads."""
         return torch_predictor(model, self.preprocess, device, method="forward_train")

@@ -26,7 +26,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from vss.errors import VssError
-from vss.files import atomic, locked, read_json, remove_leftovers, sha256_json, write_json
+from vss.files import at_work, atomic, read_json, remove_leftovers, sha256_json, write_json
 
 log = logging.getLogger(__name__)
 KIND, SCHEMA = "vss.fit", 1
@@ -71,9 +71,8 @@ def fit_folder(path: Path, inputs: Mapping[str, Any]) -> Iterator[tuple[str, Pat
         _await(path, key)
         yield key, _resume_file(path, key)
         return
-    with locked(path / ".lock"):
-        for name in (BEST, CURVES, RECORD, RESUME):
-            remove_leftovers(path / name)
+    with at_work(path, deep=False):
+        remove_leftovers((path / RESUME).parent, deep=False)
         _make_ready(path, key, inputs)
         yield key, _resume_file(path, key)
 
