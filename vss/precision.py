@@ -234,7 +234,13 @@ def judge(
 
 
 def refused(
-    typing: Typing, path: Path, results: Mapping[str, dict[str, Any]], reason: str, *, max_drop: float, metric: str | None
+    typing: Typing,
+    path: Path,
+    results: Mapping[str, dict[str, Any]],
+    reason: str,
+    *,
+    max_drop: float,
+    metric: str | None,
 ) -> dict[str, Any]:
     """The verdict of `judge` on an engine that gives NaN, `reason` in a sentence; its figures are None."""
     name = metric or typing.project.task.metric
