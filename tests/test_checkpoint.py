@@ -306,3 +306,17 @@ def test_weights_of_a_diverged_training_are_refused_by_name(tmp_path: Path, name
     path = checkpoint.save(net, tmp_path / "x.safetensors")
     with pytest.raises(NotFinite, match=rf"x\.safetensors holds NaN or infinity in {name}: its training diverged"):
         checkpoint.load(path)
+
+
+def test_versions_of_modules_are_those_of_the_network(tmp_path: Path) -> None:
+    class Versioned(nn.Conv2d):
+        _version = 2
+
+        def _load_from_state_dict(self, state: dict, prefix: str, metadata: dict, *rest: object) -> None:
+            assert metadata.get("version") == 2, "taken for an older layout"
+            super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+    net = nn.Sequential(Versioned(3, 4, 1), nn.Conv2d(4, 2, 1))
+    checkpoint.save(net, tmp_path / "a.safetensors")
+    again = checkpoint.load(tmp_path / "a.safetensors", model=nn.Sequential(Versioned(3, 4, 1), nn.Conv2d(4, 2, 1)))
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))

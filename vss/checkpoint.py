@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,7 +159,7 @@ def read(path: Path | str, *, model: nn.Module | None = None) -> Checkpoint:
     try:
         for plan in plans:
             model = apply_plan(model, plan, check_weights=False)
-        model.load_state_dict(state)
+        model.load_state_dict(_versioned(state, model))
     except (VssError, RuntimeError) as error:
         raise VssError(f"{path} does not fit its own description: {error}") from error
     _check_finite(Path(path), model)
@@ -203,6 +204,13 @@ def _check_shapes(path: Path, model: nn.Module, uncut: dict[str, list[int]]) -> 
                 f"{path} does not fit its own description: {shown(name)} is {here} in a network with its options and "
                 f"{there} in the file before its cuts; copy it again, or give the network that it was saved from."
             )
+
+
+def _versioned(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state with the versions of the network's modules, without which some take it for an older layout."""
+    result = OrderedDict(state)
+    result._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    return result
 
 
 def _read_file(path: Path) -> tuple[Header, dict[str, torch.Tensor]]:

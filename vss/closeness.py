@@ -79,4 +79,18 @@ def alike(first: nn.Module, second: nn.Module, x: Tensor, outputs: Outputs, tole
             pairs = list(zip(outputs(a, image), outputs(b, image), strict=True))
         return all(proven_difference(w, g) <= tolerance and label_agreement(w, g) >= AGREEMENT for w, g in pairs)
 
-    return same(first, second, x) or same(copy.deepcopy(first).double(), copy.deepcopy(second).double(), x.double())
+    return same(first, second, x) or same(duplicate(first).double(), duplicate(second).double(), x.double())
+
+
+def duplicate(model: nn.Module) -> nn.Module:
+    """A deep copy, also of a layer whose weight is computed from others before each call (weight norm, masks).
+
+    torch refuses to copy such a tensor; its copy is a plain one, which the next call replaces.
+    """
+    computed = [
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})

@@ -90,7 +90,7 @@ def checked_options(owner: str, annotations: Mapping[str, Any], options: Mapping
 
     config, result = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True), {}
     for name, value in options.items():
-        kind, fault = annotations[name], {}
+        kind, fault = annotations[name], dict[str, Any]()
         if typing.get_origin(kind) is Literal and value not in typing.get_args(kind):
             raise unknown(f"{name} of {owner}", value if isinstance(value, str) else shown(value),
                           map(str, typing.get_args(kind)))  # fmt: skip
@@ -99,7 +99,7 @@ def checked_options(owner: str, annotations: Mapping[str, Any], options: Mapping
                 result[name] = TypeAdapter(kind, config=config).validate_python(form)
                 break
             except ValidationError as error:
-                fault = error.errors(include_url=False)[0]
+                fault = dict(error.errors(include_url=False)[0])
         else:
             place = "".join(f"[{part}]" for part in fault["loc"] if isinstance(part, int))
             given = shown(fault["input"] if place else value)
@@ -113,7 +113,7 @@ def _tuples(value: Any) -> Any:
 
 def keyword_options(factory: Callable[..., Any]) -> dict[str, Any]:
     """Name -> annotation, resolved, of the keyword-only parameters of a function or class."""
-    function: Any = inspect.unwrap(factory.__init__ if isinstance(factory, type) else factory)
+    function: Any = inspect.unwrap(getattr(factory, "__init__") if isinstance(factory, type) else factory)  # noqa: B009
     parameters = inspect.signature(factory).parameters.values()
     hints = {p.name: Any if p.annotation is p.empty else p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
     names = vars(sys.modules[function.__module__])

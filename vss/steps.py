@@ -9,7 +9,7 @@ import copy
 import functools
 import itertools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -209,10 +209,11 @@ def plan_once(
     *,
     statistics: Statistics | None = None,
     choose: Choose | None = None,
+    origin: Mapping[str, int] | None = None,
 ) -> Plan:
     """Groups, one calibration pass on training images (unless its `statistics` are known), budget search.
 
-    `labels` are written into the plan; `choose` decides in place of the budget.
+    `labels` are written into the plan; `choose` decides in place of the budget, which counts of the widths `origin`.
     """
     criterion = make_criterion(config.criterion, **config.options)
     split = project.split("train")
@@ -228,6 +229,7 @@ def plan_once(
         keep=config.keep,
         statistics=statistics,
         choose=choose,
+        origin=origin,
         calibration={
             "dataset": project.data.name,
             "split": "train",
@@ -269,22 +271,21 @@ def prune(
     model, config, phase = sparsify(project, model, config, out, progress=progress)
     known = statistics if model is given else None
     goal = LatencyGoal.open(project, model, config, out) if config.latency else None
-    reached, small = 1.0, model
-    checks: dict[str, Any] = {}
+    small, checks, origin = model, dict[str, Any](), dict[str, int]()
     plans: list[Plan] = []
     for step in range(1, config.steps + 1):
-        target = 1 - (1 - final.keep) * step / config.steps
-        budget = final.model_copy(update={"keep": min(1.0, target / reached)})
+        budget = final.model_copy(update={"keep": 1 - (1 - final.keep) * step / config.steps})
         now = plan_once(
-            project, small, config, budget, phase["labels"], statistics=known if step == 1 else None, choose=goal
-        )
+            project, small, config, budget, phase["labels"],
+            statistics=known if step == 1 else None, choose=goal, origin=origin,
+        )  # fmt: skip
         if goal:
             now, phase["latency"] = goal.sign(now), goal.record
         cut = apply_plan(small, now)
         checks = verify(small, cut, now, two_sizes(project.preprocess.size, model))
         plan = plans[-1].then(now) if plans else now
         plans.append(plan)
-        reached = plan.cost_after[final.kind] / plan.cost_before[final.kind]
+        origin = {group: before for group, (before, _) in plan.widths().items()}
         recalibrate(project, cut, config)
         if config.epochs_between and step < config.steps:
             between = project.recipe.finetune.model_copy(update={"epochs": config.epochs_between, "val_every": 1})

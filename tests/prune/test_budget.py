@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vss import models
 from vss.errors import VssError
-from vss.prune import Budget, CostModel, Group, Slot, find_groups
+from vss.prune import Budget, CostModel, Group, Slot, apply_plan, find_groups, make_plan
 from vss.prune.budget import allowed_counts, rank, search, top_channels
 
 from .nets import Concat, Residual
@@ -36,7 +36,13 @@ def free(groups: list[Group]) -> CostModel:
         (64, 1, 32, 0.1, [32, 64]),
         (64, 1, 8, 0.3, [24, 32, 40, 48, 56, 64]),  # floor 19.2
         (20, 1, 8, 0.1, [8, 16, 20]),  # the full width may stay whatever the alignment
-        (8, 1, 8, 0.1, [1, 2, 3, 4, 5, 6, 7, 8]),  # no wider than align: free
+        (8, 1, 8, 0.1, [8]),
+        (16, 1, 16, 0.1, [16]),
+        (12, 1, 16, 0.1, [8, 12]),  # narrower than align: the largest power of two in it
+        (7, 1, 8, 0.1, [4, 7]),
+        (16, 1, 24, 0.1, [16]),
+        (3, 1, 16, 0.1, [2, 3]),
+        (1, 1, 16, 0.1, [1]),
         (8, 2, 1, 0.1, [2, 4, 6, 8]),
         (16, 4, 8, 0.1, [8, 16]),
         (48, 6, 8, 0.1, [24, 48]),  # both: the least common multiple
@@ -185,7 +191,7 @@ def test_a_floor_is_never_gone_below(unet: tuple) -> None:
     """0.55 of 16 channels are 9, so steps of 8 leave all 16 and not 8."""
     _, groups, scores, cost = unet
     for floor, align in ((0.55, 8), (0.3, 1), (0.3, 4)):
-        kept = search(groups, scores, cost, Budget(keep=0.75, floor=floor, align=align))
+        kept = search(groups, scores, cost, Budget(keep=0.85, floor=floor, align=align))
         assert all(len(kept[g.id]) >= floor * g.channels for g in groups)
         assert any(len(kept[g.id]) < g.channels for g in groups)
 
@@ -212,3 +218,62 @@ def test_unreachable_budget_names_the_least(unet: tuple) -> None:
 def test_bad_budgets_are_sentences(options: dict, sentence: str) -> None:
     with pytest.raises(VssError, match=sentence):
         Budget.make(**options)
+
+
+def nets() -> dict[str, nn.Module]:
+    torch.manual_seed(3)
+    return {"concat": Concat(), "residual": Residual(), "unet": models.build("unet", 4, width=6, depth=2)}
+
+
+def legal(whole: int, unit: int, align: int, floor: float) -> set[int]:
+    """What may be left of a group of `whole` channels, written out again."""
+    step = align if align <= whole else max(p for p in (1, 2, 4, 8, 16) if p <= whole)
+    return {n for n in range(1, whole + 1) if n == whole or (n % step == 0 and n % unit == 0 and n >= whole * floor)}
+
+
+@pytest.mark.parametrize("name", ["concat", "residual", "unet"])
+@pytest.mark.parametrize("scope", ["global", "local"])
+@pytest.mark.parametrize("align", [1, 4, 8])
+@pytest.mark.parametrize("rounds", [2, 4])
+def test_floor_and_alignment_hold_of_the_original_widths_in_every_round(
+    name: str, scope: str, align: int, rounds: int
+) -> None:
+    net, example = nets()[name].eval(), torch.zeros(1, 3, 16, 16)
+    origin: dict[str, int] = {}
+    whole, last, small = 0.0, 1.0, net
+    for step in range(1, rounds + 1):
+        keep = 1 - 0.2 * step / rounds
+        budget = {"kind": "macs", "keep": keep, "scope": scope, "align": align, "floor": 0.3}
+        try:
+            plan = make_plan(small, example, criterion="random", budget=budget, origin=origin, seed=step)
+        except VssError as error:
+            assert "allows no less than" in str(error)
+            assert least_macs(net, example, align, 0.3) > keep
+            return
+        origin = origin or {group: before for group, (before, _) in plan.widths().items()}
+        whole = whole or plan.cost_before["macs"]
+        for group in plan.groups:
+            assert len(group.kept) in legal(origin[group.id], group.unit, align, 0.3)
+        last = plan.cost_after["macs"] / whole
+        assert last <= keep + 1e-9 and plan.budget["keep"] == keep
+        small = apply_plan(small, plan)
+    assert last >= least_macs(net, example, align, 0.3) - 1e-9
+
+
+def least_macs(net: nn.Module, example: torch.Tensor, align: int, floor: float) -> float:
+    groups = list(find_groups(net, example))
+    cost = CostModel.measure(net, example)
+    least = [min(legal(g.channels, g.unit, align, floor)) for g in groups]
+    return cost.total("macs", groups, least) / cost.total("macs", groups, [g.channels for g in groups])
+
+
+def test_local_channels_in_rounds_are_those_of_one_round() -> None:
+    net, example = nets()["unet"].eval(), torch.zeros(1, 3, 16, 16)
+    budget = {"kind": "channels", "scope": "local", "floor": 0.0}
+    once = make_plan(net, example, budget=budget | {"keep": 0.4}).widths()
+    origin, small = {group: before for group, (before, _) in once.items()}, net
+    for keep in (0.7, 0.4):
+        plan = make_plan(small, example, budget=budget | {"keep": keep}, origin=origin)
+        assert {g.id: len(g.kept) for g in plan.groups} == {g: int(c * keep + 1e-9) for g, c in origin.items()}
+        small = apply_plan(small, plan)
+    assert {g.id: len(g.kept) for g in plan.groups} == {g: after for g, (_, after) in once.items()}

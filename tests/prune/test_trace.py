@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vss import models
 from vss.errors import VssError
-from vss.prune import Groups, Slot, find_groups
+from vss.prune import Groups, Slot, apply_plan, find_groups, make_plan, verify
 
 from .nets import (
     BufferScale,
@@ -276,3 +279,116 @@ def test_the_model_is_not_touched() -> None:
 def test_two_groups_never_own_one_slice(unet: Groups) -> None:
     places = [(s.tensor, s.dim, int(i)) for g in unet for s in g.slots for i in s.indices(torch.arange(g.channels))]
     assert len(places) == len(set(places))
+
+
+class Gated(nn.Module):
+    """An attention U-Net's skip: a map of one channel scales one of many."""
+
+    def __init__(self, gate: bool) -> None:
+        super().__init__()
+        self.enc, self.down, self.up = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Conv2d(8, 12, 3, padding=1),
+            nn.Conv2d(12, 8, 1),
+        )
+        self.wx, self.psi = (nn.Conv2d(8, 4, 1), nn.Conv2d(4, 1, 1)) if gate else (None, None)
+        self.dec, self.out = nn.Conv2d(16, 8, 3, padding=1), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        e = self.enc(x).relu()
+        u = nn.functional.interpolate(self.up(self.down(nn.functional.max_pool2d(e, 2)).relu()), scale_factor=2.0)
+        g = e * torch.sigmoid(self.psi(self.wx(e).relu())) if self.psi is not None and self.wx is not None else e
+        return self.out(self.dec(torch.cat([g, u], 1)).relu())
+
+
+def test_a_gate_of_one_channel_is_no_partner_of_what_it_scales() -> None:
+    torch.manual_seed(0)
+    groups = find_groups(Gated(True).eval(), torch.zeros(1, 3, 16, 16))
+    bare = find_groups(Gated(False).eval(), torch.zeros(1, 3, 16, 16))
+    widths = {group.id: group.channels for group in groups}
+    assert widths == {g.id: g.channels for g in bare} | {"wx": 4, "psi": 1}
+    assert {s.tensor for s in groups["enc"].slots} == {
+        "enc.weight", "enc.bias", "down.weight", "wx.weight", "dec.weight"
+    }  # fmt: skip
+    assert [(s.offset, s.dim) for s in groups["up"].slots if s.tensor == "dec.weight"] == [(8, 1)]
+
+
+PARAMETRISED = {
+    "weight_norm": nn.utils.parametrizations.weight_norm,
+    "spectral_norm": nn.utils.parametrizations.spectral_norm,
+    "old weight_norm": nn.utils.weight_norm,
+    "old spectral_norm": nn.utils.spectral_norm,
+    "mask": lambda layer: nn.utils.prune.l1_unstructured(layer, "weight", 0.3),
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("name", PARAMETRISED)
+def test_a_parametrised_layer_is_locked_by_name_and_the_rest_is_cut(name: str) -> None:
+    torch.manual_seed(0)
+    widths = [(3, 8), (8, 8), (8, 12), (12, 8), (8, 5)]
+    net = nn.Sequential(*(layer for a, b in widths for layer in (nn.Conv2d(a, b, 3, padding=1), nn.ReLU()))).eval()
+    PARAMETRISED[name](net[2])
+    example = torch.randn(1, 3, 16, 16)
+    net(example)  # leaves a computed weight behind, which torch does not copy
+    found = find_groups(net, example)
+    assert [group.id for group in found] == ["4", "6"]
+    assert all("2.weight is parametrised" in reasons(found)[layer] for layer in ("0", "2"))
+    plan = make_plan(net, example, budget={"kind": "macs", "keep": 0.8})
+    dense = sum(a * b * 9 * 256 for a, b in widths)
+    assert plan.cost_before["macs"] == dense
+    small = apply_plan(net, plan, check_weights=False)
+    verify(net, small, plan, [(16, 16), (24, 16)])
+
+
+class Hidden(nn.Module):
+    """Global response normalisation whose gain begins at zero: it divides by a mean over channels."""
+
+    channel_params: ClassVar[dict[str, int]] = {"g": 0}
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.g = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = x.norm(dim=(2, 3), keepdim=True)
+        return x + x * n / (n.mean(1, keepdim=True) + 1e-6) * self.g[:, None, None]
+
+
+@pytest.mark.parametrize("layer", [Hidden(8), nn.LocalResponseNorm(5)], ids=["zero gain", "response norm"])
+def test_a_layer_that_hides_what_it_does_is_seen(layer: nn.Module) -> None:
+    torch.manual_seed(0)
+    parts = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), layer, nn.Conv2d(8, 6, 3, padding=1), nn.ReLU()]
+    found = find_groups(nn.Sequential(*parts, nn.Conv2d(6, 5, 1)).eval(), torch.zeros(1, 3, 16, 16))
+    assert [group.id for group in found] == ["3"]
+    assert "reorders or mixes" in next(lock.reason for lock in found.locked if lock.layer == "0")
+
+
+def test_every_layer_is_in_a_group_or_locked_with_its_reason() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(3, 8, 1) for _ in range(3))
+            self.unused, self.out = nn.Conv2d(3, 4, 1), nn.Conv2d(8, 5, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.a(x) + self.b(x) + self.c(x))
+
+    found = find_groups(Odd().eval(), torch.zeros(1, 3, 8, 8), keep=["b"])
+    why = reasons(found)
+    assert set(why) == {"a", "b", "c", "out", "unused"} and not list(found)
+    assert why["a"] == why["c"] == "it was asked to stay" and "does not use it" in why["unused"]
+
+
+def test_macs_are_counted_through_the_callers_forward() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.d, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(1, 8, 1), nn.Conv2d(16, 5, 1)
+
+        def forward(self, rgb: Tensor, depth: Tensor) -> Tensor:
+            return self.b(torch.cat([self.a(rgb), self.d(depth)], 1))
+
+    plan = make_plan(Two().eval(), torch.randn(1, 4, 8, 8), forward=lambda net, x: net(x[:, :3], x[:, 3:]))
+    assert set(plan.widths()) == {"a", "d"}
+    assert plan.cost_before["macs"] == 64 * (3 * 8 + 1 * 8 + 16 * 5)

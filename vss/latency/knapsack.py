@@ -53,9 +53,14 @@ def group_step(group: Group, step: int) -> int:
     return step
 
 
-def widths_of(group: Group, step: int, floor: float, rounding: Rounding | None = None) -> np.ndarray:
-    """Ascending widths that a group may have: multiples of its step, not below `floor` of it, and the full width."""
-    budget = Budget.make(kind="macs", keep=1.0, floor=floor, align=group_step(group, step))
+def widths_of(
+    group: Group, step: int, floor: float, rounding: Rounding | None = None, *, exact: bool = False
+) -> np.ndarray:
+    """Ascending widths that a group may have: multiples of its step, not below `floor` of it, and the full width.
+
+    `exact` takes the step as it is, however few its multiples.
+    """
+    budget = Budget.make(kind="macs", keep=1.0, floor=floor, align=step if exact else group_step(group, step))
     return np.unique(allowed_counts(group, budget, rounding).numpy())
 
 
@@ -66,9 +71,10 @@ def choices(
     step: int,
     floor: float,
     rounding: Rounding | None = None,
+    exact: bool = False,
 ) -> Choices:
-    """Widths and kept scores of all groups; scores are (C,) per group id, comparable across groups."""
-    widths = [widths_of(group, step, floor, rounding) for group in groups]
+    """Widths and kept scores of all groups, see `widths_of`; scores are (C,) per group id, comparable across groups."""
+    widths = [widths_of(group, step, floor, rounding, exact=exact) for group in groups]
     kept = []
     for group, each in zip(groups, widths, strict=True):
         blocks = scores[group.id].double().reshape(-1, group.unit).mean(dim=1).sort(descending=True).values

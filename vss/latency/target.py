@@ -156,9 +156,10 @@ class LatencyGoal:
 
     def __call__(self, groups: list[Group], scores: dict[str, Tensor], rounding: Rounding | None) -> dict[str, Tensor]:
         """Kept channel numbers per group id."""
-        model, step = self.table.model(), max(self.config.budget.align, 1)
-        step = step if step > 1 else self.table.step
-        options = choices(groups, scores, step=step, floor=self.config.budget.floor, rounding=rounding)
+        model, asked = self.table.model(), self.config.budget.align > 1
+        step = self.config.budget.align if asked else self.table.step
+        floor = self.config.budget.floor
+        options = choices(groups, scores, step=step, floor=floor, rounding=rounding, exact=asked)
         widths = self._approach(groups, scores, options, model)
         return _channels(groups, scores, widths)
 
@@ -166,7 +167,8 @@ class LatencyGoal:
         """The plan with what was asked and reached in place of the budget; a target that was missed is a label."""
         last = self.record["iterations"][self.record["chosen"]]
         budget = {"kind": "latency", "target": self.record["target"], "ratio": last["ratio"], "ms": last["ms"]}
-        budget |= {"floor": self.config.budget.floor, "align": self.record["step"]}
+        align = self.config.budget.align
+        budget |= {"floor": self.config.budget.floor, "align": align if align > 1 else self.record["step"]}
         labels = plan.labels
         if not self.record["met"]:
             labels = (*labels, f"latency target {self.record['target']} missed: {last['ratio']:.3f}x was measured")

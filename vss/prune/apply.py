@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vss.closeness import duplicate
 from vss.errors import VssError
 from vss.files import sha256_tensors
 from vss.prune.plan import Plan
@@ -32,7 +32,7 @@ def apply_plan(model: nn.Module, plan: Plan, *, check_weights: bool = True) -> n
         VssError: a plan of another network or of other weights.
     """
     check_plan(model, plan, check_weights=check_weights)
-    small: Any = copy.deepcopy(model)
+    small: Any = duplicate(model)
     tensors = _tensors(small)
     sizes_before = {name: tuple(value.shape) for name, value in tensors.items()}
     for name, dims in removed_positions(plan).items():
@@ -55,7 +55,7 @@ def masked(model: nn.Module, plan: Plan) -> nn.Module:
     The running variance is left alone, since 0/sqrt(0 + eps) is 0 as well and 1/0 never arises.
     """
     check_plan(model, plan, check_weights=False)
-    model = copy.deepcopy(model)
+    model = duplicate(model)
     tensors = _tensors(model)
     with torch.no_grad():
         for name, dims in removed_positions(plan).items():

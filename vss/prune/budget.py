@@ -10,7 +10,7 @@ threshold that would empty a group makes it keep everything, and ties overshoot)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self
 
 import torch
@@ -32,10 +32,11 @@ class Budget(BaseModel):
         keep: fraction that stays, in (0, 1]; 0.5 halves the count.
         scope: "global" ranks all channels together; "local" removes the same fraction from every group.
         floor: least fraction of a group that stays (at least one channel always does).
-        align: kept counts are multiples of this, where the group is wider than it.
+        align: kept counts are multiples of this, in a group that is narrower of the largest power of two in it; the
+            full width may stay.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: Literal["channels", "params", "macs"] = "macs"
     keep: float = Field(default=0.5, gt=0, le=1)
@@ -60,21 +61,23 @@ class Budget(BaseModel):
             raise VssError(f"budget: {field} is {first['input']!r}; {first['msg']}.") from error
 
 
-def allowed_counts(group: Group, budget: Budget, rounding: Rounding | None = None) -> Tensor:
+def allowed_counts(group: Group, budget: Budget, rounding: Rounding | None = None, whole: int | None = None) -> Tensor:
     """For each walked count 0..C of a group, the count that really stays (int64, length C + 1).
 
     Entry i answers "i channels would stay": at least the floor, whole units, the nearest multiple of `align`. With
-    `rounding`, (channels, removed fraction) -> kept channels, that many are asked for instead of i.
+    `rounding`, (channels, removed fraction) -> kept channels, that many are asked for instead of i. `whole` is the
+    width before earlier rounds of cutting, of which floor, alignment and rounding count; by default C.
     """
     total, unit = group.channels, group.unit
-    floor = max(1, math.ceil(total * budget.floor - 1e-9))
-    step = budget.align if total > budget.align else 1
+    whole = whole or total
+    floor = max(1, math.ceil(whole * budget.floor - 1e-9))
+    step = budget.align if whole >= budget.align else 1 << (whole.bit_length() - 1)
     step = math.lcm(step, unit)
     choices = sorted({count for count in [*range(step, total + 1, step), total] if count >= floor})
     table = torch.tensor(choices)
     wanted = torch.arange(total + 1)
     if rounding is not None:
-        wanted = torch.tensor([rounding(total, 1 - count / total) for count in range(total + 1)])
+        wanted = torch.tensor([rounding(whole, 1 - count / whole) for count in range(total + 1)])
         wanted = wanted.cummax(dim=0).values  # a rule may dip where it rounds; the walk needs counts that only fall
     distance = (table[None, :] - wanted[:, None]).abs()
     return table[distance.argmin(dim=1)]
@@ -98,6 +101,7 @@ def search(
     budget: Budget,
     *,
     rounding: Rounding | None = None,
+    origin: Mapping[str, int] | None = None,
 ) -> dict[str, Tensor]:
     """Kept channel numbers (ascending int64) per group id for the longest-kept network within the budget.
 
@@ -108,16 +112,19 @@ def search(
         budget: what to meet.
         rounding: (channels, removed fraction) -> kept channels, of a criterion that fixes widths itself; the floor
             and `align` of the budget still hold.
+        origin: group id -> width before earlier rounds of cutting, of which the whole budget counts.
 
     Raises:
         VssError: the floors make the budget unreachable (says what is the least that can be reached).
     """
-    tables = [allowed_counts(group, budget, rounding) for group in groups]
+    widths = [(origin or {}).get(group.id, group.channels) for group in groups]
+    tables = [allowed_counts(group, budget, rounding, whole) for group, whole in zip(groups, widths, strict=True)]
     if budget.kind == "channels" and budget.scope == "local":  # the published integer rule, no search
-        exact = [int(t[int(g.channels * budget.keep + 1e-9)]) for g, t in zip(groups, tables, strict=True)]
+        wanted = [int(whole * budget.keep + 1e-9) for whole in widths]
+        exact = [int(t[min(count, len(t) - 1)]) for count, t in zip(wanted, tables, strict=True)]
         return _pick(groups, scores, exact)
-    target = budget.keep * cost.total(budget.kind, groups, [group.channels for group in groups])
-    counts = _global_counts(groups, scores, tables) if budget.scope == "global" else _local_counts(groups, tables)
+    target = budget.keep * cost.total(budget.kind, groups, widths)
+    counts = _global_counts(groups, scores, tables) if budget.scope == "global" else _local_counts(widths, tables)
     length = counts.shape[0] - 1
 
     def spent(step: int) -> float:
@@ -126,9 +133,11 @@ def search(
     least = spent(length)
     if least > target * (1 + 1e-9):
         whole = target / budget.keep
+        aligned = f" with widths in multiples of {budget.align}" if budget.align > 1 else ""
         raise VssError(
-            f"the budget asks for {budget.keep:.3f} of the {budget.kind} and the floor of {budget.floor} a group "
-            f"allows no less than {least / whole:.3f}; ask for more or lower the floor."
+            f"the budget asks for {budget.keep:.3f} of the {budget.kind} and the floor of {budget.floor} a group"
+            f"{aligned} allows no less than {least / whole:.3f}; ask for more (prune.budget.keep), or lower "
+            f"prune.budget.floor{' or prune.budget.align' if aligned else ''}."
         )
     low, high = 0, length
     while low < high:
@@ -153,10 +162,11 @@ def _global_counts(groups: list[Group], scores: dict[str, Tensor], tables: list[
     return torch.stack([table[group.channels - gone] for group, table, gone in columns], dim=1)
 
 
-def _local_counts(groups: list[Group], tables: list[Tensor], *, steps: int = 1000) -> Tensor:
+def _local_counts(widths: list[int], tables: list[Tensor], *, steps: int = 1000) -> Tensor:
     """(steps + 1, groups) kept counts when every group loses the fraction step / steps, cut to whole channels."""
     left = steps - torch.arange(steps + 1)
-    return torch.stack([t[g.channels * left // steps] for g, t in zip(groups, tables, strict=True)], dim=1)
+    columns = zip(widths, tables, strict=True)
+    return torch.stack([table[(whole * left // steps).clamp(max=len(table) - 1)] for whole, table in columns], dim=1)
 
 
 def top_channels(scores: Tensor, count: int, unit: int = 1) -> Tensor:

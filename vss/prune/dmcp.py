@@ -13,6 +13,7 @@ channel, hence a net with zeroed channels computes what the cut one does, across
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,11 +59,9 @@ class Chain:
         return (torch.arange(self.channels) < width).float()
 
     def nearest(self, width: float, align: int = 1) -> int:
-        """The whole number of units nearest to `width`, a multiple of `align` where the group is wider than that."""
-        step = self.unit
-        while align > 1 and self.channels > align and step % align:
-            step += self.unit
-        return min(self.channels, max(step, self.unit, round(width / step) * step))
+        """The whole number of units nearest to `width`, a multiple of `align`, see `Budget`."""
+        step = math.lcm(self.unit, align if self.channels >= align else 1 << (self.channels.bit_length() - 1))
+        return min(self.channels, max(step, round(width / step) * step))
 
 
 def keep_probabilities(alpha: Tensor, form: Form = "sigmoid") -> Tensor:

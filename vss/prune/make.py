@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vss.closeness import AGREEMENT, label_agreement, proven_difference
+from vss.closeness import AGREEMENT, duplicate, label_agreement, proven_difference
 from vss.errors import VssError
 from vss.files import sha256_tensors
+from vss.prune.apply import masked
 from vss.prune.budget import Budget, Rounding, search
 from vss.prune.cost import CostModel
 from vss.prune.criteria import Criterion, make_criterion, score_groups
@@ -40,6 +40,7 @@ def make_plan(
     forward: Callable[[nn.Module, Tensor], Any] | None = None,
     statistics: Statistics | None = None,
     choose: Choose | None = None,
+    origin: Mapping[str, int] | None = None,
 ) -> Plan:
     """Decide which channels stay.
 
@@ -55,6 +56,8 @@ def make_plan(
         forward: how to call the model so that all heads are reached.
         statistics: of `collect`, with at least the criterion's needs, in place of `batches`.
         choose: decides in place of the budget, from the scores.
+        origin: group id -> width before earlier rounds of cutting (`Plan.widths`), of which budget, floor and alignment
+            count; by default those of `model`.
 
     Returns:
         The plan, deterministic for equal arguments.
@@ -68,11 +71,11 @@ def make_plan(
     if not members:
         raise VssError("no prunable channels were found; every layer is locked: see `vss prune --dry-run`.")
     scores, seen = _scores(model, members, criterion, batches, loss, seed, statistics)
-    cost = CostModel.measure(model, example)
+    cost = CostModel.measure(model, example, forward=forward)
     kept = (
         choose(members, scores, criterion.rounding)
         if choose
-        else search(members, scores, cost, budget, rounding=criterion.rounding)
+        else search(members, scores, cost, budget, rounding=criterion.rounding, origin=origin)
     )
     about = {**(calibration or {}), "batches": seen, "input_size": list(example.shape[-2:])}
     return _written(model, members, kept, cost, criterion).model_copy(
@@ -150,8 +153,6 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, sizes: Iterable[tuple
     Raises:
         VssError: a relative difference above 1e-4, other labels, an output of another shape or a missing gradient.
     """
-    from vss.prune.apply import masked
-
     mask, small = masked(model, plan).eval(), small.eval()
     generator = torch.Generator().manual_seed(0)
     device = next(small.parameters()).device
@@ -164,7 +165,7 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, sizes: Iterable[tuple
         shapes.append(outputs)
     worst = _worst(found)
     if worst[1] > 1e-4 or worst[2] < AGREEMENT:
-        exact = copy.deepcopy(mask).double(), copy.deepcopy(small).double()
+        exact = duplicate(mask).double(), duplicate(small).double()
         worst, precision = _worst([_difference(*exact, x.double())[0] for x in images]), "float64"
     if worst[1] > 1e-4:
         raise VssError(

@@ -19,6 +19,7 @@ from vss.prune.apply import apply_plan, masked
 from vss.prune.groups import Group
 from vss.prune.plan import Plan, plan_group
 
+IMAGE_RANGE, ASLEEP = 128.0, 1e-3
 TOLERANCE = 1e-4  # relative to the spread of an output, as in `vss.prune.verify`
 Outputs = Callable[[nn.Module, Tensor], list[Tensor]]
 
@@ -29,13 +30,16 @@ def unsound(model: nn.Module, example: Tensor, groups: list[Group], outputs: Out
     All groups are cut at once, which costs two forward passes; one by one only when that fails.
 
     Args:
-        model: in evaluation mode; it is not changed.
-        example: (N, 3, H, W); only its shape and dtype matter, the values are drawn.
+        model: in evaluation mode. Its parameters that are all zero or next to it (a layer scale, a gain that training
+            begins at zero) are drawn anew, since they hide what is behind them.
+        example: (N, 3, H, W); only its shape and dtype matter, the values are drawn: of unit variance, and of the
+            range of images, where a layer may act that does nothing near zero.
         groups: what to try.
         outputs: the output tensors of a forward pass.
     """
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(example.shape, generator=generator).to(example.dtype) if example.is_floating_point() else example
+    _wake(model, generator)
     if _fault(model, x, groups, outputs) is None:
         return {}
     faults = {group.id: fault for group in groups if (fault := _fault(model, x, [group], outputs)) is not None}
@@ -61,9 +65,21 @@ def _fault(model: nn.Module, x: Tensor, groups: list[Group], outputs: Outputs) -
         return f"the network does not run without some of its channels ({str(error).splitlines()[0]})"
     if not all(torch.isfinite(value).all() for value in outputs(mask, x)):
         raise VssError("the network gives NaN or infinite outputs on a random image; check its weights.")
-    if alike(mask, small, x, outputs, TOLERANCE):
+    images = [x, IMAGE_RANGE * x] if x.is_floating_point() else [x]
+    if not all(torch.isfinite(value).all() for value in outputs(mask, images[-1])):
+        images = images[:1]  # values of that size are none that this network can take
+    if all(alike(mask, small, image, outputs, TOLERANCE) for image in images):
         return None
     return "removing its channels is not the same as zeroing them: the network reorders or mixes them"
+
+
+@torch.no_grad()
+def _wake(model: nn.Module, generator: torch.Generator) -> None:
+    """Draw the parameters that are all zero or next to it."""
+    for value in model.parameters():
+        if value.is_floating_point() and value.numel() and float(value.abs().max()) < ASLEEP:
+            spread = (value[0].numel() if value.ndim > 1 else 4) ** -0.5
+            value.copy_(spread * torch.randn(value.shape, generator=generator))
 
 
 def _half(group: Group) -> Tensor:

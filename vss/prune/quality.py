@@ -11,7 +11,6 @@ Nothing here changes the network: channels are zeroed in a copy, and put back.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vss.closeness import duplicate
 from vss.errors import VssError
 from vss.prune.budget import top_channels
 from vss.prune.groups import Group
@@ -123,7 +123,7 @@ def oracle(
         loss: (model, batch) -> scalar mean loss.
         tick: called after every channel, for a progress bar.
     """
-    net, table = copy.deepcopy(model), {group.id: group for group in groups}
+    net, table = duplicate(model), {group.id: group for group in groups}
     base = mean_loss(net, batches, loss)
     change = torch.zeros(len(sample), dtype=torch.float64)
     for index, (group_id, channel) in enumerate(sample):
@@ -191,7 +191,7 @@ def reconstruction(
         `mse`, the mean squared error over all values of all outputs, and `relative`, the same divided by their mean
         square: 0 is perfect, 1 is what zero outputs would have.
     """
-    net = copy.deepcopy(model).eval()
+    net = duplicate(model).eval()
     removed = []
     for group in groups:
         gone = torch.ones(group.channels, dtype=torch.bool)
@@ -238,7 +238,7 @@ def sensitivity(
     bad = [ratio for ratio in ratios if not 0 < ratio < 1]
     if bad:
         raise VssError(f"a ratio of removed channels is {bad[0]}; expected above 0 and below 1.")
-    net = copy.deepcopy(model).eval()
+    net = duplicate(model).eval()
     base = measure(net)
     rows = []
     for group in groups:

@@ -6,7 +6,6 @@ The graph is read once: every entry of a torch-pruning group becomes slots with 
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections import defaultdict
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vss.closeness import duplicate
 from vss.errors import VssError, unknown
 from vss.prune.apply import default_forward
 from vss.prune.groups import Group, Groups, Locked, Role, Slot
@@ -60,9 +60,11 @@ def find_groups(
         VssError: `keep` or `ties` name no layer; torch-pruning is missing; the network gives NaN.
     """
     tp = _torch_pruning()
-    model = copy.deepcopy(model).cpu().eval().requires_grad_(True)
+    model = duplicate(model).cpu().eval().requires_grad_(True)
     layers = _Layers(model, keep)
     graph = tp.DependencyGraph()
+    link = graph._build_dependency
+    graph._build_dependency = lambda nodes: link(without_gates(nodes))
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph.build_dependency(
@@ -73,7 +75,27 @@ def find_groups(
             verbose=False,
         )
         tp_groups = list(graph.get_all_groups())
-    groups, locked = [], []
+    groups, locked, reasons = _convert_all(tp_groups, graph, model, layers)
+    groups, clashes = _without_clashes(groups)
+    tried = groups
+    faults = unsound(model, example.cpu(), groups, lambda net, x: flatten((forward or default_forward)(net, x)))
+    locked += [Locked(group.id, group.channels, faults[group.id]) for group in groups if group.id in faults]
+    groups = [group for group in groups if group.id not in faults]
+    reasons |= {name: faults[group.id] for group in tried if group.id in faults for name in _written(group)}
+    groups.sort(key=lambda group: layers.order[group.id])
+    locked += clashes
+    known = {name for group in groups for name in _written(group)} | {lock.layer for lock in locked}
+    locked += layers.left_over(known, reasons)
+    return Groups(tuple(groups), tuple(sorted(locked, key=lambda lock: layers.order.get(lock.layer, -1))))
+
+
+def _convert_all(
+    tp_groups: list[Any], graph: Any, model: nn.Module, layers: _Layers
+) -> tuple[list[Group], list[Locked], dict[str, str]]:
+    """Groups, what is locked under the name of its first layer, and the reason for every layer that is."""
+    groups: list[Group] = []
+    locked: list[Locked] = []
+    reasons: dict[str, str] = {}
     for component in find_components(tp_groups, graph, model):
         members = [(tp_groups[index], block) for index, block in component.members]
         try:
@@ -83,12 +105,37 @@ def find_groups(
                 Locked(layers.root(group), 1 + max(max(item.root_idxs) for item in group), str(reason))
                 for group, _ in members
             ]
-    groups, clashes = _without_clashes(groups)
-    faults = unsound(model, example.cpu(), groups, lambda net, x: flatten((forward or default_forward)(net, x)))
-    locked += [Locked(group.id, group.channels, faults[group.id]) for group in groups if group.id in faults]
-    groups = [group for group in groups if group.id not in faults]
-    groups.sort(key=lambda group: layers.order[group.id])
-    return Groups(tuple(groups), tuple(sorted(locked + clashes, key=lambda lock: layers.order.get(lock.layer, -1))))
+            reasons |= {name: str(reason) for group, _ in members for name in layers.written(group, graph)}
+    return groups, locked, reasons
+
+
+def _written(group: Group) -> list[str]:
+    """The layers whose output channels the group holds."""
+    return group.module_names("producer") + group.module_names("norm")
+
+
+def without_gates(nodes: dict[Any, Any]) -> dict[Any, Any]:
+    """Take out of a graph's nodes the edges by which a map of one channel meets maps of more by broadcasting.
+
+    Such a map (the gate of an attention U-Net) is no partner of what it scales: its channel stays whatever goes.
+    """
+    for node in nodes.values():
+        if type(node.module).__name__ not in ("_ElementWiseOp", "_ExpandOp"):
+            continue
+        for source in [other for other in node.inputs if _broadcast(_shape(other), _shape(node))]:
+            node.inputs.remove(source)
+            source.outputs.remove(node)
+    return nodes
+
+
+def _broadcast(part: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    return len(part) == len(whole) in (2, 4, 5) and part[1] == 1 < whole[1]
+
+
+def _shape(node: Any) -> tuple[int, ...]:
+    """Of a node's output."""
+    facts = getattr(node.grad_fn, "_input_metadata", ())
+    return tuple(facts[0].shape) if facts else ()
 
 
 def _torch_pruning() -> Any:
@@ -127,6 +174,13 @@ class _Layers:
             if name not in self.modules:
                 raise unknown("layer to keep", name, [name for name in self.modules if name])
 
+    def why_unnamed(self, tensor: str) -> str:
+        """Why a layer's tensor is none of the network's parameters and buffers."""
+        owner, _, leaf = tensor.rpartition(".")
+        if leaf in self.modules[owner]._parameters:  # a tied parameter has one name, that of its first owner
+            return f"{tensor} is shared with another layer"
+        return f"{tensor} is parametrised (weight norm, spectral norm, a mask); remove the parametrisation first"
+
     def kept(self, name: str) -> bool:
         """Whether a layer, or a part of the network that it belongs to, was asked to stay."""
         return any(name == stays or name.startswith(f"{stays}.") for stays in self.keep)
@@ -135,6 +189,20 @@ class _Layers:
         """The first named layer of a graph group, in model order."""
         named = [self.names[m] for item in tp_group if (m := item.dep.target.module) in self.names]
         return min(named, key=self.order.__getitem__) if named else str(tp_group[0].dep.target.name)
+
+    def written(self, tp_group: Any, graph: Any) -> list[str]:
+        """Layers whose output channels a graph group holds."""
+        items = [item.dep for item in tp_group if graph.is_out_channel_pruning_fn(item.dep.handler)]
+        return [self.names[dep.target.module] for dep in items if dep.target.module in self.names]
+
+    def left_over(self, known: set[str], reasons: dict[str, str]) -> list[Locked]:
+        """Layers with channels that are in no group and not locked by name yet."""
+        unseen = "the network does not use it, or by an operation that cannot be followed"
+        return [
+            Locked(name, int(getattr(module, "out_channels", 0) or module.out_features), reasons.get(name, unseen))
+            for name, module in self.modules.items()
+            if isinstance(module, Conv | ConvTranspose | nn.Linear) and name not in known
+        ]
 
     def declared_parameters(self) -> list[tuple[nn.Parameter, int]]:
         """Parameters of modules that declare `channel_params`, each with the dim of its channels."""
@@ -186,8 +254,8 @@ def _convert(members: list[tuple[Any, int]], problem: str, graph: Any, layers: _
             continue
         for offset, block in _affine(item.idxs, item.root_idxs, channels * factor):
             for tensor, dim in pairs:
-                if tensor not in layers.tensors:  # a tied parameter has one name, that of its first owner
-                    raise _Lock(f"{tensor} is shared with another layer")
+                if tensor not in layers.tensors:
+                    raise _Lock(layers.why_unnamed(tensor))
                 slot = Slot(tensor, dim, offset, block * factor, role)
                 _check_fits(slot, channels, layers.tensors[tensor])
                 slots.setdefault((tensor, dim, offset), slot)

@@ -88,7 +88,8 @@ class FilterNorms:
         key = (slot.tensor, slot.dim, mode)
         if key not in self._found:
             known = {(slot.tensor, slot.dim), *((tensor, dim) for tensor, dim, kind in self._found if kind == mode)}
-            slots = [slot, *(s for s in _outputs(self.model) if (s.tensor, s.dim) not in known)]
+            others = (s for s in _outputs(self.model) if s.tensor in self.parameters)  # a parametrised one has none
+            slots = [slot, *(s for s in others if (s.tensor, s.dim) not in known)]
             values = reduce_slots(self.parameters, slots, mode)
             self._found |= {(s.tensor, s.dim, mode): value for s, value in zip(slots, values, strict=True)}
         return self._found[key]
