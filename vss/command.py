@@ -107,7 +107,7 @@ def evaluate(
         result = project.score(predict, split=split)
         results.append(result)
         rows.append({"name": name, "file": str(path), **static, **_scalars(result)})
-    figures: dict[str, Any] = {"split": split, "rows": rows}
+    figures: dict[str, Any] = {"split": split, "rows": rows, "notes": project.task.notes}
     if len(results) == 2:
         span = project.task.drop_interval(results[0], results[1])
         verdict = gate(results[0], results[1], metric=project.task.metric, max_drop=max_drop, interval=span)

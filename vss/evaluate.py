@@ -23,6 +23,8 @@ Predictor = Callable[[Tensor], Any]
 """uint8 (N, 3, H, W) RGB -> integer (N, H, W) labels; of a defect network {"decision": (N, 1), "seg": (N, 1, h, w)},
 float logits."""
 
+ADVICE = "nothing can be scored: use larger images, or masks with classes"
+
 HEADS = ("decision", "seg")
 
 
@@ -94,6 +96,8 @@ def evaluate(
         if per_image:
             confusions.append(confusion_per_image(labels, target, num_classes, ignore_index))
         resolution = list(target.shape[-2:])
+    if not metric.confusion.any():
+        raise VssError(f"no labelled pixel is left in {total} masks at {resolution[0]}x{resolution[1]}; {ADVICE}.")
     result = {**metric.compute(), "classes": list(class_names), "images": total, "resolution": resolution}
     if per_image:
         result["confusion_per_image"] = torch.cat(confusions).numpy()

@@ -29,6 +29,7 @@ def train(
     from vss.train import check_settings, fit
 
     check_settings(config)  # before the data is hashed
+    project.task.check_labels("train", "val")
     settings: dict[str, Any] = {"save": project.save, "seed": project.recipe.seed, "progress": progress}
     with project.task.training(model):
         return fit(model, fit_data(project, config), config, run_dir, teacher=teacher, phase=phase, **settings)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vss.decisions import Decisions, average_precision
+from vss.errors import VssError
 from vss.losses import DefectLoss, SegLoss, divergence
 from vss.metrics import SegMetrics
 
@@ -103,7 +104,12 @@ class SegLearner(Learner):
 
     def compute(self) -> float:
         """Mean IoU in percent."""
-        return float(self.score.compute()["miou_pct"])
+        found = self.score.compute()["miou_pct"]
+        if found is None:
+            raise VssError(
+                "no labelled pixel is left in the validation masks at the size of the network; set data.size."
+            )
+        return float(found)
 
     def reset(self) -> None:
         """Forget the confusion matrix."""

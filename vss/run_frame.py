@@ -36,6 +36,7 @@ def frame(job: Job, status: str) -> Result:
     hashes = {name: sha256_file(job.out / name) for name in files if (job.out / name).is_file()}
     hashes["preprocess"] = preprocess.sha256
     protocol, size = job.project.task.protocol.rstrip("."), "x".join(map(str, preprocess.size))
+    notes = "".join(f" {note}." for note in job.project.task.notes)
     return {
         "kind": "vss.report",
         "schema": 1,
@@ -44,7 +45,7 @@ def frame(job: Job, status: str) -> Result:
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "seconds": sum(record["seconds"] for record in job.step.records),
         "command": job.command or None,
-        "protocol": f"{protocol}. Reported split: {job.recipe.split}; resolution {size}.",
+        "protocol": f"{protocol}. Reported split: {job.recipe.split}; resolution {size}.{notes}",
         "environment": environment() | {"ops": ops.status()},
         "recipe": job.recipe.model_dump(mode="json"),
         "inputs": hashes,

@@ -131,6 +131,7 @@ class Project:
 
     def score(self, predict: Predictor, *, split: str | None = None, per_image: bool = True) -> dict[str, Any]:
         """The metrics of a predictor on the recipe's split; without `per_image` they are all JSON-able."""
+        self.task.check_labels(split or self.recipe.split)
         result = self.task.evaluate(predict, split or self.recipe.split)
         return result if per_image else {key: value for key, value in result.items() if key != self.task.per_image}
 
@@ -216,6 +217,8 @@ def plan_once(
     `labels` are written into the plan; `choose` decides in place of the budget, which counts of the widths `origin`.
     """
     criterion = make_criterion(config.criterion, **config.options)
+    if criterion.needs:
+        project.task.check_labels("train")
     split = project.split("train")
     images = min(config.batches * config.batch_size, len(split))
     plan = make_plan(

@@ -7,6 +7,7 @@ from vss.data.inspection import DefectSplit, Targets, choose_annotated, labels_o
 from vss.data.labels import IGNORE, LabelTable, UnknownLabelsError, require_classes
 from vss.data.loader import BalancedSampler, EpochSampler, make_loader
 from vss.data.pairs import DATASETS, Pair, SegData, guess_layout, open_data
+from vss.data.presence import check_labels
 from vss.data.split_file import read_split_file
 from vss.data.stats import class_frequencies, class_weights, count_classes
 from vss.data.synthetic import write_defects, write_street
@@ -27,6 +28,7 @@ __all__ = [
     "SegSplit",
     "Targets",
     "UnknownLabelsError",
+    "check_labels",
     "choose_annotated",
     "class_frequencies",
     "class_weights",

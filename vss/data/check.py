@@ -14,8 +14,9 @@ from PIL import Image
 
 from vss.data.images import BadSampleError, open_rgb, read_stored_mask, thread_map
 from vss.data.labels import UnknownLabelsError
-from vss.data.layouts import guess_layout
+from vss.data.layouts import DRAWINGS, guess_layout
 from vss.data.pairs import open_root
+from vss.data.presence import Present, doubts, refusals, shifted
 from vss.data.segdata import Pair, SegData
 from vss.data.stats import ClassCounts, Progress
 from vss.errors import VssError
@@ -32,6 +33,7 @@ class Finding:
     split: str
     size: tuple[int, int] | None = None
     counts: np.ndarray | None = None
+    values: frozenset[int] = frozenset()
     content: str | None = None
     hash64: int = 0
     corrupt: list[str] = field(default_factory=list)
@@ -65,6 +67,7 @@ def inspect(data: SegData, split: str, pair: Pair) -> Finding:
         sizes = [f"{width}x{height}" for height, width in (stored.shape, found.size)]
         found.mismatch = f"mask {pair.mask} is {sizes[0]}, its image {sizes[1]}"
         return found
+    found.values = frozenset(np.unique(stored).tolist())
     try:
         found.counts = np.bincount(data.decode(stored).ravel(), minlength=256)
     except UnknownLabelsError as error:
@@ -144,20 +147,32 @@ def _problems(data: SegData, report: dict[str, Any], findings: list[Finding]) ->
         ("images that are in more than one split", [" = ".join(group) for group in report["duplicates"]]),
     )
     problems = [_summary(len(items), what, items) for what, items in lists if items]
+    values = frozenset(value for found in findings for value in found.values)
+    if report["unknown_labels"] and (hint := shifted(data, values)):
+        problems.append(hint.strip())
     problems += [f"split {split!r} is empty" for split, pairs in data.splits.items() if not pairs]
-    return problems if data.splits else [*problems, "there is no split"]
+    problems += refusals(data, _present(data, findings))
+    return problems if data.splits else [*problems, f"there is no split; {DRAWINGS.get(data.name, 'expected one')}"]
 
 
-def _warnings(data: SegData, report: dict[str, Any]) -> list[str]:
+def _present(data: SegData, findings: list[Finding]) -> dict[str, Present]:
+    """What the masks of every split hold, as far as they can be read."""
+    found = {}
+    for split in data.splits:
+        own = [each for each in findings if each.split == split and each.counts is not None]
+        rows = np.array([each.counts for each in own], np.int64).reshape(-1, 256)
+        found[split] = Present.of(data, rows, frozenset(value for each in own for value in each.values))
+    return found
+
+
+def _warnings(data: SegData, report: dict[str, Any], findings: list[Finding]) -> list[str]:
     lists = (
         ("masks without an image, not used", report["masks_without_image"]),
         ("stray copies, not used", report["strays"]),
         ("near duplicates over splits", [" ~ ".join(group) for group in report.get("near_duplicates", [])]),
     )
     warnings = [_summary(len(items), what, items) for what, items in lists if items]
-    classes = report["splits"].get("train", {}).get("classes", {})
-    unseen = [name for name, row in classes.items() if row["pixels"] == 0]
-    return [*warnings, _summary(len(unseen), "classes that no training mask holds", unseen)] if unseen else warnings
+    return [*warnings, *doubts(data, _present(data, findings))]
 
 
 def check(
@@ -202,7 +217,7 @@ def check(
     if near:
         report["near_duplicates"] = near_duplicates(findings)
     report["problems"] = _problems(data, report, findings)
-    report["warnings"] = _warnings(data, report)
+    report["warnings"] = _warnings(data, report, findings)
     return report | {"ok": not report["problems"]}
 
 
@@ -210,6 +225,7 @@ def _guessed(root: Path) -> str:
     name = guess_layout(root) if root.is_dir() else "camvid"
     if name is None:
         raise VssError(
-            f"the layout of {root} is not known; name the dataset, or give the folder that holds the splits."
+            f"the layout of {root} is not known; name the dataset, or give the folder that holds the splits. Your own "
+            f"data goes like this: {DRAWINGS['masks']}."
         )
     return name

@@ -31,6 +31,13 @@ LAYOUTS: dict[str, tuple[Callable[[Path], bool], str]] = {
 }
 """Layout name -> (does a folder look like it, what it consists of)."""
 
+DRAWINGS = {name: f"expected {parts}" for name, (_, parts) in LAYOUTS.items()} | {
+    "masks": "expected images/train/NAME.*, images/val/NAME.*, images/test/NAME.*, the same names as PNG below "
+    "masks/train, masks/val and masks/test (8-bit grey or palette, values 0..K-1, 255 is ignored), and classes.txt "
+    "with K names, one a line, the first for 0"
+}
+"""Layout name -> what to put where, for sentences."""
+
 
 def guess_layout(root: Path | str) -> str | None:
     """The name of the built-in layout that a folder looks like, or None."""

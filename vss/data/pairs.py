@@ -27,7 +27,7 @@ from vss.data.labels import (
     cityscapes_table,
     generic_palette,
 )
-from vss.data.layouts import SPLITS, guess_layout, read_class_names, require_layout
+from vss.data.layouts import DRAWINGS, SPLITS, guess_layout, read_class_names, require_layout
 from vss.data.segdata import Matcher, Pair, SegData, by_stem, check_sizes
 from vss.errors import VssError
 from vss.registry import Registry
@@ -230,6 +230,8 @@ def masks(root: Path) -> SegData:
     Mask values are line numbers from 0; 255 is ignored.
     """
     require_layout(root, "masks")
+    if not (root / "classes.txt").exists():
+        raise VssError(f"{root} has no classes.txt; {DRAWINGS['masks']}.")
     names = read_class_names(root / "classes.txt")
     matcher = Matcher()
     splits = sorted({path.name for kind in ("images", "masks") for path in (root / kind).iterdir() if path.is_dir()})
@@ -256,7 +258,10 @@ def open_root(name: str, root: Path | str) -> SegData:
         raise VssError(f"data root {root} does not exist; give the folder that holds the {name!r} data.")
     if not root.is_dir():
         raise VssError(f"data root {root} is a file; give the folder that holds the {name!r} data.")
-    return reader(root)
+    try:
+        return reader(root)
+    except OSError as error:
+        raise VssError(f"{error.filename or root} cannot be listed ({error.strerror or error}).") from error
 
 
 def _header_problem(pair: Pair) -> BadSampleError | None:
@@ -286,7 +291,8 @@ def open_data(name: str, root: Path | str) -> SegData:
     empty = [split for split, pairs in data.splits.items() if not pairs]
     if empty or not data.splits:
         what = f"split {empty[0]!r}" if empty else "every split"
-        raise VssError(f"{what} of {data.root} is empty; expected images with masks ({name} layout): add them.")
+        loose = "" if data.splits else f" {DRAWINGS.get(data.name, '')}".rstrip()
+        raise VssError(f"{what} of {data.root} is empty; expected images with masks ({name} layout): add them.{loose}")
     for problem in thread_map(_header_problem, [pair for pairs in data.splits.values() for pair in pairs]):
         if problem is not None:
             raise problem

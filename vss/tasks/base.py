@@ -7,6 +7,7 @@ method here, so that a step never asks which task it serves.
 from __future__ import annotations
 
 import contextlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -19,12 +20,14 @@ from torch.utils.data import DataLoader
 
 from vss import models
 from vss.config import FitConfig, Recipe
-from vss.data import Augment, Preprocess, SegData, SegSplit, make_loader
+from vss.data import Augment, Preprocess, SegData, SegSplit, check_labels, make_loader
 from vss.deploy import gate
 from vss.errors import VssError
 from vss.evaluate import Predictor
 from vss.learner import Learner
 from vss.registry import Registry
+
+log = logging.getLogger(__name__)
 
 Figures = dict[str, Any]
 EQUAL, PRUNED = "engine equals its network", "pruned against"
@@ -38,6 +41,7 @@ class Task(ABC):
         metric: key of the score in the results of `evaluate`, in percent, higher is better.
         title: how a sentence names it.
         row_keys: scores that every row of a report shows.
+        notes: what `check_labels` found doubtful.
         per_image: key, ending in `_per_image`, of a numpy array by image in the results, for intervals; it is no JSON.
 
     Args:
@@ -53,6 +57,7 @@ class Task(ABC):
 
     def __init__(self, recipe: Recipe, data: SegData, preprocess: Preprocess) -> None:
         self.recipe, self.data, self.preprocess = recipe, data, preprocess
+        self.notes: list[str] = []
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -66,6 +71,16 @@ class Task(ABC):
 
     def check(self) -> None:  # noqa: B027  (not every task has something to refuse)
         """Refuse data and settings that this task cannot work with, before anything is computed."""
+
+    def check_labels(self, *splits: str) -> None:
+        """Refuse splits whose masks cannot teach or judge; doubts are logged, once, and kept in `notes`.
+
+        Masks are read once and remembered by their contents, see `vss.data.contents`.
+        """
+        for note in check_labels(self.data, {name: self.split(name).pairs for name in dict.fromkeys(splits)}):
+            if note not in self.notes:
+                self.notes.append(note)
+                log.warning("%s: %s", self.data.root, note)
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
