@@ -95,6 +95,10 @@ def test_a_table_of_another_device_is_refused(ckpt: Path, table: Path, street_ro
     data = json.loads(table.read_text())
     data["key"]["device"] = "another"
     foreign.write_text(json.dumps(data))
+    with pytest.raises(VssError, match=r"foreign\.json was changed after it was written"):
+        LatencyTable.load(foreign)
+    del data["sha256"]
+    foreign.write_text(json.dumps(data))
     arguments = ["prune", "--ckpt", str(ckpt), "--method", "l1", "--latency", "0.5x", "--lut", str(foreign),
                  "--data-root", str(street_root), "--set", "build.threads=1", "--save", str(tmp_path)]  # fmt: skip
     with pytest.raises(VssError, match=r"holds for device another and this is .* build one here: vss lut build"):

@@ -83,7 +83,9 @@ def fragile(model: nn.Module) -> nn.Module:
     return blown_up(model)
 
 
-def test_ranges_are_measured_once_and_kept_under_their_hash(make: Make, model: nn.Module) -> None:
+def test_ranges_are_measured_once_and_kept_under_their_hash(
+    make: Make, model: nn.Module, caplog: pytest.LogCaptureFixture
+) -> None:
     first = make(model)
     ranges = first.calibrate()
     files = sorted(first.cache.iterdir())
@@ -92,6 +94,11 @@ def test_ranges_are_measured_once_and_kept_under_their_hash(make: Make, model: n
     assert min(ranges.calibration["images_per_class"].values()) >= 1
     edited = json.loads(files[0].read_text())
     edited["values"] = {name: 2 * value for name, value in edited["values"].items()}
+    files[0].write_text(json.dumps(edited))
+    with caplog.at_level("WARNING"):
+        assert make(model).calibrate() == ranges  # damaged: measured again
+    assert "was changed after it was written" in caplog.text and Ranges.load(files[0]) == ranges
+    del edited["sha256"]
     files[0].write_text(json.dumps(edited))
     assert make(model).calibrate().values == {name: 2 * value for name, value in ranges.values.items()}
     files[0].unlink()

@@ -33,7 +33,7 @@ def build(
     dry_run: Annotated[bool, typer.Option(help="tensorrt: print the plan as shell commands, build nothing")] = False,
 ) -> None:
     """Make the artefact that a runtime loads. A TensorRT engine is named after GPU and version, its facts beside it."""
-    from vss.deploy import BACKENDS, BuildPlan, BuildSpec, lint
+    from vss.deploy import BACKENDS, BuildPlan, BuildSpec, onnx_file
     from vss.deploy.backends import available
     from vss.deploy.trt import declared, dry_commands
     from vss.deploy.trt_plan import spans
@@ -44,7 +44,7 @@ def build(
     if optimise is not None:
         raise VssError("--optimise is for backend onnxruntime; tensorrt takes --level.")
     plan = BuildPlan(
-        profiles=(spans(declared(lint.read(onnx)), three(batch, "--batch"), _sizes(sizes)),),
+        profiles=(spans(declared(onnx_file.load(onnx)), three(batch, "--batch"), _sizes(sizes)),),
         workspace_mib=workspace_mib,
         optimisation_level=level,
         tf32=tf32,

@@ -15,10 +15,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 from vss.errors import VssError, one_line, shown
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 LOCK, TEMPORARY = ".lock", ".vss-unfinished-"
@@ -121,32 +123,65 @@ def _write_error(path: Path, error: OSError) -> VssError:
     return VssError(f"{path} cannot be written ({reason}); free some space or choose another place.")
 
 
-def write_json(path: Path | str, data: Mapping[str, Any]) -> Path:
-    """Write JSON atomically, stable key order as given, NaN refused."""
+def write_json(path: Path | str, data: Mapping[str, Any], *, sealed: bool = False) -> Path:
+    """Write JSON atomically, stable key order as given, NaN refused; `sealed` adds the hash of the content."""
+    if sealed:
+        data = {**data, "sha256": sha256_json(data)}
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
     return Path(path)
 
 
-def read_text(path: Path | str, *, kind: str, limit: int = MAX_JSON) -> str:
-    """The text of a regular file, UTF-8; a folder, a device, a pipe, other bytes and more than `limit` are refused."""
-    path = Path(path)
+def require_file(path: Path | str, *, kind: str, limit: int = 1 << 62) -> Path:
+    """The path of a regular file of at most `limit` bytes; a folder, a device, a pipe or nothing is a `VssError`."""
     try:
-        about = path.stat()
-        if not stat.S_ISREG(about.st_mode):
-            found = "folder" if stat.S_ISDIR(about.st_mode) else "device or pipe"
-            raise VssError(f"{path} is a {found}; expected a {kind} file.")
-        if about.st_size > limit:
-            raise VssError(f"{path} has {about.st_size} bytes; a {kind} file has at most {limit}.")
-        return path.read_text(encoding="utf-8")
+        about = os.stat(path)
     except FileNotFoundError as error:
-        raise VssError(f"{path} does not exist; expected a {kind} file.") from error
+        raise VssError(f"{shown_path(path)} does not exist; expected {_a(kind)} file.") from error
     except OSError as error:
-        raise VssError(f"{path} cannot be read ({error.strerror or error}); expected a {kind} file.") from error
-    except ValueError as error:  # UnicodeDecodeError, and a path with a zero in it
-        if isinstance(error, VssError):
-            raise
-        raise VssError(f"{path} is no text ({error}); expected a {kind} file.") from error
+        reason = error.strerror or error
+        raise VssError(f"{shown_path(path)} cannot be read ({reason}); expected {_a(kind)} file.") from error
+    except ValueError as error:  # a zero in it
+        raise VssError(f"{shown_path(path)} is no path ({error}); expected {_a(kind)} file.") from error
+    if not stat.S_ISREG(about.st_mode):
+        found = "folder" if stat.S_ISDIR(about.st_mode) else "device or pipe"
+        raise VssError(f"{path} is a {found}; expected {_a(kind)} file.")
+    if about.st_size > limit:
+        raise VssError(f"{path} has {about.st_size} bytes; a {kind} file has at most {limit}.")
+    return Path(path)
+
+
+def _a(kind: str) -> str:
+    return f"{'an' if kind[:1] in 'aeioAEIO' else 'a'} {kind}"
+
+
+def shown_path(path: Path | str) -> str:
+    """A path that may be no path, on one line and cut."""
+    return one_line(str(path).replace("\0", "?"))
+
+
+def read_text(path: Path | str, *, kind: str, limit: int = MAX_JSON) -> str:
+    """The text of a regular file, UTF-8, of at most `limit` bytes."""
+    try:
+        return require_file(path, kind=kind, limit=limit).read_text(encoding="utf-8")
+    except OSError as error:
+        raise VssError(f"{path} cannot be read ({error.strerror or error}); expected {_a(kind)} file.") from error
+    except UnicodeDecodeError as error:
+        raise VssError(f"{path} is no text ({error}); expected {_a(kind)} file.") from error
+
+
+def read_array(path: Path | str) -> np.ndarray:
+    """An array of numbers as `numpy.save` wrote it; its header is held against the file's size first."""
+    import numpy as np
+
+    require_file(path, kind="numpy")
+    try:
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False) if os.path.getsize(path) else None
+    except (ValueError, OSError, EOFError, TypeError, OverflowError, SyntaxError, MemoryError, BadZipFile) as error:
+        raise VssError(f"{path} is no whole numpy file ({one_line(str(error))}); copy it again.") from error
+    if not isinstance(mapped, np.ndarray) or mapped.dtype.kind not in "biuf":
+        raise VssError(f"{path} is no numpy file of one array of numbers; copy it again.")
+    return np.array(mapped)
 
 
 def parse_json(text: str | bytes, *, source: str, kind: str, finite: bool = True) -> Any:
@@ -154,9 +189,9 @@ def parse_json(text: str | bytes, *, source: str, kind: str, finite: bool = True
     try:
         data = json.loads(text, object_pairs_hook=_each_once)
     except RecursionError as error:
-        raise VssError(f"{source} is nested more than {MAX_DEPTH} deep; expected a {kind} file.") from error
+        raise VssError(f"{source} is nested more than {MAX_DEPTH} deep; expected {_a(kind)} file.") from error
     except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, an integer of thousands of digits, a key twice
-        raise VssError(f"{source} is not JSON ({error}); expected a {kind} file.") from error
+        raise VssError(f"{source} is not JSON ({error}); expected {_a(kind)} file.") from error
     bounded(data, source=source, finite=finite)
     return data
 
@@ -247,8 +282,11 @@ def bounded(data: Any, *, source: str, finite: bool = True) -> None:
     raise VssError(f"{source} is nested more than {MAX_DEPTH} deep; vss writes no such file.")
 
 
-def read_json(path: Path | str, *, kind: str, schema: int) -> dict[str, Any]:
-    """Read a JSON object that carries `kind` and `schema`; older schemas are accepted, newer ones refused."""
+def read_json(path: Path | str, *, kind: str, schema: int, sealed: bool = False) -> dict[str, Any]:
+    """Read a JSON object that carries `kind` and `schema`; older schemas are accepted, newer ones refused.
+
+    `sealed`: the content is held against the hash that `write_json` put in it; a file without one is an older one.
+    """
     data = parse_json(read_text(path, kind=kind), source=str(path), kind=kind)
     if not isinstance(data, dict) or data.get("kind") != kind:
         found = shown(data.get("kind")) if isinstance(data, dict) else f"a {type(data).__name__}"
@@ -256,6 +294,12 @@ def read_json(path: Path | str, *, kind: str, schema: int) -> dict[str, Any]:
     if type(data.get("schema")) is not int or not 1 <= data["schema"] <= schema:
         raise VssError(
             f"{path} has schema {shown(data.get('schema'))}; this version reads up to {schema}: upgrade vss to read it."
+        )
+    stated = data.pop("sha256", None) if sealed else None
+    if stated is not None and stated != sha256_json(data):
+        raise VssError(
+            f"{path} was changed after it was written: it does not have the hash that it states; make it again, or "
+            'take its line "sha256" out if the change was meant.'
         )
     return data
 

@@ -110,7 +110,10 @@ class Typing:
         key = cache_key(plain, self.method, self.calibration.sha256(), self.project.preprocess.sha256)
         path = self.cache / f"{key[:32]}.json"
         if path.is_file():
-            return Ranges.load(path)
+            try:
+                return Ranges.load(path)
+            except VssError as error:
+                log.warning("%s It is measured again.", error)
         histograms = measure(plain, self.feeds(), tensors)
         ranges = ranges_of(
             plain, histograms, self.method, calibration=self.calibration.manifest(), allow_dead=self.config.keep

@@ -127,10 +127,12 @@ def load_plugin(module: str) -> None:
     """Import a user's module so that it registers its own nets, datasets and criteria."""
     try:
         importlib.import_module(module)
-    except ModuleNotFoundError as error:
+    except (ImportError, ValueError, TypeError) as error:
         raise VssError(
-            f"plugin module {module!r} cannot be imported ({error}); install it or put its folder on PYTHONPATH."
+            f"plugin module {shown(module)} cannot be imported ({error}); install it or put its folder on PYTHONPATH."
         ) from error
+    except SyntaxError as error:
+        raise VssError(f"plugin module {shown(module)} is no Python: {error}.") from error
 
 
 _entry_points_loaded = False

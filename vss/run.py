@@ -18,7 +18,7 @@ from vss.deploy.backends import available, build_spec, inspected
 from vss.deploy.bench import noise, pinned
 from vss.errors import GateFailed
 from vss.evaluate import engine_predictor
-from vss.files import atomic, sha256_artefact
+from vss.files import atomic, read_array, sha256_artefact
 from vss.page import write_page
 from vss.pictures import spread
 from vss.prune import Statistics
@@ -218,7 +218,7 @@ class Job:
 
     def scores_of(self, step: str) -> Result:
         """What a step of an evaluation found, with the array by image."""
-        images = np.load(self.out / f"scores/{step.removeprefix('evaluate-')}.npy")
+        images = read_array(self.out / f"scores/{step.removeprefix('evaluate-')}.npy")
         return self.step.result(step)["metrics"] | {self.project.task.per_image: images}
 
     def gates(self) -> Result:

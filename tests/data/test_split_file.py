@@ -87,5 +87,5 @@ def test_large_and_missing_files(tmp_path: Path) -> None:
         file.truncate((4 << 20) + 1)
     with pytest.raises(VssError, match="has 4194305 bytes"):
         read_split_file(tmp_path / "large.pyb")
-    with pytest.raises(VssError, match="cannot be read"):
+    with pytest.raises(VssError, match="does not exist"):
         read_split_file(tmp_path / "nowhere.pyb")

@@ -281,5 +281,29 @@ def test_external_data_that_is_missing(tmp_path: Path) -> None:
         lint(path)
 
 
+def test_files_that_are_hostile(tmp_path: Path) -> None:
+    call = helper.make_node("F", ["x"], ["y"], domain="local")
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("local", 1)]
+    made = model([call], {})
+    made.opset_import.extend(opsets[1:])
+    made.functions.append(helper.make_function("local", "F", ["x"], ["y"], [call], opsets))
+    onnx.save(made, str(tmp_path / "cycle.onnx"))
+    with pytest.raises(VssError, match="functions that call themselves"):
+        lint(tmp_path / "cycle.onnx")
+    with pytest.raises(VssError, match="is a folder; expected an ONNX file"):
+        lint(tmp_path)
+    weights = np.ones((64, 4, 1, 1), np.float32)
+    made = model([helper.make_node("Conv", ["x", "w"], ["y"])], {"w": weights}, out=(F32, ["batch", 64, 8, 8]))
+    path = tmp_path / "external.onnx"
+    onnx.save(made, str(path), save_as_external_data=True, location="weights.bin", size_threshold=0)
+    (tmp_path / "weights.bin").write_bytes(b"short")
+    with pytest.raises(VssError, match="beyond the end of"):
+        lint(path)
+    (tmp_path / "weights.bin").unlink()
+    (tmp_path / "weights.bin").symlink_to("/dev/zero")
+    with pytest.raises(VssError, match="does not lie beside it"):
+        lint(path)
+
+
 def test_plugins_of_ours_are_known() -> None:
     assert PLUGINS == ("VssSegArgmax", "VssMaxPool", "VssMaxUnpool")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vss.data.labels import IGNORE, folded
 from vss.errors import VssError
+from vss.files import MAX_JSON, require_file
 
 SPLITS = ("train", "val", "test")
 
@@ -63,6 +64,8 @@ def require_layout(root: Path, name: str) -> None:
 
 def read_lines(path: Path, expected: str) -> list[str]:
     """Stripped lines of a text file in UTF-8, with or without a byte order mark, in composed form (NFC)."""
+    if path.exists():
+        require_file(path, kind="text", limit=MAX_JSON)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

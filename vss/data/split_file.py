@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vss.errors import VssError
+from vss.files import require_file
 
 MAX_BYTES = 4 << 20
 HARMLESS = frozenset({
@@ -45,12 +46,9 @@ def read_split_file(path: Path | str) -> dict[str, dict[str, bool]]:
     """
     path = Path(path)
     try:
-        size = path.stat().st_size
-        data = path.read_bytes() if size <= MAX_BYTES else b""
+        data = require_file(path, kind="split (split_*.pyb)", limit=MAX_BYTES).read_bytes()
     except OSError as error:
         raise VssError(f"split file {path} cannot be read ({error.strerror or error}); give a split_*.pyb.") from error
-    if size > MAX_BYTES:
-        raise VssError(f"split file {path} has {size} bytes; expected a split_*.pyb of at most {MAX_BYTES}.")
     value = _load(path, data)
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise _structure(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from vss.deploy.session import Backend, Binding, BuildSpec, Session, need
 from vss.deploy.trt import TensorRTBackend
 from vss.deploy.trt_plan import BuildPlan
 from vss.errors import VssError
+from vss.files import parse_json, read_text
 from vss.registry import Registry
 
 if TYPE_CHECKING:
@@ -60,4 +60,9 @@ def inspected(artefact: Path) -> dict[str, Any] | None:
     """What TensorRT's engine inspector said of an engine when it was built, {"Layers": [...], "Bindings": [...]}; None
     for the artefacts of other runtimes."""
     layers = artefact.with_name(artefact.name + ".layers.json")
-    return json.loads(layers.read_text()) if layers.is_file() else None
+    if not layers.is_file():
+        return None
+    found = parse_json(read_text(layers, kind="inspector"), source=str(layers), kind="inspector", finite=False)
+    if not isinstance(found, dict):
+        raise VssError(f"{layers} holds a {type(found).__name__}; build the engine again.")
+    return found

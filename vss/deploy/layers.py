@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vss.deploy.onnx_file import load
 from vss.deploy.session import need
 from vss.errors import VssError, unknown
 
@@ -137,15 +138,7 @@ def _layer_name(node: Any) -> str:
 def read_onnx(path: Path | str) -> Any:
     """A ModelProto that can be worked on; a file that is none, and operators that nothing defines, are refused."""
     onnx = need("onnx", "reading ONNX files")
-    errors = (need("google.protobuf.message", "reading ONNX files").DecodeError, onnx.checker.ValidationError)
-    try:
-        model = onnx.load(str(path))
-    except OSError as error:
-        raise VssError(f"{path} cannot be read ({error.strerror or error}); expected an ONNX file.") from error
-    except errors as error:
-        raise VssError(f"{path} is no whole ONNX file ({str(error).splitlines()[0]}); export it again.") from error
-    if not model.graph.node:
-        raise VssError(f"{path} holds no ONNX graph; expected a file written by an exporter.")
+    model = load(path)
     for node, op in _unknown_ops(onnx, model):
         raise VssError(
             f"{path} has the operator {op} (node {node}), which ONNX does not define and the file does not either; "

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vss.deploy.onnx_file import load
 from vss.deploy.session import need
-from vss.errors import VssError
 
 PLUGINS = ("VssSegArgmax", "VssMaxPool", "VssMaxUnpool")
 Severity = Literal["error", "warning"]
@@ -135,7 +135,7 @@ def look(model: Any, *, plugins: Sequence[str] = PLUGINS) -> View:
     """Read a path or ModelProto into a `View`, with inferred types and shapes."""
     onnx = need("onnx", "the lint")
     if isinstance(model, str | Path):
-        model = read(Path(model))
+        model = load(model)
     view = View(onnx, model, frozenset(plugins), functions=frozenset(each.name for each in model.functions))
     view.opset = max((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), default=0)
     _infer(view)
@@ -146,28 +146,13 @@ def look(model: Any, *, plugins: Sequence[str] = PLUGINS) -> View:
     return view
 
 
-def read(path: Path) -> Any:
-    """Load an ONNX file; a file that is none is one sentence."""
-    onnx = need("onnx", "reading ONNX files")
-    decode_error = need("google.protobuf.message", "reading ONNX files").DecodeError
-    try:
-        model = onnx.load(str(path))
-    except FileNotFoundError as error:
-        missing = path if Path(error.filename or path) == path else f"{error.filename}, which {path} refers to,"
-        raise VssError(f"{missing} does not exist; expected an ONNX file with all of its data.") from error
-    except (decode_error, onnx.checker.ValidationError, UnicodeDecodeError) as error:
-        raise VssError(f"{path} is no whole ONNX file ({error}); export it again.") from error
-    if not model.graph.node:
-        raise VssError(f"{path} holds no ONNX graph; expected a file written by an exporter.")
-    return model
-
-
 def _infer(view: View) -> None:
     """Types and shapes as far as shape inference gets; what it cannot know stays unknown."""
     inference = view.onnx.shape_inference
     try:
         inferred = inference.infer_shapes(view.model, data_prop=True)
-    except (inference.InferenceError, ValueError):  # one bad node: what the file itself declares is still there
+    except (inference.InferenceError, view.onnx.checker.ValidationError, ValueError, RuntimeError):
+        # one bad node: what the file itself declares is still there
         inferred = view.model
     graph = inferred.graph
     for value in (*graph.input, *graph.output, *graph.value_info):

@@ -8,15 +8,16 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vss.deploy.histogram import AbsHistogram
 from vss.deploy.layers import Net, read_onnx
 from vss.deploy.ort import OPTIMISATION
 from vss.deploy.session import need
-from vss.errors import VssError, unknown
+from vss.errors import VssError, fault, unknown
 from vss.files import read_json, sha256_file, sha256_json, write_json
 
 KIND, SCHEMA = "vss.ranges", 1
@@ -76,19 +77,29 @@ class Ranges:
     def save(self, path: Path | str) -> Path:
         """Write JSON, whole or not at all."""
         body = {"method": self.method, "onnx_sha256": self.onnx_sha256, "values": self.values}
-        return write_json(path, {"kind": KIND, "schema": SCHEMA, **body, "calibration": self.calibration})
+        whole = {"kind": KIND, "schema": SCHEMA, **body, "calibration": self.calibration}
+        return write_json(path, whole, sealed=True)
 
     @classmethod
     def load(cls, path: Path | str) -> Ranges:
         """Read what `save` wrote; raises `VssError` for another file or values that are no ranges."""
-        data = read_json(path, kind=KIND, schema=SCHEMA)
-        missing = [key for key in ("method", "onnx_sha256", "values", "calibration") if key not in data]
-        if missing:
-            raise VssError(f"{path} lacks {', '.join(missing)}; calibrate again.")
-        bad = [name for name, value in data["values"].items() if not _usable(value)]
-        if bad:
-            raise VssError(f"{path} gives tensor {bad[0]!r} the range {data['values'][bad[0]]}; calibrate again.")
-        return cls(data["method"], data["onnx_sha256"], data["values"], data["calibration"])
+        data = read_json(path, kind=KIND, schema=SCHEMA, sealed=True)
+        try:
+            found = _File.model_validate(data)
+        except ValidationError as error:
+            raise VssError(f"{path} holds no ranges: {fault(error)}; calibrate again.") from error
+        return cls(found.method, found.onnx_sha256, found.values, found.calibration)
+
+
+class _File(BaseModel):
+    """The schema of a file of ranges."""
+
+    model_config = ConfigDict(strict=True)
+
+    method: dict[str, Any]
+    onnx_sha256: str
+    values: dict[str, Annotated[float, Field(gt=0, lt=1e38)]]
+    calibration: dict[str, Any]
 
 
 def _usable(value: Any) -> bool:

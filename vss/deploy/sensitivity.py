@@ -113,9 +113,10 @@ class Choice:
     def load(cls, path: Path | str, weights_sha256: str) -> Choice:
         """Read one for the network with these weights; raises `VssError` for another network's."""
         data = read_json(path, kind=KIND, schema=SCHEMA)
-        missing = [key for key in ("weights_sha256", "keep", "facts") if key not in data]
-        if missing:
-            raise VssError(f"{path} lacks {', '.join(missing)}; search again.")
+        wanted = {"weights_sha256": str, "keep": list, "facts": dict}
+        wrong = [key for key, kind in wanted.items() if not isinstance(data.get(key), kind)]
+        if wrong or not all(isinstance(layer, str) for layer in data["keep"]):
+            raise VssError(f"{path} has no whole {' and '.join(wrong or ['keep'])}; search again: vss sensitivity.")
         if data["weights_sha256"] != weights_sha256:
             raise VssError(f"{path} was chosen for other weights than these; run vss sensitivity on this checkpoint.")
         return cls(weights_sha256, tuple(data["keep"]), data["facts"])

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vss.deploy import lint, trt_aot
+from vss.deploy import lint, onnx_file, trt_aot
 from vss.deploy.session import BuildSpec, Session, need
 from vss.deploy.trt_cache import TimingCache, default_folder
 from vss.deploy.trt_plan import BuildPlan, commands, config_arguments, member, spans
@@ -88,7 +88,7 @@ def engine_path(out: Path, device: Device, version: str) -> Path:
 
 def _build(trt: Any, device: Device, onnx: Path, out: Path, plan: BuildPlan) -> Path:
     need("polygraphy", "building TensorRT engines")
-    model = lint.read(onnx)
+    model = onnx_file.load(onnx)
     names = _plugin_names(trt, plan)
     ahead = trt_aot.register(trt, plan.aot) if plan.aot else set()
     names |= ahead

@@ -26,8 +26,7 @@ MAJORS = (10, 11)
 INSTALL = "pip install tensorrt-cu13 (CUDA 13 driver) or tensorrt-cu12 (CUDA 12); on Jetson it comes with JetPack"
 NUMPY_NAMES = {"FLOAT": "float32", "HALF": "float16"}
 NUMPY_NAMES |= {name: name.lower() for name in ("INT8", "UINT8", "INT32", "INT64", "BOOL")}
-CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
-THREAD_LOCAL = 1  # CUstreamCaptureMode
+CAPABILITY_MAJOR, CAPABILITY_MINOR, THREAD_LOCAL = 75, 76, 1  # CUdevice_attribute (two), CUstreamCaptureMode
 
 
 class EngineError(ValueError):
@@ -116,22 +115,24 @@ def load_tensorrt() -> Any:
 def read_about(path: Path) -> dict[str, Any] | None:
     """The JSON beside an engine, or None for an engine from elsewhere."""
     beside = path.with_name(path.name + ".json")
-    if not beside.is_file():
-        return None
     try:
-        about = json.loads(beside.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise EngineError(f"{beside} is damaged ({error}); build the engine again.") from error
-    if not isinstance(about, dict) or about.get("kind") != KIND or about.get("schema", SCHEMA + 1) > SCHEMA:
+        if not beside.is_file():
+            return None
+        about: dict[str, Any] = json.loads(beside.read_text())
+        known = about["kind"] == KIND and about["schema"] <= SCHEMA and about["tensorrt"] + about["device"]["name"]
+        known = known and about["plan"]["hardware"] in ("NONE", "SAME_COMPUTE_CAPABILITY", "AMPERE_PLUS")
+        major, minor = about["device"]["capability"]
+    except (ValueError, RecursionError, OSError, LookupError, TypeError) as error:
+        raise EngineError(f"{beside} is damaged ({str(error)[:200]}); build the engine again.") from error
+    if not known or type(major) is not int or type(minor) is not int:
         raise EngineError(f"{beside} is no {KIND} file of schema {SCHEMA} or older; build the engine again.")
     return about
 
 
 def check_about(path: Path, about: Mapping[str, Any], device: Device, version: str) -> None:
     """Refuse an engine of another GPU or another TensorRT, unless it was built to be moved."""
-    built, plan = about["device"], about["plan"]
+    built, plan, level = about["device"], about["plan"], about["plan"]["hardware"]
     here, there = list(device.capability), list(built["capability"])
-    level = plan["hardware"]
     fits = {
         "NONE": here == there and device.name == built["name"],
         "SAME_COMPUTE_CAPABILITY": here == there,

@@ -20,6 +20,7 @@ import numpy as np
 
 from vss.config import BuildConfig
 from vss.deploy.backends import build_spec
+from vss.deploy.onnx_file import load
 from vss.deploy.session import need
 from vss.errors import VssError
 from vss.files import sha256_file
@@ -290,9 +291,8 @@ def measure(before: Path, after: Path, plan: Plan, setting: Setting, *, seconds:
         setting: the runtime, and the precision in which both are timed.
         seconds, rounds: see `explain`.
     """
-    onnx = need("onnx", "vss explain")
     groups = [Group(g.id, g.channels, tuple(s.slot() for s in g.slots), g.unit) for g in plan.groups]
-    variants, cut = SlicedVariants(before, groups), onnx.load(str(after))
+    variants, cut = SlicedVariants(before, groups), load(after)
     count, cores = setting.on_threads or 1, 1 if setting.on_gpu else usable_threads(None)
     item = BYTES[setting.precision]
     widths = [len(group.kept) for group in plan.groups]
@@ -341,8 +341,7 @@ def _in_turns(
 
 
 def _feed(model: Any) -> dict[str, np.ndarray]:
-    value = model.graph.input[0]
-    onnx = need("onnx", "vss explain")
+    onnx, value = need("onnx", "vss explain"), model.graph.input[0]
     dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
     shape = [dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim]
     pixels = np.random.default_rng(0).integers(0, 256, shape)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from vss.deploy import BACKENDS, BuildPlan, BuildSpec, lint, spans
+from vss.deploy import BACKENDS, BuildPlan, BuildSpec, onnx_file, spans
 from vss.deploy.backends import available
 from vss.deploy.eager import check_place
 from vss.deploy.layers import Net, read_onnx
@@ -122,7 +122,7 @@ class Setting:
         source = self.typed(onnx, stem.with_name(f"{stem.name}.{self.precision}.onnx"))
         suffix, spec = ".engine.onnx", BuildSpec()
         if self.backend == "tensorrt":
-            profile = spans(declared(lint.read(source)), [1, self.batch, max(8, self.batch)])
+            profile = spans(declared(onnx_file.load(source)), [1, self.batch, max(8, self.batch)])
             suffix, spec = ".engine", BuildSpec(plan=dataclasses.replace(self.plan, profiles=(profile,)))
         built: Path = backend.build(source, stem.with_name(stem.name + suffix), spec)
         session: Session = backend.open(built, threads=self.on_threads)

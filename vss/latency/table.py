@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
-from vss.errors import VssError
+from vss.errors import VssError, fault
 from vss.files import read_json, write_json
 from vss.latency.fit import Affine, LatencyModel
 from vss.latency.reading import Reading
@@ -42,6 +42,36 @@ class Sample:
         """JSON-able."""
         what = {"name": self.name, "role": self.role, "widths": list(self.widths), "reads": self.reads}
         return what | self.reading.to_dict()
+
+
+Count = Annotated[int, Field(ge=1, le=1 << 24, strict=True)]
+Figure = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False)]
+Time = Annotated[float, Field(ge=0, le=1e9)]
+
+
+class _Sample(BaseModel):
+    widths: list[Count]
+    total: Annotated[float, Field(gt=0, le=1e9)]
+    units: dict[str, Time]
+
+
+class _File(BaseModel):
+    """The schema of what the model is fitted on."""
+
+    groups: list[tuple[str, Count, Count]]
+    channels: dict[str, tuple[Figure, Figure, dict[str, tuple[Figure, Figure]]]]
+    samples: list[_Sample]
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        for sample in self.samples:
+            over = any(width > group[1] for width, group in zip(sample.widths, self.groups, strict=False))
+            if len(sample.widths) != len(self.groups) or over:
+                raise ValueError(f"a sample has not {len(self.groups)} widths of at most those of the uncut network")
+        known = {str(index) for index in range(len(self.groups))}
+        if any(members.keys() - known for _, _, members in self.channels.values()):
+            raise ValueError("a unit depends on a group that is not there")
+        return self
 
 
 @dataclass
@@ -78,23 +108,21 @@ class LatencyTable:
         """Write atomically."""
         body = {name: value for name, value in vars(self).items() if name != "samples"}
         samples = [sample.to_dict() for sample in self.samples]
-        return write_json(path, {"kind": KIND, "schema": SCHEMA, **body, "samples": samples})
+        return write_json(path, {"kind": KIND, "schema": SCHEMA, **body, "samples": samples}, sealed=True)
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
         """Read a table file."""
-        data = read_json(path, kind=KIND, schema=SCHEMA)
+        data = read_json(path, kind=KIND, schema=SCHEMA, sealed=True)
         try:
+            _File.model_validate(data)
             body = {name: data[name] for name in cls.__dataclass_fields__}
             body["samples"] = [{**each, "reading": each} for each in data["samples"]]
             table = TypeAdapter(cls).validate_python(body)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise _broken(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+            raise _broken(path, fault(error)) from error
         except (KeyError, TypeError) as error:
             raise _broken(path, str(error)) from error
-        if any(len(sample.widths) != len(table.groups) for sample in table.samples):
-            raise _broken(path, f"a sample has not {len(table.groups)} widths")
         if table.done and not table.of_role("full"):
             raise _broken(path, "the uncut network is not in it")
         return table

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vss.closeness import relative_difference
 from vss.deploy import BACKENDS, export
 from vss.deploy.graph import SegGraph
+from vss.deploy.onnx_file import load
 from vss.deploy.session import need
 from vss.errors import VssError
 from vss.files import atomic
@@ -56,7 +57,7 @@ class SlicedVariants:
     def __init__(self, onnx: Path, groups: Sequence[Group]) -> None:
         self._onnx = need("onnx", "latency tables")
         self.groups = list(groups)
-        self.model = self._onnx.load(str(onnx))
+        self.model = load(onnx)
         del self.model.graph.value_info[:]
         self._values = {each.name: each for each in self.model.graph.initializer}
         self._slots = _slots_by_initializer(self.model.graph, self.groups)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import pickle
+import struct
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from vss.errors import VssError
+from vss.errors import VssError, one_line
+from vss.files import require_file
 
+DAMAGED = (
+    pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError,
+    ArithmeticError, AssertionError, MemoryError, struct.error, ImportError,
+)  # fmt: skip
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
@@ -60,7 +67,7 @@ def load_backbone(backbone: nn.Module, path: Path | str) -> None:
     try:
         backbone.load_state_dict(state)
     except RuntimeError as error:
-        raise VssError(f"{path} does not fit this backbone: {str(error).splitlines()[1].strip()}") from error
+        raise VssError(f"{path} does not fit this backbone: {one_line(str(error))}.") from error
 
 
 def _backbone_key(key: str, own: dict[str, Tensor]) -> str:
@@ -76,22 +83,18 @@ def _backbone_key(key: str, own: dict[str, Tensor]) -> str:
 
 def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     """Read a flat state dict from safetensors or from a torch file, never running code from it."""
-    import pickle
-
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = Path(path)
-    if not path.is_file():
-        raise VssError(f"weights file {path} does not exist.")
+    path = require_file(path, kind="weights")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise VssError(f"{path} is truncated or no safetensors file ({error}); copy it again.") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+    except DAMAGED as error:  # what torch's reader is led to by damaged bytes; it has no common class for them
+        reason = one_line((str(error) or type(error).__name__).splitlines()[0])
         raise VssError(
             f"{path} cannot be read as weights alone ({reason}); expected a state dict saved by "
             "torch.save or safetensors: re-save model.state_dict() from the code that made it."
@@ -99,6 +102,11 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and _plain(v) for k, v in state.items()):
         raise VssError(f"{path} holds no state dict of tensors; re-save model.state_dict() from the code that made it.")
     return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _plain(value: object) -> bool:
+    """A dense tensor whose numbers are there."""
+    return isinstance(value, Tensor) and value.layout is torch.strided and not (value.is_quantized or value.is_meta)

@@ -116,7 +116,7 @@ def draw(key: str, paint: Callable[[Axes], None], *, width: float = WIDTH, heigh
         from matplotlib.figure import Figure
     except ImportError as error:
         raise VssError("the page's charts need matplotlib: pip install matplotlib.") from error
-    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": f"vss {key}", "font.size": FONT}
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": f"vss {key}", "font.size": FONT, "text.parse_math": False}
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
         axes = figure.add_subplot()

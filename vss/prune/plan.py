@@ -94,21 +94,13 @@ class Plan(_Strict):
             raise VssError(f"{source} is no valid plan: {fault(error)}; make it again.") from error
 
     def save(self, path: Path | str) -> Path:
-        """Write atomically, with its own hash."""
-        return write_json(path, self.to_dict() | {"sha256": self.sha256()})
+        """Write atomically, with the hash of the content."""
+        return write_json(path, self.to_dict(), sealed=True)
 
     @classmethod
     def load(cls, path: Path | str) -> Plan:
         """Read a plan file; one that was changed after it was written is refused, one without a hash is taken."""
-        data = read_json(path, kind=KIND, schema=SCHEMA)
-        stated = data.pop("sha256", None)
-        plan = cls.from_dict(data, source=str(path))
-        if stated not in (None, plan.sha256()):
-            raise VssError(
-                f"{path} was changed after it was written: it does not have the hash that it states; make it again, or "
-                'take its line "sha256" out if the change was meant.'
-            )
-        return plan
+        return cls.from_dict(read_json(path, kind=KIND, schema=SCHEMA, sealed=True), source=str(path))
 
     def sha256(self) -> str:
         """Hash of the whole decision."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from vss.environment import package_version
+from vss.files import read_array
 from vss.metrics import miou_pct
 from vss.ship.manifest import Manifest
 from vss.ship.source import Source
@@ -172,7 +173,7 @@ def show(value: Any) -> str:
 
 def interval(source: Source) -> str:
     """The 95 % bootstrap interval of mIoU, where the run kept figures by image."""
-    images = np.load(source.files["scores"], allow_pickle=False) if "scores" in source.files else np.empty(0)
+    images = read_array(source.files["scores"]) if "scores" in source.files else np.empty(0)
     if images.ndim != 3:
         return ""
     low, high = miou_interval(images)

@@ -8,8 +8,8 @@ from typing import Any
 
 from vss.deploy import Session
 from vss.deploy.backends import available
+from vss.deploy.onnx_file import load
 from vss.deploy.ranges import Ranges
-from vss.deploy.session import need
 from vss.environment import cuda_devices, package_version
 from vss.errors import VssError
 from vss.files import sha256_file
@@ -83,8 +83,7 @@ def _chain(bundle: Path, manifest: Manifest) -> str:
 
 def metadata(onnx: Path) -> dict[str, str]:
     """What vss wrote into an ONNX file."""
-    model = need("onnx", "reading ONNX files").load(str(onnx), load_external_data=False)
-    return {each.key: each.value for each in model.metadata_props}
+    return {each.key: each.value for each in load(onnx, external=False).metadata_props}
 
 
 def hash_of(what: str, path: Path) -> str:

@@ -9,11 +9,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from vss.errors import VssError
+from vss.errors import VssError, fault
 from vss.files import atomic, read_json, sha256_file, write_json
 
 KIND, SCHEMA = "vss.bundle", 1
@@ -30,6 +39,9 @@ def relative(path: str) -> str:
 
 
 Inner = Annotated[str, AfterValidator(relative)]
+Side = Annotated[int, Field(ge=1, le=65536, strict=True)]
+Byte = Annotated[int, Field(ge=0, le=255)]
+Positive = Annotated[float, Field(gt=0)]
 
 
 class _Part(BaseModel):
@@ -79,9 +91,9 @@ class Engine(_Part):
 class Image(_Part):
     """What every image goes through before the engine: see `vss.data.transforms.Preprocess`; units of 0..1."""
 
-    size: tuple[int, int]
+    size: tuple[Side, Side]
     mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    std: tuple[Positive, Positive, Positive]
 
 
 class Samples(_Part):
@@ -92,6 +104,20 @@ class Samples(_Part):
     expected: list[dict[str, Inner]] = []
     metrics: dict[str, float] = {}
     source: str = ""
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if not len(self.images) == len(self.truth) == len(self.expected):
+            counts = f"{len(self.images)} images, {len(self.truth)} truths and {len(self.expected)} answers"
+            raise ValueError(f"{counts} do not belong together")
+        return self
+
+
+class GateCheck(BaseModel):
+    """What of one check of the gate is read; it may say more."""
+
+    passed: bool = Field(strict=True)
+    sentence: str
 
 
 class Manifest(_Part):
@@ -110,7 +136,7 @@ class Manifest(_Part):
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
     classes: list[str]
-    palette: list[list[int]]
+    palette: list[tuple[Byte, Byte, Byte]]
     onnx: Inner
     engine: Engine
     chain: list[Link]
@@ -123,6 +149,18 @@ class Manifest(_Part):
     licences: dict[str, str] = {}
     rebuilds: list[dict[str, Any]] = []
     files: dict[Inner, FileFact] = {}
+
+    @field_validator("gate")
+    @classmethod
+    def _gate_has_whole_checks(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        TypeAdapter(list[GateCheck]).validate_python((value or {}).get("checks", []))
+        return value
+
+    @model_validator(mode="after")
+    def _takes_an_image(self) -> Self:
+        if len(self.inputs.get("image", Tensor(dtype="", shape=[])).shape) != 4:
+            raise ValueError("the engine has no input 'image' of four dimensions")
+        return self
 
     def served(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Inputs and outputs for a client of the server: uint8 (N, H, W, 3) images, labels in place of logits."""
@@ -149,9 +187,7 @@ def read(bundle: Path | str) -> Manifest:
     try:
         return Manifest.model_validate(read_json(path, kind=KIND, schema=SCHEMA))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise VssError(f"{path} does not follow the bundle schema at {place}: {first['msg']}.") from error
+        raise VssError(f"{path} does not follow the bundle schema: {fault(error)}.") from error
 
 
 def inside(bundle: Path, name: str) -> Path:

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from vss.closeness import relative_difference
-from vss.data.images import open_rgb
+from vss.data.images import open_rgb, read_stored_mask
 from vss.deploy import Session
-from vss.errors import GateFailed, VssError
-from vss.files import atomic
+from vss.errors import GateFailed, VssError, shown
+from vss.files import atomic, read_array
 from vss.metrics import confusion_per_image, scores
 from vss.ship.manifest import Manifest, Samples, inside
 from vss.ship.standalone import prepare, readable
@@ -64,7 +64,7 @@ def load_image(path: Path, manifest: Manifest) -> np.ndarray:
 
 def load_expected(bundle: Path, files: Mapping[str, str]) -> dict[str, np.ndarray]:
     """Output name -> (1, ...) array, as it was shipped."""
-    return {name: np.load(inside(bundle, path), allow_pickle=False) for name, path in files.items()}
+    return {name: read_array(inside(bundle, path)) for name, path in files.items()}
 
 
 def metrics(
@@ -73,15 +73,21 @@ def metrics(
     """What answers score on the samples, in percent: mIoU and pixel accuracy, or the share of right decisions."""
     if not answers:
         return {}
-    truth = [np.array(Image.open(inside(bundle, path))) for path in samples.truth]
-    shown = [readable(dict(answer)) for answer in answers]
+    truth = [read_stored_mask(inside(bundle, path)) for path in samples.truth]
+    read = [readable(dict(answer)) for answer in answers]
     if manifest.task == "defect":
         limit = manifest.threshold
         if limit is None:
             return {}
-        right = [(one["score"][0] >= limit) == bool((mask == 1).any()) for one, mask in zip(shown, truth, strict=True)]
+        right = [(one["score"][0] >= limit) == bool((mask == 1).any()) for one, mask in zip(read, truth, strict=True)]
         return {"decision_acc_pct": 100 * float(np.mean(right))}
-    labels = torch.from_numpy(np.concatenate([one["labels"] for one in shown]).astype(np.int64))
+    classes = len(manifest.classes)
+    for path, one, mask in zip(samples.truth, read, truth, strict=True):
+        if one.get("labels", mask).shape[-2:] != mask.shape or one["labels"].max() >= classes:
+            raise VssError(
+                f"the answers to the samples do not fit {path} and {classes} classes; copy the bundle again."
+            )
+    labels = torch.from_numpy(np.concatenate([one["labels"] for one in read]).astype(np.int64))
     confusion = confusion_per_image(
         labels, torch.from_numpy(np.stack(truth).astype(np.int64)), len(manifest.classes)
     ).sum(0)
@@ -127,6 +133,8 @@ def check_samples(bundle: Path, manifest: Manifest, session: Session, *, max_dro
     distance = max((compare(a, b) for a, b in zip(shipped, answers, strict=True)), default=0.0)
     now = metrics(bundle, manifest.samples, answers, manifest)
     for key, before in manifest.samples.metrics.items():
+        if key not in now:
+            raise VssError(f"the manifest states {shown(key)} of the samples, which they do not give; ship it again.")
         if now[key] < before - max_drop:
             raise GateFailed(
                 f"{key} of the samples is {now[key]:.3f} and was {before:.3f} when the bundle was shipped."

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
 import torch
 
 from vss.config import Recipe
 from vss.deploy.backends import available
 from vss.errors import VssError
 from vss.evaluate import engine_predictor
+from vss.files import read_array
 from vss.run import Job
 from vss.run_precision import unpruned
 from vss.runner import Result, Runner
@@ -85,5 +85,5 @@ def _named(prefix: str, step: Result, keys: Iterable[str]) -> Json:
 def _result(job: Job, place: Place, step: str) -> Json:
     """Scores of a finished step of a cell or the shared part, with the array by image."""
     metrics: Json = Runner(place.folder, lambda *_: None).result(step)["metrics"]
-    images = np.load(place.folder / "scores" / f"{step.removeprefix('evaluate-')}.npy")
+    images = read_array(place.folder / "scores" / f"{step.removeprefix('evaluate-')}.npy")
     return metrics | {job.project.task.per_image: images}

@@ -1,0 +1,77 @@
+"""One way to read an ONNX file that came from outside: whole, its external data beside it, or one sentence."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vss.deploy.session import need
+from vss.errors import VssError, one_line
+from vss.files import require_file
+
+LARGEST = 2 << 30
+"""Bytes of a protobuf message; more is external data."""
+
+
+def load(path: Path | str, *, external: bool = True) -> Any:
+    """The ModelProto of a file, with its external data unless `external` is off."""
+    onnx = need("onnx", "reading ONNX files")
+    path = require_file(path, kind="ONNX", limit=LARGEST)
+    decode_error = need("google.protobuf.message", "reading ONNX files").DecodeError
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+        if external:
+            _check_external(path, model)
+            onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
+    except VssError:
+        raise
+    except (decode_error, onnx.checker.ValidationError, ValueError, OSError, RuntimeError) as error:
+        raise VssError(f"{path} is no whole ONNX file ({one_line(str(error))}); export it again.") from error
+    if not model.graph.node:
+        raise VssError(f"{path} holds no ONNX graph; expected a file written by an exporter.")
+    _check_functions(path, model)
+    return model
+
+
+def _check_external(path: Path, model: Any) -> None:
+    """Every piece lies within a regular file beside the ONNX file."""
+    for tensor in (tensor for tensor in _tensors(model) if tensor.external_data):
+        about = {entry.key: entry.value for entry in tensor.external_data}
+        name = about.get("location", "")
+        beside = path.parent / name
+        if not name or not beside.resolve().is_relative_to(path.parent.resolve()):
+            raise VssError(f"{path} keeps a tensor in {name!r}, which does not lie beside it; export it again.")
+        if not os.path.exists(beside):
+            raise VssError(
+                f"{beside}, which {path} refers to, does not exist; expected an ONNX file with all of its data."
+            )
+        start, length = (int(about.get(key) or 0) for key in ("offset", "length"))
+        if min(start, length) < 0 or start + length > require_file(beside, kind="ONNX data").stat().st_size:
+            raise VssError(f"{path} keeps a tensor beyond the end of {beside}; copy both files again.")
+
+
+def _tensors(model: Any) -> Iterator[Any]:
+    graphs = [model.graph]
+    nodes = [node for function in model.functions for node in function.node]
+    while graphs or nodes:
+        if graphs:
+            graph = graphs.pop()
+            yield from graph.initializer
+            nodes += graph.node
+        else:
+            for attribute in nodes.pop().attribute:
+                yield from (attribute.t, *attribute.tensors)
+                graphs += [attribute.g, *attribute.graphs] if attribute.HasField("g") else attribute.graphs
+
+
+def _check_functions(path: Path, model: Any) -> None:
+    """No function calls itself, not by way of others either."""
+    calls = {(f.domain, f.name): {(node.domain, node.op_type) for node in f.node} for f in model.functions}
+    calls = {name: called & calls.keys() for name, called in calls.items()}
+    while calls:
+        leaves = {name for name, called in calls.items() if not called}
+        if not leaves:
+            raise VssError(f"{path} has functions that call themselves ({min(calls)[1]}); export it again.")
+        calls = {name: called - leaves for name, called in calls.items() if name not in leaves}
