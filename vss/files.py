@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
@@ -28,6 +29,9 @@ LOCK, TEMPORARY = ".lock", ".vss-unfinished-"
 MAX_JSON, MAX_YAML = 64 << 20, 256 << 10
 """Bytes."""
 MAX_DEPTH, MAX_NODES = 64, 50_000
+NO_ARRAY = (
+    ValueError, OSError, EOFError, TypeError, OverflowError, SyntaxError, MemoryError, BadZipFile, TokenError,
+)  # fmt: skip
 PLAIN = {str, int, float, bool, type(None)}
 
 
@@ -177,7 +181,7 @@ def read_array(path: Path | str) -> np.ndarray:
     require_file(path, kind="numpy")
     try:
         mapped = np.load(path, mmap_mode="r", allow_pickle=False) if os.path.getsize(path) else None
-    except (ValueError, OSError, EOFError, TypeError, OverflowError, SyntaxError, MemoryError, BadZipFile) as error:
+    except NO_ARRAY as error:
         raise VssError(f"{path} is no whole numpy file ({one_line(str(error))}); copy it again.") from error
     if not isinstance(mapped, np.ndarray) or mapped.dtype.kind not in "biuf":
         raise VssError(f"{path} is no numpy file of one array of numbers; copy it again.")
