@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from vss.environment import environment
-from vss.errors import VssError
+from vss.errors import VssError, fault
 from vss.files import read_json, write_json
 
 __all__ = ["KIND", "SCHEMA", "Report", "environment", "read_report", "write_report"]
@@ -123,6 +123,19 @@ class Defect(Panel):
     missed: bool
 
 
+class Session(BaseModel):
+    """What the page reads of one session of a benchmark, which says more."""
+
+    latency_ms_p50: float | None = None
+    stages_ms_p50: dict[str, Annotated[float, Field(ge=0)]] | None = None
+
+
+def _sessions_are_whole(bench: dict[str, Any]) -> dict[str, Any]:
+    for part in (bench, *(value for value in bench.values() if isinstance(value, Mapping))):
+        TypeAdapter(dict[str, Session] | None).validate_python(part.get("sessions"))
+    return bench
+
+
 class Report(_Part):
     """The schema of report.json."""
 
@@ -148,7 +161,7 @@ class Report(_Part):
     panels: list[Panel] = []
     defects: list[Defect] = []
     checks: dict[str, Any] = {}
-    bench: dict[str, Any] = {}
+    bench: Annotated[dict[str, Any], AfterValidator(_sessions_are_whole)] = {}
     gate: dict[str, Any] = {}
     precision: dict[str, Any] = {}
     plan: dict[str, Any] = {}
@@ -193,9 +206,7 @@ def _check(data: Mapping[str, Any], what: str) -> dict[str, Any]:
     try:
         report = Report.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise VssError(f"{what} does not follow the report schema at {place}: {first['msg']}.") from error
+        raise VssError(f"{what} does not follow the report schema: {fault(error)}.") from error
     head = {"kind": KIND, "schema": report.schema_}
     return head | report.model_dump(by_alias=True, exclude_unset=True)
 
