@@ -17,6 +17,7 @@ from vss.files import (
     parse_json,
     parse_yaml,
     read_json,
+    safe_name,
     sha256_file,
     sha256_json,
     sha256_tensors,
@@ -222,3 +223,14 @@ def test_a_sentence_is_one_line_of_bounded_length() -> None:
     assert str(VssError("a\n  b\r\nc")) == "a b c"
     text = str(VssError("x" * 10**6 + "\nend"))
     assert len(text) < 4100 and text.endswith("end")
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("l1", "l1"), ("macs 0.5", "macs_0.5"), ("..", "_"), (".", "_"), ("", "_"), ("a/../b", "a_.._b"), ("../x", "_x"),
+     ("/etc/passwd", "_etc_passwd"), (".lock", "lock"), ("a\x00\nb", "a_b"), ("\u00fc" * 200, "_")],
+)  # fmt: skip
+def test_a_name_that_becomes_a_folder_is_safe(text: str, name: str) -> None:
+    assert safe_name(text) == name
+    long = safe_name("n" * 500)
+    assert len(long) == 120 and long != safe_name("n" * 501)

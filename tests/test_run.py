@@ -18,8 +18,8 @@ import torch
 import vss
 from vss import checkpoint
 from vss.config import Recipe
-from vss.errors import GateFailed
-from vss.files import sha256_file
+from vss.errors import GateFailed, VssError
+from vss.files import TEMPORARY, at_work, sha256_file
 from vss.prune import Plan, count
 from vss.run import run
 
@@ -168,6 +168,33 @@ def test_kill_9_at_any_step_ends_in_the_same_plan(
         assert a.weights_sha256 == b.weights_sha256, name
     steps = [json.loads((p / "steps" / "train.json").read_text())["result"]["steps"] for p in (whole, again)]
     assert steps[0] == steps[1] == 2 * 6
+
+
+def test_one_at_a_time_and_a_finished_report_stays(
+    finished: tuple[Path, dict[str, Any]], street_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(finished[0], out)
+    whole = {name: (out / name).read_bytes() for name in ("report.json", "report.html")}
+    with at_work(out), pytest.raises(VssError, match="another vss command is at work in"):
+        run(recipe(street_root), out, progress=False)
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vss.run.bench", broken)
+    left = out / "scores" / f".engine-baseline{TEMPORARY}abcdefgh.npy"
+    left.write_bytes(b"half")
+    (out / "steps" / ".hidden").write_text("somebody's own")
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe(street_root, bench={"min_seconds": 0.2, "max_seconds": 2.0, "spread": 50}), out, progress=False)
+    assert {name: (out / name).read_bytes() for name in whole} == whole
+    assert not left.exists() and (out / "steps" / ".hidden").exists()
+    (out / "report.json").write_text(json.dumps(finished[1] | {"status": "failed"}))
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe(street_root, bench={"min_seconds": 0.2, "max_seconds": 2.0, "spread": 50}), out, progress=False)
+    report = json.loads((out / "report.json").read_text())
+    assert report["status"] == "failed" and report["steps"][-1]["name"] == "bench"
 
 
 def test_iterative_pruning_composes_into_one_plan(street_root: Path, tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ from vss.console import (
 )
 from vss.errors import GateFailed, NotMeasured, VssError
 from vss.exits import Commands
+from vss.files import at_work, safe_name
 from vss.registry import load_plugin
 
 app = typer.Typer(
@@ -166,7 +167,8 @@ def prune(
         plan = steps.plan_once(project, net, job.prune, steps.Budget.make(**job.prune.budget.model_dump()))
         figures = steps.describe(plan) | {"locked": steps.locked(project, net)}
     else:
-        _, figures = steps.prune(project, net, job.prune, save, progress=bars())
+        with at_work(save, deep=False):
+            _, figures = steps.prune(project, net, job.prune, save, progress=bars())
         figures["locked"] = steps.locked(project, net)
     widths = [{"name": g, "before": a, "after": b} for g, (a, b) in figures["widths"].items()]
     show_table(widths, {"name": "group", "before": "before", "after": "after"})
@@ -347,7 +349,7 @@ def run(
     from vss.report import read_report
     from vss.run import run as run_recipe
 
-    folder = to or Path("runs") / job.name
+    folder = to or Path("runs") / safe_name(job.name)
     command = "vss " + shlex.join(sys.argv[1:])
     try:
         result = run_recipe(job, folder, say=say, progress=bars(), command=command)

@@ -47,9 +47,11 @@ def data_make(
     """Generate a data set from a seed."""
     from vss.data import write_defects, write_street
     from vss.errors import unknown
+    from vss.files import file_at_work
 
     makers = {"street": write_street, "defects": write_defects}
     if kind not in makers:
         raise unknown("generated data set", kind, makers)
-    makers[kind](root, seed=seed)
+    with file_at_work(root):
+        makers[kind](root, seed=seed)
     out.print(f"wrote {root}")

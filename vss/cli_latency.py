@@ -12,6 +12,7 @@ from rich.progress import Progress
 
 from vss.console import Ckpt, ReportFile, Seed, err, out, show_table, tell, write_figures
 from vss.errors import VssError
+from vss.files import file_at_work
 
 lut_app = typer.Typer(no_args_is_help=True, help="Latency tables: measured times of a network at many widths.")
 explain_app = typer.Typer()
@@ -57,7 +58,8 @@ def lut_build(
     )  # fmt: skip
     setting = Setting(backend, device, precision, threads, batch_size, options, tuple(keep or ()), plan)
     effort = QUICK if quick else dataclasses.replace(Effort(), limit=limit)
-    with tempfile.TemporaryDirectory() as folder, Progress(console=err, transient=True) as bar:
+    progress = Progress(console=err, transient=True)
+    with file_at_work(save), tempfile.TemporaryDirectory() as folder, progress as bar:
         task = bar.add_task("exporting", total=None)
         subject = open_subject(saved.model, Path(folder), Preprocess(**saved.preprocess), setting, seconds=seconds)
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vss.console import ReportFile, Root, out, show_table, write_figures
+from vss.files import file_at_work
 
 ship_app = typer.Typer()
 Bundle = Annotated[Path, typer.Argument(help="a bundle: folder, or .tar.gz")]
@@ -71,7 +72,8 @@ def rebuild(
     """Build the engine on this machine from the bundle's ONNX file, judge it by the samples, write it in."""
     from vss.ship import rebuild as make
 
-    manifest = make(bundle, max_drop=max_drop)
+    with file_at_work(bundle):
+        manifest = make(bundle, max_drop=max_drop)
     note = manifest.rebuilds[-1]
     out.print(f"{manifest.engine.file} {manifest.engine.device or ''}; samples: {note['samples']['metrics']}")
 
@@ -98,7 +100,10 @@ def serve(
         if get_server:
             return
         raise VssError("give one or more bundles to serve.")
-    with start(bundles, ports=Ports(http_port, grpc_port, metrics_port), log=log) as (server, distances):
+    with (
+        file_at_work(log),
+        start(bundles, ports=Ports(http_port, grpc_port, metrics_port), log=log) as (server, distances),
+    ):
         for name, distance in distances.items():
             out.print(f"{name}: answers {distance:.2g} of the tolerance away from the shipped ones")
         out.print(f"ready: http 127.0.0.1:{http_port}, grpc 127.0.0.1:{grpc_port}; log {log}; Ctrl-C stops it")

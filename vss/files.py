@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 LOCK, TEMPORARY = ".lock", ".vss-unfinished-"
 """Name of the lock in a folder, and what the name of a file has in it until it is whole."""
+MAX_NAME = 120
+"""Characters of a name that somebody chose; a file system takes 255 bytes, and suffixes come behind."""
 MAX_JSON, MAX_YAML = 64 << 20, 256 << 10
 """Bytes."""
 MAX_DEPTH, MAX_NODES = 64, 50_000
@@ -105,6 +108,23 @@ def file_at_work(path: Path) -> AbstractContextManager[None]:
     """The lock of one file that a command works at for long."""
     refusal = f"another vss command is at work on {path}; wait for it, or choose another name."
     return locked(path.with_name(f".{path.name}{LOCK}"), refusal=refusal)
+
+
+def at_rest(folder: Path) -> AbstractContextManager[None]:
+    """The lock of a folder that is read as a whole, where there is one and it can be locked."""
+    lockable = folder.is_dir() and os.access(folder, os.W_OK)
+    return locked(folder / LOCK) if lockable else contextlib.nullcontext()
+
+
+def safe_name(text: str, most: int = MAX_NAME) -> str:
+    """A name as a file or folder: letters, digits and ._=+-, no dot at the start; a long one ends in a hash.
+
+    >>> safe_name("a/b c"), safe_name(".."), safe_name("../x"), len(safe_name("n" * 300))
+    ('a_b_c', '_', '_x', 120)
+    """
+    name = re.sub(r"[^A-Za-z0-9._=+-]+", "_", text).lstrip(".")
+    name = name if name.strip("_") else "_"
+    return name if len(name) <= most else f"{name[: most - 9]}-{sha256_json(text)[:8]}"
 
 
 def is_leftover(path: Path) -> bool:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from vss.data import IGNORE, SegSplit
 from vss.evaluate import Predictor
-from vss.files import atomic
+from vss.files import atomic, safe_name
 
 
 def spread(items: Sized, amount: int) -> list[int]:
@@ -38,7 +38,7 @@ def write_panels(
         pictures = {"image": sample["image"].permute(1, 2, 0).numpy(), "truth": paint(sample["mask"].numpy(), palette)}
         for title, predict in predictors.items():
             pictures[title] = paint(predict(sample["image"][None])[0].cpu().numpy(), palette)
-        files = {title: f"panels/{name}-{title}.png" for title in pictures}
+        files = {title: f"panels/{name}-{safe_name(title)}.png" for title in pictures}
         for title, pixels in pictures.items():
             with atomic(root / files[title]) as temporary:
                 Image.fromarray(pixels).save(temporary)

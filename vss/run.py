@@ -18,7 +18,7 @@ from vss.deploy.backends import available, build_spec, inspected
 from vss.deploy.bench import noise, pinned
 from vss.errors import GateFailed
 from vss.evaluate import engine_predictor
-from vss.files import atomic, read_array, sha256_artefact
+from vss.files import at_work, atomic, read_array, sha256_artefact
 from vss.page import write_page
 from vss.pictures import spread
 from vss.prune import Statistics
@@ -45,13 +45,14 @@ def run(
     Raises:
         GateFailed: after everything is written, when a gate did not pass.
     """
-    out = Path(out)
-    job = Job(Project.open(recipe), out, Runner(out, say or _log), progress, command)
-    try:
-        report = job.everything()
-    except BaseException as error:
-        write_failed(job, error)
-        raise
+    out, project = Path(out), Project.open(recipe)
+    with at_work(out):
+        job = Job(project, out, Runner(out, say or _log), progress, command)
+        try:
+            report = job.everything()
+        except BaseException as error:
+            write_failed(job, error)
+            raise
     failed = [check for check in report["gate"]["checks"] if check["passed"] is False]
     if failed:
         told = " ".join(f"Gate {check['what']} {check['sentence']}" for check in failed)

@@ -9,10 +9,10 @@ from typing import Protocol
 from vss import ops
 from vss.config import Recipe
 from vss.environment import environment
-from vss.errors import GateFailed
+from vss.errors import GateFailed, VssError
 from vss.files import sha256_file
 from vss.page import write_page
-from vss.report import write_report
+from vss.report import read_report, write_report
 from vss.runner import Result, Runner
 from vss.steps import Project
 
@@ -54,8 +54,18 @@ def frame(job: Job, status: str) -> Result:
 
 
 def write_failed(job: Job, error: BaseException) -> None:
-    """A report of what was done before the failure, so that the page says where it stopped."""
-    stopped = isinstance(error, BrokenPipeError) or not isinstance(error, Exception)  # nothing failed
-    if job.step.records and not stopped and not isinstance(error, GateFailed):
+    """A report of what was done before the failure, so that the page says where it stopped.
+
+    That of a finished run stays: it is replaced by a finished one alone.
+    """
+    stopped = isinstance(error, BrokenPipeError | GateFailed) or not isinstance(error, Exception)  # nothing failed
+    if job.step.records and not stopped and not _finished(job.out / "report.json"):
         write_report(job.out / "report.json", frame(job, "failed"))
         write_page(job.out / "report.json", job.out / "report.html")
+
+
+def _finished(report: Path) -> bool:
+    try:
+        return bool(read_report(report)["status"] == "ok")
+    except VssError:
+        return False

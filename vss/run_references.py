@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from vss.config import ModelConfig
 from vss.errors import VssError
+from vss.files import safe_name
 from vss.runner import Result, Runner
 from vss.steps import Project
 
@@ -43,7 +44,7 @@ class References:
         found: dict[str, Any] = {}
         for config in job.recipe.references:
             title, recipe = title_of(config), job.recipe.model_copy(update={"model": config, "references": ()})
-            folder = job.out / FOLDER / re.sub(r"[^\w.=-]+", "-", title.removeprefix("reference "))
+            folder = job.out / FOLDER / safe_name(re.sub(r"[^\w.=-]+", "-", title.removeprefix("reference ")))
             if folder in [each.out for each in found.values()]:
                 raise VssError(f"two references are called {title!r}; give one, or other options.")
             project = Project(recipe, job.project.data, job.project.preprocess)

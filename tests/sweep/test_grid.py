@@ -91,3 +91,12 @@ def test_a_grid_takes_its_own_keys_as_overrides() -> None:
     assert grid.set == {"name": "other", "data.root": "x"} and grid.name == "ksdd_sweep"
     with pytest.raises(VssError, match=r"unknown grid 'ksdd_sweeep'\. Did you mean 'ksdd_sweep'"):
         load_grid("ksdd_sweeep")
+
+
+def test_names_of_cells_are_folders_inside_of_the_sweep(tmp_path: Path) -> None:
+    for name in ("..", ".", "a/../../b", "/etc", "n" * 400, "$a$", "\x00"):
+        cell = Grid.model_validate({"base": {}, "variants": [{"name": name, "set": {"seed": 1}}]}).cells()[0]
+        assert (tmp_path / cell.id).resolve().parent == tmp_path.resolve() and len(cell.id) <= 120
+        (tmp_path / cell.id).mkdir(exist_ok=True)
+    with pytest.raises(VssError, match="two cells of sweep 'sweep' are called '_'"):
+        Grid.model_validate({"base": {}, "variants": ["..", "."]}).cells()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from vss.deploy.ranges import Ranges
 from vss.deploy.trt_runner import read_about
 from vss.environment import environment, package_version
 from vss.errors import GateFailed, VssError, shown
-from vss.files import atomic, sha256_file
+from vss.files import TEMPORARY, at_rest, atomic, file_at_work, sha256_file
 from vss.ship import archive, card
 from vss.ship.check import hash_of, metadata
 from vss.ship.manifest import NAME, Engine, Image, Link, Manifest, Samples, Tensor, seal
@@ -71,16 +72,27 @@ def ship(
     """
     if to.exists() and (to.is_file() or any(to.iterdir())):
         raise VssError(f"{to} exists already; name a new folder, or remove it first.")
-    source = open_run(run, row)
-    name = name or source.report["name"]
-    if not re.fullmatch(NAME, name):
-        raise VssError(f"{name!r} is no name of a model; give --name with letters, digits, '_', '-' and '.' alone.")
-    forced = _gate(source, accept, force)
+    with at_rest(run), file_at_work(to):
+        source = open_run(run, row)
+        name = name or source.report["name"]
+        if not re.fullmatch(NAME, name):
+            raise VssError(f"{name!r} is no name of a model; give --name with letters, digits, '_', '-' and '.' alone.")
+        forced = _gate(source, accept, force)
+        return _whole(
+            to, lambda folder: _write(folder, source, name, data_root, samples, forced, licences or {}, serving)
+        )
+
+
+def _whole(to: Path, write: Callable[[Path], Manifest]) -> Manifest:
+    """Write a bundle beside `to` and give it its name when it is whole; what a killed one left goes first."""
     to.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as temporary:
+    prefix = f".{to.name}{TEMPORARY}"
+    for leftover in to.parent.glob(f"{glob.escape(prefix)}*"):
+        shutil.rmtree(leftover)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=to.parent) as temporary:
         folder = Path(temporary) / "bundle"
         folder.mkdir()
-        manifest = _write(folder, source, name, data_root, samples, forced, licences or {}, serving)
+        manifest = write(folder)
         if archive.is_archive(to):
             archive.pack(folder, to)
         else:

@@ -66,19 +66,21 @@ def write_chart(results: Mapping[str, Any], path: Path) -> Path | None:
     if not any(row["kind"] == "groups" for row in rows):
         return None
     try:
+        from matplotlib import rc_context
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise VssError("the picture of a sweep needs matplotlib: pip install matplotlib.") from error
     misses = any(row.get(MISSES) is not None for row in rows)
-    figure = Figure(figsize=(max(8.0, 0.5 * len(rows)), 8.0), dpi=150, layout="constrained")
-    upper, lower = figure.subplots(2, 1)
-    bars(upper, rows, [(metric, title)] + ([(MISSES, "missed defects")] if misses else []))
-    trade_off(lower, rows, metric, title)
-    about = f"{results['name']}: {results['protocol'].split(';')[0]}"
-    figure.suptitle(textwrap.fill(about, int(LETTERS * figure.get_figwidth())), fontsize=8)
-    with atomic(path) as temporary:
-        FigureCanvasAgg(figure).print_png(str(temporary))
+    with rc_context({"text.parse_math": False}):  # names hold $ as they like
+        figure = Figure(figsize=(max(8.0, 0.5 * len(rows)), 8.0), dpi=150, layout="constrained")
+        upper, lower = figure.subplots(2, 1)
+        bars(upper, rows, [(metric, title)] + ([(MISSES, "missed defects")] if misses else []))
+        trade_off(lower, rows, metric, title)
+        about = f"{results['name']}: {results['protocol'].split(';')[0]}"
+        figure.suptitle(textwrap.fill(about, int(LETTERS * figure.get_figwidth())), fontsize=8)
+        with atomic(path) as temporary:
+            FigureCanvasAgg(figure).print_png(str(temporary))
     return path
 
 

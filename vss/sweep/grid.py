@@ -17,7 +17,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from pydantic import Field, field_validator, model_validator
 
 from vss.config import Recipe, Section, load_recipe, parse, put
 from vss.errors import VssError, shown, unknown
-from vss.files import parse_yaml, read_yaml
+from vss.files import parse_yaml, read_yaml, safe_name
 
 AXES = {"networks": "network", "criteria": "criterion", "budgets": "budget", "seeds": "seed", "variants": "variant"}
 
@@ -119,7 +118,9 @@ class Cell:
 def _cell(base: dict[str, Any], combination: tuple[tuple[str, Choice], ...]) -> Cell:
     coords = {axis: choice.name for axis, choice in combination}
     overrides = {key: value for _, choice in combination for key, value in choice.set.items()}
-    cell = Cell("--".join(slug(part) for part in coords.values()), coords, overrides, base)
+    cell = Cell(
+        safe_name("--".join(safe_name(part).strip("_") or "_" for part in coords.values())), coords, overrides, base
+    )
     try:
         cell.recipe()
     except VssError as error:
@@ -130,11 +131,6 @@ def _cell(base: dict[str, Any], combination: tuple[tuple[str, Choice], ...]) -> 
 def _apply(data: dict[str, Any], settings: dict[str, Any]) -> None:
     for key, value in settings.items():
         put(data, key, value)
-
-
-def slug(text: str) -> str:
-    """A name as part of a folder name."""
-    return re.sub(r"[^A-Za-z0-9._=+-]+", "_", text).strip("_") or "_"
 
 
 def _network(item: Any) -> dict[str, Any]:

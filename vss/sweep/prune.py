@@ -16,13 +16,12 @@ from vss import checkpoint, keys, models, steps
 from vss.config import PruneConfig, Recipe
 from vss.deploy import BACKENDS, bench
 from vss.deploy.bench import unsteady
-from vss.files import locked
+from vss.files import locked, safe_name
 from vss.pictures import spread, write_panels
 from vss.prune import CRITERIA, make_criterion
 from vss.run import Job
 from vss.runner import Runner
 from vss.sweep import calibrate
-from vss.sweep.grid import slug
 from vss.sweep.study import STUDIES, Json, Place, Study
 from vss.sweep.track import to_tensorboard
 
@@ -177,10 +176,10 @@ class PruneStudy(Study):
         paths |= {cell["title"]: last_network(root / "runs" / cell["id"]) for cell in extra["cells"]}
         predictors = {title: project.task.predictor(checkpoint.load(path)) for title, path in paths.items()}
         split = project.split(recipe.split)
-        folder = root / "pictures" / slug(extra["name"])
+        folder = root / "pictures" / safe_name(extra["name"])
         panels = write_panels(folder, split, spread(split, size), predictors, project.data.palette)
         files = [
-            {title: f"pictures/{slug(extra['name'])}/{path}" for title, path in panel["files"].items()}
+            {title: f"pictures/{safe_name(extra['name'])}/{path}" for title, path in panel["files"].items()}
             for panel in panels
         ]
         found = [{"id": f"{extra['name']}: {panel['id']}", "files": f} for panel, f in zip(panels, files, strict=True)]
