@@ -49,6 +49,7 @@ LAYERS = (
             "cli_methods",
             "precision",
             "keys",
+            "preflight",
             "run_precision",
             "run_frame",
             "run_references",

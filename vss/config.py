@@ -7,7 +7,7 @@ import os.path
 import typing
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -18,6 +18,10 @@ RECIPES = Path(__file__).parent / "recipes"
 TINY, HUGE = 2.0**-126, 3.4e38  # what float32, in which networks learn, can hold
 Override = str | tuple[str, Any]
 """`a.b=c`, where c is YAML, or the dotted key and the value itself."""
+
+
+Weight = Annotated[float, Field(ge=0, le=1e6)]  # of a part of a loss in 32 bits
+Side = Annotated[int, Field(ge=1, le=16384)]
 
 
 class Section(BaseModel):
@@ -42,10 +46,14 @@ class DataConfig(Section):
 
     dataset: str = "camvid"
     root: str = "data"
-    size: tuple[int, int] = Field(default=(360, 480), description="H, W of every image that enters the network")
+    size: tuple[Side, Side] | None = Field(
+        default=None,
+        description="H, W of every image that enters the network; null: that of model.checkpoint, else 360x480 made "
+        "larger to the next size that the network takes",
+    )
     augment: dict[str, Any] = {}
     limit: int | None = Field(default=None, ge=1, description="use only the first images of each split")
-    workers: int = Field(default=0, ge=0)
+    workers: int = Field(default=0, ge=0, le=1024)
 
 
 class ModelConfig(Section):
@@ -72,16 +80,16 @@ class FitConfig(Section):
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = Field(default=0.01, ge=TINY, le=HUGE)
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=5e-4, ge=0)
-    poly_power: float = Field(default=0.9, ge=0, description="lr falls as (1 - step/steps)^power")
+    weight_decay: float = Field(default=5e-4, ge=0, le=1000)
+    poly_power: float = Field(default=0.9, ge=0, le=100, description="lr falls as (1 - step/steps)^power")
     warmup_steps: int = Field(default=0, ge=0)
     grad_clip: float | None = Field(default=None, gt=0, description="largest norm of all gradients; null: none")
     ema: float | None = Field(default=None, gt=0, lt=1, description="decay of the averaged weights; null: off")
     class_weights: Literal["none", "median", "log"] = "none"
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    aux_weight: float = Field(default=0.4, ge=0)
-    distill: float = Field(default=0.0, ge=0, description="weight of the distillation term from the unpruned net")
-    temperature: float = Field(default=2.0, gt=0)
+    aux_weight: Weight = 0.4
+    distill: Weight = Field(default=0.0, description="weight of the distillation term from the unpruned net")
+    temperature: float = Field(default=2.0, ge=0.01, le=1e6)
     val_every: int = Field(default=1, ge=1, description="epochs between validations")
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = Field(
         default="auto", description="auto: bf16-mixed where the hardware has it, else 32-true"
@@ -105,7 +113,7 @@ class BudgetConfig(Section):
     """As `vss.prune.Budget`."""
 
     kind: Literal["channels", "params", "macs"] = "macs"
-    keep: float = Field(default=0.5, gt=0, le=1)
+    keep: float = Field(default=0.5, ge=0.001, le=1)
     scope: Literal["global", "local"] = "global"
     floor: float = Field(default=0.1, ge=0, le=1)
     align: int = Field(default=1, ge=1)
@@ -119,9 +127,9 @@ class LatencyConfig(Section):
     precision: Literal["fp32", "fp16", "int8"] = Field(default="fp32", description="of the engines that are timed")
     lut: str | None = Field(default=None, description="a table of `vss lut build`; null: made in the run's folder")
     tolerance: float = Field(default=0.03, gt=0, lt=1, description="of the measured time")
-    iterations: int = Field(default=6, ge=1, description="engines that may be built")
+    iterations: int = Field(default=6, ge=1, le=1000, description="engines that may be built")
     noise: float = Field(default=0.02, gt=0, lt=1, description="half the 95 % interval of a time that counts")
-    max_seconds: float = Field(default=30.0, gt=0, description="of one measurement")
+    max_seconds: float = Field(default=30.0, gt=0, le=86400, description="of one measurement")
     quick: bool = Field(default=False, description="a small table, for trying out")
 
 
@@ -133,7 +141,7 @@ class PruneConfig(Section):
     budget: BudgetConfig = BudgetConfig()
     batches: int = Field(default=30, ge=1, description="calibration batches, from the training split")
     batch_size: int = Field(default=8, ge=1)
-    steps: int = Field(default=1, ge=1, description="prune in so many rounds, re-scoring each time")
+    steps: int = Field(default=1, ge=1, le=20, description="prune in so many rounds, re-scoring each time")
     epochs_between: int = Field(default=0, ge=0, description="fine-tuning epochs between rounds")
     recalibrate: int = Field(default=50, ge=0, description="batches for batch-norm statistics after the cut")
     keep: tuple[str, ...] = ()
@@ -147,7 +155,7 @@ class SparseConfig(Section):
 
     epochs: int = Field(default=0, ge=0, description="0: none, and the run is labelled so")
     lr: float | None = Field(default=None, ge=TINY, le=HUGE, description="null: that of train")
-    lambda_: float = Field(default=1e-4, ge=0, alias="lambda", description="strength of the penalty on scales")
+    lambda_: Weight = Field(default=1e-4, alias="lambda", description="strength of the penalty on scales")
     group_lasso: bool = Field(default=True, description="coupled norm layers shrink together; false: each by itself")
 
 
@@ -166,7 +174,7 @@ class DmcpConfig(Section):
     start: float = Field(default=3.7, description="first value of alpha; 3.7 is 0.9 of the width with sigmoid")
     optimizer: Literal["adam", "sgd"] = Field(default="adam", description="of alpha; sgd is Nesterov with momentum 0.9")
     alpha_lr: float = Field(default=0.02, ge=TINY, le=HUGE, description="falls to a fifth of it as a cosine")
-    mac_weight: float = Field(default=0.1, ge=0, description="weight of the cost loss")
+    mac_weight: Weight = Field(default=0.1, description="weight of the cost loss")
     warmup: float = Field(default=0.2, ge=0, le=1)
     joint: float = Field(default=0.6, ge=0, le=1)
     final: Literal["expected", "sampled"] = "expected"
@@ -183,15 +191,17 @@ class DmcpConfig(Section):
 class DefectConfig(Section):
     """Networks that decide about defects (task defect); others do not read it. Bozic et al., 2021."""
 
-    delta: float = Field(default=1.0, ge=0, description="weight of the decision's loss")
+    delta: Weight = Field(default=1.0, description="weight of the decision's loss")
     dynamic: bool = Field(default=True, description="move from the map's loss to the decision's over the epochs")
-    gradient_multiplier: float = Field(
-        default=0.0, ge=0, description="of the decision's gradients into the map and its features, while training"
+    gradient_multiplier: Weight = Field(
+        default=0.0, description="of the decision's gradients into the map and its features, while training"
     )
     balance: bool = Field(default=True, description="defective and sound images by turns, equally many in an epoch")
-    dilate: int = Field(default=15, ge=1, description="training masks grow by a square of so many stored pixels, odd")
-    distance_power: float = Field(default=2.0, ge=0)
-    distance_max: float = Field(default=3.0, gt=0, description="largest weight of a pixel, in the middle of a defect")
+    dilate: int = Field(
+        default=15, ge=1, le=1023, description="training masks grow by a square of so many stored pixels, odd"
+    )
+    distance_power: float = Field(default=2.0, ge=0, le=100)
+    distance_max: float = Field(default=3.0, gt=0, le=1e6, description="largest weight of a pixel, mid-defect")
     annotated: int | None = Field(
         default=None, ge=0, description="mixed supervision: so many defective training images have a mask; null: all"
     )
@@ -224,7 +234,7 @@ class PrecisionConfig(Section):
     method: Literal["minmax", "percentile", "entropy"] = "percentile"
     percent: float = Field(default=99.99, ge=50, le=100, description="of the magnitudes inside a percentile range")
     images: int = Field(default=64, ge=1, description="calibration images, from the training split, all classes shown")
-    split: str = Field(default="train", description="of the calibration images; no other is allowed")
+    split: Literal["train"] = Field(default="train", description="of the calibration images; no other is allowed")
     image_list: str | None = Field(default=None, description="file with ids of calibration images, one a line")
     elsewhere: Literal["fp32", "fp16"] = Field(default="fp32", description="what is not INT8 in an INT8 file")
     first: bool = Field(default=True, description="INT8 in the layers at the input")
@@ -251,7 +261,7 @@ class BuildConfig(Section):
     """Which runtime."""
 
     backend: str = "onnxruntime"
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=1024)
     tensorrt: TensorRTConfig = Field(default_factory=TensorRTConfig, description="read by backend tensorrt alone")
 
 
@@ -277,9 +287,15 @@ class BenchConfig(Section):
     cores: tuple[int, ...] | None = Field(default=None, description="pin all threads to these while measuring")
     spread: float = Field(default=0.03, gt=0, description="of window medians, up to which a time is stable and printed")
     min_seconds: float = Field(default=2.0, gt=0)
-    max_seconds: float = Field(default=30.0, gt=0)
-    batch_size: int = Field(default=1, ge=1)
+    max_seconds: float = Field(default=30.0, gt=0, le=86400)
+    batch_size: int = Field(default=1, ge=1, le=4096)
     images: int = Field(default=16, ge=1, description="real images that go round")
+
+    @model_validator(mode="after")
+    def _there_is_time(self) -> Self:
+        if self.min_seconds > self.max_seconds:
+            raise ValueError(f"min_seconds {self.min_seconds} is above max_seconds {self.max_seconds}")
+        return self
 
 
 class Recipe(Section):
@@ -288,7 +304,7 @@ class Recipe(Section):
     name: str = "run"
     seed: int = Field(default=0, ge=0, lt=2**32)
     split: Literal["val", "test"] = Field(default="test", description="split of the reported numbers")
-    eval_batch_size: int = Field(default=8, ge=1)
+    eval_batch_size: int = Field(default=8, ge=1, le=65536)
     control: bool = Field(default=True, description="also fine-tune the unpruned net, for a fair comparison")
     panels: int = Field(default=4, ge=0, description="qualitative pictures in the report")
     data: DataConfig = DataConfig()

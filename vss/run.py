@@ -21,6 +21,7 @@ from vss.evaluate import engine_predictor
 from vss.files import at_work, atomic, read_array, sha256_artefact
 from vss.page import write_page
 from vss.pictures import spread
+from vss.preflight import check_run
 from vss.prune import Statistics
 from vss.report import write_report
 from vss.run_frame import frame, write_failed
@@ -46,6 +47,7 @@ def run(
         GateFailed: after everything is written, when a gate did not pass.
     """
     out, project = Path(out), Project.open(recipe)
+    check_run(project)
     with at_work(out):
         job = Job(project, out, Runner(out, say or _log), progress, command)
         try:

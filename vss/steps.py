@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vss import checkpoint, keys, models
+from vss import checkpoint, keys, models, preflight
 from vss.config import DmcpConfig, FitConfig, PruneConfig, Recipe, SparseConfig
 from vss.data import Augment, Preprocess, SegData, SegSplit, open_data, require_classes
 from vss.errors import VssError
@@ -63,11 +63,12 @@ class Project:
     @classmethod
     def open(cls, recipe: Recipe) -> Project:
         """Open the data set and check what can be checked before anything is computed."""
-        data = open_data(recipe.data.dataset, recipe.data.root)
-        preprocess = Preprocess(size=recipe.data.size)
-        project = cls(recipe, data, preprocess)
-        project.augment  # noqa: B018  (a wrong augmentation is refused now, not after an epoch)
         make_criterion(recipe.prune.criterion, **recipe.prune.options)
+        preflight.check_recipe(recipe)
+        recipe = preflight.with_size(recipe)
+        data = open_data(recipe.data.dataset, recipe.data.root)
+        project = cls(recipe, data, Preprocess(size=recipe.data.size))
+        preflight.check_crop(project)
         project.task.check()
         return project
 
@@ -103,6 +104,8 @@ class Project:
         model = models.build(config.name, len(self.task.classes), **config.options)
         models.check_multiple(config.name, self.preprocess.size, model.size_multiple)
         if config.backbone_weights:
+            if not hasattr(model, "backbone"):
+                raise VssError(f"model.backbone_weights came and {config.name} has no backbone; leave the key out.")
             models.load_backbone(model.get_submodule("backbone"), config.backbone_weights)
         return model
 

@@ -67,11 +67,11 @@ def test_every_parameter_learns(net: SegModel) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "wanted"), [((33, 48), "36x48"), ((32, 50), "32x52"), ((1, 1), "4x4"), ((30, 47), "32x48")]
+    ("size", "wanted"), [((33, 48), "36,48"), ((32, 50), "32,52"), ((1, 1), "4,4"), ((30, 47), "32,48")]
 )
 def test_a_size_that_does_not_fit_names_the_one_to_pad_to(size: tuple[int, int], wanted: str) -> None:
     unet = NETS["unet"]().eval()
-    sentence = rf"unet needs .* multiples of 4, got {size[0]}x{size[1]}; pad or resize to {wanted}\."
+    sentence = rf"unet needs .* multiples of 4, got {size[0]}x{size[1]}; give --input-size {wanted} "
     for call in (unet, unet.predict):
         with pytest.raises(VssError, match=sentence):
             call(torch.zeros(1, 3, *size))
@@ -79,7 +79,7 @@ def test_a_size_that_does_not_fit_names_the_one_to_pad_to(size: tuple[int, int],
 
 def test_check_multiple_accepts_what_fits() -> None:
     assert check_multiple("n", (64, 32), 32) is None
-    with pytest.raises(VssError, match="pad or resize to 96x32"):
+    with pytest.raises(VssError, match="give --input-size 96,32 "):
         check_multiple("n", (65, 32), 32)
 
 

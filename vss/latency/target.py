@@ -142,17 +142,26 @@ class LatencyGoal:
     @classmethod
     def open(cls, project: Project, model: nn.Module, config: PruneConfig, out: Path) -> LatencyGoal:
         """With the table of `prune.latency.lut`, or one that is made (or gone on with) in `out`."""
-        settings, recipe = config.latency, project.recipe
+        setting, table = cls.check(project, model, config)
+        table = table or _own_table(model, project.preprocess, setting, config, out)
+        return cls(project, model, config, table, setting)
+
+    @classmethod
+    def check(cls, project: Project, model: nn.Module, config: PruneConfig) -> tuple[Setting, LatencyTable | None]:
+        """Where engines are timed, and the table of `prune.latency.lut`, checked; what cannot be met is refused.
+
+        `model` needs the right layers alone, so this can be asked before anything is trained.
+        """
+        settings, build_config = config.latency, project.recipe.build
         assert settings is not None
         Target.parse(settings.target)
         if config.steps > 1:
             raise VssError(f"prune.steps is {config.steps} and a latency target is met in one round; set it to 1.")
         setting = Setting(
-            recipe.build.backend, settings.device, settings.precision, recipe.build.threads, keep=config.keep,
-            options=project.task.export_options(), plan=build_spec(recipe.build).plan or PLAIN,
+            build_config.backend, settings.device, settings.precision, build_config.threads, keep=config.keep,
+            options=project.task.export_options(), plan=build_spec(build_config).plan or PLAIN,
         )  # fmt: skip
-        table = _table(model, project.preprocess, setting, settings, config, out)
-        return cls(project, model, config, table, setting)
+        return setting, _given_table(model, project.preprocess, setting, settings.lut) if settings.lut else None
 
     def __call__(self, groups: list[Group], scores: dict[str, Tensor], rounding: Rounding | None) -> dict[str, Tensor]:
         """Kept channel numbers per group id."""
@@ -329,25 +338,28 @@ def _channels(groups: list[Group], scores: dict[str, Tensor], widths: np.ndarray
     return {g.id: top_channels(scores[g.id], int(count), g.unit) for g, count in zip(groups, widths, strict=True)}
 
 
-def _table(
-    model: nn.Module,
-    preprocess: Preprocess,
-    setting: Setting,
-    settings: LatencyConfig,
-    config: PruneConfig,
-    out: Path,
+def _given_table(model: nn.Module, preprocess: Preprocess, setting: Setting, path: str) -> LatencyTable:
+    table = LatencyTable.load(path)
+    table.check(groups_and_key(model, preprocess.size, setting)[1], path=path, command=setting.command("TABLE"))
+    if not table.done:
+        raise VssError(f"the latency table {path} is not finished; go on with: {setting.command(path)}")
+    return table
+
+
+def _own_table(
+    model: nn.Module, preprocess: Preprocess, setting: Setting, config: PruneConfig, out: Path
 ) -> LatencyTable:
-    """The given table, checked, or the one of this run."""
-    if settings.lut:
-        table = LatencyTable.load(settings.lut)
-        key = groups_and_key(model, preprocess.size, setting)[1]
-        table.check(key, path=settings.lut, command=setting.command("TABLE"))
-        if not table.done:
-            command = setting.command(settings.lut)
-            raise VssError(f"the latency table {settings.lut} is not finished; go on with: {command}")
-        return table
+    """The table of this folder, gone on with; one that is damaged or holds for something else is measured anew."""
+    settings, path = config.latency, out / "latency_table.json"
+    assert settings is not None
+    if path.exists():
+        try:
+            LatencyTable.load(path).check(groups_and_key(model, preprocess.size, setting)[1], path=path, command="")
+        except VssError:
+            log.warning("%s is damaged or holds for another network or setting; it is measured anew", path)
+            path.unlink()
     effort = QUICK if settings.quick else Effort()
     align = config.budget.align if config.budget.align > 1 else None
     with tempfile.TemporaryDirectory() as folder:
         subject = open_subject(model, Path(folder), preprocess, setting)
-        return build(subject, out / "latency_table.json", effort=effort, step=align)
+        return build(subject, path, effort=effort, step=align)

@@ -85,5 +85,5 @@ def check_multiple(name: str, size: tuple[int, int], multiple: int) -> None:
         up = [-(-side // multiple) * multiple for side in size]
         raise VssError(
             f"{name} needs an input height and width that are multiples of {multiple}, got {height}x{width}; "
-            f"pad or resize to {up[0]}x{up[1]}."
+            f"give --input-size {up[0]},{up[1]} (data.size of a recipe)."
         )

@@ -1,0 +1,100 @@
+"""What can be refused before anything is trained, made or written, and the image size that a recipe leaves open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vss import checkpoint, models
+from vss.config import Recipe
+from vss.data.calibration import choose_calibration
+from vss.deploy.backends import BACKENDS, available
+from vss.deploy.bench import pinned
+from vss.errors import VssError, shown
+from vss.fits import check_fits
+from vss.latency.target import LatencyGoal, Target
+from vss.prune import CRITERIA, Budget, find_groups
+
+if TYPE_CHECKING:
+    from vss.steps import Project
+
+USUAL = (360, 480)
+"""H, W where neither recipe nor checkpoint says: half of CamVid's, as in the SegNet split."""
+
+
+def with_size(recipe: Recipe) -> Recipe:
+    """The recipe with `data.size` where it has none: the checkpoint's, or the usual one made larger to what the network
+    takes."""
+    if recipe.data.size is not None:
+        return recipe
+    size: Any = USUAL
+    if recipe.model.checkpoint:
+        size = tuple((checkpoint.read(recipe.model.checkpoint).preprocess or {}).get("size", USUAL))
+    else:
+        multiple = models.build(recipe.model.name, 1, **recipe.model.options).size_multiple
+        size = tuple(-(-side // multiple) * multiple for side in USUAL)
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"size": size})})
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse what the recipe alone shows to be impossible."""
+    config = recipe.prune
+    Budget.make(**config.budget.model_dump())
+    if CRITERIA.canonical(config.criterion) == "dmcp" and config.steps > 1:
+        raise VssError(f"prune.steps is {config.steps} and dmcp searches all widths at once; set it to 1.")
+    CRITERIA.canonical(recipe.dmcp.order)
+    if config.latency:
+        Target.parse(config.latency.target)
+        if config.steps > 1:
+            raise VssError(f"prune.steps is {config.steps} and a latency target is met in one round; set it to 1.")
+
+
+def check_crop(project: Project) -> None:
+    """A crop is part of an image: what is larger is padding alone."""
+    crop, size = project.augment.crop, project.preprocess.size
+    if crop and (crop[0] > size[0] or crop[1] > size[1]):
+        raise VssError(
+            f"data.augment.crop is {crop[0]}x{crop[1]} and images have {size[0]}x{size[1]} (data.size); crop at most "
+            "that."
+        )
+
+
+def check_run(project: Project) -> None:
+    """Refuse what would stop a whole run after its training; builds the untrained network."""
+    recipe = project.recipe
+    check_fits(recipe)
+    if BACKENDS.canonical(recipe.build.backend) == "torch":
+        raise VssError("build.backend is torch, and a run builds engines; choose onnxruntime or tensorrt.")
+    available(recipe.build.backend)
+    with pinned(recipe.bench.cores):
+        pass
+    check_metric(project)
+    if recipe.precision.kinds and recipe.precision.image_list:
+        from vss.precision import read_list
+
+        choose_calibration(project.data, ids=read_list(Path(recipe.precision.image_list)))
+    check_network(project, project.build_model())
+
+
+def check_metric(project: Project) -> None:
+    """`gate.metric` is a score of the task, higher is better."""
+    metric, task = project.recipe.gate.metric, project.task
+    ends = ("_low_pct", "_high_pct")
+    known = [key for key in task.row_keys if key.endswith("_pct") and not key.endswith(ends) and "fnr" not in key]
+    if metric is not None and metric not in known:
+        raise VssError(f"gate.metric is {shown(metric)}; expected one of {', '.join(known)}.")
+
+
+def check_network(project: Project, model: torch.nn.Module) -> None:
+    """What depends on the layers: the size of images and crops, names of layers, latency tables."""
+    config, multiple = project.recipe.prune, int(getattr(model, "size_multiple", 1))
+    name = project.recipe.model.name
+    models.check_multiple(name, project.preprocess.size, multiple)
+    if project.augment.crop:
+        models.check_multiple(f"{name} (data.augment.crop)", project.augment.crop, multiple)
+    if config.keep:
+        find_groups(model, torch.zeros(1, 3, *project.preprocess.size), keep=config.keep)
+    if config.latency:
+        LatencyGoal.check(project, model, config)
