@@ -120,18 +120,27 @@ def compare(
     b: Annotated[Path, typer.Argument(help="folder of another one, the newer")],
     report: ReportFile = None,
 ) -> None:
-    """Compare two sweeps or two runs: what got better, what got worse, what is within noise."""
+    """Compare two sweeps, over seeds, or two runs, over images: what got better, what got worse, what is within noise.
+
+    Exit code 0 whatever the verdicts are: a gate is `vss evaluate --max-drop`. 2 where the two cannot be compared.
+    """
     from vss.sweep.compare import compare as compare_folders
+    from vss.sweep.compare import summarise
 
     figures = compare_folders(a, b)
     heads = {"name": "network", "metric": "figure", "a": "before", "b": "after", "change": "change",
-             "half": "95 % +-", "verdict": "verdict"}  # fmt: skip
-    show_table(figures["rows"], heads)
+             "half": "95 % +-", "span": "95 %", "verdict": "verdict"}  # fmt: skip
+    spans = [
+        {"span": "{:.2f} to {:.2f}".format(*row["interval"])} if "interval" in row else {} for row in figures["rows"]
+    ]
+    show_table([row | span for row, span in zip(figures["rows"], spans, strict=True)], heads)
+    for row in figures["rows"]:
+        if row.get("note") and row["verdict"] != "not judged":
+            out.print(f"{row['name']}: {row['note']}", highlight=False)
     for side, names in ((a, figures["only_a"]), (b, figures["only_b"])):
         if names:
             out.print(f"only in {side}: {', '.join(names)}", highlight=False)
-    counts = {word: sum(row["verdict"] == word for row in figures["rows"]) for word in ("better", "worse")}
-    out.print(f"{counts['better']} better, {counts['worse']} worse, {len(figures['rows'])} compared")
+    out.print(summarise(figures["rows"]), highlight=False)
     write_figures(report, "vss.comparison", figures)
 
 
