@@ -234,3 +234,22 @@ def test_a_name_that_becomes_a_folder_is_safe(text: str, name: str) -> None:
     assert safe_name(text) == name
     long = safe_name("n" * 500)
     assert len(long) == 120 and long != safe_name("n" * 501)
+
+
+def test_a_link_stays_a_link_and_a_folder_a_folder(tmp_path: Path) -> None:
+    """What a link leads to is what is written; a folder, a device and a link to them are refused before anything."""
+    store, folder = tmp_path / "store" / "a.json", tmp_path / "folder"
+    folder.mkdir()
+    store.parent.mkdir()
+    store.write_text("old")
+    for name, target in (("file", store), ("dir", folder), ("null", "/dev/null"), ("new", store.with_name("b.json"))):
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name, written in (("file", store), ("new", store.with_name("b.json"))):
+        write_json(tmp_path / name, {"a": 1})
+        assert (tmp_path / name).is_symlink() and json.loads(written.read_text()) == {"a": 1}
+    assert sorted(each.name for each in store.parent.iterdir()) == ["a.json", "b.json"]
+    for place in (folder, tmp_path / "dir", tmp_path / "null", Path("/dev/null"), store / "below", tmp_path / "loop"):
+        with pytest.raises(VssError, match=r"is a folder|is a device|is a file|cannot be written"):
+            write_json(place, {})
+    assert (tmp_path / "dir").is_symlink() and list(folder.iterdir()) == []

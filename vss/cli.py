@@ -30,6 +30,7 @@ from vss.console import (
     Ckpt,
     Data,
     Epochs,
+    Mean,
     RecipeName,
     ReportFile,
     Root,
@@ -38,6 +39,7 @@ from vss.console import (
     Set,
     Size,
     Split,
+    Std,
     bars,
     budget_of,
     cores_of,
@@ -51,6 +53,7 @@ from vss.console import (
     show_gates,
     show_table,
     size_of,
+    statistics_of,
     tell,
     write_figures,
 )
@@ -229,6 +232,8 @@ def evaluate(
     dataset: Data = None,
     data_root: Root = None,
     input_size: Size = None,
+    mean: Mean = None,
+    std: Std = None,
     max_drop: Annotated[float | None, typer.Option(help="gate: points of mIoU (or AP) that may be lost")] = None,
     max_fnr_increase: Annotated[float | None, typer.Option(help="gate: points of missed defects, on val")] = None,
     max_ap_drop: Annotated[float | None, typer.Option(help="gate: points of average precision, on val")] = None,
@@ -250,6 +255,7 @@ def evaluate(
         max_drop=max_drop,
         max_fnr_increase=max_fnr_increase,
         max_ap_drop=max_ap_drop,
+        statistics=statistics_of(mean, std),
     )
     if baseline and bench_seconds:
         noisy = pair.speed(figures["rows"], baseline, candidate, seconds=bench_seconds)
@@ -276,7 +282,7 @@ def evaluate(
 def bench(
     candidate: Annotated[Path, typer.Option(help="an engine or a checkpoint")],
     baseline: Annotated[Path | None, typer.Option(help="the one to be faster than")] = None,
-    backend: Annotated[str, typer.Option()] = "onnxruntime",
+    backend: Annotated[str | None, typer.Option(help="of engines; default: the one that they are for")] = None,
     threads: Annotated[int | None, typer.Option()] = None,
     batch_size: Annotated[int, typer.Option()] = 1,
     device: Annotated[str, typer.Option(help="of checkpoints, which run in torch: cpu or cuda")] = "cpu",

@@ -183,7 +183,8 @@ def _typing(
     if size:
         resized = project.preprocess.model_copy(update={"size": tuple(size)})
         project = steps.Project(project.recipe, project.data, resized)
-    changes = options | {"preprocess": project.preprocess if options.get("preprocess") else None}
+    where = ("preprocess", "expects") if options.get("preprocess") else ("expects", "preprocess")
+    changes = options | dict(zip(where, (project.preprocess, None), strict=True))
     return Typing.export(project, checkpoint.load(ckpt), project.recipe.precision, folder, cache, **changes)
 
 

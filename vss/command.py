@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from vss import checkpoint, models, steps
@@ -19,11 +20,16 @@ from vss.deploy import BACKENDS, Session, bench, gate
 from vss.deploy.backends import available
 from vss.deploy.precision import Precision, export_as
 from vss.deploy.probe import check_finite
-from vss.errors import VssError
+from vss.errors import VssError, fault, shown
 from vss.evaluate import Predictor, engine_predictor
 from vss.prune import count
 
 CHECKPOINT = ".safetensors"
+Statistics = dict[str, list[float]]
+"""{"mean", "std"} of images, R, G, B in units of 0..1."""
+MOST = {"--batch-size": 65536, "--threads": 4096, "--max-seconds": 86400}
+ONNX_FIRST, PLAN_MAGIC = b"\x08", b"ftrt"
+"""How an ONNX file (protobuf, field 1, the IR version) and a TensorRT engine begin."""
 TENSORRT = (".engine", ".plan", ".trt")  # how TensorRT engines are called
 
 
@@ -91,19 +97,22 @@ def evaluate(
     max_drop: float | None,
     max_fnr_increase: float | None = None,
     max_ap_drop: float | None = None,
+    statistics: Statistics | None = None,
 ) -> dict[str, Any]:
     """Score one or two files (checkpoints or ONNX); with two, also the drop and, with limits, a gate.
 
-    `max_fnr_increase` and `max_ap_drop` are limits on validation, for networks that decide about defects.
+    `max_fnr_increase` and `max_ap_drop` are limits on validation, for networks that decide about defects; `statistics`
+    are mean and std of the images of an engine that does not say them itself.
     """
     limits = {"max_drop": max_drop, "max_fnr_increase": max_fnr_increase, "max_ap_drop": max_ap_drop}
     _check_limits(limits, baseline)
     rows, results = [], []
-    for name, path in (("baseline", baseline), ("candidate", candidate)):
-        if path is None:
-            continue
-        reference = path if path.suffix == CHECKPOINT else baseline or candidate
-        project, predict, static = _opened(path, reference, split, dataset, data_root, size)
+    named = {name: path for name, path in (("baseline", baseline), ("candidate", candidate)) if path is not None}
+    opened = {name: _opened(path, split, dataset, data_root, size, statistics) for name, path in named.items()}
+    if statistics and not any(needed for *_, needed in opened.values()):
+        raise VssError(f"{candidate} says mean and std itself, or takes pixels; leave --mean and --std off.")
+    for name, (project, predict, static, _) in opened.items():
+        path = named[name]
         result = project.score(predict, split=split)
         results.append(result)
         rows.append({"name": name, "file": str(path), **static, **_scalars(result)})
@@ -134,8 +143,14 @@ def _check_limits(limits: Mapping[str, float | None], baseline: Path | None) -> 
 
 
 def _opened(
-    path: Path, reference: Path, split: str, dataset: str | None, data_root: str | None, size: list[int] | None
-) -> tuple[steps.Project, Predictor, dict[str, Any]]:
+    path: Path,
+    split: str,
+    dataset: str | None,
+    data_root: str | None,
+    size: list[int] | None,
+    statistics: Statistics | None,
+) -> tuple[steps.Project, Predictor, dict[str, Any], bool]:
+    """A file with its data, its predictor, its static figures, and whether `statistics` were needed to feed it."""
     recipe = Recipe.model_validate({"split": split if split in ("val", "test") else "test"})
     static = {"size_mib": path.stat().st_size / 2**20 if path.is_file() else None}
     if path.suffix == CHECKPOINT:
@@ -147,19 +162,21 @@ def _opened(
         model = checkpoint.load(path)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         static |= count(model, project.preprocess.size)
-        return project, project.task.predictor(model, device), static
-    session = available("tensorrt" if path.suffix in TENSORRT else "onnxruntime").open(path)
-    preprocess = preprocess_of(session, size)
+        return project, project.task.predictor(model, device), static, False
+    session = available(backend_of(path)).open(path)
+    preprocess = preprocess_of(path, session, size, statistics)
     if dataset is None or data_root is None:
         raise VssError(f"{path} is an engine and does not know its data; give --dataset and --data-root.")
     settings = {"dataset": dataset, "root": data_root, "size": list(preprocess.size)}
-    made_of = session.describe().get("metadata", {}).get("vss.model", recipe.model.name)
+    metadata = session.describe().get("metadata", {})
+    made_of = metadata.get("vss.model", recipe.model.name)
     network = {"name": made_of if made_of in models.MODELS else recipe.model.name}
     recipe = Recipe.model_validate(recipe.model_dump() | {"data": settings, "model": network})
     project = steps.Project.open(recipe)
     project = steps.Project(project.recipe, project.data, preprocess)
     require_classes(str(path), classes_of(session), str(project.data.root), project.task.classes)
-    return project, engine_predictor(session, preprocess), static
+    given = statistics is not None and session.images is None and session.inputs["image"].dtype != "uint8"
+    return project, engine_predictor(session, preprocess), static, given
 
 
 def classes_of(session: Session) -> list[str]:
@@ -168,17 +185,47 @@ def classes_of(session: Session) -> list[str]:
     return [str(name) for name in json.loads(stored)] if stored else []
 
 
-def preprocess_of(session: Session, size: list[int] | None) -> Preprocess:
-    """The preprocessing that an exported file carries in its metadata."""
-    stored = session.describe().get("metadata", {}).get("preprocess")
-    values = json.loads(stored) if stored else {}
-    shape = next(iter(session.inputs.values())).shape
-    fixed = [side for side in (shape[1:3] if shape[-1] == 3 else shape[2:4]) if isinstance(side, int)]
+def backend_of(path: Path) -> str:
+    """The runtime that an artefact is for, by its first bytes, and by its name where these say nothing."""
+    if path.is_file():
+        with path.open("rb") as file:
+            head = file.read(4)
+        if head == PLAN_MAGIC:
+            return "tensorrt"
+        if head[:1] == ONNX_FIRST:
+            return "onnxruntime"
+    return "tensorrt" if path.suffix in TENSORRT else "onnxruntime"
+
+
+def preprocess_of(path: Path, session: Session, size: list[int] | None, statistics: Statistics | None) -> Preprocess:
+    """The preprocessing that an engine was made for, by its own metadata; a file that says nothing needs `statistics`,
+    unless it takes pixels.
+
+    Raises:
+        VssError: mean and std that nobody knows, or a file that contradicts itself.
+    """
+    said, binding = session.images, session.inputs.get("image")
+    if binding is None:
+        raise VssError(f"{path} takes {shown(sorted(session.inputs))}; expected one input 'image': export it with vss.")
+    pixels = binding.dtype == "uint8"
+    sides = binding.shape[1:3] if pixels else binding.shape[2:4]
+    fixed = [side for side in sides if side is not None] if len(sides) == 2 else []
+    values: dict[str, Any] = dict(said or statistics or {})
+    if not values and not pixels:
+        raise VssError(
+            f"{path} does not say mean and std of the images it takes, so any score of it would be a guess; export it "
+            "again with vss, or give --mean and --std (three numbers each, R,G,B in units of 0..1)."
+        )
+    if said and len(fixed) == 2 and list(said["size"]) != fixed:
+        raise VssError(f"{path} takes images of {fixed} and its metadata says {shown(said['size'])}; export it again.")
     if size or len(fixed) == 2:
         values["size"] = size or fixed
     if "size" not in values:
-        raise VssError("the engine takes images of any size; give --input-size H,W.")
-    return Preprocess(**values)
+        raise VssError(f"{path} takes images of any size; give --input-size H,W.")
+    try:
+        return Preprocess(**values)
+    except ValidationError as error:
+        raise VssError(f"{path} says of its images that {fault(error)}; export it again.") from error
 
 
 def _scalars(result: dict[str, Any]) -> dict[str, Any]:
@@ -214,6 +261,7 @@ def export_checkpoint(
         precision or Precision(),
         size=(height, width),
         preprocess=own if preprocess else None,
+        expects=own,
         class_names=list(saved.classes) or None,
         plan_sha256=saved.plans[-1].sha256() if saved.plans else None,
         **options,
@@ -224,15 +272,26 @@ def bench_engines(
     candidate: Path,
     baseline: Path | None,
     *,
-    backend: str,
+    backend: str | None,
     threads: int | None,
     batch: int,
     max_seconds: float,
     device: str = "cpu",
     precision: str = "fp32",
 ) -> dict[str, Any]:
-    """Time one or two files; checkpoints run in torch on `device` in `precision`, artefacts in `backend`."""
+    """Time one or two files; checkpoints run in torch on `device` in `precision`, artefacts in `backend` (None: the one
+    that they are for)."""
     paths = {"baseline": baseline, "candidate": candidate}
+    for flag, value in (("--batch-size", batch), ("--threads", threads)):
+        if value is not None and not 1 <= value <= MOST[flag]:
+            raise VssError(f"{flag} is {value}; expected 1 to {MOST[flag]}.")
+    if not 0 < max_seconds <= MOST["--max-seconds"]:
+        raise VssError(f"--max-seconds is {max_seconds}; expected more than 0 and at most {MOST['--max-seconds']}.")
+    engines = [path for path in paths.values() if path is not None and path.suffix != CHECKPOINT]
+    if backend is not None and not engines:
+        raise VssError(f"--backend {backend} is for engines, and a checkpoint runs in torch; leave it off.")
+    if threads is not None and any((backend or backend_of(path)) in ("tensorrt", "trt") for path in engines):
+        raise VssError("--threads means nothing to a TensorRT engine; leave it off.")
     in_torch_alone = (device, precision) != ("cpu", "fp32")
     if in_torch_alone and not any(path.suffix == CHECKPOINT for path in (candidate, baseline) if path):
         raise VssError(
@@ -251,7 +310,7 @@ def bench_engines(
             session.close()
 
 
-def _session(path: Path, backend: str, threads: int | None, in_torch: dict[str, Any]) -> Session:
+def _session(path: Path, backend: str | None, threads: int | None, in_torch: dict[str, Any]) -> Session:
     if path.suffix == CHECKPOINT:
         saved = checkpoint.read(path)
         if saved.preprocess is None:
@@ -259,7 +318,7 @@ def _session(path: Path, backend: str, threads: int | None, in_torch: dict[str, 
         preprocess, labels = Preprocess(**saved.preprocess), not isinstance(saved.model, models.DefectModel)
         options = {"size": preprocess.size, "preprocess": preprocess, "labels": labels, **in_torch}
         return BACKENDS["torch"].open(saved.model, threads=threads, **options)
-    return available(backend).open(path, threads=threads)
+    return available(backend or backend_of(path)).open(path, threads=threads)
 
 
 def _noise(rng: np.random.Generator, binding: Any, batch: int) -> np.ndarray:

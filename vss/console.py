@@ -19,7 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from vss.config import Override, Recipe, assignment, load_recipe, override, parse
-from vss.errors import VssError
+from vss.errors import VssError, shown
+from vss.files import target_of
 
 STREAMS = ((False, sys.stdout), (True, sys.stderr))
 
@@ -68,6 +69,9 @@ out, err = (Screen(stderr=stderr, markup=False, width=None if stream.isatty() el
 Set = Annotated[list[str] | None, typer.Option("--set", help="a.b=value, any key of the recipe", metavar="KEY=VALUE")]
 Data = Annotated[str | None, typer.Option("--dataset", help="camvid, cityscapes, ksdd2, masks")]
 Root = Annotated[str | None, typer.Option("--data-root", help="folder of the data set")]
+Mean = Annotated[str | None, typer.Option("--mean", help="of a foreign engine's images, 0..1", metavar="R,G,B")]
+Std = Annotated[str | None, typer.Option("--std", help="of a foreign engine's images, 0..1", metavar="R,G,B")]
+MAX_SIDE = 16384  # pixels
 Save = Annotated[Path, typer.Option("--save", help="folder or file to write")]
 Ckpt = Annotated[Path, typer.Option("--ckpt", help="a .safetensors checkpoint")]
 Size = Annotated[str | None, typer.Option("--input-size", help="H,W", metavar="H,W")]
@@ -75,7 +79,10 @@ RecipeName = Annotated[str | None, typer.Option("--recipe", help="start from thi
 Epochs = Annotated[int | None, typer.Option("--epochs")]
 Batch = Annotated[int | None, typer.Option("--batch-size")]
 Seed = Annotated[int | None, typer.Option("--seed")]
-ReportFile = Annotated[Path | None, typer.Option("--report", help="write the figures as JSON")]
+ReportFile = Annotated[
+    Path | None,
+    typer.Option("--report", help="write the figures as JSON", callback=lambda path: path and target_of(path) and path),
+]
 Split = Annotated[str, typer.Option("--split", help="train, val or test")]
 
 COLUMNS = {
@@ -112,8 +119,28 @@ def size_of(text: str | None) -> list[int] | None:
     try:
         height, width = (int(part) for part in text.lower().replace("x", ",").split(","))
     except ValueError as error:
-        raise VssError(f"--input-size takes H,W (for example 360,480) and got {text!r}.") from error
+        raise VssError(f"--input-size takes H,W (for example 360,480) and got {shown(text)}.") from error
+    if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+        raise VssError(f"--input-size is {shown(text)}; expected a height and a width from 1 to {MAX_SIDE}.")
     return [height, width]
+
+
+def statistics_of(mean: str | None, std: str | None) -> dict[str, list[float]] | None:
+    """{"mean", "std"} of --mean and --std, each R,G,B in units of 0..1."""
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None:
+        raise VssError("--mean and --std go together; give both.")
+    values = {}
+    for flag, text in (("mean", mean), ("std", std)):
+        try:
+            values[flag] = [float(part) for part in text.split(",")]
+        except ValueError as error:
+            raise VssError(f"--{flag} takes R,G,B (0.485,0.456,0.406) and got {shown(text)}.") from error
+        low = 0 if flag == "mean" else 1e-6
+        if len(values[flag]) != 3 or not all(low <= value <= 1 for value in values[flag]):
+            raise VssError(f"--{flag} is {shown(text)}; expected three numbers from {low:g} to 1, in units of 0..1.")
+    return values
 
 
 def cores_of(text: str | None) -> list[int] | None:

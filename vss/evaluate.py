@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vss import ops
 from vss.closeness import ENGINE, NETWORK, refuse_not_finite
-from vss.errors import VssError
+from vss.errors import VssError, shown
 from vss.metrics import SegMetrics, confusion_per_image
 from vss.progress import steadily
 
@@ -42,6 +42,8 @@ class _Session(Protocol):
     def inputs(self) -> Mapping[str, Any]: ...
     @property
     def outputs(self) -> Mapping[str, Any]: ...
+    @property
+    def images(self) -> dict[str, Any] | None: ...
     def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
     def probe(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
 
@@ -151,10 +153,17 @@ class EnginePredictor:
     fixed batch gets the last images repeated.
 
     Raises:
-        VssError: bindings that are none of these, or an engine for another size than `preprocess`.
+        VssError: bindings that are none of these, or an engine for another size, mean or std than `preprocess`.
     """
 
     def __init__(self, session: _Session, preprocess: Preprocess) -> None:
+        said = session.images or {}
+        for name in ("mean", "std") if said else ():
+            if said[name] != list(getattr(preprocess, name)):
+                raise VssError(
+                    f"the engine takes images with the {name} {shown(said[name])} and is to be fed with "
+                    f"{list(getattr(preprocess, name))}; export and evaluate with one preprocessing."
+                )
         self.session, self.preprocess = session, preprocess
         self.batch, self.nhwc, self.dtype = _input(session, tuple(preprocess.size))
         self.output, self._probed = _output(session), False

@@ -43,9 +43,10 @@ def atomic(path: Path | str) -> Iterator[Path]:
     """Give a temporary path in the same folder; on success rename it to `path`, on any error remove it.
 
     The temporary name keeps the suffix of `path`, since writers (numpy, PIL, onnx) look at it.
-    A full disk or a folder that cannot be written is one `VssError`.
+    A link stays a link: what it leads to is replaced. A folder, a device, a full disk and a folder that cannot be
+    written are one `VssError`, the first two before anything is made.
     """
-    path = Path(path)
+    path = target_of(Path(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         prefix = f".{path.stem[:100]}{TEMPORARY}"
@@ -62,6 +63,23 @@ def atomic(path: Path | str) -> Iterator[Path]:
         raise _write_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def target_of(path: Path) -> Path:
+    """The file that writing to `path` replaces: itself, or where a link leads."""
+    try:
+        target = path.resolve() if path.is_symlink() else path
+        if target.exists() and not target.is_file():
+            kind = "folder" if target.is_dir() else "device or pipe"
+            raise VssError(f"{path} is a {kind}; expected a file to write: give a name in it, or another place.")
+        above = next(each for each in target.absolute().parents if each.exists())
+        if not above.is_dir():
+            raise VssError(f"{path} cannot be written ({above} is a file); choose another place.")
+    except (OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, VssError):
+            raise
+        raise VssError(f"{path} cannot be written ({error}); choose another place.") from error
+    return target
 
 
 @contextlib.contextmanager

@@ -67,7 +67,9 @@ class Project:
         preflight.check_recipe(recipe)
         recipe = preflight.with_size(recipe)
         data = open_data(recipe.data.dataset, recipe.data.root)
-        project = cls(recipe, data, Preprocess(size=recipe.data.size))
+        start = recipe.model.checkpoint  # its mean and std are the run's
+        own = (checkpoint.read(start).preprocess if start else None) or {}
+        project = cls(recipe, data, Preprocess(**own | {"size": recipe.data.size}))
         preflight.check_crop(project)
         project.task.check()
         return project
@@ -361,7 +363,7 @@ def export_options(project: Project, model: nn.Module) -> dict[str, Any]:
     config, plans = project.recipe.export, getattr(model, "plans", ())
     return {
         "size": project.preprocess.size,
-        "preprocess": project.preprocess if config.preprocess else None,
+        "preprocess" if config.preprocess else "expects": project.preprocess,
         "opset": config.opset,
         "class_names": project.task.classes,
         **project.task.export_options(),

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vss.deploy import stated
 from vss.deploy.graph import SegGraph
 from vss.deploy.session import Binding, BuildSpec, Session
 from vss.errors import VssError
@@ -94,6 +95,7 @@ class TorchSession(Session):
             model, preprocess=preprocess, labels=labels, labels_dtype=labels_dtype, native=True, half=half
         )
         self.graph.to(self.device).eval()
+        self._stated = {stated.KEY: stated.text_of(preprocess, size)} if preprocess is not None else {}
         self._recorded: dict[tuple[int, ...], tuple[Any, Tensor, Any]] = {}
         height, width = size
         nhwc, nchw = Binding((None, height, width, 3), "uint8"), Binding((None, 3, height, width), "float32")
@@ -135,7 +137,7 @@ class TorchSession(Session):
             "device": str(self.device),
             "threads": self.threads,
             **self._options,
-            "metadata": {"model": model.name, "options": model.options},
+            "metadata": {"model": model.name, "options": model.options, **self._stated},
         }
 
 

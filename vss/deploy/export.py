@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from vss.deploy import surgeon
+from vss.deploy import stated, surgeon
 from vss.deploy.functions import add_bodies
 from vss.deploy.graph import SegGraph
 from vss.deploy.parity import Tolerance, parity
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 EXAMPLE_BATCH = 2  # the exporter can specialise a dimension of 1 without a word
 MAX_BYTES = 2**31 - 1  # one protobuf message
+OPSETS = range(18, 26)  # what the exporter writes without changing the number that was asked for
 NOISY = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch._export")
 
 
@@ -38,6 +39,7 @@ def export(
     *,
     size: tuple[int, int],
     preprocess: Preprocess | None = None,
+    expects: Preprocess | None = None,
     labels: bool = False,
     labels_dtype: str = "int32",
     opset: int = 20,
@@ -58,35 +60,34 @@ def export(
 
     Args:
         size: (H, W); multiples of `model.size_multiple`.
-        opset: 20 is the newest that TensorRT 10 reads and the oldest with float16 Q/DQ.
+        opset: 18 to 25; 20 is the newest that TensorRT 10 reads and the oldest with float16 Q/DQ.
         dynamic_size: H and W are dynamic too (multiples of `size_multiple`); costs shape arithmetic in the graph.
-        parity_sizes: (H, W) at which the ONNX is compared with torch, one per batch size in `parity_batches`; the
-            default is `size`, and with `dynamic_size` two larger ones as well.
+        parity_sizes: (H, W) of the comparison with torch, one per batch size in `parity_batches`; default: `size`.
         tolerance: of that comparison, see `vss.deploy.parity.Tolerance`.
+        expects: where it is not in the graph: what images went through before; in the metadata either way.
         class_names, plan_sha256: written to the metadata.
         plugins: labels and pooling indices become nodes that TensorRT plugins implement, with bodies of standard ops
             for every other runtime (`vss.deploy.functions`).
 
     Returns:
-        JSON-ready: onnx, sha256, bytes, opset, inputs, outputs, nodes_before, nodes_after, passes, plugins, parity,
-        metadata.
+        JSON: onnx, sha256, bytes, opset, inputs, outputs, nodes_before, nodes_after, passes, plugins, parity, metadata.
 
     Raises:
         VssError: size, option or missing package; a network that cannot be exported; a result that differs.
     """
-    _check_request(model, size, dynamic_size, class_names)
-    onnx = need("onnx", "export")
-    need("onnxscript", "export by torch.onnx")
+    _check_request(model, size, dynamic_size, class_names, opset)
+    onnx, _ = need("onnx", "export"), need("onnxscript", "export by torch.onnx")
     network: Any = copy.deepcopy(model).cpu().eval()
     wrapped = SegGraph(network, preprocess=preprocess, labels=labels, labels_dtype=labels_dtype).eval()
     sizes = _parity_sizes(size, network.size_multiple, dynamic_size, parity_sizes, len(parity_batches))
-    metadata = _metadata(model, size, preprocess, class_names, plan_sha256)
+    metadata = _metadata(model, size, preprocess or expects, class_names, plan_sha256)
     with atomic(path) as temporary:
         with plugin_nodes(plugins):
             _trace(wrapped, temporary, size, opset, dynamic_size)
         cleaned, report = surgeon.clean(onnx.load(str(temporary)), metadata)
         report["plugins"] = add_bodies(cleaned) if plugins else []
         inputs, outputs = _declare(wrapped, size, dynamic_size)
+        _check_opset(cleaned, opset)
         surgeon.check(cleaned, inputs, outputs)
         onnx.save(cleaned, str(temporary))
         report["parity"] = parity(wrapped, temporary, list(zip(parity_batches, sizes, strict=True)), tolerance)
@@ -101,7 +102,15 @@ def _shapes(inputs: dict[str, tuple], outputs: dict[str, tuple]) -> dict[str, An
     }
 
 
-def _check_request(model: Any, size: tuple[int, int], dynamic_size: bool, class_names: Sequence[str] | None) -> None:
+def _check_request(
+    model: Any,
+    size: tuple[int, int],
+    dynamic_size: bool,
+    class_names: Sequence[str] | None,
+    opset: int,
+) -> None:
+    if opset not in OPSETS:
+        raise VssError(f"opset {opset} cannot be written; expected {OPSETS[0]} to {OPSETS[-1]}: change --opset.")
     multiple, (height, width) = model.size_multiple, size
     if height < 1 or width < 1 or height % multiple or width % multiple:
         up = " x ".join(str(max(1, -(-side // multiple)) * multiple) for side in size)
@@ -121,10 +130,16 @@ def _check_request(model: Any, size: tuple[int, int], dynamic_size: bool, class_
         raise VssError(f"the weights take {weights} bytes; one ONNX file holds less than {MAX_BYTES}.")
 
 
+def _check_opset(written: Any, opset: int) -> None:
+    found = next((each.version for each in written.opset_import if each.domain in ("", "ai.onnx")), None)
+    if found != opset:
+        raise VssError(f"opset {opset} was asked for and this network is written in {found}; ask for that.")
+
+
 def _metadata(
     model: Any,
     size: tuple[int, int],
-    preprocess: Preprocess | None,
+    images: Preprocess | None,
     class_names: Sequence[str] | None,
     plan_sha256: str | None,
 ) -> dict[str, str]:
@@ -134,7 +149,8 @@ def _metadata(
         "vss.options": json.dumps(model.options, sort_keys=True),
         "vss.size": json.dumps(list(size)),
         "vss.weights_sha256": sha256_tensors(model.state_dict()),
-        "vss.preprocess_sha256": preprocess.sha256 if preprocess is not None else None,
+        stated.KEY: stated.text_of(images, size) if images is not None else None,
+        "vss.preprocess_sha256": images.sha256 if images is not None else None,
         "vss.classes": json.dumps(list(class_names)) if class_names is not None else None,
         "vss.plan_sha256": plan_sha256,
     }

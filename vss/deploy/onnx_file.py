@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vss.deploy.session import need
-from vss.errors import VssError, one_line
+from vss.errors import VssError, one_line, shown
 from vss.files import require_file
 
 LARGEST = 2 << 30
@@ -33,6 +33,24 @@ def load(path: Path | str, *, external: bool = True) -> Any:
         raise VssError(f"{path} holds no ONNX graph; expected a file written by an exporter.")
     _check_functions(path, model)
     return model
+
+
+def metadata(path: Path | str) -> dict[str, str]:
+    """What a file says of itself; its external data is left alone."""
+    return {each.key: each.value for each in load(path, external=False).metadata_props}
+
+
+def require_one_file(path: Path | str) -> Path:
+    """The path, when all of it is in one file: external data is refused, since what is built, hashed and shipped is one
+    file."""
+    tensor = next((each for each in _tensors(load(path, external=False)) if each.external_data), None)
+    if tensor is not None:
+        places = [entry.value for entry in tensor.external_data if entry.key == "location"]
+        raise VssError(
+            f"{path} keeps {shown(tensor.name)} in another file, {shown(''.join(places))}, and an artefact is one file; write it "
+            "as one (less than 2 GiB): onnx.save(onnx.load(OLD), NEW)."
+        )
+    return Path(path)
 
 
 def _check_external(path: Path, model: Any) -> None:

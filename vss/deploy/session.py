@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from vss.deploy.stated import stated
 from vss.errors import VssError
 
 if TYPE_CHECKING:
@@ -84,6 +85,12 @@ class Session(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Backend, version, device, threads and the artefact's own metadata, as JSON-ready data."""
+
+    @property
+    def images(self) -> dict[str, Any] | None:
+        """{"size", "mean", "std"} of the images that the artefact was made for, by its own metadata; None where it says
+        nothing of them."""
+        return stated(self.describe().get("metadata", {}))
 
     def close(self) -> None:  # noqa: B027  (most sessions free everything with the object)
         """Free what the session holds; it is not used afterwards."""

@@ -17,6 +17,7 @@ from vss.config import Recipe
 from vss.data import pixels, require_classes
 from vss.deploy import Session, trt_runner
 from vss.deploy.backends import available
+from vss.deploy.onnx_file import metadata
 from vss.deploy.probe import check_finite
 from vss.deploy.ranges import Ranges
 from vss.deploy.trt_runner import read_about
@@ -24,7 +25,7 @@ from vss.environment import environment, package_version
 from vss.errors import GateFailed, VssError, shown
 from vss.files import TEMPORARY, at_rest, atomic, file_at_work, sha256_file
 from vss.ship import archive, card
-from vss.ship.check import hash_of, metadata
+from vss.ship.check import hash_of
 from vss.ship.manifest import NAME, Engine, Image, Link, Manifest, Samples, Tensor, seal
 from vss.ship.samples import write_samples
 from vss.ship.source import Source, open_run
@@ -70,6 +71,7 @@ def ship(
         GateFailed: a gate of the engine failed, and no `accept`.
         VssError: no gate judged it and no `force`, `to` exists, data or packages missing.
     """
+    to = to.resolve() if to.is_symlink() else to
     if to.exists() and (to.is_file() or any(to.iterdir())):
         raise VssError(f"{to} exists already; name a new folder, or remove it first.")
     with at_rest(run), file_at_work(to):

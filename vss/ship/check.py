@@ -8,8 +8,9 @@ from typing import Any
 
 from vss.deploy import Session
 from vss.deploy.backends import available
-from vss.deploy.onnx_file import load
+from vss.deploy.onnx_file import metadata
 from vss.deploy.ranges import Ranges
+from vss.deploy.stated import stated
 from vss.environment import cuda_devices, package_version
 from vss.errors import VssError
 from vss.files import sha256_file
@@ -67,23 +68,23 @@ def whole(bundle: Path, manifest: Manifest) -> str:
 
 def _chain(bundle: Path, manifest: Manifest) -> str:
     """Every link's file has its hash, and the ONNX file states the links that the chain begins with."""
-    stated = metadata(inside(bundle, manifest.onnx))
+    known = metadata(inside(bundle, manifest.onnx))
     for link in manifest.chain:
-        if link.what in STATED and stated.get(STATED[link.what]) != link.sha256:
+        if link.what in STATED and known.get(STATED[link.what]) != link.sha256:
             raise VssError(f"{manifest.onnx} was made from other {link.what} than the manifest's chain says.")
         if link.file is not None and hash_of(link.what, inside(bundle, link.file)) != link.sha256:
             raise VssError(f"{link.file} is not the {link.what} of the manifest's chain; copy the bundle again.")
     if manifest.link("weights") is None or manifest.link("onnx") is None or manifest.link("engine") is None:
         raise VssError("the manifest's chain lacks its weights, its ONNX file or its engine; ship the run again.")
+    image = stated(known)
+    if image is not None and image != manifest.image.model_dump(mode="json"):
+        raise VssError(
+            f"{manifest.onnx} takes images of {image} and the manifest says {manifest.image}; ship it again."
+        )
     report = manifest.link("report")
     if report is not None and report.file is not None:
         read_report(inside(bundle, report.file))
     return " -> ".join(link.what for link in manifest.chain)
-
-
-def metadata(onnx: Path) -> dict[str, str]:
-    """What vss wrote into an ONNX file."""
-    return {each.key: each.value for each in load(onnx, external=False).metadata_props}
 
 
 def hash_of(what: str, path: Path) -> str:
@@ -140,8 +141,8 @@ def refuse_foreign(manifest: Manifest, bundle: Path) -> None:
 
 def _smoke(session: Session, manifest: Manifest) -> str:
     """Bindings as stated, and an answer for one image and for two."""
-    for stated, found in ((manifest.inputs, session.inputs), (manifest.outputs, session.outputs)):
-        told = {name: (each.dtype, tuple(each.shape)) for name, each in stated.items()}
+    for shipped, found in ((manifest.inputs, session.inputs), (manifest.outputs, session.outputs)):
+        told = {name: (each.dtype, tuple(each.shape)) for name, each in shipped.items()}
         real = {name: (each.dtype, each.shape) for name, each in found.items()}
         if told != real:
             raise VssError(f"the engine has the bindings {real}; the manifest states {told}.")

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vss.data.transforms import Preprocess
+from vss.deploy.onnx_file import metadata
+from vss.deploy.stated import stated
 from vss.errors import VssError, unknown
 from vss.files import sha256_file
 from vss.report import read_report
@@ -74,7 +76,14 @@ def open_run(run: Path, row: str | None = None) -> Source:
         if sha256_file(path) != built["sha256"].get(role):
             raise VssError(f"{path} is not the file that the report was made with; run the recipe again.")
     return Source(
-        run, row, report, built["backend"], built["spec"], files, _gates(report, row), _preprocess(run, report)
+        run,
+        row,
+        report,
+        built["backend"],
+        built["spec"],
+        files,
+        _gates(report, row),
+        _preprocess(run, report, files["onnx"]),
     )
 
 
@@ -89,8 +98,10 @@ def _gates(report: dict[str, Any], row: str) -> list[dict[str, Any]]:
     return list(report.get("gate", {}).get("checks", [])) if row == DEFAULT_ROW else []
 
 
-def _preprocess(run: Path, report: dict[str, Any]) -> Preprocess:
-    made = Preprocess(size=tuple(report["recipe"]["data"]["size"]))
+def _preprocess(run: Path, report: dict[str, Any], onnx: Path) -> Preprocess:
+    """What the file states; one from before files did so was made with the defaults, which the report's hash proves."""
+    said = stated(metadata(onnx)) or {"size": report["recipe"]["data"]["size"]}
+    made = Preprocess(**said)
     if made.sha256 != report["inputs"].get("preprocess"):
         raise VssError(
             f"{run}/report.json was made with another preprocessing than this version of vss has; run again."

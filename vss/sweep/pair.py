@@ -25,9 +25,7 @@ def speed(rows: list[dict[str, Any]], baseline: Path, candidate: Path, *, second
     Returns:
         None, or the sentence that says why the machine is too noisy; the rows have no times then.
     """
-    found = command.bench_engines(
-        candidate, baseline, backend="onnxruntime", threads=None, batch=1, max_seconds=seconds
-    )
+    found = command.bench_engines(candidate, baseline, backend=None, threads=None, batch=1, max_seconds=seconds)
     if noisy := noise(found):
         for row in rows:
             row["stable"] = False
@@ -58,6 +56,9 @@ def agreement(
         `oracle_note` says why there is no overlap.
     """
     first, second = checkpoint.read(baseline), checkpoint.read(candidate)
+    for key in ("mean", "std"):
+        if (first.preprocess or {}).get(key) != (second.preprocess or {}).get(key):
+            raise VssError(f"{baseline} and {candidate} take images with another {key}; one input cannot feed both.")
     project = steps.project_of(baseline, data_root=data_root, dataset=dataset, recipe=Recipe())
     batches = list(project.calibration(BATCHES, BATCH))
     return _moved(first, second, batches) | _oracle(project, first, second, batches, channels)
