@@ -47,8 +47,8 @@ def require_one_file(path: Path | str) -> Path:
     if tensor is not None:
         places = [entry.value for entry in tensor.external_data if entry.key == "location"]
         raise VssError(
-            f"{path} keeps {shown(tensor.name)} in another file, {shown(''.join(places))}, and an artefact is one file; write it "
-            "as one (less than 2 GiB): onnx.save(onnx.load(OLD), NEW)."
+            f"{path} keeps {shown(tensor.name)} in another file, {shown(''.join(places))}, and an artefact is one file; "
+            "write it as one (less than 2 GiB): onnx.save(onnx.load(OLD), NEW)."
         )
     return Path(path)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vss.deploy.onnx_file import require_one_file
 from vss.deploy.probe import logits_of
 from vss.deploy.session import Binding, BuildSpec, Session, need
 from vss.errors import VssError
@@ -35,6 +36,7 @@ class OnnxRuntimeBackend:
             raise VssError(f"optimise is {spec.optimise!r}; expected basic, extended or nothing.")
         if spec.plan is not None:
             raise VssError("a build plan is for backend tensorrt; onnxruntime takes optimise alone.")
+        require_one_file(onnx)
         with atomic(out) as temporary:
             if spec.optimise is None:
                 self.open(onnx).close()

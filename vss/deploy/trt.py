@@ -88,7 +88,7 @@ def engine_path(out: Path, device: Device, version: str) -> Path:
 
 def _build(trt: Any, device: Device, onnx: Path, out: Path, plan: BuildPlan) -> Path:
     need("polygraphy", "building TensorRT engines")
-    model = onnx_file.load(onnx)
+    model = onnx_file.load(onnx_file.require_one_file(onnx))
     names = _plugin_names(trt, plan)
     ahead = trt_aot.register(trt, plan.aot) if plan.aot else set()
     names |= ahead
