@@ -104,3 +104,15 @@ def test_a_runtime_is_known_by_the_file(folder: Path, tmp_path: Path) -> None:
     plan.write_bytes(b"ftrt" + bytes(64))
     assert command.backend_of(renamed) == command.backend_of(folder / "float.onnx") == "onnxruntime"
     assert command.backend_of(plan) == command.backend_of(tmp_path / "absent.engine") == "tensorrt"
+
+
+@pytest.mark.parametrize("optimise", [None, "basic"])
+def test_external_data_is_refused_and_nothing_is_left(folder: Path, tmp_path: Path, optimise: str | None) -> None:
+    """An artefact is one file: copied, hashed and shipped alone, such a graph does not open."""
+    outside = tmp_path / "outside.onnx"
+    onnx.save(
+        onnx.load(folder / "pixels.onnx"), outside, save_as_external_data=True, location="w.data", size_threshold=0
+    )
+    words = ["build", "--onnx", outside, "--save", tmp_path / "out" / "e.onnx", "--optimise", optimise]
+    assert "in another file, 'w.data'" in refused(*words[: None if optimise else -2])
+    assert not list(tmp_path.glob("out/*"))

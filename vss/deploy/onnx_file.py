@@ -45,9 +45,9 @@ def require_one_file(path: Path | str) -> Path:
     file."""
     tensor = next((each for each in _tensors(load(path, external=False)) if each.external_data), None)
     if tensor is not None:
-        places = [entry.value for entry in tensor.external_data if entry.key == "location"]
+        place = shown("".join(entry.value for entry in tensor.external_data if entry.key == "location"))
         raise VssError(
-            f"{path} keeps {shown(tensor.name)} in another file, {shown(''.join(places))}, and an artefact is one file; "
+            f"{path} keeps {shown(tensor.name)} in another file, {place}, and an artefact is one file; "
             "write it as one (less than 2 GiB): onnx.save(onnx.load(OLD), NEW)."
         )
     return Path(path)

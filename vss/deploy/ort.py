@@ -36,12 +36,12 @@ class OnnxRuntimeBackend:
             raise VssError(f"optimise is {spec.optimise!r}; expected basic, extended or nothing.")
         if spec.plan is not None:
             raise VssError("a build plan is for backend tensorrt; onnxruntime takes optimise alone.")
-        require_one_file(onnx)
         with atomic(out) as temporary:
             if spec.optimise is None:
                 self.open(onnx).close()
-                shutil.copyfile(onnx, temporary)
+                shutil.copyfile(require_one_file(onnx), temporary)
             else:
+                require_one_file(onnx)
                 OnnxRuntimeSession(Path(onnx), optimisation=spec.optimise, write=temporary).close()
         return Path(out)
 
