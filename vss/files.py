@@ -252,6 +252,11 @@ def parse_yaml(text: str, *, source: str) -> Any:
 
     from vss import yaml12
 
+    open_brackets = 0
+    for bracket in re.findall(r"[\[\]{}]", text):  # before the scanner, whose time grows with the square of them
+        open_brackets += 1 if bracket in "[{" else -1
+        if open_brackets > 4 * MAX_DEPTH:
+            raise VssError(f"{source} is nested more than {MAX_DEPTH} deep; a recipe or grid never is.")
     try:
         loader = yaml12.Loader(text)
         node = loader.get_single_node()

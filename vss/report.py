@@ -130,6 +130,33 @@ class Session(BaseModel):
     stages_ms_p50: dict[str, Annotated[float, Field(ge=0)]] | None = None
 
 
+class Judged(BaseModel):
+    """What the page reads of one check of the gate, which says more."""
+
+    what: str = ""
+    metric: str = ""
+    baseline: float = 0
+    candidate: float = 0
+    drop_interval: tuple[float, float] | None = None
+    max_drop: float | None = None
+    passed: bool | None = None
+    sentence: str = ""
+    all_classes: Judged | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if "baseline" in self.model_fields_set and "candidate" not in self.model_fields_set:
+            raise ValueError("a baseline without a candidate")
+        return self
+
+
+def _checks_are_whole(gate: dict[str, Any]) -> dict[str, Any]:
+    for check in TypeAdapter(list[Judged]).validate_python(gate.get("checks", [])):
+        if "baseline" in check.model_fields_set and not (check.what and check.metric):
+            raise ValueError("a check without a name or figure")
+    return gate
+
+
 def _sessions_are_whole(bench: dict[str, Any]) -> dict[str, Any]:
     for part in (bench, *(value for value in bench.values() if isinstance(value, Mapping))):
         TypeAdapter(dict[str, Session] | None).validate_python(part.get("sessions"))
@@ -162,7 +189,7 @@ class Report(_Part):
     defects: list[Defect] = []
     checks: dict[str, Any] = {}
     bench: Annotated[dict[str, Any], AfterValidator(_sessions_are_whole)] = {}
-    gate: dict[str, Any] = {}
+    gate: Annotated[dict[str, Any], AfterValidator(_checks_are_whole)] = {}
     precision: dict[str, Any] = {}
     plan: dict[str, Any] = {}
     export: dict[str, Any] = {}

@@ -68,7 +68,11 @@ def _networks(net: Any, folder: Path) -> dict[str, Subject]:
     return {
         "checkpoint": Subject(path.read_bytes(), "a.safetensors", _checkpoint, kind="bytes", sealed=True),
         "checkpoint header": Subject(
-            meta, "b.safetensors", _checkpoint, wrap=lambda text: save(state, {"vss": text.decode(errors="replace")})
+            meta,
+            "b.safetensors",
+            _checkpoint,
+            weight=0.4,
+            wrap=lambda text: save(state, {"vss": text.decode(errors="replace")}),
         ),
         "plan": Subject(sealed, "plan.json", cut, sealed=True),
         "plan without hash": Subject(bare, "bare.json", cut),
@@ -138,9 +142,12 @@ def _tables(folder: Path) -> dict[str, Subject]:
     found = {}
     for name, path in sealed.items():
         data = json.loads(path.read_text())
-        found[name] = Subject(path.read_bytes(), f"{name}.json", read[name], sealed=True)
+        weight = 0.3 if name == "table" else 1.0  # a model is fitted
+        found[name] = Subject(path.read_bytes(), f"{name}.json", read[name], sealed=True, weight=weight)
         del data["sha256"]
-        found[f"{name} without hash"] = Subject(json.dumps(data).encode(), f"bare-{name}.json", read[name])
+        found[f"{name} without hash"] = Subject(
+            json.dumps(data).encode(), f"bare-{name}.json", read[name], weight=weight
+        )
     return found | {
         "choice": Subject(json.dumps(choice).encode(), "choice.json", lambda file: Choice.load(file, SHA)),
         "engine facts": Subject(
@@ -210,17 +217,21 @@ def _picture(path: Path) -> Any:
 def _report(folder: Path) -> dict[str, Subject]:
     row = {"params_m": 1.0, "macs_g": 2.0, "miou_pct": 60.0, "latency_ms_p50": 3.0, "latency_ms_p99": 4.0}
     points = [{"epoch": n, "step": n, "loss": 1.0 / (n + 1), "lr": 0.1} for n in range(3)]
+    check = {
+        "what": "engine", "metric": "miou_pct", "baseline": 60.0, "candidate": 59.0, "drop": 1.0, "max_drop": 2.0,
+        "drop_interval": [0.5, 1.5], "passed": True, "sentence": "equal",
+    }  # fmt: skip
     report = {
         "kind": "vss.report", "schema": 1, "name": "r", "status": "ok", "classes": ["a", "b"],
         "rows": [{"name": "baseline", **row}, {"name": "pruned", **row}], "curves": {"train": points},
         "iou_pct": {"baseline": [50.0, 60.0]}, "palette": [[0, 0, 0], [1, 2, 3]],
         "groups": [{"id": "g", "before": 8, "after": 4}], "recipe": {"seed": 1}, "environment": {"a": "b"},
         "bench": {"end_to_end": {"sessions": {"engine pruned": {"latency_ms_p50": 3.0, "stages_ms_p50": {"a": 1.0}}}}},
-        "gate": {"passed": True, "checks": [{"passed": True, "sentence": "equal"}]}, "checks": {"x": {"ok": True}},
+        "gate": {"passed": True, "checks": [check]}, "checks": {"x": {"ok": True}},
     }  # fmt: skip
     page = folder / "report.html"
     return {
         "report": Subject(
-            json.dumps(report).encode(), "report.json", lambda file: write_page(file, page).read_text(), weight=0.4
+            json.dumps(report).encode(), "report.json", lambda file: write_page(file, page).read_text(), weight=0.2
         )
     }

@@ -31,6 +31,12 @@ def load(path: Path | str, *, external: bool = True) -> Any:
         raise VssError(f"{path} is no whole ONNX file ({one_line(str(error))}); export it again.") from error
     if not model.graph.node:
         raise VssError(f"{path} holds no ONNX graph; expected a file written by an exporter.")
+    odd = next((each for each in model.opset_import if not 1 <= each.version < 1 << 16), None)
+    if odd is not None:
+        raise VssError(f"{path} asks for version {odd.version} of the operators {shown(odd.domain)}; export it again.")
+    for node in (*model.graph.node, *(node for function in model.functions for node in function.node)):
+        if not all(isinstance(name, str) for name in (node.op_type, node.domain, node.name, *node.input, *node.output)):
+            raise VssError(f"{path} has a node with a name that is no text; export it again.")
     _check_functions(path, model)
     return model
 

@@ -195,6 +195,8 @@ def load_grid(path: Path | str, overrides: dict[str, Any] | None = None) -> Grid
     data.setdefault("name", path.stem)
     own = {key: value for key, value in (overrides or {}).items() if key in OWN_KEYS}
     data |= own
+    if not isinstance(data.get("set") or {}, dict):
+        raise VssError(f"{path}: set is {shown(data['set'])}; expected dotted keys of the recipe with values.")
     data["set"] = {**(data.get("set") or {}), **{k: v for k, v in (overrides or {}).items() if k not in own}}
     grid: Grid = parse(Grid, data, source=str(path))
     return grid
