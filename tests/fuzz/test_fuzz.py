@@ -71,4 +71,5 @@ def test_the_judge_sees_what_it_looks_for(tmp_path: Path) -> None:
     with pytest.raises(HungError), limited(wall=0.05):
         time.sleep(5)
     with pytest.raises(HungError), limited(seconds=0.05):
-        sum(range(10**9))
+        while True:
+            pass
