@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from vss import checkpoint
-from vss.config import FitConfig, Recipe
+from vss.config import FitConfig
 from vss.errors import VssError, shown
 
 if TYPE_CHECKING:
@@ -55,15 +55,20 @@ def fit_data(project: Project, config: FitConfig) -> Any:
     )
 
 
-def check_fits(recipe: Recipe) -> None:
-    """Refuse settings with which a fit of the recipe could not start, before the first of them does."""
-    from vss.train import check_settings
+def check_fits(project: Project) -> None:
+    """Refuse what a fit of a run could not start with, before the first of them does."""
+    from vss.train import check_norms, check_settings
 
-    if not recipe.model.checkpoint:
-        check_settings(recipe.train)
+    recipe = project.recipe
+    configs = [recipe.finetune] if recipe.model.checkpoint else [recipe.train, recipe.finetune]
+    for config in configs:
+        check_settings(config)
     if recipe.train.distill:
         raise VssError(f"train.distill is {recipe.train.distill} and a first training has no teacher; set it to 0.")
-    check_settings(recipe.finetune)
+    single = next((config for config in configs if config.batch_size == 1), None)
+    if single:
+        image = project.split("train", augment=True)[0]["image"]
+        check_norms(project.build_model(), project.preprocess.normalise(image[None]), single)
 
 
 def teacher_of(path: Path, project: Project, student: nn.Module) -> nn.Module:

@@ -191,9 +191,23 @@ def test_the_last_epoch_is_always_validated(street_root: Path, tmp_path: Path) -
 def test_settings_that_cannot_work_are_named(key: str, value: Any) -> None:
     with pytest.raises(VssError, match=rf"^train\.{key} .*{value}"):
         check_settings(FitConfig(**{**CPU, key: value}))
-    recipe = Recipe.model_validate({"train": CPU, "finetune": {**CPU, key: value}})
     with pytest.raises(VssError, match=rf"^finetune\.{key} "):
-        check_fits(recipe)
+        check_settings(FinetuneConfig(**{**CPU, key: value}))
+
+
+def test_the_fits_of_a_run_are_checked_before_it(street_root: Path) -> None:
+    project = project_of(street_root)
+    for wrong, sentence in (
+        ({"finetune": {**CPU, "epochs": 0}}, r"finetune\.epochs is 0"),
+        ({"train": {**CPU, "distill": 1.0}}, r"train\.distill is 1\.0"),
+        (
+            {"model": {"name": "deeplabv3_resnet50"}, "finetune": {**CPU, "batch_size": 1}},
+            r"norm .* finetune\.batch_size",
+        ),
+    ):
+        recipe = Recipe.model_validate({**project.recipe.model_dump(by_alias=True), **wrong})
+        with pytest.raises(VssError, match=sentence):
+            check_fits(steps.Project(recipe, project.data, project.preprocess))
 
 
 @pytest.mark.parametrize("lr", [1e300, 1e-50, 0.0])

@@ -15,8 +15,8 @@ try:
 except ModuleNotFoundError as error:
     raise VssError(f"training needs {error.name}; install it with: pip install lightning tensorboard") from error
 
-from vss.train.checks import check_settings
+from vss.train.checks import check_norms, check_settings
 from vss.train.loop import fit
 from vss.train.parts import FitData, Moment, Phase, precision_of
 
-__all__ = ["FitData", "Moment", "Phase", "check_settings", "fit", "precision_of"]
+__all__ = ["FitData", "Moment", "Phase", "check_norms", "check_settings", "fit", "precision_of"]
