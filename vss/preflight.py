@@ -64,7 +64,7 @@ def check_crop(project: Project) -> None:
 def check_run(project: Project) -> None:
     """Refuse what would stop a whole run after its training; builds the untrained network."""
     recipe = project.recipe
-    check_fits(recipe)
+    check_fits(project)
     if BACKENDS.canonical(recipe.build.backend) == "torch":
         raise VssError("build.backend is torch, and a run builds engines; choose onnxruntime or tensorrt.")
     available(recipe.build.backend)

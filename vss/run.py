@@ -19,7 +19,6 @@ from vss.deploy.bench import noise, pinned
 from vss.errors import GateFailed
 from vss.evaluate import engine_predictor
 from vss.files import at_work, atomic, read_array, sha256_artefact
-from vss.fits import check_fits
 from vss.page import write_page
 from vss.pictures import spread
 from vss.preflight import check_run
@@ -49,7 +48,6 @@ def run(
     """
     out, project = Path(out), Project.open(recipe)
     check_run(project)
-    check_fits(project)
     with at_work(out):
         job = Job(project, out, Runner(out, say or _log), progress, command)
         try:
