@@ -229,3 +229,54 @@ def test_doctor_and_methods() -> None:
     assert findings["torch"] == "ok"
     done = cli("methods")
     assert done.returncode == 0 and "bn_taylor" in done.stdout
+
+
+def test_one_prune_reads_once_builds_once_and_traces_once(
+    ckpt: Path, street_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vss import steps
+    from vss.prune import make
+
+    counts: dict[str, int] = {}
+
+    def count(owner: object, name: str) -> None:
+        real = getattr(owner, name)
+
+        def counted(*args: object, **options: object) -> object:
+            counts[name] = counts.get(name, 0) + 1
+            return real(*args, **options)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    for owner, name in ((checkpoint, "read"), (models, "build"), (steps, "find_groups"), (make, "find_groups")):
+        count(owner, name)
+    done = cli("prune", "--ckpt", ckpt, "--method", "corr", "--option", "lam=1e-3", "--option", "redundancy=mean",
+               "--macs", 0.6, "--batches", 2, "--set", "prune.batch_size=1", "--set", "prune.recalibrate=2",
+               "--data-root", street_root, "--save", tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert counts == {"read": 1, "build": 1, "find_groups": 1}
+    assert vss.load(tmp_path / "pruned.safetensors").plans[0].criterion_options["lam"] == 1e-3
+
+
+def test_options_of_prune_that_cannot_be_done_are_refused(ckpt: Path, street_root: Path, tmp_path: Path) -> None:
+    prune = ["prune", "--ckpt", ckpt, "--data-root", street_root, "--save", tmp_path / "p", "--batches", 1]
+    for words, parts in {
+        ("--macs", 0.5, "--floor", 1.0): ("allows no less than 1.000",),
+        ("--macs", 0.5, "--floor", "nan"): ("prune.budget.floor is nan",),
+        ("--macs", 0.5, "--align", 0): ("prune.budget.align is 0",),
+        ("--macs", 0.5, "--align", 4096): ("multiples of 4096", "no less than"),
+        ("--macs", 0.5, "--iterative", 0): ("prune.steps is 0",),
+        ("--macs", 0.5, "--batches", 0): ("prune.batches is 0",),
+        ("--macs", "nan"): ("--macs is nan",),
+        ("--macs", 1.5): ("--macs is 1.5",),
+        ("--global-ratio", -0.1): ("--global-ratio is -0.1",),
+        ("--macs", 0.5, "--set", "prune.keep=[encoderr]"): ("unknown layer to keep 'encoderr'", "'encoder'"),
+        ("--macs", 0.5, "--preset", "faithfull"): ("unknown preset", "'faithful'"),
+        ("--macs", 0.5, "--preset", "faithful", "--option", "preset=x"): ("option 'preset' is given twice",),
+        ("--macs", 0.5, "--option", "joint=no", "--option", "joint=yes"): ("option 'joint' is given twice",),
+        ("--macs", 0.5, "--option", "joint=1e-3"): ("option joint of criterion 'taylor' is 0.001",),
+    }.items():
+        refused(cli(*prune, *words), *parts)
+    assert not (tmp_path / "p" / "pruned.safetensors").exists()
+    none = cli(*prune, "--method", "l1", "--global-ratio", 0)
+    assert none.returncode == 0 and "100.0% of the channels" in none.stdout

@@ -206,6 +206,18 @@ def _check_shapes(path: Path, model: nn.Module, uncut: dict[str, list[int]]) -> 
             )
 
 
+def header(path: Path | str) -> Header:
+    """What a checkpoint says of itself, without its weights; `read` gives and checks both."""
+    from safetensors import SafetensorError, safe_open
+
+    _check_kind(Path(path))
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _read_header(Path(path), file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise VssError(f"checkpoint {path} is truncated or damaged ({error}); copy it again or retrain.") from error
+
+
 def _versioned(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
     """The state with the versions of the network's modules, without which some take it for an older layout."""
     result = OrderedDict(state)
@@ -213,9 +225,7 @@ def _versioned(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, to
     return result
 
 
-def _read_file(path: Path) -> tuple[Header, dict[str, torch.Tensor]]:
-    from safetensors import SafetensorError, safe_open
-
+def _check_kind(path: Path) -> None:
     if not path.is_file():
         raise VssError(f"checkpoint {path} does not exist.")
     if path.suffix in (".pt", ".pth", ".ckpt"):
@@ -223,6 +233,12 @@ def _read_file(path: Path) -> tuple[Header, dict[str, torch.Tensor]]:
             f"{path} is a torch file; vss checkpoints are .safetensors. Load its weights with "
             "`vss prune --model NAME --weights FILE` or vss.models.read_state_dict."
         )
+
+
+def _read_file(path: Path) -> tuple[Header, dict[str, torch.Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    _check_kind(path)
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}

@@ -159,20 +159,19 @@ def prune(
     from vss import command, steps
 
     budget = budget_of(global_ratio, local_ratio, macs, params, latency) | {"align": align, "floor": floor}
-    options = ({"preset": preset} if preset else {}) | (options_of(option) or {})
-    section = {"criterion": method, "options": options, "budget": budget, "steps": iterative, "batches": batches}
+    options = options_of([*([f"preset={preset}"] if preset else []), *(option or [])])
+    section = {"criterion": method, "options": options or {}, "budget": budget, "steps": iterative, "batches": batches}
     section |= latency_of(latency, lut, dry_run)
     job = recipe_of(None, overrides, prune=section, seed=seed)
     project, net = command.network_to_prune(
         job, ckpt, model, weights, dataset=dataset, data_root=data_root, size=size_of(input_size)
     )
     if dry_run:
-        plan = steps.plan_once(project, net, job.prune, steps.Budget.make(**job.prune.budget.model_dump()))
-        figures = steps.describe(plan) | {"locked": steps.locked(project, net)}
+        groups, budget_ = steps.groups_of(project, net), steps.Budget.make(**job.prune.budget.model_dump())
+        figures = steps.describe(steps.plan_once(project, net, job.prune, budget_, groups=groups), groups)
     else:
         with at_work(save, deep=False):
             _, figures = steps.prune(project, net, job.prune, save, progress=bars())
-        figures["locked"] = steps.locked(project, net)
     widths = [{"name": g, "before": a, "after": b} for g, (a, b) in figures["widths"].items()]
     show_table(widths, {"name": "group", "before": "before", "after": "after"})
     for lock in figures["locked"]:

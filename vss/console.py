@@ -154,7 +154,12 @@ def cores_of(text: str | None) -> list[int] | None:
 
 
 def options_of(pairs: list[str] | None) -> dict[str, Any] | None:
-    return dict(assignment(pair, "--option") for pair in pairs or []) or None
+    given = [assignment(pair, "--option") for pair in pairs or []]
+    names = [name for name, _ in given]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise VssError(f"option {twice!r} is given twice; give it once.")
+    return dict(given) or None
 
 
 def write_figures(report: Path | None, kind: str, figures: dict[str, Any]) -> None:

@@ -137,7 +137,6 @@ class Job:
         def work() -> Result:
             model = checkpoint.load(self.out / "baseline.safetensors")
             _, facts = steps.prune(self.project, model, config, self.out, progress=self.progress, statistics=statistics)
-            facts["locked"] = steps.locked(self.project, model)
             kept = ", ".join(f"{share:.1%} of {kind}" for kind, share in facts["kept"].items())
             return facts | {"detail": "; ".join([f"{facts['criterion']}: kept {kept}", *facts["labels"]])}
 

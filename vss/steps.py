@@ -29,6 +29,7 @@ from vss.progress import steadily
 from vss.prune import (
     CRITERIA,
     Budget,
+    Groups,
     Plan,
     Statistics,
     apply_plan,
@@ -39,7 +40,8 @@ from vss.prune import (
     recalibrate_bn,
     verify,
 )
-from vss.prune.make import Choose
+from vss.prune.apply import norm_of_single_values, refuse_single_images
+from vss.prune.make import Choose, two_sizes
 from vss.prune.sparse import scale_facts
 from vss.tasks import TASKS, Task, task_of
 
@@ -80,9 +82,9 @@ class Project:
         config = self.recipe.model
         if not config.checkpoint:
             return TASKS[task_of(config.name)](self.recipe, self.data, self.preprocess)
-        saved = checkpoint.read(config.checkpoint)
-        task = TASKS[str(saved.model.task)](self.recipe, self.data, self.preprocess)
-        count = getattr(saved.model, "num_classes", 0)
+        saved = checkpoint.header(config.checkpoint)
+        task = TASKS[task_of(saved.model)](self.recipe, self.data, self.preprocess)
+        count = saved.num_classes or 0
         require_classes(config.checkpoint, saved.classes, str(self.data.root), task.classes, count=count)
         return task
 
@@ -216,8 +218,9 @@ def plan_once(
     statistics: Statistics | None = None,
     choose: Choose | None = None,
     origin: Mapping[str, int] | None = None,
+    groups: Groups | None = None,
 ) -> Plan:
-    """Groups, one calibration pass on training images (unless its `statistics` are known), budget search.
+    """One calibration pass on training images (unless its `statistics` are known), then the budget search.
 
     `labels` are written into the plan; `choose` decides in place of the budget, which counts of the widths `origin`.
     """
@@ -238,6 +241,7 @@ def plan_once(
         statistics=statistics,
         choose=choose,
         origin=origin,
+        groups=groups,
         calibration={
             "dataset": project.data.name,
             "split": "train",
@@ -268,65 +272,60 @@ def prune(
         model: the trained network; not changed.
         config: criterion, budget, rounds.
         out: folder.
-        statistics: of the calibration pass over `model`, for the first round; a network that a sparse phase has
-            changed gets a pass of its own.
+        statistics: of the calibration pass over `model`, for the first round, unless a sparse phase has changed it.
 
     Returns:
         The cut network with recalibrated batch norms, and figures for the report.
     """
     final = Budget.make(**config.budget.model_dump())
+    if config.recalibrate and min(config.batch_size, len(project.split("train"))) == 1:
+        refuse_single_images(model, torch.zeros(1, 3, *project.preprocess.size))
     given = model
     model, config, phase = sparsify(project, model, config, out, progress=progress)
     known = statistics if model is given else None
     goal = LatencyGoal.open(project, model, config, out) if config.latency else None
     small, checks, origin = model, dict[str, Any](), dict[str, int]()
-    plans: list[Plan] = []
+    first = groups_of(project, model)
+    plan: Plan | None = None
     for step in range(1, config.steps + 1):
         budget = final.model_copy(update={"keep": 1 - (1 - final.keep) * step / config.steps})
         now = plan_once(
             project, small, config, budget, phase["labels"],
-            statistics=known if step == 1 else None, choose=goal, origin=origin,
+            choose=goal, origin=origin, statistics=known if step == 1 else None, groups=first if step == 1 else None,
         )  # fmt: skip
         if goal:
             now, phase["latency"] = goal.sign(now), goal.record
         cut = apply_plan(small, now)
         checks = verify(small, cut, now, two_sizes(project.preprocess.size, model))
-        plan = plans[-1].then(now) if plans else now
-        plans.append(plan)
+        plan = plan.then(now) if plan else now
         origin = {group: before for group, (before, _) in plan.widths().items()}
         recalibrate(project, cut, config)
         if config.epochs_between and step < config.steps:
             between = project.recipe.finetune.model_copy(update={"epochs": config.epochs_between, "val_every": 1})
             teacher = copy.deepcopy(given) if between.distill else None
             about = keys.depends(project.recipe, "finetune", keys.of_data(project, "train", "val"))
-            folder = keys.fit_folder(
-                out / f"round-{step}", [about, config.epochs_between], filter(None, [cut, teacher])
-            )
+            nets = filter(None, [cut, teacher])
+            folder = keys.fit_folder(out / f"round-{step}", [about, config.epochs_between], nets)
             train(project, cut, between, folder, teacher=teacher, progress=progress)
         small = cut
-        kept = ", ".join(f"{share:.1%} of {kind}" for kind, share in describe(plan)["kept"].items())
+        kept = ", ".join(f"{share:.1%} of {kind}" for kind, share in describe(plan, first)["kept"].items())
         log.info("prune: round %d/%d, kept %s", step, config.steps, kept)
+    assert plan is not None  # there is a round at least
     plan.save(out / "plan.json")
     project.save(small, out / "pruned.safetensors")
-    return small, {"checks": checks, "plan_sha256": plan.sha256(), **describe(plan), "phase": phase}
+    return small, {"checks": checks, "plan_sha256": plan.sha256(), **describe(plan, first), "phase": phase}
 
 
 def recalibrate(project: Project, model: nn.Module, config: PruneConfig) -> None:
     """Batch-norm statistics of the cut network from training images."""
     if config.recalibrate:
         batches = project.calibration(config.recalibrate, config.batch_size)
-        recalibrate_bn(model, (images for images, _ in batches if len(images) > 1))
+        least = 2 if norm_of_single_values(model, torch.zeros(1, 3, *project.preprocess.size)) else 1
+        recalibrate_bn(model, (images for images, _ in batches if len(images) >= least))
 
 
-def two_sizes(size: tuple[int, int], model: nn.Module) -> list[tuple[int, int]]:
-    """Two small, differently shaped sizes that the network takes; proofs do not need large images."""
-    step = max(int(getattr(model, "least_side", 32)), int(getattr(model, "size_multiple", 1)))
-    small = [max(step, side // 2 // step * step) for side in size]
-    return [(small[0] + step, small[1]), (small[0], small[1] + step)]
-
-
-def describe(plan: Plan) -> dict[str, Any]:
-    """What a report says of a plan."""
+def describe(plan: Plan, groups: Groups) -> dict[str, Any]:
+    """What a report says of a plan, and of the layers that it could not cut."""
     before, after = plan.cost_before, plan.cost_after
     return {
         "criterion": plan.criterion,
@@ -336,13 +335,13 @@ def describe(plan: Plan) -> dict[str, Any]:
         "labels": list(plan.labels),
         "widths": {group: list(widths) for group, widths in plan.widths().items()},
         "kept": {kind: after[kind] / before[kind] for kind in before},
+        "locked": [{"layer": lock.layer, "reason": lock.reason} for lock in groups.locked],
     }
 
 
-def locked(project: Project, model: nn.Module) -> list[dict[str, Any]]:
-    """Layers that pruning cannot narrow, with the reason."""
-    groups = find_groups(model, torch.zeros(1, 3, *project.preprocess.size), keep=project.recipe.prune.keep)
-    return [{"layer": lock.layer, "reason": lock.reason} for lock in groups.locked]
+def groups_of(project: Project, model: nn.Module) -> Groups:
+    """What of a network can be cut, and what is locked."""
+    return find_groups(model, torch.zeros(1, 3, *project.preprocess.size), keep=project.recipe.prune.keep)
 
 
 def size_row(name: str, model: nn.Module, project: Project, path: Path) -> dict[str, Any]:
@@ -380,7 +379,7 @@ def project_with(project: Project, *, split: str, limit: int) -> Project:
 
 def project_of(path: Path | str, *, data_root: str | None, dataset: str | None, recipe: Recipe) -> Project:
     """A project around a checkpoint: its own data set name and image size unless others are given."""
-    saved = checkpoint.read(path)
+    saved = checkpoint.header(path)
     if saved.preprocess is None:
         raise VssError(f"{path} does not say its preprocessing; save it with vss.save(..., preprocess=...).")
     data = {"dataset": dataset or saved.info.get("dataset", recipe.data.dataset), "size": saved.preprocess["size"]}

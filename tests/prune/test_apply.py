@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vss import models
 from vss.errors import VssError
 from vss.prune import Plan, apply_plan, find_groups, make_plan, masked, recalibrate_bn, verify
+from vss.prune.apply import norm_of_single_values, refuse_single_images
 from vss.prune.trace import flatten
 
 from .nets import Chain, Concat, FlattenLinear, Heads, MaxAvg, Residual, Twice, randomise
@@ -236,3 +237,21 @@ def test_recalibration_that_fails_midway_still_restores_momentum() -> None:
     with pytest.raises(RuntimeError, match="disk"):
         recalibrate_bn(net, broken())  # type: ignore[arg-type]
     assert net.stem[1].momentum == 0.1 and not net.stem[1].training
+
+
+@pytest.mark.parametrize(("side", "name"), [(8, ""), (4, "deep.1")])
+def test_a_batch_norm_over_single_values_is_found(side: int, name: str) -> None:
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+            self.deep = nn.Sequential(nn.Conv2d(4, 4, 4, stride=4), nn.BatchNorm2d(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.deep(self.stem(x))
+
+    net = Deep().train()
+    assert norm_of_single_values(net, torch.zeros(1, 3, side, side)) == name
+    assert net.training and not net.stem[1].num_batches_tracked
+    with pytest.raises(VssError, match=r"batch norm 'deep.1' sees one position.*prune.batch_size"):
+        refuse_single_images(net, torch.zeros(1, 3, 4, 4))

@@ -197,6 +197,42 @@ def recalibrate_bn(
     return count
 
 
+@torch.no_grad()
+def norm_of_single_values(model: nn.Module, example: Tensor) -> str:
+    """The first batch norm that sees one value of a channel in an image, whose statistics need two images; "" if none.
+
+    Args:
+        model: all heads are looked at.
+        example: (1, 3, H, W).
+    """
+    found: list[str] = []
+    training = {module: module.training for module in model.modules()}
+
+    def watch(name: str) -> Callable[..., None]:
+        return lambda _, inputs: found.append(name if inputs[0][0, 0].numel() == 1 else "")
+
+    norms = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    hooks = [module.register_forward_pre_hook(watch(name)) for name, module in norms]
+    try:
+        default_forward(model.eval(), example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, flag in training.items():
+            module.training = flag
+    return next(filter(None, found), "")
+
+
+def refuse_single_images(model: nn.Module, example: Tensor) -> None:
+    """Calibration images come one at a time: refuse a network with a batch norm that needs two."""
+    name = norm_of_single_values(model, example)
+    if name:
+        raise VssError(
+            f"calibration images come one at a time and batch norm {name!r} sees one position of each; set "
+            "prune.batch_size to 2 or more (with as many training images), or prune.recalibrate to 0."
+        )
+
+
 def default_forward(model: Any, x: Tensor) -> Any:
     """Call `forward_train` where the network has one (auxiliary heads included), else the network."""
     call: Any = getattr(model, "forward_train", model)

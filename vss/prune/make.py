@@ -229,3 +229,10 @@ def _gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor | None]:
         for parameter, flag in zip(model.parameters(), flags, strict=True):
             parameter.requires_grad_(flag)
     return dict(zip(names, grads, strict=True))
+
+
+def two_sizes(size: tuple[int, int], model: nn.Module) -> list[tuple[int, int]]:
+    """Two small, differently shaped sizes that the network takes; proofs do not need large images."""
+    step = max(int(getattr(model, "least_side", 32)), int(getattr(model, "size_multiple", 1)))
+    small = [max(step, side // 2 // step * step) for side in size]
+    return [(small[0] + step, small[1]), (small[0], small[1] + step)]
