@@ -21,7 +21,7 @@ from vss import models, steps
 from vss.config import FinetuneConfig, FitConfig, Recipe
 from vss.errors import VssError
 from vss.exits import Terminated, terminable
-from vss.files import locked, read_json, sha256_tensors
+from vss.files import TEMPORARY, locked, read_json, sha256_tensors
 from vss.fits import check_fits, teacher_of
 from vss.train import Moment, Phase, check_settings
 from vss.train.checks import check_norms
@@ -107,7 +107,7 @@ def test_the_record_names_every_input(street_root: Path, whole: Path) -> None:
 
 def test_a_folder_without_record_is_kept_aside_and_one_in_use_is_refused(tmp_path: Path) -> None:
     (tmp_path / "best.safetensors").write_text("old")
-    (tmp_path / ".best.abcd1234.safetensors").write_text("left by a kill")
+    (tmp_path / f".best{TEMPORARY}abcd1234.safetensors").write_text("left by a kill")
     with fit_folder(tmp_path, {"a": 1}) as (_, resume), pytest.raises(VssError, match="another vss command is at work"):
         assert resume is None and (tmp_path / "earlier/unknown-1/best.safetensors").read_text() == "old"
         with fit_folder(tmp_path, {"a": 1}):
