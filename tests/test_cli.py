@@ -147,7 +147,7 @@ def test_numbers_outside_their_range(ckpt: Path, street_root: Path, tmp_path: Pa
     refused(cli(*prune), "exactly one of")
     refused(cli(*prune, "--macs", 0.01, "--floor", 0.5), "allows no less than")
     train = ["train", "--data-root", street_root, "--save", tmp_path / "t"]
-    refused(cli(*train, "--input-size", "50,64"), "multiples of 16", "64x64")
+    refused(cli(*train, "--input-size", "50,64"), "multiples of 16", "64,64")
     refused(cli("train", "--data-root", street_root, "--input-size", "big"), "H,W")
     assert not (tmp_path / "p").exists() and not (tmp_path / "t").exists()
 
