@@ -113,13 +113,19 @@ def at_work(folder: Path, *, wait: bool = False, deep: bool = True) -> Iterator[
     """Hold the lock of a folder that a command writes into; what a killed one left half-written goes first.
 
     Args:
-        folder: made where it is not there.
+        folder: made where it is not there; it goes again when nothing was written into it.
         wait: see `locked`.
         deep: the folders in it are this command's too.
     """
+    made = not folder.exists()
     with locked(folder / LOCK, wait=wait):
         remove_leftovers(folder, deep=deep)
-        yield
+        try:
+            yield
+        finally:
+            if made and [path.name for path in folder.iterdir()] == [LOCK]:  # refused before anything was written
+                (folder / LOCK).unlink()
+                folder.rmdir()
 
 
 def file_at_work(path: Path) -> AbstractContextManager[None]:
