@@ -53,7 +53,8 @@ class CostModel:
                 hook.remove()
         shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         for name in positions.keys() - shapes:  # of a parametrised layer, whose weight is computed
-            shapes[name] = tuple(model.get_submodule(name.rpartition(".")[0]).weight.shape)
+            layer: Any = model.get_submodule(name.rpartition(".")[0])
+            shapes[name] = tuple(layer.weight.shape)
         per_image = {name: count // example.shape[0] for name, count in positions.items()}
         return cls(shapes, per_image, frozenset(name for name, _ in model.named_parameters()))
 

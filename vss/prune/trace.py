@@ -199,7 +199,11 @@ class _Layers:
         """Layers with channels that are in no group and not locked by name yet."""
         unseen = "the network does not use it, or by an operation that cannot be followed"
         return [
-            Locked(name, int(getattr(module, "out_channels", 0) or module.out_features), reasons.get(name, unseen))
+            Locked(
+                name,
+                module.out_features if isinstance(module, nn.Linear) else module.out_channels,
+                reasons.get(name, unseen),
+            )
             for name, module in self.modules.items()
             if isinstance(module, Conv | ConvTranspose | nn.Linear) and name not in known
         ]
