@@ -10,8 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from vss.cli import app
 from vss.errors import VssError
+from vss.files import read_json
+from vss.ship import client
+from vss.ship import load as load_module
 from vss.ship.load import Trace, drive, perf_analyzer, summary
 
 FEEDS = [{"image": np.zeros(1)}, {"image": np.ones(1)}]
@@ -90,3 +95,56 @@ def test_perf_analyzer_is_asked_and_read(tmp_path: Path, monkeypatch: pytest.Mon
     assert found == {"Request Rate": 50.0, "Inferences/Second": 48.5, "p99 latency": 900.0}
     with pytest.raises(VssError, match=r"perf_analyzer failed: .*request-rate-range"):
         perf_analyzer("h:1", "net", seconds=1, concurrency=2, rate=None)
+
+
+def test_figures_are_kept_when_the_server_dies(
+    seg_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Dying:
+        """Answers three requests, then nothing any more."""
+
+        def __init__(self, protocol: str, address: str) -> None:
+            self.answered = 0
+
+        def infer(self, model: str, feed: Any, outputs: list[str]) -> None:
+            if self.answered == 3:
+                raise VssError("connection refused")
+            self.answered += 1
+
+        def statistics(self, model: str) -> dict[str, Any]:
+            return {}
+
+        def since(self, model: str, before: Any, *, answered: int) -> dict[str, Any]:
+            assert answered == 3
+            raise VssError("the server gives no statistics: connection refused.")
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(load_module, "Client", Dying)
+    words = ["load", str(seg_bundle), "--rate", "50", "--seconds", "0.2", "--concurrency", "1"]
+    done = CliRunner().invoke(app, [*words, "--report", str(tmp_path / "load.json")])
+    assert done.exit_code == 3
+    told = " ".join(done.output.split())
+    assert "answered: 3; errors: 7" in told and "the server gives no statistics: connection refused." in told
+    figures = read_json(tmp_path / "load.json", kind="vss.load", schema=1)
+    assert (figures["answered"], figures["errors"]) == (3, {"connection refused": 7})
+    assert figures["latency_ms_p50"] > 0 and "batches" not in figures
+
+
+@pytest.mark.parametrize(
+    "answer", [ValueError("Expecting value"), RecursionError("too deep"), KeyError("model_stats"), OSError("reset")]
+)
+def test_an_answer_that_is_none_of_tritons_is_a_sentence(answer: Exception) -> None:
+    asked = client.Client("grpc", "127.0.0.1:1")
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise answer
+
+    asked.client.get_inference_statistics = refuse
+    with pytest.raises(VssError, match=r"127\.0\.0\.1:1 gives no statistics of net: "):
+        asked.statistics("net")
+    asked.client.get_inference_statistics = lambda *_, **__: {"model_stats": []}
+    with pytest.raises(VssError, match=r"cannot be read \(IndexError"):
+        asked.statistics("net")
+    asked.close()

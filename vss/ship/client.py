@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vss.deploy.session import need
-from vss.errors import VssError
+from vss.errors import SHOWN, VssError, one_line
 
 PROTOCOLS = ("grpc", "http")
 TRITON_TYPES = {"uint8": "UINT8", "int32": "INT32", "float32": "FP32", "float16": "FP16", "int64": "INT64"}
@@ -45,25 +45,16 @@ class Client:
                 field.set_data_from_numpy(value)
             wanted = [self.lib.InferRequestedOutput(name) for name in outputs]
             answer = self.client.infer(model, fields, outputs=wanted, **extra)
-        return {name: answer.as_numpy(name) for name in outputs}
+            found = {name: answer.as_numpy(name) for name in outputs}
+        if missing := [name for name, value in found.items() if value is None]:
+            raise VssError(f"the server's answer of {model} lacks {', '.join(missing)}; expected {', '.join(outputs)}.")
+        return found
 
     def statistics(self, model: str) -> dict[str, Any]:
         """Counters of one model since it was loaded: requests, executions, batches {size: executions}, ns by stage."""
         extra = {"as_json": True} if self.protocol == "grpc" else {}
         with self._asking(f"the server at {self.address} gives no statistics of {model}"):
-            row = self.client.get_inference_statistics(model, **extra)["model_stats"][0]
-        stats = row.get("inference_stats", {})
-        stages = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
-        return {
-            "requests": int(row.get("inference_count", 0)),
-            "executions": int(row.get("execution_count", 0)),
-            "batches": {
-                int(each["batch_size"]): int(each["compute_infer"].get("count", 0))
-                for each in row.get("batch_stats", [])
-            },
-            "ns": {name: int(stats.get(name, {}).get("ns", 0)) for name in stages},
-            "count": {name: int(stats.get(name, {}).get("count", 0)) for name in stages},
-        }
+            return _counters(self.client.get_inference_statistics(model, **extra)["model_stats"][0])
 
     def since(self, model: str, before: Mapping[str, Any], *, answered: int, seconds: float = 10.0) -> dict[str, Any]:
         """What a model did since `before` (see `difference`), once the server has counted `answered` requests.
@@ -88,17 +79,37 @@ class Client:
 
     @contextlib.contextmanager
     def _asking(self, what: str) -> Iterator[None]:
-        """Errors of the server and of the connection as one sentence."""
+        """Errors of the server and of the connection, and answers that are none of Triton's, as one sentence."""
         from tritonclient.utils import InferenceServerException
 
         try:
             yield
         except (InferenceServerException, OSError) as error:
-            raise VssError(f"{what}: {error}") from error
+            raise VssError(f"{what}: {one_line(str(error))}") from error
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            raise VssError(
+                f"{what}: its answer cannot be read ({type(error).__name__}: {one_line(str(error), SHOWN)}); is a "
+                f"Triton server at {self.address}?"
+            ) from error
 
     def close(self) -> None:
         """Close the connection."""
         self.client.close()
+
+
+def _counters(row: Mapping[str, Any]) -> dict[str, Any]:
+    """`Client.statistics` from Triton's own words."""
+    stats = row.get("inference_stats", {})
+    stages = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+    return {
+        "requests": int(row.get("inference_count", 0)),
+        "executions": int(row.get("execution_count", 0)),
+        "batches": {
+            int(each["batch_size"]): int(each["compute_infer"].get("count", 0)) for each in row.get("batch_stats", [])
+        },
+        "ns": {name: int(stats.get(name, {}).get("ns", 0)) for name in stages},
+        "count": {name: int(stats.get(name, {}).get("count", 0)) for name in stages},
+    }
 
 
 def difference(after: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:

@@ -135,6 +135,7 @@ def load(
     Returns:
         `summary`, and of the server's statistics in that time: `batches` {size: executions} of the engine,
         `mean_batch`, `stages_ms` (mean per request of the engine's model), `engine_share` of the mean request time.
+        In their place `lost`, a sentence, where the server gave no statistics afterwards: what was measured is kept.
     """
     client, engine = Client("grpc", address), engine or model
     try:
@@ -142,14 +143,16 @@ def load(
         trace = drive(
             lambda feed: client.infer(model, feed, outputs), feeds, seconds=seconds, concurrency=concurrency, rate=rate
         )
-        served = client.since(engine, before, answered=len(trace.done))
+        found = {"model": model, **summary(trace, rate=rate, concurrency=concurrency)}
+        try:
+            served = client.since(engine, before, answered=len(trace.done))
+        except VssError as error:
+            return {**found, "lost": str(error)}
     finally:
         client.close()
-    found = summary(trace, rate=rate, concurrency=concurrency)
     stages = {name: 1e-6 * ns / max(served["count"][name], 1) for name, ns in served["ns"].items() if name != "fail"}
     mean = 1e3 * float(np.mean(np.array(trace.done) - np.array(trace.sent))) if trace.done else None
     return {
-        "model": model,
         **found,
         "batches": served["batches"],
         "mean_batch": served["requests"] / served["executions"] if served["executions"] else None,
