@@ -108,8 +108,9 @@ def serve(
             out.print(f"{name}: answers {distance:.2g} of the tolerance away from the shipped ones")
         out.print(f"ready: http 127.0.0.1:{http_port}, grpc 127.0.0.1:{grpc_port}; log {log}; Ctrl-C stops it")
         out.file.flush()
-        if not once and server.process.wait():
-            raise VssError(f"the server ended with {server.process.returncode}: {server.complaint()} (log: {log})")
+        if not once:
+            server.process.wait()
+            raise server.ended()
 
 
 @ship_app.command()

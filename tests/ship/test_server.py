@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -226,9 +227,93 @@ def test_a_server_on_the_path_is_found_with_its_backends(
     with pytest.raises(VssError, match="has no backend for street"):
         found.variant(only)
     server = Server(found, [tmp_path], free_ports(), tmp_path / "log")
-    with pytest.raises(VssError, match="the server ended with 3"):
+    with pytest.raises(VssError, match="the server ended with exit code 3; its last words: it said nothing"):
         server.wait_ready(5)
     server.stop()
+
+
+def fake(folder: Path, body: str) -> Installation:
+    """A server program that is a shell script; `$port` is the one for HTTP."""
+    program = folder / "tritonserver"
+    port = 'for word; do case $word in --http-port=*) port="${word#*=}";; esac; done'
+    program.write_text(f"#!/bin/sh\n{port}\n{body}\n")
+    program.chmod(0o755)
+    return Installation(program, folder)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has waited for does not."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.is_file() and stat.read_text().rpartition(")")[2].split()[0] not in "ZX"
+
+
+def gone(pid: int, seconds: float = 20.0) -> bool:
+    """Whether a process ends within that time."""
+    end = time.monotonic() + seconds
+    while alive(pid) and time.monotonic() < end:
+        time.sleep(0.02)
+    return not alive(pid)
+
+
+READY = """python3 -c 'import http.server as h, sys
+class Ok(h.BaseHTTPRequestHandler):
+    def do_GET(self): self.send_response(200); self.end_headers()
+    def log_message(self, *_): pass
+h.HTTPServer(("127.0.0.1", int(sys.argv[1])), Ok).serve_forever()' "$port" &
+"""
+
+
+def test_a_dead_server_is_named_by_its_signal_and_its_own_last_words(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("E1128 an error of an older server\n")
+    silent = Server(fake(tmp_path, "kill -SEGV $$"), [tmp_path], free_ports(), log)
+    with pytest.raises(VssError, match="the server was ended by SIGSEGV; its last words: it said nothing"):
+        silent.wait_ready(30)
+    silent.stop()
+    start = f'echo "E1128 a harmless start-up error"\n{READY}'
+    body = f'{start}read word < {tmp_path}/go\necho "$word"; kill -ABRT $$'
+    os.mkfifo(tmp_path / "go")
+    server = Server(fake(tmp_path, body), [tmp_path], free_ports(), log)
+    server.wait_ready()
+    (tmp_path / "go").write_text("Signal (6) received.\n")
+    assert str(server.ended()) == (
+        f"the server was ended by SIGABRT; its last words: Signal (6) received. (log: {log})"
+    )
+    server.stop()
+
+
+@pytest.mark.parametrize("by_itself", [True, False])
+def test_the_stubs_of_a_dead_server_end_with_it(tmp_path: Path, by_itself: bool) -> None:
+    os.mkfifo(tmp_path / "pid")
+    stub = f"(trap '' TERM; while :; do sleep 60; done) & echo $! > {tmp_path}/pid\n"
+    server = Server(
+        fake(tmp_path, stub + ("kill -9 $$" if by_itself else "wait")), [tmp_path], free_ports(), tmp_path / "log"
+    )
+    pid = int((tmp_path / "pid").read_text())
+    if by_itself:
+        server.process.wait()
+    assert alive(pid) and server.rss_mib() > 0
+    server.stop()
+    assert not alive(pid), "it is gone when `stop` returns"
+    assert server.process.returncode == (-signal.SIGKILL if by_itself else -signal.SIGTERM)
+    server.stop()
+
+
+def test_a_server_ends_with_a_parent_that_was_killed(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pid")
+    installation, ports = fake(tmp_path, f"echo $$ > {tmp_path}/pid; exec sleep 600"), free_ports()
+    parent = os.fork()
+    if not parent:
+        try:
+            Server(installation, [tmp_path], ports, tmp_path / "log")
+            time.sleep(600)
+        finally:
+            os._exit(1)
+    server = int((tmp_path / "pid").read_text())
+    assert alive(server)
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    assert gone(server)
 
 
 def test_plugins_are_handed_to_the_tensorrt_backend(tmp_path: Path) -> None:

@@ -67,8 +67,16 @@ def serve(bundles: Sequence[Path], *, ports: Ports, log: Path) -> Iterator[tuple
         with running(places, log=log, ports=ports, plugins=plugins) as server:
             server.wait_ready()
             client = Client("grpc", f"{HOST}:{ports.grpc}")
-            distances = {manifest.name: check_answers(bundle, manifest, client) for bundle, manifest in pairs}
-            client.close()
+            try:
+                distances = {manifest.name: check_answers(bundle, manifest, client) for bundle, manifest in pairs}
+            except GateFailed:
+                raise
+            except VssError as error:
+                if server.process.poll() is not None:  # the true reason
+                    raise server.ended() from error
+                raise
+            finally:
+                client.close()
             yield server, distances
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import http.client
 import json
 import os
@@ -16,12 +18,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vss.errors import VssError
+from vss.errors import SHOWN, VssError, one_line, shown
 from vss.files import read_json
 from vss.ship import server_env
 from vss.ship.manifest import Manifest, inside
 
 HOST = "127.0.0.1"
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+TAIL, GOODBYE = 2**16, 30.0
+"""Bytes of the log that are looked at for a reason; seconds that a server has for its end."""
 GET_IT = (
     "run `vss serve --get-server` (nvidia-pytriton in an environment of its own, CPU), or install Triton and put "
     "tritonserver on the PATH"
@@ -109,8 +115,15 @@ def deploy(bundle: Path, manifest: Manifest, installation: Installation, to: Pat
     return Path(shutil.copytree(source, to / manifest.name))
 
 
+def _end_with(parent: int) -> None:
+    """In the server, before its program starts: SIGTERM when the thread that started it is gone, however it went."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # gone already
+        os._exit(1)
+
+
 class Server:
-    """A running server.
+    """A running server, which ends with the thread that started it.
 
     Args:
         repositories: folders of models.
@@ -147,8 +160,14 @@ class Server:
             command.append(f"--backend-config=tensorrt,plugins={';'.join(str(path.resolve()) for path in plugins)}")
         environment = os.environ | installation.environment
         self._log = open(log, "ab")  # noqa: SIM115  (closed in `stop`)
+        self._said = self._log.tell()  # what stands before is of another server, or known to do no harm
         self.process = subprocess.Popen(
-            command, stdout=self._log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            command,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=functools.partial(_end_with, os.getpid()),
         )
 
     def wait_ready(self, seconds: float = 60.0) -> None:
@@ -163,11 +182,18 @@ class Server:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if self.process.poll() is not None:
-                raise VssError(f"the server ended with {self.process.returncode}: {self.complaint()} (log: {self.log})")
+                raise self.ended()
             if self.ask("GET", path)[0] == 200:
+                self._said = self.log.stat().st_size  # its complaints about the start did no harm
                 return
             time.sleep(0.1)
         raise VssError(f"the server is not ready after {seconds:g} s: {self.complaint()} (log: {self.log})")
+
+    def ended(self) -> VssError:
+        """Why the server ended: the signal by its name, or the exit code, and its last words."""
+        code = self.process.wait()
+        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return VssError(f"the server {how}; its last words: {self.complaint()} (log: {self.log})")
 
     def ask(self, method: str, path: str) -> tuple[int, bytes]:
         """Status and body of one HTTP request; (0, b"") while nothing listens."""
@@ -184,47 +210,62 @@ class Server:
     def index(self) -> list[dict[str, Any]]:
         """One row per model: name, version, state, reason."""
         body = self.ask("POST", "/v2/repository/index")[1]
-        rows: list[dict[str, Any]] = json.loads(body) if body else []
+        try:
+            rows: list[dict[str, Any]] = json.loads(body) if body else []
+        except (ValueError, RecursionError) as error:
+            raise VssError(f"the server at port {self.ports.http} lists no models but {shown(body)}.") from error
         return rows
 
     def complaint(self) -> str:
-        """The last error lines of the log."""
-        lines = self.log.read_text(errors="replace").splitlines() if self.log.is_file() else []
+        """The last error line that this server wrote since it was ready, or since its start; else its last line."""
+        with open(self.log, "rb") as file:
+            file.seek(max(self._said, os.fstat(file.fileno()).st_size - TAIL))
+            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
         bad = [line for line in lines if line.startswith("E") or "error" in line.lower()]
-        return (bad or lines or ["it said nothing"])[-1].strip()
+        return one_line((bad or lines or ["it said nothing"])[-1], 3 * SHOWN)
 
     def rss_mib(self) -> float:
         """Resident memory of the server and the processes of its models, MiB."""
-        return sum(_rss(pid) for pid in _family(self.process.pid))
+        return sum(_rss(pid) for pid in _session(self.process.pid))
 
     def stop(self, *, kill: bool = False) -> None:
-        """End the server: SIGTERM and, after half a minute or with `kill`, SIGKILL to it and its models' processes."""
-        if self.process.returncode is not None:  # ended and seen to: its number may be another process's by now
+        """End the server: SIGTERM and, after half a minute or with `kill`, SIGKILL; then whatever it left behind."""
+        try:
+            if self.process.poll() is None and not kill:
+                self.process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(GOODBYE)
+        finally:  # also when the wait was interrupted
+            if self.process.poll() is None:
+                self.process.kill()
+            self.process.wait()
             self._log.close()
-            return
-        family = _family(self.process.pid)
-        if self.process.poll() is None and not kill:
-            self.process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(30)
-        for pid in family if kill or self.process.poll() is None else []:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.process.wait()
-        self._log.close()
+            _end_session(self.process.pid)
 
 
-def _family(pid: int) -> list[int]:
-    """A process and all its descendants, from /proc."""
-    parents: dict[int, list[int]] = {}
+def _session(pid: int) -> list[int]:
+    """The living processes of the session that a process began, from /proc."""
+    found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            parents.setdefault(int(path.read_text().rpartition(")")[2].split()[1]), []).append(int(path.parent.name))
-    found, queue = [], [pid]
-    while queue:
-        found.append(queue.pop())
-        queue += parents.get(found[-1], [])
+            state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]
+            if int(session) == pid and state not in "ZX":
+                found.append(int(path.parent.name))
     return found
+
+
+def _end_session(leader: int) -> None:
+    """SIGKILL to what lives on of the session of a process that is gone (its models' stubs), until nothing does."""
+    end = time.monotonic() + GOODBYE
+    while left := _session(leader):
+        if leader in left:  # the number is another process's by now, which began a session of its own
+            return
+        if time.monotonic() > end:
+            raise VssError(f"processes {', '.join(map(str, left))} of the server do not end; end them by hand.")
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
 
 
 def _rss(pid: int) -> float:
