@@ -137,7 +137,7 @@ class Judged(BaseModel):
     metric: str = ""
     baseline: float = 0
     candidate: float = 0
-    drop_interval: tuple[float, float] | None = None
+    drop_interval: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
     max_drop: float | None = None
     passed: bool | None = None
     sentence: str = ""
@@ -151,7 +151,7 @@ class Judged(BaseModel):
 
 
 def _checks_are_whole(gate: dict[str, Any]) -> dict[str, Any]:
-    for check in TypeAdapter(list[Judged]).validate_python(gate.get("checks", [])):
+    for check in TypeAdapter(list[Judged]).validate_python(gate.get("checks", []), strict=True):
         if "baseline" in check.model_fields_set and not (check.what and check.metric):
             raise ValueError("a check without a name or figure")
     return gate
@@ -159,7 +159,7 @@ def _checks_are_whole(gate: dict[str, Any]) -> dict[str, Any]:
 
 def _sessions_are_whole(bench: dict[str, Any]) -> dict[str, Any]:
     for part in (bench, *(value for value in bench.values() if isinstance(value, Mapping))):
-        TypeAdapter(dict[str, Session] | None).validate_python(part.get("sessions"))
+        TypeAdapter(dict[str, Session] | None).validate_python(part.get("sessions"), strict=True)
     return bench
 
 
@@ -233,7 +233,7 @@ def _check(data: Mapping[str, Any], what: str) -> dict[str, Any]:
     try:
         report = Report.model_validate(data)
     except ValidationError as error:
-        raise VssError(f"{what} does not follow the report schema: {fault(error)}.") from error
+        raise VssError(f"{what} does not follow the report schema at {fault(error)}.") from error
     head = {"kind": KIND, "schema": report.schema_}
     return head | report.model_dump(by_alias=True, exclude_unset=True)
 

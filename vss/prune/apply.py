@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vss.closeness import duplicate
-from vss.errors import VssError
+from vss.errors import SHOWN, VssError, one_line
 from vss.files import sha256_tensors
 from vss.prune.plan import Plan
 
@@ -89,8 +89,9 @@ def check_plan(model: nn.Module, plan: Plan, *, check_weights: bool) -> None:
             needed = slot.offset + group.channels * slot.block
             if value is None or not 0 <= slot.dim < value.ndim or value.shape[slot.dim] < needed:
                 found = "none" if value is None else tuple(value.shape)
+                tensor = one_line(slot.tensor, SHOWN)
                 raise VssError(
-                    f"the plan needs {needed} slices along dim {slot.dim} of {slot.tensor} and found {found}; "
+                    f"the plan needs {needed} slices along dim {slot.dim} of {tensor} and found {found}; "
                     f"it was made for other options or for an uncut {name!r}."
                 )
     _check_layers(model, removed_positions(plan))

@@ -187,7 +187,7 @@ def read(bundle: Path | str) -> Manifest:
     try:
         return Manifest.model_validate(read_json(path, kind=KIND, schema=SCHEMA))
     except ValidationError as error:
-        raise VssError(f"{path} does not follow the bundle schema: {fault(error)}.") from error
+        raise VssError(f"{path} does not follow the bundle schema at {fault(error)}.") from error
 
 
 def inside(bundle: Path, name: str) -> Path:
