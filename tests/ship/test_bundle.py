@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
@@ -14,8 +15,12 @@ from PIL import Image
 
 from vss.errors import GateFailed, VssError
 from vss.files import sha256_file
+from vss.page import write_page
 from vss.prune import Plan
-from vss.ship import read, ship, verify
+from vss.report import write_report
+from vss.ship import archive, read, ship, verify
+from vss.ship.manifest import walk
+from vss.ship.private import public
 from vss.ship.triton import parse
 
 from .conftest import make_run
@@ -44,7 +49,7 @@ def test_the_chain_leads_from_the_weights_to_the_report(seg_bundle: Path, seg_ru
     assert hashes["weights"] == exported["metadata"]["vss.weights_sha256"]
     assert hashes["plan"] == exported["metadata"]["vss.plan_sha256"] == Plan.load(seg_bundle / "plan.json").sha256()
     assert hashes["onnx"] == hashes["engine"] == exported["sha256"] == sha256_file(seg_bundle / manifest.engine.file)
-    assert hashes["report"] == sha256_file(seg_run / "report.json") == sha256_file(seg_bundle / "reports/report.json")
+    assert hashes["report"] == sha256_file(seg_bundle / "reports/report.json")
 
 
 def test_nothing_of_the_training_code_is_imported(seg_bundle: Path) -> None:
@@ -170,3 +175,44 @@ def test_bad_runs_are_one_sentence(seg_run: Path, tmp_path: Path) -> None:
     with pytest.raises(VssError, match=r"nowhere"):
         ship(seg_run, tmp_path / "b", data_root=str(tmp_path / "nowhere"))
     assert not (tmp_path / "b").exists()
+
+
+def test_nothing_of_the_house_is_in_a_bundle(
+    seg_run: Path, street_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home/jane doe-4711"
+    run = Path(shutil.copytree(seg_run, home / "runs/one"))
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USER", home.name)
+    report = json.loads((run / "report.json").read_text())
+    weak = home / "weak.safetensors"
+    report["command"] = ["vss", "run", "street", "--set", f"model.checkpoint={weak}"]
+    report["recipe"]["data"]["root"] = str(home / "my data/street")
+    report["recipe"].setdefault("precision", {})["image_list"] = str(weak)  # ship opens no such list
+    report["steps"] = [
+        {"name": "train", "status": "ok", "detail": f"taken from {weak}; see {run}/log and /data/x/y.txt"}
+    ]
+    report["checks"] = {f"of {run}/a": "node /down/conv of https://example.org/a/b and ~/secret/c.txt"}
+    write_report(run / "report.json", report)
+    write_page(run / "report.json", run / "report.html")
+    assert b"jane" in (run / "report.html").read_bytes() and "vss run" in (run / "report.html").read_text()
+    manifest = ship(run, tmp_path / "bundle.tar.gz", samples=2, data_root=str(street_root))
+    with archive.opened(tmp_path / "bundle.tar.gz") as bundle:
+        assert verify(bundle)[1]["detail"].endswith("report")
+        found = json.loads((bundle / "reports/report.json").read_text())
+        files = {name: (bundle / name).read_bytes() for name in walk(bundle)}
+    assert "reports/report.html" in files and set(manifest.files) < set(files)
+    words = [str(tmp_path), str(street_root), "jane", "4711", socket.gethostname(), "vss run", "my data", "secret/"]
+    telling = {(name, word) for name, data in files.items() for word in words if word.encode() in data}
+    assert not telling
+    assert "command" not in found and found["recipe"]["data"]["root"] == "street"
+    assert found["recipe"]["precision"]["image_list"] == "weak.safetensors"
+    start = {"recipe": {"model": {"checkpoint": str(weak)}, "prune": {"keep": ["out.*"]}}}
+    assert public(start)["recipe"] == {"model": {"checkpoint": "weak.safetensors"}, "prune": {"keep": ["out.*"]}}
+    assert found["steps"][0]["detail"] == "taken from weak.safetensors; see one/log and y.txt"
+    assert found["checks"] == {"of one/a": "node /down/conv of https://example.org/a/b and c.txt"}
+    untouched = {"command", "recipe", "steps", "checks"}
+    own = json.loads((run / "report.json").read_text())
+    assert {k: v for k, v in own.items() if k not in untouched} == {
+        k: v for k, v in found.items() if k not in untouched
+    }

@@ -23,10 +23,13 @@ from vss.deploy.ranges import Ranges
 from vss.deploy.trt_runner import read_about
 from vss.environment import environment, package_version
 from vss.errors import GateFailed, VssError, shown
-from vss.files import TEMPORARY, at_rest, atomic, file_at_work, sha256_file
+from vss.files import TEMPORARY, at_rest, atomic, file_at_work, sha256_file, write_json
+from vss.page import render
+from vss.report import write_report
 from vss.ship import archive, card
 from vss.ship.check import hash_of
 from vss.ship.manifest import NAME, Engine, Image, Link, Manifest, Samples, Tensor, seal
+from vss.ship.private import public
 from vss.ship.samples import write_samples
 from vss.ship.source import Source, open_run
 from vss.ship.triton import FOR_BACKEND, Serving, write_repository
@@ -142,7 +145,7 @@ def _write(
     try:
         zeros = {n: np.zeros([side or 1 for side in b.shape], b.dtype) for n, b in session.inputs.items()}
         check_finite(session, zeros, str(source.files["engine"]))
-        manifest = _manifest(source, session, files, name, forced, licences)
+        manifest = _manifest(folder, source, session, files, name, forced, licences)
         setting = _serving(manifest, session, serving)
         for variant in FOR_BACKEND[source.backend]:
             place = f"triton/{variant}"
@@ -168,18 +171,36 @@ def _copy(folder: Path, source: Source) -> dict[str, str]:
         raise VssError(f"{engine} needs the plugins in {', '.join(needed)}, which the run does not hold; add the file.")
     same = source.backend == "onnxruntime" and sha256_file(source.files["onnx"]) == sha256_file(engine)
     files["engine"] = files["onnx"] if same else f"engine/built{engine.suffix}"
-    sources = {**source.files, "report": source.run / "report.json"}
+    sources = {**source.files}
     if "plugins" in source.files:
         files["plugins"] = f"engine/{source.files['plugins'].name}"
-    optional = {"page": ("reports/report.html", source.run / "report.html"), "plan": ("plan.json", _plan(source))}
-    optional |= {"about": (f"{files['engine']}.json", beside(engine)), "calibration": (RANGES, _ranges(source))}
+    optional = {"plan": ("plan.json", _plan(source)), "calibration": (RANGES, _ranges(source))}
     for role, (target, path) in optional.items():
         if path is not None and path.is_file():
             files[role], sources[role] = target, path
     for role, target in files.items():
         (folder / target).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(sources[role], folder / target)
+        if role in sources:
+            shutil.copyfile(sources[role], folder / target)
+    copy_about(engine, folder / files["engine"])
+    _reports(folder, files, source)
     return files
+
+
+def _reports(folder: Path, files: dict[str, str], source: Source) -> None:
+    """The report and, where the run has one, its page: both from what may leave the house."""
+    write_report(folder / files["report"], source.report)
+    if (source.run / "report.html").is_file():
+        files["page"] = "reports/report.html"
+        with atomic(folder / files["page"]) as temporary:
+            temporary.write_text(render(source.report, source.run), encoding="utf-8")
+
+
+def copy_about(engine: Path, to: Path) -> None:
+    """What stands beside an engine, where anything does, without the commands that built it."""
+    about = read_about(engine)
+    if about is not None:
+        write_json(beside(to), public(about))
 
 
 def beside(engine: Path) -> Path:
@@ -203,7 +224,13 @@ def _ranges(source: Source) -> Path | None:
 
 
 def _manifest(
-    source: Source, session: Session, files: dict[str, str], name: str, forced: str | None, licences: dict[str, str]
+    folder: Path,
+    source: Source,
+    session: Session,
+    files: dict[str, str],
+    name: str,
+    forced: str | None,
+    licences: dict[str, str],
 ) -> Manifest:
     report, backend = source.report, source.backend
     versions = {key: version for key in RUNTIME[backend] if (version := package_version(key))}
@@ -232,7 +259,7 @@ def _manifest(
             device=bound_to(backend, source.files["engine"]),
             versions=versions,
         ),
-        chain=_chain(source, files),
+        chain=_chain(folder, source, files),
         gate={"checks": source.gate} if source.gate else None,
         forced=forced,
         metrics=source.metrics,
@@ -246,7 +273,7 @@ def _manifest(
 def _spec(source: Source) -> dict[str, Any]:
     """As the run states it; what TensorRT was asked for in full stands beside its engine."""
     about = read_about(source.files["engine"]) if source.backend == "tensorrt" else None
-    return {"plan": about["plan"]} if about else source.spec
+    return {"plan": public(about["plan"])} if about else source.spec
 
 
 def bound_to(backend: str, engine: Path) -> dict[str, Any] | None:
@@ -261,7 +288,7 @@ def bound_to(backend: str, engine: Path) -> dict[str, Any] | None:
     return {"name": about["device"]["name"], "capability": f"{major}.{minor}", "tensorrt": about["tensorrt"], **plan}
 
 
-def _chain(source: Source, files: dict[str, str]) -> list[Link]:
+def _chain(folder: Path, source: Source, files: dict[str, str]) -> list[Link]:
     """weights -> plan -> calibration -> onnx -> engine -> report, checked where two of them state each other's hash."""
     facts = metadata(source.files["onnx"])
     chain = [Link(what="weights", sha256=facts["vss.weights_sha256"])]
@@ -274,8 +301,7 @@ def _chain(source: Source, files: dict[str, str]) -> list[Link]:
         chain.append(Link(what="calibration", sha256=facts["vss.ranges_sha256"], file=files["calibration"]))
     for what in ("onnx", "engine"):
         chain.append(Link(what=what, sha256=sha256_file(source.files[what]), file=files[what]))
-    report = source.run / "report.json"
-    return [*chain, Link(what="report", sha256=sha256_file(report), file=files["report"])]
+    return [*chain, Link(what="report", sha256=sha256_file(folder / files["report"]), file=files["report"])]
 
 
 def _serving(manifest: Manifest, session: Session, settings: dict[str, Any]) -> Serving:
@@ -296,7 +322,7 @@ def _samples(
 ) -> Samples:
     if not amount:
         return Samples(source="none were shipped")
-    recipe = Recipe.model_validate(source.report["recipe"])
+    recipe = Recipe.model_validate(source.recipe)
     if data_root:
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": data_root})})
     project = Project.open(recipe)

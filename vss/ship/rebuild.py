@@ -15,7 +15,7 @@ from vss.environment import environment, package_version
 from vss.errors import VssError
 from vss.files import atomic, sha256_file
 from vss.ship import card
-from vss.ship.bundle import RUNTIME, beside, bound_to
+from vss.ship.bundle import RUNTIME, beside, bound_to, copy_about
 from vss.ship.check import whole
 from vss.ship.manifest import Engine, Link, Manifest, inside, read, seal
 from vss.ship.samples import check_samples
@@ -88,8 +88,7 @@ def _written(copy: Path, manifest: Manifest, built: Path, spec: dict[str, Any], 
         (copy / manifest.engine.file).unlink()
         beside(copy / manifest.engine.file).unlink(missing_ok=True)
     shutil.copyfile(built, copy / target)
-    if beside(built).is_file():
-        shutil.copyfile(beside(built), beside(copy / target))
+    copy_about(built, copy / target)
     for variant, place in manifest.triton.items():
         for old in (copy / place).glob(f"*/1/{VARIANTS[variant].file}"):
             shutil.copyfile(copy / target, old)

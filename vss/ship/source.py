@@ -12,6 +12,7 @@ from vss.deploy.stated import stated
 from vss.errors import VssError, unknown
 from vss.files import sha256_file
 from vss.report import read_report
+from vss.ship.private import public
 from vss.tasks.base import EQUAL
 
 DEFAULT_ROW = "engine pruned"
@@ -24,7 +25,8 @@ class Source:
     Attributes:
         run: folder of the run.
         row: the row of the report that is shipped.
-        report: the checked report.
+        report: the checked report, as it may leave the house (see `vss.ship.private`).
+        recipe: as the run had it.
         backend: name of the runtime.
         spec: `BuildSpec` as a dictionary.
         files: role -> existing file: "onnx", "engine", "scores", and where there are any "plugins".
@@ -35,6 +37,7 @@ class Source:
     run: Path
     row: str
     report: dict[str, Any]
+    recipe: dict[str, Any]
     backend: str
     spec: dict[str, Any]
     files: dict[str, Path]
@@ -59,7 +62,8 @@ def open_run(run: Path, row: str | None = None) -> Source:
     Raises:
         VssError: no finished report, no such engine, or files that changed since the report was written.
     """
-    report = read_report(run / "report.json")
+    own = read_report(run / "report.json")
+    report = public(own, run)
     if report["status"] != "ok":
         raise VssError(f"the run in {run} did not finish; run it again to its end, then ship it.")
     artefacts = report.get("artefacts", {})
@@ -79,6 +83,7 @@ def open_run(run: Path, row: str | None = None) -> Source:
         run,
         row,
         report,
+        own["recipe"],
         built["backend"],
         built["spec"],
         files,
