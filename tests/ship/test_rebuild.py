@@ -11,7 +11,7 @@ import pytest
 from vss.errors import GateFailed, VssError
 from vss.files import sha256_file
 from vss.ship import read, rebuild, verify
-from vss.ship.manifest import seal, walk
+from vss.ship.manifest import Samples, seal, walk
 
 
 @pytest.fixture
@@ -53,6 +53,6 @@ def test_refusals(copy: Path) -> None:
     (copy / "labels.txt").write_text("changed")
     with pytest.raises(VssError, match=r"labels\.txt does not have the hash"):
         rebuild(copy)
-    seal(copy, manifest.model_copy(update={"samples": manifest.samples.model_copy(update={"images": []})}))
+    seal(copy, manifest.model_copy(update={"samples": Samples()}))
     with pytest.raises(VssError, match="holds no samples"):
         rebuild(copy)

@@ -20,7 +20,7 @@ from vss.deploy import trt_runner
 from vss.ship import read
 from vss.ship.check import open_engine
 from vss.ship.manifest import seal
-from vss.ship.standalone import prepare, readable, sigmoid
+from vss.ship.standalone import UsageError, prepare, readable, shipped, sigmoid
 
 WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; import runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"  # noqa: E501
 
@@ -119,6 +119,33 @@ def test_an_exchanged_engine_is_refused(seg_bundle: Path, defect_bundle: Path, t
     seal(copy, manifest.model_copy(update={"engine": manifest.engine.model_copy(update={"backend": "tensorrt"})}))
     other = start(copy, str(copy / "samples/images"))
     assert other.returncode == 2 and b"vss rebuild" in other.stderr and b"Traceback" not in other.stderr
+
+
+def test_a_damaged_manifest_is_one_sentence(seg_bundle: Path, tmp_path: Path) -> None:
+    path, whole = tmp_path / "manifest.json", json.loads((seg_bundle / "manifest.json").read_text())
+    path.write_text(json.dumps(whole))
+    assert shipped(path) == whole
+    cases = [
+        ({key: value for key, value in whole.items() if key != "image"}, "manifest.json lacks 'image'"),
+        ({**whole, "files": {}}, "manifest.json lacks 'engine/"),
+        ({**whole, "image": None}, "manifest.json is damaged"),
+        ({**whole, "image": {**whole["image"], "size": [32, 0]}}, "values of a wrong kind"),
+        ({**whole, "image": {**whole["image"], "mean": [0.5]}}, "values of a wrong kind"),
+        ({**whole, "classes": 3}, "values of a wrong kind"),
+        ([1], "manifest.json is damaged"),
+    ]
+    for content, words in cases:
+        path.write_text(json.dumps(content))
+        with pytest.raises(UsageError, match=words):
+            shipped(path)
+    for text in ("{", "[" * 100_000, "é".encode("latin-1")):
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(UsageError, match=r"manifest\.json cannot be read .*; copy the bundle again"):
+            shipped(path)
+    copy = Path(shutil.copytree(seg_bundle, tmp_path / "bundle"))
+    (copy / "manifest.json").write_text(json.dumps(cases[0][0]))
+    done = start(copy, str(copy / "samples/images"))
+    assert done.returncode == 2 and done.stderr == b"error: manifest.json lacks 'image'; copy the bundle again.\n"
 
 
 def test_a_defect_bundle_gives_scores_and_maps(defect_bundle: Path, tmp_path: Path) -> None:

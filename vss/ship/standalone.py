@@ -122,6 +122,29 @@ def readable(found: Arrays) -> Arrays:
     return found | more
 
 
+def shipped(path: Path) -> dict[str, Any]:
+    """manifest.json, with everything in it that this program reads."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        image, engine = found["image"], found["engine"]
+        words = (engine["backend"], engine["file"], found["inputs"]["image"]["dtype"])
+        numbers = (*image["size"], *image["mean"], *image["std"])
+        whole = [len(image[key]) for key in ("size", "mean", "std")] == [2, 3, 3]
+        whole &= all(isinstance(word, str) for word in (*words, found["files"][engine["file"]]["sha256"]))
+        whole &= all(isinstance(number, int | float) for number in numbers) and min(image["size"]) > 0
+        whole &= all(isinstance(value, list) for value in (found["classes"], found["palette"]))
+        whole &= isinstance(engine["as_written"], bool) and isinstance(found["threshold"], int | float | None)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path.name} cannot be read ({str(error)[:200]}); copy the bundle again.") from error
+    except LookupError as error:
+        raise UsageError(f"{path.name} lacks {str(error)[:200]}; copy the bundle again.") from error
+    except TypeError as error:
+        raise UsageError(f"{path.name} is damaged ({str(error)[:200]}); copy the bundle again.") from error
+    if not whole:
+        raise UsageError(f"{path.name} holds values of a wrong kind; copy the bundle again.")
+    return found
+
+
 class Net:
     """The engine of the bundle with what comes before and after it."""
 
@@ -327,7 +350,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise UsageError(f"--batch is {options.batch}; expected 1 or more.")
         if options.out:
             options.out.mkdir(parents=True, exist_ok=True)
-        net = Net(json.loads((HERE / "manifest.json").read_text()), options.threads, options.provider)
+        net = Net(shipped(HERE / "manifest.json"), options.threads, options.provider)
         return Job(net, options).run()
     except UsageError as error:
         log.error("error: %s", error)
