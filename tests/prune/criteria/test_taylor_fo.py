@@ -46,7 +46,7 @@ def test_variants_against_autograd() -> None:
         for reduce, value in wanted.items():
             found = raw_scores(make_criterion("taylor_fo", reduce=reduce), net, groups, batches, mean_loss)[name]
             scale = float(wanted["sum_of_abs"].max()) ** 2
-            torch.testing.assert_close(found, value, rtol=1e-6, atol=1e-12 * scale)
+            torch.testing.assert_close(found, value, rtol=1e-6, atol=1e-9 * scale)  # of float32 sums that cancel
 
 
 def test_c4_linear_in_loss() -> None:
