@@ -49,7 +49,7 @@ def project(street_root: Path) -> Project:
                 "data": {"dataset": "camvid", "root": str(street_root), "size": [48, 64], "augment": {"scale": [1, 1]}},
                 "model": {"name": "unet", "options": {"width": 8, "depth": 2}},
                 "train": {"epochs": 6, "batch_size": 4, "lr": 0.05, "precision": "32-true", "accelerator": "cpu"},
-                "bench": {"max_seconds": 1.0},
+                "bench": {"min_seconds": 0.1, "max_seconds": 1.0},
             }
         )
     )

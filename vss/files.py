@@ -83,13 +83,14 @@ def target_of(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, wait: bool = False, refusal: str = "") -> Iterator[None]:
+def locked(path: Path, *, wait: bool = False, refusal: str = "", stays: bool = True) -> Iterator[None]:
     """Hold a file lock that names its holder and goes with the process, however that ends.
 
     Args:
-        path: the lock's file, which stays.
+        path: the lock's file.
         wait: until another holder lets go; without, a held lock is a `VssError`.
         refusal: its sentence; the default says that `path.parent` is in use.
+        stays: whether the file stays; without `wait` it may go, since nobody waits for it.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +106,11 @@ def locked(path: Path, *, wait: bool = False, refusal: str = "") -> Iterator[Non
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            if not stays:
+                path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -131,7 +136,7 @@ def at_work(folder: Path, *, wait: bool = False, deep: bool = True) -> Iterator[
 def file_at_work(path: Path) -> AbstractContextManager[None]:
     """The lock of one file that a command works at for long."""
     refusal = f"another vss command is at work on {path}; wait for it, or choose another name."
-    return locked(path.with_name(f".{path.name}{LOCK}"), refusal=refusal)
+    return locked(path.with_name(f".{path.name}{LOCK}"), refusal=refusal, stays=False)
 
 
 def at_rest(folder: Path) -> AbstractContextManager[None]:

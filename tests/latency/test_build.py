@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -121,7 +122,7 @@ def test_a_table_of_another_device_or_version_is_refused(clockwork: Clockwork, t
         (
             '"role"',
             '"rule"',
-            r"no whole latency table \(samples.0.role: .*\); remove it and build it again",
+            r"no whole latency table \(samples.0.role is missing\); remove it and build it again",
         ),
         ('"role": "full"', '"role": "half"', "no whole latency table"),
         ('"role": "full"', '"role": "fit"', "the uncut network is not in it"),
@@ -136,7 +137,9 @@ def test_a_table_of_another_device_or_version_is_refused(clockwork: Clockwork, t
 def test_a_corrupt_table_is_refused(clockwork: Clockwork, table_path: Path, old: str, new: str, sentence: str) -> None:
     build(clockwork, table_path, effort=EFFORT)
     assert old in table_path.read_text()
-    table_path.write_text(table_path.read_text().replace(old, new))
+    data = json.loads(table_path.read_text().replace(old, new))
+    del data["sha256"]  # a change on purpose; with it the hash alone would refuse
+    table_path.write_text(json.dumps(data))
     with pytest.raises(VssError, match=sentence):
         LatencyTable.load(table_path)
 

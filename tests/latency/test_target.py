@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tests.latency.conftest import Clockwork
-from vss.config import LatencyConfig, PruneConfig
+from vss.config import LatencyConfig, PruneConfig, Recipe
 from vss.errors import VssError
 from vss.latency import Effort, LatencyGoal, Setting, Target, build, target
 from vss.latency.target import Measured, check_noise, correct
@@ -159,7 +159,7 @@ def test_bench_figures_become_a_ratio_of_times() -> None:
 
 def test_rounds_and_tables_of_other_settings_are_refused(tmp_path: Path) -> None:
     latency = LatencyConfig(target="0.5x")
-    project: Any = SimpleNamespace(recipe=None)
+    project: Any = SimpleNamespace(recipe=Recipe())
     with pytest.raises(VssError, match="met in one round"):
         LatencyGoal.open(project, nn.Identity(), PruneConfig(steps=2, latency=latency), tmp_path)
     assert np.isfinite(latency.tolerance)

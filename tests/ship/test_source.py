@@ -40,7 +40,9 @@ def int8_run(seg_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     histograms = measure(plain, feeds, observed(Net(read_onnx(plain))))
     ranges = ranges_of(plain, histograms, Method("minmax"), calibration={"sha256": "c" * 64, "ids": ["a", "b"]})
     ranges.save(run / "ranges/one.json")
-    (run / "ranges/other.json").write_text((run / "ranges/one.json").read_text().replace("c" * 64, "d" * 64))
+    ranges_of(plain, histograms, Method("minmax"), calibration={"sha256": "d" * 64, "ids": ["a", "b"]}).save(
+        run / "ranges/other.json"
+    )
     convert(plain, run / "engine/a.int8.onnx", Precision("int8", elsewhere="fp16"), ranges)
     files = {"onnx": "engine/a.int8.onnx", "engine": "engine/a.int8.onnx"}
     report = json.loads((run / "report.json").read_text())
@@ -48,6 +50,9 @@ def int8_run(seg_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     report["artefacts"][INT8] = sha256_artefact(run, artefact)
     report["rows"].append({"name": INT8, "miou_pct": 49.0})
     verdict = {"passed": True, "sentence": "passed: int8 is close enough."}
+    figures = {"metric": "miou_pct", "baseline": 50.0, "candidate": 49.9, "drop": 0.1, "max_drop": 1.0}
+    verdict |= figures
+    verdict = {**verdict, "ship": [{"what": "pruned against baseline", **verdict}]}
     report["precision"] = {"engine pruned": {"choice": {"chosen": "int8"}, "int8": {"gate": verdict}}}
     (run / "report.json").write_text(json.dumps(report))
     return run
@@ -55,9 +60,10 @@ def int8_run(seg_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_int8_bundle_has_its_own_gate_and_its_calibration_list(int8_run: Path, tmp_path: Path) -> None:
     manifest = ship(int8_run, tmp_path / "b", row=INT8, samples=2)
-    assert manifest.gate == {
-        "checks": [{"what": "int8 against torch", "passed": True, "sentence": "passed: int8 is close enough."}]
-    }
+    whats = ("int8 engine equals its network", "pruned against baseline")
+    sentence = "passed: int8 is close enough."
+    found = [(each["what"], each["passed"], each["sentence"]) for each in manifest.gate["checks"]]
+    assert found == [(what, True, sentence) for what in whats]
     assert [link.what for link in manifest.chain] == ["weights", "plan", "calibration", "onnx", "engine", "report"]
     link = manifest.link("calibration")
     assert link is not None and link.file == "engine/ranges.json"
