@@ -89,8 +89,8 @@ def locked(path: Path, *, wait: bool = False, refusal: str = "", stays: bool = T
     Args:
         path: the lock's file.
         wait: until another holder lets go; without, a held lock is a `VssError`.
-        refusal: its sentence; the default says that `path.parent` is in use.
-        stays: whether the file stays; without `wait` it may go, since nobody waits for it.
+        refusal: its sentence; by default that `path.parent` is in use.
+        stays: whether the file stays; where nobody waits it may go.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,8 +101,7 @@ def locked(path: Path, *, wait: bool = False, refusal: str = "", stays: bool = T
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
-            default = f"another vss command is at work in {path.parent}; wait for it, or choose another folder."
-            raise VssError(refusal or default) from error
+            raise VssError(refusal or f"another vss command is at work in {path.parent}; wait for it.") from error
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
