@@ -71,5 +71,5 @@ def test_a_choice_is_a_file_for_one_network(tmp_path: Path) -> None:
     with pytest.raises(VssError, match="chosen for other weights"):
         Choice.load(tmp_path / "c.json", "b" * 64)
     (tmp_path / "d.json").write_text('{"kind": "vss.precision_choice", "schema": 1, "keep": []}')
-    with pytest.raises(VssError, match="lacks weights_sha256, facts; search again"):
+    with pytest.raises(VssError, match="has no whole weights_sha256 and facts; search again"):
         Choice.load(tmp_path / "d.json", "a" * 64)
