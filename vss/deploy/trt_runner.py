@@ -121,7 +121,7 @@ def read_about(path: Path) -> dict[str, Any] | None:
         about: dict[str, Any] = json.loads(beside.read_text())
         known = about["kind"] == KIND and about["schema"] <= SCHEMA and about["tensorrt"] + about["device"]["name"]
         known = known and about["plan"]["hardware"] in ("NONE", "SAME_COMPUTE_CAPABILITY", "AMPERE_PLUS")
-        major, minor = about["device"]["capability"]
+        major, minor = about["device"]["capability"] if known else (0, 0)
     except (ValueError, RecursionError, OSError, LookupError, TypeError) as error:
         raise EngineError(f"{beside} is damaged ({str(error)[:200]}); build the engine again.") from error
     if not known or type(major) is not int or type(minor) is not int:
