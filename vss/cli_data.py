@@ -34,7 +34,7 @@ def data_check(
         tell(out, "problem:", "red", problem)
     write_figures(report, "vss.data_check", figures)
     if not figures["ok"]:
-        raise VssError(f"{root} has {len(figures['problems'])} problems; mend them before training.")
+        raise VssError(f"{root} has {len(figures['problems'])} problem(s); mend them before training.")
     tell(out, "ok:", "green", figures["dataset"])
 
 
