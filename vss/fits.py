@@ -55,12 +55,12 @@ def fit_data(project: Project, config: FitConfig) -> Any:
     )
 
 
-def check_fits(project: Project) -> None:
-    """Refuse what a fit of a run could not start with, before the first of them does."""
+def check_fits(project: Project, *, tuned: bool = True) -> None:
+    """Refuse what a fit of a run could not start with, before the first of them does; `tuned`: it is fine-tuned."""
     from vss.train import check_norms, check_settings
 
     recipe = project.recipe
-    configs = [recipe.finetune] if recipe.model.checkpoint else [recipe.train, recipe.finetune]
+    configs = [recipe.train] * (not recipe.model.checkpoint) + [recipe.finetune] * tuned
     for config in configs:
         check_settings(config)
     if recipe.train.distill:

@@ -61,21 +61,30 @@ def check_crop(project: Project) -> None:
         )
 
 
-def check_run(project: Project) -> None:
-    """Refuse what would stop a whole run after its training; builds the untrained network."""
+def check_run(project: Project, *, engines: bool = True, here: bool = True) -> None:
+    """Refuse what would stop a whole run, or a cell of a sweep, after its training; builds the untrained network.
+
+    Args:
+        project: the recipe with its data.
+        engines: whether it ends in engines; a cell that does not may leave the fine-tuning out.
+        here: whether this machine does the work, so that it must have the devices, the backend and the cores.
+    """
     recipe = project.recipe
-    check_fits(project)
-    if BACKENDS.canonical(recipe.build.backend) == "torch":
+    if here:
+        check_fits(project, tuned=engines or recipe.finetune.epochs > 0)
+    if engines and BACKENDS.canonical(recipe.build.backend) == "torch":
         raise VssError("build.backend is torch, and a run builds engines; choose onnxruntime or tensorrt.")
-    available(recipe.build.backend)
-    with pinned(recipe.bench.cores):
-        pass
+    if engines and here:
+        available(recipe.build.backend)
+        with pinned(recipe.bench.cores):
+            pass
     check_metric(project)
     if recipe.precision.kinds and recipe.precision.image_list:
         from vss.precision import read_list
 
         choose_calibration(project.data, ids=read_list(Path(recipe.precision.image_list)))
     check_network(project, project.build_model())
+    project.task.check_labels("train", "val", recipe.split)
 
 
 def check_metric(project: Project) -> None:

@@ -81,7 +81,6 @@ class Job:
         return self.project.recipe
 
     def everything(self) -> Result:
-        self.project.task.check_labels("train", "val", self.recipe.split)
         references = References.open(self)
         train = self.train()
         pruned = self.prune()

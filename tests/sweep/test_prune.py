@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from vss import checkpoint, steps
+from vss.errors import VssError
 from vss.prune import Plan
 from vss.sweep import Grid, Settings, Store, sweep
+from vss.sweep.prune import PruneStudy
+from vss.sweep.run import checked
 from vss.sweep.start import benchmark_grid, finetune_grid
 
 FIT = {"batch_size": 4, "precision": "32-true", "accelerator": "cpu"}
@@ -85,3 +91,34 @@ def test_benchmark_of_a_run_folder(finished: Store, street_root: Path, tmp_path:
     own = steps.Project.open(cell.recipe())
     expected = steps.torch_score(own, checkpoint.load(baseline / "baseline.safetensors"))["miou_pct"]
     assert store.shared(store.share(store.cells()[0]))["row"]["miou_pct"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_what_a_run_refuses_is_refused_before_the_first_training(street_root: Path, tmp_path: Path) -> None:
+    void = tmp_path / "void"
+    shutil.copytree(street_root, void)
+    for path in (void / "testannot").iterdir():
+        Image.fromarray(np.full_like(np.array(Image.open(path)), 11)).save(path)
+    chosen = grid(void, criteria=["l1", "taylor"], budgets=[0.5, 0.4])
+    with pytest.raises(VssError, match=r"no cell of the sweep can be run: .*test.*void"):
+        sweep(chosen, tmp_path / "out", settings=Settings(workers=1, threads=1))
+    assert not (tmp_path / "out").exists()
+
+    changes = {
+        "good": {}, "size": {"data.size": [50, 64]}, "keep": {"prune.keep": ["nope"]}, "metric": {"gate.metric": "no"},
+        "epochs": {"finetune.epochs": 0}, "every": {"finetune.val_every": 2}, "batch": {"finetune.batch_size": 64},
+    }  # fmt: skip
+    variants = [{"name": name, "set": change} for name, change in changes.items()]
+    work, opened = PruneStudy(), []
+    run_all = work.preflight
+    work.preflight = lambda recipe, *, here: (opened.append(recipe.name), run_all(recipe, here=here))[1]  # type: ignore
+    cells = grid(street_root, criteria=["l1", "taylor"], variants=variants).cells()
+    faults = {cell.id: cell.fault for cell in checked(cells, work, here=True)}
+    assert len(cells) == 14 and len(opened) == 7
+    assert {name.split("--")[-1] for name, fault in faults.items() if not fault} == {"good", "epochs", "batch"}
+    for name, words in {
+        "size": "multiples of 4",
+        "keep": "nope",
+        "metric": "gate.metric",
+        "every": "val_every",
+    }.items():
+        assert all(words in faults[cell.id] for cell in cells if cell.coords["variant"] == name)

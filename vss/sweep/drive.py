@@ -134,16 +134,10 @@ class _Drive:
 
     def admit(self, cell: Cell) -> None:
         """Into its part, or out with its fault."""
-        fault = cell.fault
-        try:
-            if not fault:
-                self.study.check(cell.recipe())
-                self.contents[cell.id] = sha256_json(keys.depends(cell.recipe(), "cell"))
-        except VssError as error:
-            fault = str(error)
-        if fault:
-            self.fail(cell, "", fault, {})
+        if cell.fault:
+            self.fail(cell, "", cell.fault, {})
             return
+        self.contents[cell.id] = sha256_json(keys.depends(cell.recipe(), "cell"))
         part = self.parts.setdefault(self.store.share(cell), _Part(self.store.share(cell)))
         part.cells.append(cell)
 

@@ -18,6 +18,7 @@ from vss.deploy import BACKENDS, bench
 from vss.deploy.bench import unsteady
 from vss.files import locked, safe_name
 from vss.pictures import spread, write_panels
+from vss.preflight import check_run
 from vss.prune import CRITERIA, make_criterion
 from vss.run import Job
 from vss.runner import Runner
@@ -70,6 +71,15 @@ class PruneStudy(Study):
         models.MODELS.canonical(recipe.model.name)
         make_criterion(recipe.prune.criterion, **recipe.prune.options)
         steps.Budget.make(**recipe.prune.budget.model_dump())
+
+    def preflight(self, recipe: Recipe, *, here: bool) -> None:
+        """As a run, less engines where there are none."""
+        check_run(steps.Project.open(recipe), engines="engine" in self.shared_steps, here=here)
+
+    def preflight_of(self, recipe: Recipe) -> Json:
+        """All but criterion and budget, which `check` has seen."""
+        found = recipe.model_dump(mode="json", exclude={"name", "prune"})
+        return found | {"prune": recipe.prune.model_dump(mode="json") if recipe.prune.latency else recipe.prune.keep}
 
     def share(self, recipes: list[Recipe], place: Place) -> Json:
         """The trained network, its scores, and one calibration pass per calibration set for all criteria."""

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vss.config import Recipe
 from vss.environment import environment
 from vss.errors import VssError, unknown
-from vss.files import at_work, remove_leftovers
+from vss.files import at_work, remove_leftovers, sha256_json
 from vss.sweep.after import finish
 from vss.sweep.drive import Summary, Tell, drive
-from vss.sweep.grid import Grid
+from vss.sweep.grid import Cell, Grid
 from vss.sweep.local import Executor, LocalExecutor
 from vss.sweep.store import Store
-from vss.sweep.study import study
+from vss.sweep.study import Study, study
 
 EXECUTORS = ("local", "ray")
 
@@ -60,6 +61,37 @@ def default_workers() -> int:
     return len(cuda_devices()) or max(1, len(os.sched_getaffinity(0)) // 2)
 
 
+def checked(cells: list[Cell], work: Study, *, here: bool) -> list[Cell]:
+    """The cells, those that can be known to be impossible with their `fault`; a `VssError` where all of them are."""
+    known: dict[str, str] = {}
+    found = []
+    for cell in cells:
+        fault = cell.fault
+        try:
+            if not fault:
+                recipe = cell.recipe()
+                work.check(recipe)
+                key = sha256_json(work.preflight_of(recipe))
+                if key not in known:
+                    known[key] = _fault(work, recipe, here=here)
+                fault = known[key]
+        except VssError as error:
+            fault = str(error)
+        found.append(replace(cell, fault=fault))
+    if all(cell.fault for cell in found):
+        more = "" if len({cell.fault for cell in found}) == 1 else f" ({found[0].id}; the others have faults as well)"
+        raise VssError(f"no cell of the sweep can be run: {found[0].fault}{more}")
+    return found
+
+
+def _fault(work: Study, recipe: Recipe, *, here: bool) -> str:
+    try:
+        work.preflight(recipe, here=here)
+    except VssError as error:
+        return str(error)
+    return ""
+
+
 def sweep(
     grid: Grid,
     out: Path | str,
@@ -83,9 +115,9 @@ def sweep(
         command: how the sweep was started, for the report.
         mlflow: also write every cell as a run into `out/mlruns`.
     """
-    study(grid.study, grid.plugins)
+    work = study(grid.study, grid.plugins)
     settings, out = settings or Settings(), Path(out)
-    cells = grid.cells()
+    cells = checked(grid.cells(), work, here=settings.executor == "local")
     about = {"command": command, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "environment": environment()}
     executor = settings.open()
     try:

@@ -54,6 +54,13 @@ class Study(ABC):
     def check(self, recipe: Recipe) -> None:
         """Raise `VssError` for a cell that can be known to be impossible."""
 
+    def preflight(self, recipe: Recipe, *, here: bool) -> None:  # noqa: B027  (not every study opens data)
+        """Raise `VssError` for what data and network show to be impossible; `here`: this machine does the work."""
+
+    def preflight_of(self, recipe: Recipe) -> Json:
+        """What `preflight` depends on: cells in which it is equal are looked at once."""
+        return {}
+
     @abstractmethod
     def share(self, recipes: list[Recipe], place: Place) -> Json:
         """Do what the recipes of these cells share.
