@@ -109,6 +109,9 @@ def evaluate(
     rows, results = [], []
     named = {name: path for name, path in (("baseline", baseline), ("candidate", candidate)) if path is not None}
     opened = {name: _opened(path, split, dataset, data_root, size, statistics) for name, path in named.items()}
+    if len(opened) == 2:  # each fits its own data; the two must mean the same
+        first, second = (project for project, *_ in opened.values())
+        require_classes(str(candidate), second.task.classes, str(baseline), first.task.classes)
     if statistics and not any(needed for *_, needed in opened.values()):
         raise VssError(f"{candidate} says mean and std itself, or takes pixels; leave --mean and --std off.")
     for name, (project, predict, static, _) in opened.items():

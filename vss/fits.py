@@ -9,6 +9,7 @@ from torch import nn
 
 from vss import checkpoint
 from vss.config import FitConfig
+from vss.data import require_classes
 from vss.errors import VssError, shown
 
 if TYPE_CHECKING:
@@ -74,15 +75,17 @@ def check_fits(project: Project, *, tuned: bool = True) -> None:
 def teacher_of(path: Path, project: Project, student: nn.Module) -> nn.Module:
     """The teacher in a checkpoint; one that means something else by its outputs or inputs is refused."""
     saved = checkpoint.read(path)
-    own = {"task": str(getattr(student, "task", "")), "classes": list(project.task.classes)}
-    theirs = {"task": str(getattr(saved.model, "task", "")), "classes": list(saved.classes)}
-    sees = ("mean", "std")
-    own |= {key: list(getattr(project.preprocess, key)) for key in sees}
-    theirs |= {key: list((saved.preprocess or {}).get(key, own[key])) for key in sees}
+    own: dict[str, Any] = {"task": str(getattr(student, "task", ""))}
+    theirs: dict[str, Any] = {"task": str(getattr(saved.model, "task", ""))}
+    for key in ("mean", "std"):
+        own[key] = list(getattr(project.preprocess, key))
+        theirs[key] = list((saved.preprocess or {}).get(key, own[key]))
     for key, value in own.items():
         if value != theirs[key]:
             raise VssError(
                 f"the teacher {path} has {key} {shown(theirs[key])} and the network has {shown(value)}; "
                 "give as --teacher a network that was trained for the same."
             )
+    count = int(getattr(saved.model, "num_classes", 0) or 0)
+    require_classes(f"the teacher {path}", saved.classes, "the network", project.task.classes, count=count)
     return saved.model

@@ -95,6 +95,27 @@ def test_two_runs_are_judged_over_their_images(tmp_path: Path) -> None:
     assert compare(base, base)["rows"][0]["verdict"] == "same"
 
 
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [(["road", "sky"], "same names in another order"), (["sky"], "has 1 classes"), (["Sky", "ROAD"], "")],
+)
+@pytest.mark.parametrize("file", ["report.json", "results.json"])
+def test_other_classes_are_not_compared(tmp_path: Path, classes: list[str], words: str, file: str) -> None:
+    values = {"miou_pct": summary([40.0, 41.0])}
+    for name, own in (("a", ["sky", "road"]), ("b", classes)):
+        found = {"kind": "vss.sweep_results", "schema": 1, "metric": "miou_pct", "baselines": []}
+        found |= {"groups": [{"name": "x", "values": values}]}
+        if file == "report.json":
+            found = {"kind": "vss.report", "schema": 1, "name": "r", "status": "ok"}
+            found |= {"rows": [{"name": "x", "miou_pct": 4.0}]}
+        write_json(tmp_path / name / file, found | {"classes": own})
+    if not words:
+        assert [row["name"] for row in compare(tmp_path / "a", tmp_path / "b")["rows"]] == ["x"]
+        return
+    with pytest.raises(VssError, match=words):
+        compare(tmp_path / "a", tmp_path / "b")
+
+
 def test_runs_on_other_images_and_scores_of_another_report_are_not_judged(tmp_path: Path) -> None:
     base = a_run(tmp_path / "a", segmented(10), "miou_pct")
     other = a_run(tmp_path / "b", segmented(10)[:20], "miou_pct")

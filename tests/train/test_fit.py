@@ -250,15 +250,18 @@ def test_a_teacher_of_something_else_is_refused(street_root: Path, tmp_path: Pat
         return vss.save(net, tmp_path / "t.safetensors", preprocess=preprocess | other, classes=classes)
 
     names = project.task.classes
-    assert teacher_of(saved(student, names), project, student).num_classes == 11
+    for same in (names, tuple(name.upper() for name in names), ()):
+        assert teacher_of(saved(student, same), project, student).num_classes == 11
     six = models.build("unet", 6, width=4, depth=2)
     for path, part in (
-        (lambda: saved(six, names[:6]), "classes"),
-        (lambda: saved(student, names[::-1]), "classes"),
-        (lambda: saved(student, names, mean=[0.0, 0.0, 0.0]), "mean"),
-        (lambda: saved(models.build("segdecnet", 1), ("defect",)), "task"),
+        (lambda: saved(six, names[:6]), "has 6 classes"),
+        (lambda: saved(six, ()), "has 6 classes"),
+        (lambda: saved(student, names[::-1]), r"are not those of the network \(the same names in another order\)"),
+        (lambda: saved(student, names, mean=[0.0, 0.0, 0.0]), "has mean"),
+        (lambda: saved(student, names, std=[1.0, 1.0, 1.0]), "has std"),
+        (lambda: saved(models.build("segdecnet", 1), ("defect",)), "has task"),
     ):
-        with pytest.raises(VssError, match=rf"the teacher .* has {part}"):
+        with pytest.raises(VssError, match=rf"the teacher .* {part}"):
             teacher_of(path(), project, student)
     with pytest.raises(VssError, match=r"train\.distill is 1\.0 and there is no teacher"):
         fit(street_root, tmp_path / "alone", distill=1.0)

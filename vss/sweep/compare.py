@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from vss.data import require_classes
 from vss.decisions import average_precision
 from vss.deploy.gate import comparable, drop_interval
 from vss.errors import VssError
@@ -39,7 +40,9 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
         `half`; `note` says why a row is not judged, or what the field's mean IoU is where it differs. `only_a`,
         `only_b`: names that one of them lacks.
     """
-    (first, metric), (second, other) = _networks(a), _networks(b)
+    (first, metric, classes), (second, other, theirs) = _networks(a), _networks(b)
+    if classes and theirs:  # older reports have none
+        require_classes(str(b), theirs, str(a), classes)
     if metric != other:
         raise VssError(f"{a} is judged by {metric} and {b} by {other}; the two cannot be compared.")
     rows, runs = [], not any((folder / "results.json").is_file() for folder in (a, b))
@@ -159,16 +162,19 @@ def _half(a: dict[str, Any], b: dict[str, Any]) -> float | None:
     return float(t.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(error)
 
 
-def _networks(folder: Path) -> tuple[dict[str, dict[str, Any]], str]:
-    """Name -> {figure: summary}, and the figure that networks are judged by."""
+def _networks(folder: Path) -> tuple[dict[str, dict[str, Any]], str, list[str]]:
+    """Name -> {figure: summary}, the figure that networks are judged by, and the classes."""
     if (folder / "results.json").is_file():
         table = results.read(folder)
         named = {group["name"]: group["values"] for group in table["groups"]}
-        return named | {f"{base['name']}, not pruned": base["values"] for base in table["baselines"]}, table["metric"]
+        named |= {f"{base['name']}, not pruned": base["values"] for base in table["baselines"]}
+        return named, table["metric"], table.get("classes", [])
     if (folder / REPORT).is_file():
-        rows = read_report(folder / REPORT)["rows"]
+        report = read_report(folder / REPORT)
+        rows = report["rows"]
         numbers = [{k: v for k, v in row.items() if isinstance(v, int | float)} for row in rows]
         metric = next((key for key in ("miou_pct", "ap_pct") if any(key in row for row in numbers)), "miou_pct")
         named = {row["name"]: found for row, found in zip(rows, numbers, strict=True)}
-        return {name: {k: summary([v]) for k, v in found.items()} for name, found in named.items()}, metric
+        found = {name: {k: summary([v]) for k, v in row.items()} for name, row in named.items()}
+        return found, metric, report.get("classes", [])
     raise VssError(f"{folder} holds neither results.json of a sweep nor report.json of a run; give such a folder.")

@@ -158,12 +158,16 @@ class Task(ABC):
 
         `name`: what `before` is called.
         """
-        if max_fnr_increase is not None or max_ap_drop is not None:
-            raise VssError(
-                f"a limit on missed defects or on average precision came, and {self.recipe.model.name!r} segments; use "
-                "the limit on the drop from the baseline."
-            )
-        return []
+        limits = {"max_fnr_increase": max_fnr_increase, "max_ap_drop": max_ap_drop}
+        given = {key: limit for key, limit in limits.items() if limit is not None}
+        return self.ship_rule(before, after, given, name) if given else []
+
+    def ship_rule(self, before: Figures, after: Figures, limits: Mapping[str, float], name: str) -> list[Figures]:
+        """See `limits`, of which there is one at least."""
+        raise VssError(
+            f"a limit on missed defects or on average precision came, and {self.recipe.model.name!r} segments; use "
+            "the limit on the drop from the baseline."
+        )
 
     def drop_interval(self, before: Figures, after: Figures) -> list[float] | None:
         """95 % bootstrap interval of the drop of `metric` between two results of `evaluate` on the same images, in

@@ -212,27 +212,19 @@ class DefectTask(Task):
         logits = torch.cat(scores).double().numpy()
         return {"labels": split.labels, "scores": logits, "ids": split.ids, "pixels": pixels}
 
-    def limits(
-        self,
-        before: Figures,
-        after: Figures,
-        *,
-        max_fnr_increase: float | None,
-        max_ap_drop: float | None,
-        name: str = "baseline",
-    ) -> list[Figures]:
-        """The ship rule, in points on validation, each network at the threshold that it chose there.
+    def ship_rule(self, before: Figures, after: Figures, limits: Mapping[str, float], name: str) -> list[Figures]:
+        """In points on validation, each network at the threshold that it chose there.
 
         The verdict on average precision has the 95 % bootstrap interval of the drop over the same validation images.
         """
         checks = []
-        if max_fnr_increase is not None:
-            limit: dict[str, Any] = {"metric": "fnr_pct", "max_drop": max_fnr_increase, "lower_is_better": True}
+        if "max_fnr_increase" in limits:
+            limit: dict[str, Any] = {"max_drop": limits["max_fnr_increase"], "lower_is_better": True}
             what = f"missed defects on validation, against {name}"
-            checks.append({"what": what, **gate(before["val"], after["val"], **limit)})
-        if max_ap_drop is not None:
-            span = ap_drop_interval(before, after, part=0)
-            verdict = gate(before["val"], after["val"], metric="ap_pct", max_drop=max_ap_drop, interval=span)
+            checks.append({"what": what, **gate(before["val"], after["val"], metric="fnr_pct", **limit)})
+        if "max_ap_drop" in limits:
+            span, most = ap_drop_interval(before, after, part=0), limits["max_ap_drop"]
+            verdict = gate(before["val"], after["val"], metric="ap_pct", max_drop=most, interval=span)
             checks.append({"what": f"average precision on validation, against {name}", **verdict})
         return checks
 
