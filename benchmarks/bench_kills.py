@@ -115,7 +115,7 @@ COMMANDS = {
     "ship": Command(("ship", "whole/run", "--to", "{out}/bundle"), "bundle", of_bundle, 7),
     "lut": Command(
         ("lut", "build", "--ckpt", "whole/run/baseline.safetensors", "--save", "{out}/lut.json", "--quick", "--seconds",
-         "0.02", "--threads", "1"), "lut.json", of_table, 6,
+         "0.02", "--threads", "1", "--allow-unstable"), "lut.json", of_table, 6,
     ),
 }  # fmt: skip
 

@@ -45,7 +45,7 @@ def ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def table(ckpt: Path) -> Path:
     path = ckpt.parent / "table.json"
     arguments = ["lut", "build", "--ckpt", str(ckpt), "--save", str(path), "--quick", "--threads", "1",
-                 "--seconds", "0.03", "--step", "8"]  # fmt: skip
+                 "--seconds", "0.03", "--step", "8", "--allow-unstable"]  # fmt: skip
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0
     assert "error on 5 unseen width vectors" in done.output
@@ -132,8 +132,8 @@ def small_run(tmp_path: Path) -> Path:
 
 
 def test_a_run_is_explained_with_its_cliffs(small_run: Path, tmp_path: Path) -> None:
-    arguments = ["explain", str(small_run), "--seconds", "0.05", "--report", str(tmp_path / "why.json"), "--plot",
-                 str(tmp_path / "cliffs.svg")]  # fmt: skip
+    arguments = ["explain", str(small_run), "--seconds", "0.05", "--allow-unstable", "--report",
+                 str(tmp_path / "why.json"), "--plot", str(tmp_path / "cliffs.svg")]  # fmt: skip
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0
     figures = json.loads((tmp_path / "why.json").read_text())
@@ -141,6 +141,23 @@ def test_a_run_is_explained_with_its_cliffs(small_run: Path, tmp_path: Path) -> 
     assert {row["unit"] for row in figures["rows"]} >= {"convs.0", "convs.1", "head"}
     assert figures["noise"] >= 0 and ("noisy:" in done.output) == (figures["noise"] > 0.1)
     assert "kept: 8" in (tmp_path / "cliffs.svg").read_text()
+
+
+def test_times_of_a_noisy_machine_are_exit_code_3(
+    ckpt: Path, table: Path, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = LatencyTable.load(table)
+    known.drift = 0.5
+    monkeypatch.setattr("vss.latency.open_subject", lambda *_, **__: None)
+    monkeypatch.setattr("vss.latency.build", lambda *_, **__: known)
+    figures = {"rows": [], "causes": [], "request": {}, "noise": float("nan"), "ms_before": 2.0, "ms_after": 1.0,
+               "speedup": 2.0, "mac_reduction": 2.0, "speedup_per_mac_reduction": 1.0}  # fmt: skip
+    monkeypatch.setattr("vss.latency.explain.explain", lambda *_, **__: figures)
+    lut = ["lut", "build", "--ckpt", str(ckpt), "--save", str(tmp_path / "t.json")]
+    for arguments, said in ((lut, "differ by 50%: the uncut network drifted"), (["explain", str(small_run)], "nan%")):
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 3 and said in done.output and "--allow-unstable" in done.output
+        assert CliRunner().invoke(app, [*arguments, "--allow-unstable"]).exit_code == 0
 
 
 def refused(

@@ -60,7 +60,7 @@ def test_bad_input_is_one_sentence(run: Path, tmp_path: Path) -> None:
     cases = [
         (["ship", tmp_path / "no", "--to", tmp_path / "b"], "report.json does not exist"),
         (["ship", ungated, "--to", tmp_path / "b"], "no gate judged 'engine pruned'; --force ships it"),
-        (["ship", run, "--to", tmp_path / "b", "--max-batch", "0"], "max_batch 0"),
+        (["ship", run, "--to", tmp_path / "b", "--max-batch", "0"], "Invalid value for '--max-batch'"),
         (["ship", run, "--to", tmp_path / "b", "--name", "a b"], "'a b' is no name of a model"),
         (["verify", tmp_path], "manifest.json does not exist"),
         (["verify", run / "report.json"], "expected the folder of a bundle"),

@@ -10,37 +10,46 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress
 
-from vss.console import Ckpt, ReportFile, Seed, err, out, show_table, tell, write_figures
-from vss.errors import VssError
-from vss.files import file_at_work
+from vss.console import Ckpt, ReportFile, Seed, err, out, refuse_given, show_table, tell, write_figures
+from vss.errors import NotMeasured, VssError
+from vss.files import file_at_work, target_of
 
 lut_app = typer.Typer(no_args_is_help=True, help="Latency tables: measured times of a network at many widths.")
 explain_app = typer.Typer()
+Unstable = Annotated[bool, typer.Option("--allow-unstable", help="exit code 0 on a noisy machine too")]
+Reading = Annotated[float, typer.Option("--seconds", min=0.001, max=3600, help="of one reading")]
+OF_TENSORRT = ("level", "tf32", "workspace_mib", "hardware", "version_compatible", "flag")
 
 
 @lut_app.command("build")
 def lut_build(
+    ctx: typer.Context,
     ckpt: Ckpt,
     save: Annotated[Path, typer.Option("--save", help="the table; a killed build goes on")] = Path("latency.json"),
     backend: Annotated[str, typer.Option(help="onnxruntime, torch or tensorrt")] = "onnxruntime",
     device: Annotated[str, typer.Option(help="of torch: cpu or cuda")] = "",
     precision: Annotated[str, typer.Option(help="fp32, fp16 (not onnxruntime) or int8 (not torch)")] = "fp32",
-    threads: Annotated[int | None, typer.Option(help="default: one per usable core")] = None,
-    batch_size: Annotated[int, typer.Option()] = 1,
-    step: Annotated[int | None, typer.Option(help="width step, in place of the discovered one")] = None,
-    limit: Annotated[int, typer.Option(help="most samples to fit on")] = 96,
-    seconds: Annotated[float, typer.Option(help="of one reading")] = 0.4,
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="default: one per usable core")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, max=4096)] = 1,
+    step: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="width step, in place of the discovered one")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=8, max=100_000, help="most samples to fit on")] = 96,
+    seconds: Reading = 0.4,
     quick: Annotated[bool, typer.Option(help="a small table, for trying out")] = False,
     labels: Annotated[bool, typer.Option(help="as the recipe's export: argmax in the graph")] = True,
     labels_dtype: Annotated[str, typer.Option(help="as the recipe's export: int32 or uint8")] = "int32",
     keep: Annotated[list[str] | None, typer.Option(help="a layer whose channels stay, as prune.keep")] = None,
-    level: Annotated[int | None, typer.Option(help="tensorrt: optimisation level, 0 to 5")] = None,
+    level: Annotated[int | None, typer.Option(min=0, max=5, help="tensorrt: optimisation level, 0 to 5")] = None,
     tf32: Annotated[bool, typer.Option(help="tensorrt: float32 layers may use TF32")] = True,
-    workspace_mib: Annotated[int | None, typer.Option(help="tensorrt: scratch memory of a layer")] = None,
+    workspace_mib: Annotated[
+        int | None, typer.Option(min=1, max=1 << 20, help="tensorrt: scratch memory of a layer")
+    ] = None,
     hardware: Annotated[str, typer.Option(help="tensorrt: none, same_compute_capability or ampere_plus")] = "none",
     version_compatible: Annotated[bool, typer.Option(help="tensorrt: load in newer releases too")] = False,
     flag: Annotated[list[str] | None, typer.Option(help="tensorrt: a further BuilderFlag by name")] = None,
     seed: Seed = None,
+    allow_unstable: Unstable = False,
 ) -> None:
     """Measure a network at many widths on this machine: alignment, times of every layer, and their error."""
     from vss import checkpoint
@@ -51,6 +60,7 @@ def lut_build(
     saved = checkpoint.read(ckpt)
     if saved.preprocess is None:
         raise VssError(f"{ckpt} does not say its input size; save it with vss.save(..., preprocess=...).")
+    _refuse_unread(ctx, backend, quick=quick, labels=labels, task=saved.model.task)
     options = {} if saved.model.task == "defect" else {"labels": labels, "labels_dtype": labels_dtype}
     plan = BuildPlan(
         workspace_mib=workspace_mib, optimisation_level=level, tf32=tf32, hardware=hardware.upper(),
@@ -59,7 +69,7 @@ def lut_build(
     setting = Setting(backend, device, precision, threads, batch_size, options, tuple(keep or ()), plan)
     effort = QUICK if quick else dataclasses.replace(Effort(), limit=limit)
     progress = Progress(console=err, transient=True)
-    with file_at_work(save), tempfile.TemporaryDirectory() as folder, progress as bar:
+    with file_at_work(target_of(save)), tempfile.TemporaryDirectory() as folder, progress as bar:
         task = bar.add_task("exporting", total=None)
         subject = open_subject(saved.model, Path(folder), Preprocess(**saved.preprocess), setting, seconds=seconds)
 
@@ -69,6 +79,34 @@ def lut_build(
         table = build(subject, save, effort=effort, step=step, seed=seed or 0, progress=told)
     _shown(table)
     out.print(f"wrote {save}")
+    quiet = f"remove {save} and build it again on a quiet machine"
+    _require_quiet(table.drift, f"the uncut network drifted during the build; {quiet}", allow_unstable)
+
+
+def _refuse_unread(ctx: typer.Context, backend: str, *, quick: bool, labels: bool, task: str) -> None:
+    """Refuse the flags of `vss lut build` that nothing would read."""
+    from vss.deploy import BACKENDS
+
+    if BACKENDS.canonical(backend) != "tensorrt":
+        refuse_given(ctx, OF_TENSORRT, f"is for backend tensorrt, and the backend is {backend}")
+    if quick:
+        refuse_given(ctx, ["limit"], "is for a whole table, and --quick asks for a small one")
+    if task == "defect":
+        refuse_given(ctx, ["labels", "labels_dtype"], "is for networks of classes, and this one finds defects")
+    elif not labels:
+        refuse_given(ctx, ["labels_dtype"], "is for --labels")
+
+
+def _require_quiet(noise: float, sentence: str, allow_unstable: bool) -> None:
+    """`NotMeasured` where one and the same network took much longer at another moment."""
+    from vss.latency.build import NOISY
+
+    if noise <= NOISY:
+        return
+    text = f"times of one network differ by {noise:.0%}: {sentence}"
+    if not allow_unstable:
+        raise NotMeasured(f"{text}, or take it as it is: --allow-unstable.")
+    tell(out, "noisy:", "yellow", text)
 
 
 @lut_app.command("show")
@@ -107,14 +145,15 @@ def _shown(table: Any) -> None:
 def explain(
     run: Annotated[Path, typer.Argument(help="folder of a finished vss run")],
     precision: Annotated[str, typer.Option(help="in which to explain it, as vss lut build")] = "fp32",
-    seconds: Annotated[float, typer.Option(help="of one reading")] = 1.0,
-    top: Annotated[int, typer.Option(help="rows to print")] = 20,
+    seconds: Reading = 1.0,
+    top: Annotated[int, typer.Option(min=1, help="rows to print")] = 20,
     plot: Annotated[Path | None, typer.Option(help="write the width-cliff plot, SVG, of the latency table")] = None,
     lut: Annotated[Path | None, typer.Option(help="that table; default: RUN/latency_table.json")] = None,
+    allow_unstable: Unstable = False,
     report: ReportFile = None,
 ) -> None:
     """Say, layer by layer, why a cut network is or is not as much faster as its MACs fell."""
-    from vss.latency.explain import NOISY, cliff_plot
+    from vss.latency.explain import cliff_plot
     from vss.latency.explain import explain as work
 
     if lut and not plot:
@@ -139,6 +178,5 @@ def explain(
         tell(out, f"{cause['lost_ms']:.3f} ms", "yellow", f"({cause['share']:.0%}) {cause['cause']}: {units}")
     for name, request in figures["request"].items():
         out.print(f"{name}: the engine is {request['engine_share']:.0%} of a request of {request['request_ms']:.2f} ms")
-    if figures["noise"] > NOISY:
-        tell(out, "noisy:", "yellow", f"one engine took {figures['noise']:.0%} longer in another round; end other work")
     write_figures(report, "vss.explain", figures)
+    _require_quiet(figures["noise"], "an engine was slower in another round; end other work", allow_unstable)

@@ -28,10 +28,14 @@ def methods() -> None:
 def quality(
     ckpt: Ckpt,
     methods: Annotated[str, typer.Option(help="criteria, with commas between; METHOD:PRESET takes a preset")],
-    channels: Annotated[int, typer.Option(help="channels that the oracle leaves out, one at a time")] = 64,
+    channels: Annotated[
+        int, typer.Option(min=1, max=100_000, help="channels that the oracle leaves out, one at a time")
+    ] = 64,
     batches: Annotated[int, typer.Option(help="calibration batches")] = 4,
     batch_size: Annotated[int, typer.Option("--batch-size")] = 8,
-    macs: Annotated[float, typer.Option(help="fraction of the MACs that stays, for the reconstruction error")] = 0.5,
+    macs: Annotated[
+        float, typer.Option(min=0.001, max=1, help="fraction of the MACs that stays, for the reconstruction error")
+    ] = 0.5,
     sensitivity: Annotated[str | None, typer.Option(help="also scan every group with this criterion")] = None,
     dataset: Data = None,
     data_root: Root = None,

@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from vss.console import ReportFile, Root, out, show_table, write_figures
-from vss.files import file_at_work
+from vss.files import file_at_work, target_of
 
 ship_app = typer.Typer()
+Port = Annotated[int, typer.Option(min=1, max=65535)]
 Bundle = Annotated[Path, typer.Argument(help="a bundle: folder, or .tar.gz")]
 
 
@@ -21,15 +22,17 @@ def ship(
     engine: Annotated[str | None, typer.Option(help="row of the report; default: engine pruned")] = None,
     name: Annotated[str | None, typer.Option(help="of the model in a server; default: that of the recipe")] = None,
     data_root: Root = None,
-    samples: Annotated[int, typer.Option(help="images with truth and answers that go along")] = 4,
+    samples: Annotated[int, typer.Option(min=0, help="most images with truth and answers that go along")] = 4,
     accept_failed_gate: Annotated[
         str | None, typer.Option(help="why it ships although a gate failed: words for the model card")
     ] = None,
     force: Annotated[bool, typer.Option(help="ship what no gate judged; the manifest says so")] = False,
-    max_batch: Annotated[int, typer.Option(help="images per execution in a server")] = 8,
-    delay_us: Annotated[int, typer.Option(help="how long a request waits for others, microseconds")] = 2000,
-    instances: Annotated[int, typer.Option(help="copies of the engine in a server")] = 1,
-    threads: Annotated[int, typer.Option(help="of each copy on the CPU; 0: one per core")] = 0,
+    max_batch: Annotated[int, typer.Option(min=1, max=4096, help="images per execution in a server")] = 8,
+    delay_us: Annotated[
+        int, typer.Option(min=0, max=60_000_000, help="microseconds that a request waits for others")
+    ] = 2000,
+    instances: Annotated[int, typer.Option(min=1, max=1024, help="copies of the engine in a server")] = 1,
+    threads: Annotated[int, typer.Option(min=0, max=1024, help="of each copy on the CPU; 0: one per core")] = 0,
     licence: Annotated[str | None, typer.Option(help="of the weights, for the model card")] = None,
     data_licence: Annotated[str | None, typer.Option(help="of the data, for the model card")] = None,
 ) -> None:
@@ -67,7 +70,7 @@ def verify(
 @ship_app.command()
 def rebuild(
     bundle: Annotated[Path, typer.Argument(help="folder of a bundle")],
-    max_drop: Annotated[float, typer.Option(help="points that a metric of the samples may lose")] = 0.1,
+    max_drop: Annotated[float, typer.Option(min=0, max=100, help="points that a metric of the samples may lose")] = 0.1,
 ) -> None:
     """Build the engine on this machine from the bundle's ONNX file, judge it by the samples, write it in."""
     from vss.ship import rebuild as make
@@ -82,9 +85,9 @@ def rebuild(
 def serve(
     bundles: Annotated[list[Path] | None, typer.Argument(help="folders of bundles")] = None,
     get_server: Annotated[bool, typer.Option("--get-server", help="install a Triton server for the CPU first")] = False,
-    http_port: Annotated[int, typer.Option()] = 8000,
-    grpc_port: Annotated[int, typer.Option()] = 8001,
-    metrics_port: Annotated[int | None, typer.Option(help="off unless given")] = None,
+    http_port: Port = 8000,
+    grpc_port: Port = 8001,
+    metrics_port: Annotated[int | None, typer.Option(min=1, max=65535, help="off unless given")] = None,
     log: Annotated[Path, typer.Option(help="takes everything the server says")] = Path("triton.log"),
     once: Annotated[bool, typer.Option("--once", help="stop after the answers were checked")] = False,
 ) -> None:
@@ -101,7 +104,7 @@ def serve(
             return
         raise VssError("give one or more bundles to serve.")
     with (
-        file_at_work(log),
+        file_at_work(target_of(log)),
         start(bundles, ports=Ports(http_port, grpc_port, metrics_port), log=log) as (server, distances),
     ):
         for name, distance in distances.items():
@@ -117,9 +120,11 @@ def serve(
 def load(
     bundle: Annotated[Path, typer.Argument(help="folder of a bundle that is being served")],
     address: Annotated[str, typer.Option(help="HOST:PORT of gRPC")] = "127.0.0.1:8001",
-    rate: Annotated[float | None, typer.Option(help="requests a second; without it as fast as it answers")] = None,
-    concurrency: Annotated[int, typer.Option(help="requests under way at once")] = 8,
-    seconds: Annotated[float, typer.Option()] = 10.0,
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, max=1e6, help="requests a second; without it as fast as it answers")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=1024, help="requests under way at once")] = 8,
+    seconds: Annotated[float, typer.Option(min=0.1, max=86400)] = 10.0,
     perf_analyzer: Annotated[bool, typer.Option("--perf-analyzer", help="also ask NVIDIA's tool")] = False,
     report: ReportFile = None,
 ) -> None:

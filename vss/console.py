@@ -78,7 +78,7 @@ Size = Annotated[str | None, typer.Option("--input-size", help="H,W", metavar="H
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="start from this recipe")]
 Epochs = Annotated[int | None, typer.Option("--epochs")]
 Batch = Annotated[int | None, typer.Option("--batch-size")]
-Seed = Annotated[int | None, typer.Option("--seed")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, max=2**32 - 1)]
 ReportFile = Annotated[
     Path | None,
     typer.Option("--report", help="write the figures as JSON", callback=lambda path: path and target_of(path) and path),
@@ -111,6 +111,14 @@ def recipe_of(name: str | None, overrides: Iterable[Override] | None, **flags: A
     for setting in settings:
         override(data, setting)
     return parse(Recipe, data, source="the command line")
+
+
+def refuse_given(ctx: typer.Context, names: Iterable[str], why: str) -> None:
+    """Refuse a flag that stands on the command line and that nothing would read: `why` it is for something else."""
+    for param in ctx.command.params:
+        source = ctx.get_parameter_source(param.name or "")
+        if param.name in names and source is not None and source.name == "COMMANDLINE":
+            raise VssError(f"{param.opts[0]} {why}; leave it off.")
 
 
 def size_of(text: str | None) -> list[int] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import threading
 import traceback
@@ -36,6 +37,14 @@ class Terminated(KeyboardInterrupt):
 
 class Commands(TyperGroup):
     """The commands, whose every end is one of those above."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for before, word in zip(["vss", *args], args, strict=False):
+            if not word or re.fullmatch(r"--[\w-]+=", word):
+                raise typer.BadParameter(
+                    f"{word[:-1] or before} is followed by nothing; give a value, or leave it off."
+                )
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -29,12 +30,9 @@ LOCK, TEMPORARY = ".lock", ".vss-unfinished-"
 """Name of the lock in a folder, and what the name of a file has in it until it is whole."""
 MAX_NAME = 120
 """Characters of a name that somebody chose; a file system takes 255 bytes, and suffixes come behind."""
-MAX_JSON, MAX_YAML = 64 << 20, 256 << 10
-"""Bytes."""
+MAX_JSON, MAX_YAML = 64 << 20, 256 << 10  # bytes
 MAX_DEPTH, MAX_NODES = 64, 50_000
-NO_ARRAY = (
-    ValueError, OSError, EOFError, TypeError, OverflowError, SyntaxError, MemoryError, BadZipFile, TokenError,
-)  # fmt: skip
+NO_ARRAY = (ValueError, OSError, EOFError, TypeError, OverflowError, SyntaxError, MemoryError, BadZipFile, TokenError)
 PLAIN = {str, int, float, bool, type(None)}
 
 
@@ -43,8 +41,7 @@ def atomic(path: Path | str) -> Iterator[Path]:
     """Give a temporary path in the same folder; on success rename it to `path`, on any error remove it.
 
     The temporary name keeps the suffix of `path`, since writers (numpy, PIL, onnx) look at it.
-    A link stays a link: what it leads to is replaced. A folder, a device, a full disk and a folder that cannot be
-    written are one `VssError`, the first two before anything is made.
+    A link stays a link: what it leads to is replaced. What cannot be written is one `VssError`.
     """
     path = target_of(Path(path))
     try:
@@ -92,6 +89,7 @@ def locked(path: Path, *, wait: bool = False, refusal: str = "", stays: bool = T
         refusal: its sentence; by default that `path.parent` is in use.
         stays: whether the file stays; where nobody waits it may go.
     """
+    made = [each for each in (target_of(path).parent, *path.parent.parents) if not each.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
@@ -110,6 +108,9 @@ def locked(path: Path, *, wait: bool = False, refusal: str = "", stays: bool = T
         finally:
             if not stays:
                 path.unlink(missing_ok=True)
+            for folder in made:  # goes again where nothing was written into it
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
 
 
 @contextlib.contextmanager
@@ -129,19 +130,18 @@ def at_work(folder: Path, *, wait: bool = False, deep: bool = True) -> Iterator[
         finally:
             if made and [path.name for path in folder.iterdir()] == [LOCK]:  # refused before anything was written
                 (folder / LOCK).unlink()
-                folder.rmdir()
 
 
 def file_at_work(path: Path) -> AbstractContextManager[None]:
     """The lock of one file that a command works at for long."""
     refusal = f"another vss command is at work on {path}; wait for it, or choose another name."
-    return locked(path.with_name(f".{path.name}{LOCK}"), refusal=refusal, stays=False)
+    return locked(path.parent / f".{path.name}{LOCK}", refusal=refusal, stays=False)
 
 
 def at_rest(folder: Path) -> AbstractContextManager[None]:
     """The lock of a folder that is read as a whole, where there is one and it can be locked."""
     lockable = folder.is_dir() and os.access(folder, os.W_OK)
-    return locked(folder / LOCK) if lockable else contextlib.nullcontext()
+    return locked(folder / LOCK, stays=(folder / LOCK).exists()) if lockable else contextlib.nullcontext()
 
 
 def safe_name(text: str, most: int = MAX_NAME) -> str:
@@ -171,8 +171,8 @@ def remove_leftovers(folder: Path, *, deep: bool) -> None:
 
 
 def _write_error(path: Path, error: OSError) -> VssError:
-    reason = error.strerror or str(error)
-    return VssError(f"{path} cannot be written ({reason}); free some space or choose another place.")
+    space = "free some space or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return VssError(f"{path} cannot be written ({error.strerror or error}); {space}choose another place.")
 
 
 def write_json(path: Path | str, data: Mapping[str, Any], *, sealed: bool = False) -> Path:

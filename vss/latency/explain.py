@@ -44,7 +44,6 @@ GAINED = 0.9  # of the MAC reduction
 NO_LOSS = 1.02  # a wider layer that takes at most this much longer costs nothing
 BETTER = 1.1  # work per millisecond at another width, over that at this one, which makes this one a bad one
 LAUNCHES = 4
-NOISY = 0.1
 BUSY = 0.5  # share of the copy bandwidth at which a unit is bound by memory
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 SCALES = 1.25  # a unit that gains less than this from all threads does not use them

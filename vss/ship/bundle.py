@@ -75,7 +75,7 @@ def ship(
         VssError: no gate judged it and no `force`, `to` exists, data or packages missing.
     """
     to = to.resolve() if to.is_symlink() else to
-    if to.exists() and (to.is_file() or any(to.iterdir())):
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise VssError(f"{to} exists already; name a new folder, or remove it first.")
     with at_rest(run), file_at_work(to):
         source = open_run(run, row)

@@ -60,8 +60,8 @@ def drive(
         raise VssError(f"a load of {rate} requests/s from {concurrency} workers for {seconds} s cannot be made.")
     plan: Any = itertools.repeat(0.0)
     if rate is not None:
-        amount = max(1, round(rate * seconds))
-        plan = iter(np.cumsum(np.random.default_rng(seed).exponential(1 / rate, amount)).tolist())
+        draw, amount = np.random.default_rng(seed).exponential, max(1, round(rate * seconds))
+        plan = itertools.accumulate(draw(1 / rate) for _ in range(amount))
     trace, lock, numbers = Trace(), threading.Lock(), itertools.count()
     start = time.perf_counter()
 

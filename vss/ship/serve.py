@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vss.data.images import open_rgb
-from vss.errors import GateFailed, VssError
+from vss.errors import GateFailed, VssError, shown
 from vss.ship.check import refuse_foreign, whole
 from vss.ship.client import Client
 from vss.ship.load import load
@@ -91,6 +91,9 @@ def load_bundle(
 ) -> dict[str, Any]:
     """Load the model of a bundle with its own samples; see `vss.ship.load.load`."""
     manifest = read(bundle)
+    host, _, port = address.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise VssError(f"--address is {shown(address)}; expected HOST:PORT, the port from 1 to 65535.")
     outputs = list(manifest.served()[1])
     return load(
         address,

@@ -92,9 +92,13 @@ def free_ports() -> Ports:
 
 def refuse_taken(ports: Ports) -> None:
     """Raise `VssError` naming a port that something else listens on."""
+    used: dict[int, str] = {}
     for name, port in (("http", ports.http), ("grpc", ports.grpc), ("metrics", ports.metrics)):
         if port is None:
             continue
+        if port in used:
+            raise VssError(f"--{used[port]}-port and --{name}-port are both {port}; give each one of its own.")
+        used[port] = name
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
