@@ -185,7 +185,7 @@ class Job:
     def _fit_facts(self, result: Result) -> Result:
         score = result[f"best_{result['metric']}"]
         keys = ("best_epoch", "metric", "steps", "epochs", "precision", "curves")
-        detail = f"best val {self.project.task.title} {score:.2f} in epoch {result['best_epoch']}"
+        detail = f"best val {self.project.task.title} {score:.2f} in epoch {result['best_epoch'] + 1}"
         return {key: result[key] for key in keys} | {"best_score": score, "detail": detail}
 
     def engine(self, name: str, after: str) -> Result:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -124,21 +125,25 @@ def test_time_left_is_the_mean_of_what_was_measured_and_else_unknown() -> None:
     assert summary.left() == "0 s"
 
 
-@pytest.mark.parametrize("damage", ["", "{", '{"kind": "vss.step", "schema": 2}', None])
-def test_a_damaged_record_of_a_cell_or_a_part_is_made_again(tmp_path: Path, damage: str | None) -> None:
-    go(dry_grid({"a": {}, "b": {}}), tmp_path / "s")
+def test_a_damaged_record_of_a_cell_or_a_part_is_made_again(tmp_path: Path) -> None:
+    grid = dry_grid({"a": {}}, seeds=5)
+    go(grid, tmp_path / "s")
     store = Store.read(tmp_path / "s")
-    before = store.record("0--a")
-    for file in (tmp_path / "s" / "cells" / "0--a.json", *(tmp_path / "s" / "shared").glob("*.json")):
-        file.write_text(file.read_text().replace("5.0", "9.0").replace("10.0", "99.0") if damage is None else damage)
+    before = {cell.id: store.record(cell.id) for cell in store.cells()}
+    damages = ["", "{", '{"kind": "vss.step", "schema": 2}', None]  # None: a figure is another one
+    for folder in ("cells", "shared"):
+        for file, damage in zip(sorted((tmp_path / "s" / folder).glob("*.json"))[:4], damages, strict=True):
+            other = file.read_text().replace("10.0", "99.0")
+            file.write_text(re.sub(r'"score": \d', '"score": 3', other) if damage is None else damage)
     (tmp_path / "s" / "computed" / "killed.jsonl").write_text('{"part": "0--a", "st')
-    assert store.record("0--a") is None
-    again, _ = go(dry_grid({"a": {}, "b": {}}), tmp_path / "s")
-    assert (again.ok, again.skipped) == (1, 1)
-    after = store.record("0--a")
-    assert before and after and after["row"] == before["row"] and after["key"] == before["key"]
+    assert [store.record(cell.id) is None for cell in store.cells()] == [True] * 4 + [False]
+    again, _ = go(grid, tmp_path / "s")
+    assert (again.ok, again.skipped) == (4, 1)
+    for cell in store.cells():
+        then, now = before[cell.id], store.record(cell.id)
+        assert then and now and now["row"] == then["row"] and now["key"] == then["key"]
     (tmp_path / "s" / "sweep.json").write_text("{")
-    assert go(dry_grid({"a": {}, "b": {}}), tmp_path / "s")[0].skipped == 2
+    assert go(grid, tmp_path / "s")[0].skipped == 5
 
 
 def start(grid: dict[str, Any], folder: Path, prefix: str = "") -> subprocess.Popen[str]:
