@@ -26,6 +26,8 @@ CASES = [
     ("build.backend", "frog", "unknown backend 'frog'"),
     ("build.backend", "torch", r"build\.backend is torch, and a run builds engines"),
     ("build.threads", 10**9, r"build\.threads is 1000000000"),
+    ("build", {"backend": "tensorrt", "threads": 2}, r"build\.threads is 2 and means nothing to a TensorRT engine"),
+    ("build", {"backend": "trt", "tensorrt": {"flags": ["FP16"]}}, "FP16 is no build option here"),
     ("bench.cores", [999], r"cores \[999\] came, and this process may use"),
     ("bench.min_seconds", 99, r"min_seconds 99\.0 is above max_seconds 30\.0"),
     ("finetune.epochs", 0, r"finetune\.epochs is 0"),
@@ -55,6 +57,8 @@ CASES = [
     ("train.accelerator", "frog", r"train\.accelerator 'frog'"),
     ("train.distill", 1.0, "has no teacher"),
     ("precision.split", "val", r"precision\.split is 'val'"),
+    ("precision", {"kinds": ["int8"], "keep": ["nope"]}, r"unknown layer of precision\.keep 'nope'"),
+    ("precision.keep", ["classifier"], r"precision\.kinds names no precision to make"),
     ("precision", {"kinds": ["int8"], "image_list": "gone.txt"}, r"gone\.txt"),
 ]
 

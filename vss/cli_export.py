@@ -21,13 +21,16 @@ from vss.console import (
     err,
     out,
     recipe_of,
+    refuse_given,
     show_table,
     size_of,
     write_figures,
 )
 from vss.errors import VssError
+from vss.files import target_of
 
 export_app = typer.Typer()
+OF_INT8 = ("choice", "elsewhere", "method", "images", "cache", "dataset", "data_root", "seed", "overrides")
 Labels = Annotated[bool, typer.Option("--labels", help="argmax in the graph")]
 Pixels = Annotated[bool, typer.Option("--preprocess", help="uint8 images in, normalisation in the graph")]
 Opset = Annotated[int, typer.Option("--opset")]
@@ -40,6 +43,7 @@ Cache = Annotated[Path, typer.Option("--cache", help="folder of measured ranges"
 
 @export_app.command()
 def export(
+    ctx: typer.Context,
     ckpt: Ckpt,
     save: Save = Path("model.onnx"),
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8")] = "fp32",
@@ -66,6 +70,9 @@ def export(
     from vss import command
     from vss.deploy.precision import Precision
 
+    target_of(save)
+    if not labels:
+        refuse_given(ctx, ["labels_dtype"], "is for --labels")
     options: dict[str, Any] = {"labels": labels, "labels_dtype": labels_dtype, "preprocess": preprocess}
     options |= {"dynamic_size": dynamic_size, "opset": opset, "plugins": plugins}
     if Precision(precision).kind == "int8":
@@ -77,8 +84,9 @@ def export(
             typing = _typing(ckpt, job, Path(folder), cache, dataset, data_root, size_of(input_size), options)
             figures = typing.write(save, "int8", list(dict.fromkeys([*typing.config.keep, *chosen])))
     else:
-        if choice:
-            raise VssError("--choice is for --precision int8; the other precisions take --keep.")
+        refuse_given(ctx, OF_INT8, "is for --precision int8")
+        if precision == "fp32":
+            refuse_given(ctx, ["keep"], "is for --precision fp16 and int8")
         wanted = Precision(precision, tuple(keep or ()))
         figures = command.export_checkpoint(ckpt, save, precision=wanted, size=size_of(input_size), **options)
     show_table(figures["parity"]["shapes"], {key: key for key in figures["parity"]["shapes"][0]}, "parity with torch")
@@ -106,6 +114,8 @@ def calibrate(
     overrides: Set = None,
 ) -> None:
     """Measure INT8 ranges on training images of every class; kept by hash, so that nothing is measured twice."""
+    if save:
+        target_of(save)
     job = _job(seed, overrides, method, images, None, None, split=split, image_list=image_list and str(image_list))
     options = {"labels": labels, "preprocess": preprocess, "opset": opset}
     with tempfile.TemporaryDirectory(prefix="vss-export-") as folder:
@@ -143,6 +153,7 @@ def sensitivity(
     overrides: Set = None,
 ) -> None:
     """Find which layers must stay in floating point, by the metric of the task and measured times."""
+    target_of(save)
     job = _job(seed, overrides, method, images, elsewhere, keep, max_drop=max_drop, groups=groups)
     options = {"labels": labels, "preprocess": preprocess, "opset": opset}
     with tempfile.TemporaryDirectory(prefix="vss-export-") as folder, Progress(console=err, transient=True) as bar:
@@ -178,8 +189,11 @@ def _typing(
     """The checkpoint's network with its data and its float32 file."""
     from vss import checkpoint, steps
     from vss.precision import Typing
+    from vss.preflight import check_calibration
 
+    target_of(cache / "ranges.json")
     project = steps.project_of(ckpt, data_root=data_root, dataset=dataset, recipe=job)
+    check_calibration(project)
     if size:
         resized = project.preprocess.model_copy(update={"size": tuple(size)})
         project = steps.Project(project.recipe, project.data, resized)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from vss.deploy.precision import Precision, export_as
 from vss.deploy.probe import check_finite
 from vss.errors import VssError, fault, shown
 from vss.evaluate import Predictor, engine_predictor
+from vss.files import parse_json
 from vss.prune import count
 
 CHECKPOINT = ".safetensors"
@@ -185,7 +185,10 @@ def _opened(
 def classes_of(session: Session) -> list[str]:
     """The class names that an exported file carries in its metadata; none where it carries none."""
     stored = session.describe().get("metadata", {}).get("vss.classes")
-    return [str(name) for name in json.loads(stored)] if stored else []
+    names = parse_json(stored, source="the file's metadata vss.classes", kind="vss export") if stored else []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise VssError(f"the file's metadata vss.classes is {shown(stored)}; expected names: export it again.")
+    return names
 
 
 def backend_of(path: Path) -> str:

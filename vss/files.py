@@ -171,7 +171,7 @@ def remove_leftovers(folder: Path, *, deep: bool) -> None:
 
 
 def _write_error(path: Path, error: OSError) -> VssError:
-    space = "free some space or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    space = "free some space or " if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
     return VssError(f"{path} cannot be written ({error.strerror or error}); {space}choose another place.")
 
 

@@ -23,7 +23,7 @@ from vss.deploy import BACKENDS, bench, export, gate
 from vss.deploy.bisect import first_diverging, sentence
 from vss.deploy.gate import comparable
 from vss.deploy.graph import SegGraph
-from vss.deploy.layers import Net, groups_of, read_onnx
+from vss.deploy.layers import Net, check_names, groups_of, read_onnx
 from vss.deploy.precision import ANY, GRAPH_OPTIONS, Precision, convert, graph_of, retype
 from vss.deploy.qdq import observed, place
 from vss.deploy.ranges import Method, Ranges, cache_key, measure, ranges_of
@@ -68,7 +68,9 @@ class Typing:
         """Write the float32 file into `folder` first; `changes` to the options of the recipe's export."""
         options = export_options(project, model) | changes
         plain = folder / "fp32.onnx"
-        return cls(project, model, config, plain, export(model, plain, **options), options, cache)
+        report = export(model, plain, **options)
+        check_names(Net(read_onnx(plain)), config.keep)
+        return cls(project, model, config, plain, report, options, cache)
 
     # -- calibration --------------------------------------------------------------------------------------------------
 

@@ -10,9 +10,11 @@ import torch
 from vss import checkpoint, models
 from vss.config import Recipe
 from vss.data.calibration import choose_calibration
-from vss.deploy.backends import BACKENDS, available
+from vss.deploy.backends import BACKENDS, available, build_spec
 from vss.deploy.bench import pinned
-from vss.errors import VssError, shown
+from vss.deploy.trt_plan import member
+from vss.deploy.trt_runner import load_tensorrt
+from vss.errors import VssError, shown, unknown
 from vss.fits import check_fits
 from vss.latency.target import LatencyGoal, Target
 from vss.prune import CRITERIA, Budget, find_groups
@@ -72,19 +74,42 @@ def check_run(project: Project, *, engines: bool = True, here: bool = True) -> N
     recipe = project.recipe
     if here:
         check_fits(project, tuned=engines or recipe.finetune.epochs > 0)
-    if engines and BACKENDS.canonical(recipe.build.backend) == "torch":
-        raise VssError("build.backend is torch, and a run builds engines; choose onnxruntime or tensorrt.")
+    if engines:
+        check_build(recipe, here=here)
     if engines and here:
-        available(recipe.build.backend)
         with pinned(recipe.bench.cores):
             pass
     check_metric(project)
-    if recipe.precision.kinds and recipe.precision.image_list:
-        from vss.precision import read_list
-
-        choose_calibration(project.data, ids=read_list(Path(recipe.precision.image_list)))
+    if recipe.precision.kinds:
+        check_calibration(project)
+    elif recipe.precision.keep:
+        raise VssError("precision.keep is given and precision.kinds names no precision to make; add fp16 or int8.")
     check_network(project, project.build_model())
     project.task.check_labels("train", "val", recipe.split)
+
+
+def check_build(recipe: Recipe, *, here: bool) -> None:
+    """The runtime takes what the recipe says, and is on this machine where it must be."""
+    build, backend = recipe.build, BACKENDS.canonical(recipe.build.backend)
+    if backend == "torch":
+        raise VssError("build.backend is torch, and a run builds engines; choose onnxruntime or tensorrt.")
+    if backend == "tensorrt" and build.threads is not None:
+        raise VssError(f"build.threads is {build.threads} and means nothing to a TensorRT engine; leave it away.")
+    build_spec(build)
+    if here:
+        available(backend)
+    if here and backend == "tensorrt":
+        trt = load_tensorrt()
+        for flag in build.tensorrt.flags:
+            member(trt.BuilderFlag, flag)
+
+
+def check_calibration(project: Project) -> None:
+    """The images that `precision.image_list` names are training images."""
+    if project.recipe.precision.image_list:
+        from vss.precision import read_list
+
+        choose_calibration(project.data, ids=read_list(Path(project.recipe.precision.image_list)))
 
 
 def check_metric(project: Project) -> None:
@@ -103,6 +128,10 @@ def check_network(project: Project, model: torch.nn.Module) -> None:
     models.check_multiple(name, project.preprocess.size, multiple)
     if project.augment.crop:
         models.check_multiple(f"{name} (data.augment.crop)", project.augment.crop, multiple)
+    layers = dict(model.named_modules())
+    for layer in project.recipe.precision.keep:
+        if layer not in layers:
+            raise unknown("layer of precision.keep", layer, layers.keys() - {""})
     if config.keep:
         find_groups(model, torch.zeros(1, 3, *project.preprocess.size), keep=config.keep)
     if config.latency:

@@ -39,9 +39,8 @@ class OnnxRuntimeBackend:
         with atomic(out) as temporary:
             if spec.optimise is None:
                 self.open(onnx).close()
-                shutil.copyfile(require_one_file(onnx), temporary)
+                shutil.copyfile(onnx, temporary)
             else:
-                require_one_file(onnx)
                 OnnxRuntimeSession(Path(onnx), optimisation=spec.optimise, write=temporary).close()
         return Path(out)
 
@@ -102,6 +101,7 @@ class OnnxRuntimeSession(Session):
                 ) from error
 
         self._session: Any = start(optimisation or "all")
+        require_one_file(path)  # whose hash is that of all it computes with
         if _runs_as_written(self._session) and optimisation != "disabled":
             if optimisation is not None:
                 raise VssError(

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from vss.errors import VssError, shown
+from vss.files import parse_json
 
 KEY = "vss.preprocess"
 ORDER = "RGB"
@@ -41,12 +42,7 @@ def stated(metadata: Mapping[str, str]) -> dict[str, Any] | None:
     """
     if KEY not in metadata:
         return None
-    try:
-        values = json.loads(metadata[KEY])
-    except (ValueError, RecursionError) as error:
-        raise VssError(
-            f"the file's metadata {KEY} is {shown(metadata[KEY])}, no JSON; export the network again."
-        ) from error
+    values = parse_json(metadata[KEY], source=f"the file's metadata {KEY}", kind="vss export")
     numbers = {"size": (2, int), "mean": (3, float), "std": (3, float)}
     if (
         not isinstance(values, dict)
