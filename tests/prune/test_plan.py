@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from vss import models
 from vss.errors import VssError
 from vss.prune import Plan, apply_plan, make_plan
 
@@ -93,6 +95,37 @@ def test_a_plan_that_cuts_a_part_of_a_layer_alone_is_refused(leaf: str) -> None:
     whole["groups"] = [*whole["groups"], {**whole["groups"][0], "id": "again"}]
     with pytest.raises(VssError, match="twice"):
         apply_plan(net, Plan.from_dict(whole), check_weights=False)
+
+
+@pytest.mark.parametrize("net", [Chain(), Concat(), Residual(), models.build("unet", 3, width=4, depth=1)])
+def test_a_plan_that_lacks_any_one_layer_is_refused(net: nn.Module) -> None:
+    """Every layer's slots of every group in turn, those of consumers and of the other producers too."""
+    whole = plan_of(net, scope="local").to_dict()
+    tried = set()
+    for number, group in enumerate(whole["groups"]):
+        for layer in {slot["tensor"].rpartition(".")[0] for slot in group["slots"]}:
+            data = copy.deepcopy(whole)
+            slots = [slot for slot in group["slots"] if slot["tensor"].rpartition(".")[0] != layer]
+            data["groups"][number]["slots"] = slots
+            tried |= {slot["role"] for slot in group["slots"] if slot not in slots}
+            if slots:
+                with pytest.raises(VssError, match="make it again"):
+                    apply_plan(net, Plan.from_dict(data))
+    assert {"producer", "consumer"} <= tried
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    apply_plan(net.train(), Plan.from_dict(whole))
+    assert net.training and all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("middle", [nn.GroupNorm(4, 8), nn.Conv2d(8, 8, 3, padding=1, groups=4)])
+def test_groups_of_a_norm_or_convolution_go_whole(middle: nn.Module) -> None:
+    net = Chain(middle)
+    data = plan_of(net, scope="local").to_dict()
+    group = next(each for each in data["groups"] if each["channels"] == 8 and len(each["kept"]) == 4)
+    apply_plan(net, Plan.from_dict(data), check_weights=False)
+    group["kept"], group["unit"] = [0, 2, 4, 7], 1
+    with pytest.raises(VssError, match="parts of the 4 groups of middle, which go whole"):
+        apply_plan(net, Plan.from_dict(data), check_weights=False)
 
 
 def test_only_plans_of_one_network_compose() -> None:

@@ -25,8 +25,9 @@ def apply_plan(model: nn.Module, plan: Plan, *, check_weights: bool = True) -> n
     Args:
         model: the network that the plan was made for.
         plan: what to keep.
-        check_weights: refuse a model whose weights are not those of the plan. Off where only the shapes matter, as in
-            rebuilding a checkpoint before its weights are loaded.
+        check_weights: refuse a model whose weights are not those of the plan, and a plan that leaves a network which
+            cannot be run. Off where only the shapes matter, as in rebuilding a checkpoint before its weights are loaded
+            and held against them.
 
     Raises:
         VssError: a plan of another network or of other weights.
@@ -46,7 +47,30 @@ def apply_plan(model: nn.Module, plan: Plan, *, check_weights: bool = True) -> n
     for name in touched:
         _sync_attributes(small.get_submodule(name), sizes_before.get(f"{name}.weight", ()))
     small.plans = (*getattr(model, "plans", ()), plan)
+    misfit = _misfit(small) if check_weights else ""
+    if misfit and not _misfit(model):
+        raise VssError(
+            f"the network that the plan leaves cannot be run ({misfit}); the plan lacks slots of layers that take what "
+            "it removes: make it again."
+        )
     return small
+
+
+@torch.no_grad()
+def _misfit(model: nn.Module) -> str:
+    """Why a network cannot be run on a small image; empty where it can."""
+    side = 64 + -64 % int(getattr(model, "size_multiple", 1))
+    first = next(model.parameters(), NOTHING)
+    kind = {"device": first.device, "dtype": first.dtype if first.is_floating_point() else torch.float32}
+    training = {module: module.training for module in model.modules()}
+    try:
+        default_forward(model.eval(), torch.zeros(1, 3, side, 2 * side, **kind))
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, VssError) as error:
+        return one_line(str(error), SHOWN) or type(error).__name__
+    finally:
+        for module, flag in training.items():
+            module.training = flag
+    return ""
 
 
 def masked(model: nn.Module, plan: Plan) -> nn.Module:
@@ -111,6 +135,9 @@ def _check_layers(model: nn.Module, removed: dict[str, dict[int, Tensor]]) -> No
     for layer in {name.rpartition(".")[0] for name in removed}:
         module: Any = model.get_submodule(layer)
         lines = isinstance(module, nn.modules.conv._ConvNd) and module.transposed and module.groups == 1
+        units = module.groups if isinstance(module, nn.modules.conv._ConvNd) else getattr(module, "num_groups", 1)
+        if units > 1:
+            _check_units(layer, len(module.weight), units, removed.get(f"{layer}.weight".lstrip("."), {}))
         along = {"weight": int(lines), "bias": 0, "running_mean": 0, "running_var": 0}
         if not isinstance(module, SIZED):
             continue
@@ -123,6 +150,13 @@ def _check_layers(model: nn.Module, removed: dict[str, dict[int, Tensor]]) -> No
                 f"the plan removes other channels from {layer}.{odd} than from {layer}.{own[0]}; it lacks slots of "
                 "that layer: make it again."
             )
+
+
+def _check_units(layer: str, channels: int, units: int, removed: dict[int, Tensor]) -> None:
+    """A grouped convolution and a group norm lose whole groups."""
+    counts = torch.bincount(removed.get(0, NOTHING) * units // channels, minlength=units)
+    if set(removed) - {0} or not set(counts.tolist()) <= {0, channels // units}:
+        raise VssError(f"the plan removes parts of the {units} groups of {layer}, which go whole: make it again.")
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
