@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
 import io
 import logging
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import typer
 
+import vss.__main__
 from vss.console import Screen, listen, out, say
 from vss.errors import GateFailed, NotMeasured, VssError
 from vss.exits import Commands
@@ -130,3 +132,17 @@ def test_output_that_nobody_reads_ends_the_command(monkeypatch: pytest.MonkeyPat
     with pytest.raises(SystemExit) as stop:
         Screen(file=Closed()).print("a line")
     assert stop.value.code == 141
+
+
+def test_ctrl_c_during_the_import_is_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    real = builtins.__import__
+
+    def interrupted(name: str, *rest: Any, **more: Any) -> Any:
+        if name == "vss.cli":
+            raise KeyboardInterrupt
+        return real(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", interrupted)
+    with pytest.raises(SystemExit) as end:
+        vss.__main__.main()
+    assert end.value.code == 130 and capsys.readouterr().err.startswith("interrupted before anything was begun")

@@ -40,6 +40,7 @@ LAYERS = (
         *(
             "command",
             "console",
+            "__main__",
             "cli",
             "cli_build",
             "cli_data",

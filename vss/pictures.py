@@ -12,13 +12,23 @@ from torch.nn import functional as F
 
 from vss.data import IGNORE, SegSplit
 from vss.evaluate import Predictor
-from vss.files import atomic, safe_name
+from vss.files import atomic, safe_name, sha256_json
 
 
 def spread(items: Sized, amount: int) -> list[int]:
     """`amount` indices evenly over a collection; all of them where it has fewer."""
     amount = min(amount, len(items))
     return [index * len(items) // amount for index in range(amount)]
+
+
+def file_name(name: str) -> str:
+    """An image's id as part of a file name; two ids never share one.
+
+    >>> file_name("a_b"), file_name("a/b"), file_name("a b")
+    ('a_b', 'a_b-f5effa31', 'a_b-5e229e24')
+    """
+    safe = safe_name(name)
+    return safe if safe == name else f"{safe}-{sha256_json(name)[:8]}"
 
 
 def write_panels(
@@ -34,7 +44,7 @@ def write_panels(
     """
     panels = []
     for index in indices:
-        sample, name = split[index], split.ids[index].replace("/", "_")
+        sample, name = split[index], file_name(split.ids[index])
         pictures = {"image": sample["image"].permute(1, 2, 0).numpy(), "truth": paint(sample["mask"].numpy(), palette)}
         for title, predict in predictors.items():
             pictures[title] = paint(predict(sample["image"][None])[0].cpu().numpy(), palette)
@@ -72,7 +82,7 @@ def write_defects(
         seg = predict(sample["image"][None])["seg"].float().cpu()
         logits = F.interpolate(seg, size=pixels.shape[:2], mode="bilinear", align_corners=False)[0, 0]
         pictures = {"image": pixels, "mask": paint(sample["mask"].numpy(), MASK), "heat": heat(pixels, logits.numpy())}
-        files = {title: f"defects/{row['id'].replace('/', '_')}-{title}.png" for title in pictures}
+        files = {title: f"defects/{file_name(row['id'])}-{title}.png" for title in pictures}
         for title, picture in pictures.items():
             with atomic(root / files[title]) as temporary:
                 Image.fromarray(picture).save(temporary)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vss.errors import VssError
 from vss.ship import read
-from vss.ship.samples import compare, load_expected, metrics
+from vss.ship.samples import compare, load_expected, metrics, write_samples
 
 
 def test_labels_are_compared_by_share_and_logits_by_size() -> None:
@@ -48,3 +50,28 @@ def test_miou_of_a_perfect_answer_is_100(seg_bundle: Path) -> None:
     truths = [np.array(Image.open(seg_bundle / path)) for path in manifest.samples.truth]
     answers = [{"labels": np.where(truth == 255, 0, truth)[None].astype(np.int32)} for truth in truths]
     assert metrics(seg_bundle, manifest.samples, answers, manifest) == {"miou_pct": 100.0, "pixel_acc_pct": 100.0}
+
+
+def test_samples_keep_the_upright_pixels_and_nothing_of_the_exif(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x013B] = 6, "Secret Person"  # a quarter turn, the artist
+    exif.get_ifd(0x8825)[2] = (47.0, 22.0, 11.0)  # GPS
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(pixels).save(path, exif=exif, comment=b"Secret Person")
+    assert b"Secret Person" in path.read_bytes() and Image.open(path).getexif()
+    upright = np.array(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+    image = {"size": [12, 8], "mean": [0.5] * 3, "std": [0.2] * 3}
+    manifest: Any = SimpleNamespace(
+        image=SimpleNamespace(model_dump=lambda: image), inputs={"image": SimpleNamespace(dtype="uint8")},
+        task="defect", threshold=None,
+    )  # fmt: skip
+    session: Any = SimpleNamespace(run=lambda feed: {"score": np.zeros(1, np.float32)})
+    mask = np.zeros((12, 8), np.uint8)
+    made = write_samples(tmp_path / "bundle", [("street/photo", path, mask)], session, manifest, "a set")
+    (written,) = made.images
+    assert np.array_equal(np.array(Image.open(tmp_path / "bundle" / written)), upright) and upright.shape[:2] == (12, 8)
+    files = [file for file in (tmp_path / "bundle").rglob("*") if file.is_file()]
+    assert len(files) == 3 and not any(b"Secret" in file.read_bytes() for file in files)
+    for file in (file for file in files if file.suffix == ".png"):
+        assert not Image.open(file).getexif() and not Image.open(file).info

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,9 @@ LOGITS_CLOSE = 1e-3  # of the spread of the values, see `vss.closeness`: the sam
 def write_samples(
     bundle: Path, pairs: Iterable[tuple[str, Path, np.ndarray]], session: Session, manifest: Manifest, source: str
 ) -> Samples:
-    """Copy images, write truth as PNG and the engine's answers as .npy; returns what the manifest says of them.
+    """Write images and truth as PNG, and the engine's answers as .npy; returns what the manifest says of them.
+
+    Of an image its upright 8-bit RGB pixels are written and nothing else: no place, time, camera or name from its EXIF.
 
     Args:
         pairs: (id, image file, (H, W) integer truth at the engine's size, 255 is void).
@@ -40,11 +41,11 @@ def write_samples(
         (bundle / "samples" / folder).mkdir(parents=True, exist_ok=True)
     for number, (name, path, truth) in enumerate(pairs):
         stem = f"{number:02d}-{Path(name).name}"
-        images.append(f"samples/images/{stem}{path.suffix.lower()}")
+        images.append(f"samples/images/{stem}.png")
         truths.append(f"samples/truth/{stem}.png")
-        shutil.copyfile(path, bundle / images[-1])
-        with atomic(bundle / truths[-1]) as temporary:
-            Image.fromarray(truth.astype(np.uint8)).save(temporary)
+        for file, pixels in ((images[-1], np.asarray(open_rgb(path))), (truths[-1], truth.astype(np.uint8))):
+            with atomic(bundle / file) as temporary:
+                Image.fromarray(pixels).save(temporary)
         found = session.run({"image": load_image(bundle / images[-1], manifest)[None]})
         files = {}
         for output, value in found.items():
