@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 KIND, SCHEMA = "vss.step", 2
 Result = dict[str, Any]
+WANTED: dict[str, type] = {"key": str, "seconds": float, "outputs": dict, "result": dict}
 
 
 @dataclass
@@ -79,7 +80,7 @@ class Runner:
         return self.out / "steps" / f"{name}.json"
 
     def _record(self, name: str) -> Result | None:
-        return read_record(self._path(name), KIND, ("key", "seconds", "outputs", "result"))
+        return read_record(self._path(name), KIND, WANTED)
 
     def _same(self, path: str, digest: str) -> bool:
         file = self.out / path
@@ -98,8 +99,11 @@ def write_record(path: Path, kind: str, body: Result) -> None:
     write_json(path, {"kind": kind, "schema": SCHEMA, "sha256": sha256_json(body), **body})
 
 
-def read_record(path: Path, kind: str, wanted: Iterable[str]) -> Result | None:
-    """A record that is whole; None where there is none. A damaged or foreign one is as none: its work is done again."""
+def read_record(path: Path, kind: str, wanted: Mapping[str, type]) -> Result | None:
+    """A record that is whole; None where there is none. A damaged or foreign one is as none: its work is done again.
+
+    `wanted` are keys that it must have, and what their values are.
+    """
     if not path.exists():
         return None
     try:
@@ -109,7 +113,7 @@ def read_record(path: Path, kind: str, wanted: Iterable[str]) -> Result | None:
         return None
     body = {key: value for key, value in data.items() if key not in ("kind", "schema", "sha256")}
     changed = data["schema"] > 1 and data.get("sha256") != sha256_json(body)  # the first schema had no hash
-    if changed or not set(wanted) <= body.keys():
+    if changed or not all(isinstance(body.get(name), each) for name, each in wanted.items()):
         log.warning("%s is not as it was written; it is made again.", path)
         return None
     return body

@@ -33,9 +33,12 @@ from vss.latency.table import LatencyTable, Sample
 from vss.models.backbones import read_state_dict
 from vss.page import write_page
 from vss.prune import Plan, apply_plan, make_plan
+from vss.runner import KIND as STEP
+from vss.runner import Runner, write_record
 from vss.ship import manifest
 from vss.ship.check import _gate
-from vss.sweep.grid import load_grid
+from vss.sweep.grid import Grid, load_grid
+from vss.sweep.store import Store
 
 X = torch.zeros(1, 3, 16, 16)
 SHA = "a" * 64
@@ -108,6 +111,8 @@ def _settings() -> dict[str, Subject]:
         "name": "small", "base": {"model": {"name": "unet"}}, "set": {"train.epochs": 1}, "networks": ["unet"],
         "criteria": ["l1", "taylor"], "budgets": [0.5, "params:0.3"], "seeds": [0, 1],
     }  # fmt: skip
+    whole = Grid.model_validate(grid).model_dump(mode="json")
+    sweep = {"kind": "vss.sweep", "schema": 1, "key": SHA, "grid": whole, "command": "vss", "created": "now"}
     split = ([(10000, True), (10001, False)], [(20000, True)])
     return {
         "recipe": Subject(json.dumps(recipe).encode(), "r.yaml", lambda file: load_recipe(str(file)), weight=0.5),
@@ -115,6 +120,7 @@ def _settings() -> dict[str, Subject]:
             yaml.safe_dump(recipe).encode(), "s.yaml", lambda file: load_recipe(str(file)), kind="bytes", weight=0.3
         ),
         "grid": Subject(json.dumps(grid).encode(), "g.yaml", lambda file: load_grid(file).cells(), weight=0.5),
+        "sweep": Subject(json.dumps(sweep).encode(), "sweep.json", lambda file: Store.read(file.parent).cells()),
         "split file": Subject(pickle.dumps(split), "split.pyb", read_split_file, kind="bytes"),
     }
 
@@ -151,6 +157,19 @@ def _tables(folder: Path) -> dict[str, Subject]:
         found[f"{name} without hash"] = Subject(
             json.dumps(data).encode(), f"bare-{name}.json", read[name], weight=weight
         )
+    steps, record = Runner(folder, lambda *_: None), {"key": SHA, "seconds": 1.5, "outputs": {"a": SHA}}
+    record |= {"result": {"detail": "x", "row": {"miou_pct": 50.0}}}
+    write_record(folder / "steps" / "train.json", STEP, record)
+    old = json.dumps({"kind": STEP, "schema": 1, **record}).encode()
+
+    def remembered(file: Path) -> Any:
+        steps._path("train").write_bytes(file.read_bytes())
+        steps("train", {}, [], [], lambda: {})
+        steps._path("train").write_bytes(file.read_bytes())
+        return steps.result("train")
+
+    found["step record"] = Subject(steps._path("train").read_bytes(), "train.json", remembered, sealed=True)
+    found["step record without hash"] = Subject(old, "old.json", remembered)
     return found | {
         "choice": Subject(json.dumps(choice).encode(), "choice.json", lambda file: Choice.load(file, SHA)),
         "engine facts": Subject(

@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vss.config import Recipe
+from vss.config import Recipe, parse
 from vss.errors import VssError
 from vss.files import is_leftover, read_json, sha256_json, write_json
 from vss.runner import read_record, write_record
@@ -42,8 +42,9 @@ class Store:
     @classmethod
     def read(cls, root: Path | str) -> Store:
         """A sweep that is there."""
-        data = read_json(Path(root) / "sweep.json", kind=KIND, schema=SCHEMA)
-        return cls(Path(root), Grid.model_validate(data["grid"]))
+        file = Path(root) / "sweep.json"
+        grid: Grid = parse(Grid, read_json(file, kind=KIND, schema=SCHEMA).get("grid", {}), source=f"{file}, grid")
+        return cls(Path(root), grid)
 
     @classmethod
     def make(cls, root: Path | str, grid: Grid, *, about: Json, replace: bool = False) -> Store:
@@ -73,7 +74,8 @@ class Store:
 
     def record(self, cell: str) -> Json | None:
         """The record of a cell, or None."""
-        return read_record(self.root / "cells" / f"{cell}.json", CELL, ("id", "coords", "key", "status"))
+        wanted = {"id": str, "coords": dict, "key": str, "status": str}
+        return read_record(self.root / "cells" / f"{cell}.json", CELL, wanted)
 
     def keep(self, cell: Cell, key: str, outcome: Json) -> None:
         """Write the record of a cell, whole or not at all."""
@@ -125,7 +127,7 @@ class Store:
 
     def shared(self, name: str) -> Json | None:
         """What a shared part returned; None where it is not done."""
-        record = read_record(self._share_file(name), SHARE, ("result",))
+        record = read_record(self._share_file(name), SHARE, {"result": dict})
         return record and record["result"]
 
     def _share_file(self, name: str) -> Path:
