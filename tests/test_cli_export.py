@@ -20,6 +20,7 @@ from vss.cli import app
 from vss.data import Preprocess
 from vss.data.labels import CAMVID_NAMES
 from vss.deploy.ranges import Ranges
+from vss.deploy.stated import stated
 from vss.errors import VssError
 
 FAST = (
@@ -85,6 +86,8 @@ def test_calibrate_then_search_then_export(ckpt: Path, street_root: Path, tmp_pa
     assert len(list(cache.iterdir())) == 1
     metadata = {each.key: each.value for each in onnx.load(target).metadata_props}
     assert metadata["vss.precision"] == "int8" and metadata["vss.ranges_sha256"] == ranges.sha256()
+    images = Preprocess(size=(32, 48))  # INT8 takes what the checkpoint was trained on
+    assert stated(metadata) == {"size": [32, 48], "mean": list(images.mean), "std": list(images.std)}
     text = done("evaluate", "--candidate", target, "--dataset", "camvid", "--data-root", street_root)
     assert "mIoU" in text
 

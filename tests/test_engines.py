@@ -12,6 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 import vss
+from tests.deploy.test_probe import spoiled
 from vss import command, models
 from vss.cli import app
 from vss.data.labels import CAMVID_NAMES
@@ -116,3 +117,9 @@ def test_external_data_is_refused_and_nothing_is_left(folder: Path, tmp_path: Pa
     words = ["build", "--onnx", outside, "--save", tmp_path / "out" / "e.onnx", "--optimise", optimise]
     assert "in another file, 'w.data'" in refused(*words[: None if optimise else -2])
     assert not list(tmp_path.glob("out/*"))
+
+
+def test_bench_refuses_an_engine_that_gives_nan(folder: Path, tmp_path: Path) -> None:
+    broken = spoiled(folder / "pixels.onnx", tmp_path / "nan.onnx", float("nan"))
+    done = CliRunner().invoke(app, ["bench", "--candidate", str(broken), "--max-seconds", "0.2"])
+    assert done.exit_code == 2 and "NaN" in done.output and "ms" not in done.stdout

@@ -88,7 +88,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     preprocess = Preprocess(size=(32, 48)).model_dump(mode="json")
     vss.save(models.build("unet", 3, width=4, depth=2), folder / "net.safetensors", preprocess=preprocess,
              classes=["a", "b", "c"], info={"dataset": "camvid"})  # fmt: skip
-    for name, shape in (("fixed", [1, 3, 8, 8]), ("free", ["n", 3, "h", "w"])):
+    shapes: dict[str, list[int | str | None]] = {"fixed": [1, 3, 8, 8], "free": ["n", 3, "h", "w"]}
+    for name, shape in shapes.items():
         ends = [helper.make_tensor_value_info(end, TensorProto.FLOAT, shape) for end in ("x", "y")]
         graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [ends[0]], [ends[1]])
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)

@@ -60,7 +60,7 @@ def lut_build(
     saved = checkpoint.read(ckpt)
     if saved.preprocess is None:
         raise VssError(f"{ckpt} does not say its input size; save it with vss.save(..., preprocess=...).")
-    _refuse_unread(ctx, backend, quick=quick, labels=labels, task=saved.model.task)
+    _refuse_unread(ctx, backend, quick=quick, labels=labels, task=str(saved.model.task))
     options = {} if saved.model.task == "defect" else {"labels": labels, "labels_dtype": labels_dtype}
     plan = BuildPlan(
         workspace_mib=workspace_mib, optimisation_level=level, tf32=tf32, hardware=hardware.upper(),

@@ -16,7 +16,8 @@ from tests.deploy.nets import FLOAT, conv_graph
 from vss.deploy import export
 from vss.deploy.fp16 import kept_nodes, to_fp16
 from vss.deploy.layers import Net, read_onnx
-from vss.errors import VssError
+from vss.deploy.precision import Precision, export_as
+from vss.errors import NotFinite, VssError
 from vss.models import build
 
 HALF = onnx.TensorProto.FLOAT16
@@ -116,3 +117,20 @@ def test_networks_with_norms_and_gates(name: str, tmp_path: Path) -> None:
 def test_layers_that_do_not_exist_are_refused() -> None:
     with pytest.raises(VssError, match=r"unknown layer 'stemm'. Did you mean 'stem'"):
         kept_nodes(Net(conv_graph()), ["stemm"])
+
+
+def test_values_beyond_float16_are_refused_by_layer(tmp_path: Path) -> None:
+    """On the CPU the file itself would pass: onnxruntime computes it in float32."""
+    torch.manual_seed(0)
+    net = build("unet", 5, width=4, depth=1).eval()
+    convs = {
+        name: each for name, each in net.named_modules() if isinstance(each, torch.nn.Conv2d | torch.nn.ConvTranspose2d)
+    }
+    first, second, *_, last = convs
+    with torch.no_grad():
+        for name, factor in ((first, 1e3), (second, 1e3), (last, 1e-3)):
+            convs[name].weight *= factor
+    with pytest.raises(NotFinite, match=rf"layer {second} gives values of .* and float16 ends at 65504"):
+        export_as(net, tmp_path / "half.onnx", Precision("fp16"), size=(16, 16), preprocess=None, labels=True)
+    assert not list(tmp_path.iterdir())
+    export_as(net, tmp_path / "half.onnx", Precision("fp16", tuple(convs)), size=(16, 16), preprocess=None, labels=True)

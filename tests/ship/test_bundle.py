@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vss.errors import GateFailed, VssError
+from tests.deploy.test_probe import spoiled
+from vss.errors import GateFailed, NotFinite, VssError
 from vss.files import sha256_file
 from vss.page import write_page
 from vss.prune import Plan
@@ -219,3 +220,16 @@ def test_nothing_of_the_house_is_in_a_bundle(
     assert {k: v for k, v in own.items() if k not in untouched} == {
         k: v for k, v in found.items() if k not in untouched
     }
+
+
+def test_an_engine_that_gives_nan_is_not_shipped(seg_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(seg_run, tmp_path / "run"))
+    report = json.loads((run / "report.json").read_text())
+    artefact = report["artefacts"]["engine pruned"]
+    for role in ("onnx", "engine"):
+        path = run / artefact["files"][role]
+        artefact["sha256"][role] = sha256_file(spoiled(path, path, float("nan")))
+    write_report(run / "report.json", report)
+    with pytest.raises(NotFinite, match="NaN"):
+        ship(run, tmp_path / "b", samples=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]

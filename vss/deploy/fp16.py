@@ -6,10 +6,14 @@ import contextlib
 import copy
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from vss.deploy.layers import Net, check_names, sort_nodes
+import numpy as np
+
+from vss.deploy.layers import Net, check_names, read_onnx, sort_nodes
 from vss.deploy.session import need
+from vss.errors import NotFinite
 
 KEEP = (
     "BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "LpNormalization",
@@ -19,6 +23,7 @@ KEEP = (
 """Sums over a map and exponentials leave the 11 bits or the 65504 of float16; resizing adds an error of its own."""
 NORMS = frozenset(KEEP[:14])
 FLOAT, FLOAT16 = 1, 10  # onnx.TensorProto
+LARGEST = 65504.0  # in float16
 ELEMENTWISE = ("Add", "Sub", "Mul", "Abs", "Neg", "Min", "Max", "Clip")
 
 
@@ -110,3 +115,25 @@ def _quiet(logger: logging.Logger) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+def refuse_overflow(plain: Path, keep: Sequence[str], image: np.ndarray) -> None:
+    """Raise `NotFinite` where a layer of a float32 file gives on `image` what float16 cannot hold.
+
+    onnxruntime's CPU computes float16 files in float32, where nothing overflows; a GPU does not.
+    """
+    onnx, ort = need("onnx", "FP16"), need("onnxruntime", "FP16")
+    model = read_onnx(plain)
+    layers = {layer.output: layer.name for layer in Net(model).layers if layer.name not in keep}
+    known = {value.name for value in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in layers if name not in known)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    for name, value in zip(layers, session.run(list(layers), {"image": image}), strict=True):
+        if not np.abs(value).max() <= LARGEST:
+            raise NotFinite(
+                f"layer {layers[name]} gives values of {np.abs(value).max():.3g} and float16 ends at {LARGEST:.0f}: it "
+                "would be infinity on a GPU; export fp32, or keep it and what reads it in float32 (--keep, "
+                "precision.keep)."
+            )

@@ -18,7 +18,7 @@ from torch import nn
 from vss.closeness import relative_difference
 from vss.deploy.backends import BACKENDS
 from vss.deploy.export import export
-from vss.deploy.fp16 import kept_nodes, to_fp16
+from vss.deploy.fp16 import kept_nodes, refuse_overflow, to_fp16
 from vss.deploy.graph import SegGraph
 from vss.deploy.layers import Net, check_names, read_onnx
 from vss.deploy.lint import lint
@@ -252,6 +252,9 @@ def retype(
             raise VssError("int8 needs ranges; calibrate on training images first.")
         measured = ranges(plain, observed(Net(read_onnx(plain))))
     shapes = [_shape(row["input"], graph.nhwc) for row in report["parity"]["shapes"]]
+    if "fp16" in (precision.kind, precision.elsewhere):
+        draw = images or functools.partial(noise, nhwc=graph.nhwc)
+        refuse_overflow(plain, precision.keep, draw(*shapes[0], 0).numpy())
     with atomic(path) as temporary:
         typed = convert(plain, temporary, precision, measured)
         compared = parity(graph, temporary, shapes, tolerance or TOLERANCES[precision.kind], images=images)
