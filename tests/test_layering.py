@@ -17,7 +17,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
-    ("version", "errors", "files", "progress", "registry", "config", "yaml12", "environment", "report", "page"),
+    (
+        "version",
+        "errors",
+        "files",
+        "locks",
+        "progress",
+        "registry",
+        "config",
+        "yaml12",
+        "environment",
+        "report",
+        "page",
+    ),
     ("ops", "losses", "metrics", "closeness", "decisions", "learner", "_C"),
     ("data", "models", "prune"),
     ("train", "evaluate", "deploy"),

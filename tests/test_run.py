@@ -19,7 +19,8 @@ import vss
 from vss import checkpoint
 from vss.config import Recipe
 from vss.errors import GateFailed, VssError
-from vss.files import TEMPORARY, at_work, sha256_file
+from vss.files import TEMPORARY, sha256_file
+from vss.locks import at_work
 from vss.prune import Plan, count
 from vss.run import run
 

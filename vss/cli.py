@@ -59,7 +59,8 @@ from vss.console import (
 )
 from vss.errors import GateFailed, NotMeasured, VssError
 from vss.exits import Commands
-from vss.files import at_work, safe_name
+from vss.files import safe_name
+from vss.locks import at_work
 from vss.registry import load_plugin
 
 app = typer.Typer(

@@ -47,7 +47,7 @@ def data_make(
     """Generate a data set from a seed."""
     from vss.data import write_defects, write_street
     from vss.errors import unknown
-    from vss.files import file_at_work
+    from vss.locks import file_at_work
 
     makers = {"street": write_street, "defects": write_defects}
     if kind not in makers:

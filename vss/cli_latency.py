@@ -12,7 +12,8 @@ from rich.progress import Progress
 
 from vss.console import Ckpt, ReportFile, Seed, err, out, refuse_given, show_table, tell, write_figures
 from vss.errors import NotMeasured, VssError
-from vss.files import file_at_work, target_of
+from vss.files import target_of
+from vss.locks import file_at_work
 
 lut_app = typer.Typer(no_args_is_help=True, help="Latency tables: measured times of a network at many widths.")
 explain_app = typer.Typer()

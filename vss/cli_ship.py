@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from vss.console import ReportFile, Root, out, show_table, write_figures
-from vss.files import file_at_work, target_of
+from vss.files import target_of
+from vss.locks import file_at_work
 
 ship_app = typer.Typer()
 Port = Annotated[int, typer.Option(min=1, max=65535)]

@@ -18,7 +18,8 @@ from vss.deploy.backends import available, build_spec, inspected
 from vss.deploy.bench import noise, pinned
 from vss.errors import GateFailed
 from vss.evaluate import engine_predictor
-from vss.files import at_work, atomic, read_array, sha256_artefact
+from vss.files import atomic, read_array, sha256_artefact
+from vss.locks import at_work
 from vss.page import write_page
 from vss.pictures import spread
 from vss.preflight import check_run

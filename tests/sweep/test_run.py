@@ -17,7 +17,7 @@ import yaml
 
 from vss.cli_sweep import _end
 from vss.errors import GateFailed, VssError
-from vss.files import at_work
+from vss.locks import at_work
 from vss.sweep import Grid, Settings, Store, sweep
 from vss.sweep.drive import Summary
 

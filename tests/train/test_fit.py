@@ -21,8 +21,9 @@ from vss import models, steps
 from vss.config import FinetuneConfig, FitConfig, Recipe
 from vss.errors import VssError
 from vss.exits import Terminated, terminable
-from vss.files import TEMPORARY, locked, read_json, sha256_tensors
+from vss.files import TEMPORARY, read_json, sha256_tensors
 from vss.fits import check_fits, teacher_of
+from vss.locks import locked
 from vss.train import Moment, Phase, check_settings
 from vss.train.checks import check_norms
 from vss.train.folder import _damage, fit_folder

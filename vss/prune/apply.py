@@ -61,7 +61,10 @@ def _misfit(model: nn.Module) -> str:
     """Why a network cannot be run on a small image; empty where it can."""
     side = 64 + -64 % int(getattr(model, "size_multiple", 1))
     first = next(model.parameters(), NOTHING)
-    kind: dict[str, Any] = {"device": first.device, "dtype": first.dtype if first.is_floating_point() else torch.float32}
+    kind: dict[str, Any] = {
+        "device": first.device,
+        "dtype": first.dtype if first.is_floating_point() else torch.float32,
+    }
     training = {module: module.training for module in model.modules()}
     try:
         default_forward(model.eval(), torch.zeros(1, 3, side, 2 * side, **kind))

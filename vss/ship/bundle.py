@@ -23,7 +23,8 @@ from vss.deploy.ranges import Ranges
 from vss.deploy.trt_runner import read_about
 from vss.environment import environment, package_version
 from vss.errors import GateFailed, VssError, shown
-from vss.files import TEMPORARY, at_rest, atomic, file_at_work, sha256_file, write_json
+from vss.files import TEMPORARY, atomic, sha256_file, write_json
+from vss.locks import at_rest, file_at_work
 from vss.page import render
 from vss.report import write_report
 from vss.ship import archive, card

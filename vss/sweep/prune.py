@@ -16,7 +16,8 @@ from vss import checkpoint, keys, models, steps
 from vss.config import PruneConfig, Recipe
 from vss.deploy import BACKENDS, bench
 from vss.deploy.bench import unsteady
-from vss.files import locked, safe_name
+from vss.files import safe_name
+from vss.locks import locked
 from vss.pictures import spread, write_panels
 from vss.preflight import check_run
 from vss.prune import CRITERIA, make_criterion

@@ -10,7 +10,8 @@ from pathlib import Path
 from vss.config import Recipe
 from vss.environment import environment
 from vss.errors import VssError, unknown
-from vss.files import at_work, remove_leftovers, sha256_json
+from vss.files import sha256_json
+from vss.locks import at_work, remove_leftovers
 from vss.sweep.after import finish
 from vss.sweep.drive import Summary, Tell, drive
 from vss.sweep.grid import Cell, Grid

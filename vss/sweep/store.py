@@ -22,7 +22,8 @@ from pydantic import ValidationError
 
 from vss.config import Recipe, parse
 from vss.errors import VssError
-from vss.files import is_leftover, read_json, sha256_json, write_json
+from vss.files import read_json, sha256_json, write_json
+from vss.locks import is_leftover
 from vss.runner import read_record, write_record
 from vss.sweep.grid import Cell, Grid
 from vss.sweep.study import Json, Study, study

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from vss.config import Recipe
 from vss.errors import VssError
-from vss.files import at_work
+from vss.locks import at_work
 from vss.sweep.store import Store, note_computed
 from vss.sweep.study import Json, Place, Study, study
 

@@ -26,7 +26,8 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from vss.errors import VssError
-from vss.files import at_work, atomic, read_json, remove_leftovers, sha256_json, write_json
+from vss.files import atomic, read_json, sha256_json, write_json
+from vss.locks import at_work, remove_leftovers
 
 log = logging.getLogger(__name__)
 KIND, SCHEMA = "vss.fit", 1
