@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +100,15 @@ def test_again_does_nothing_and_a_change_redoes_its_part(
         choice = json.loads((out / f"engine/{name}.int8.choice.json").read_text())
         assert facts["search"]["freed"] == choice["facts"]["freed"]
         assert facts["search"]["gate"]["diverges"]["probes"] >= 1
+
+
+def test_float16_that_would_overflow_is_not_kept(
+    finished: tuple[Path, dict[str, Any]], street_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished[0], tmp_path / "copy")
+    monkeypatch.setattr("vss.deploy.fp16.LARGEST", 1e-3)
+    report = run(recipe(street_root, kinds=["fp16"], max_drop=6.0), tmp_path / "copy", progress=False)
+    for title in TITLES:
+        facts = report["precision"][title]
+        assert facts["choice"]["chosen"] == "fp32" and "float16 ends at 0" in facts["choice"]["why"]["fp16"]
+        assert not facts["fp16"]["gate"]["passed"] and facts["fp16"]["gate"]["candidate"] is None

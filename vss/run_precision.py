@@ -133,6 +133,8 @@ def _attempt(
     session = backend.open(job.out / files["engine"], threads=recipe.build.threads)
     settings: dict[str, Any] = {"max_drop": recipe.precision.max_drop, "metric": recipe.gate.metric}
     try:
+        if exported["precision"]["overflow"]:  # which onnxruntime's CPU does not show
+            raise NotFinite(exported["precision"]["overflow"])
         metrics = project.score(engine_predictor(session, project.preprocess))
         verdict = judge(typing, job.out / files["onnx"], {**references, "engine": metrics}, **settings)
         if "finetuned" in files["onnx"]:

@@ -13,7 +13,6 @@ import numpy as np
 
 from vss.deploy.layers import Net, check_names, read_onnx, sort_nodes
 from vss.deploy.session import need
-from vss.errors import NotFinite
 
 KEEP = (
     "BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "LpNormalization",
@@ -117,8 +116,8 @@ def _quiet(logger: logging.Logger) -> Iterator[None]:
         logger.setLevel(before)
 
 
-def refuse_overflow(plain: Path, keep: Sequence[str], image: np.ndarray) -> None:
-    """Raise `NotFinite` where a layer of a float32 file gives on `image` what float16 cannot hold.
+def overflow(plain: Path, keep: Sequence[str], image: np.ndarray) -> str | None:
+    """A sentence where a layer of a float32 file gives on `image` what float16 cannot hold.
 
     onnxruntime's CPU computes float16 files in float32, where nothing overflows; a GPU does not.
     """
@@ -132,8 +131,9 @@ def refuse_overflow(plain: Path, keep: Sequence[str], image: np.ndarray) -> None
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     for name, value in zip(layers, session.run(list(layers), {"image": image}), strict=True):
         if not np.abs(value).max() <= LARGEST:
-            raise NotFinite(
+            return (
                 f"layer {layers[name]} gives values of {np.abs(value).max():.3g} and float16 ends at {LARGEST:.0f}: it "
                 "would be infinity on a GPU; export fp32, or keep it and what reads it in float32 (--keep, "
                 "precision.keep)."
             )
+    return None

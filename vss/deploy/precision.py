@@ -18,7 +18,7 @@ from torch import nn
 from vss.closeness import relative_difference
 from vss.deploy.backends import BACKENDS
 from vss.deploy.export import export
-from vss.deploy.fp16 import kept_nodes, refuse_overflow, to_fp16
+from vss.deploy.fp16 import kept_nodes, overflow, to_fp16
 from vss.deploy.graph import SegGraph
 from vss.deploy.layers import Net, check_names, read_onnx
 from vss.deploy.lint import lint
@@ -26,7 +26,7 @@ from vss.deploy.parity import Images, Tolerance, noise, parity
 from vss.deploy.qdq import Placement, insert, observed, place, tied
 from vss.deploy.ranges import Ranges
 from vss.deploy.session import need
-from vss.errors import VssError, unknown
+from vss.errors import NotFinite, VssError, unknown
 from vss.files import atomic, sha256_file
 
 GRAPH_OPTIONS = ("preprocess", "labels", "labels_dtype")
@@ -240,13 +240,16 @@ def retype(
         ranges: of "int8": called with the file and the tensors that may be quantised.
         images: (N, (H, W), seed) -> what the graph takes, for the comparison; noise lies outside of the ranges that
             images gave.
-        tolerance: of that comparison, in place of the precision's own.
+        tolerance: of that comparison, in place of the precision's own; with `ANY` an overflow is said, not refused.
 
     Returns:
         `report` with `parity`, `sha256` and `bytes` of the new file, and `precision`, see `convert`; in it `fp32` is
-        what the float32 file was.
+        what the float32 file was, and `overflow` why float16 cannot hold the values of a layer, or None.
+
+    Raises:
+        NotFinite: float16 cannot hold the values of a layer.
     """
-    measured = None
+    measured, beyond = None, None
     if precision.kind == "int8":
         if ranges is None:
             raise VssError("int8 needs ranges; calibrate on training images first.")
@@ -254,12 +257,15 @@ def retype(
     shapes = [_shape(row["input"], graph.nhwc) for row in report["parity"]["shapes"]]
     if "fp16" in (precision.kind, precision.elsewhere):
         draw = images or functools.partial(noise, nhwc=graph.nhwc)
-        refuse_overflow(plain, precision.keep, draw(*shapes[0], 0).numpy())
+        beyond = overflow(plain, precision.keep, draw(*shapes[0], 0).numpy())
+    if beyond and tolerance is not ANY:
+        raise NotFinite(beyond)
     with atomic(path) as temporary:
         typed = convert(plain, temporary, precision, measured)
         compared = parity(graph, temporary, shapes, tolerance or TOLERANCES[precision.kind], images=images)
         compared["alone_max_rel"] = alone(graph, temporary, shapes, images)
     typed["fp32"] = {key: report[key] for key in ("sha256", "bytes", "nodes_before", "nodes_after", "parity")}
+    typed["overflow"] = beyond
     written = {key: typed.pop(key) for key in ("sha256", "bytes")}
     return {**report, **written, "onnx": Path(path).name, "parity": compared, "precision": typed}
 
