@@ -10,19 +10,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import vss
 from vss import checkpoint
+from vss.cli import app
 from vss.config import Recipe
+from vss.data import open_data
 from vss.errors import GateFailed, VssError
 from vss.files import TEMPORARY, sha256_file
 from vss.locks import at_work
 from vss.prune import Plan, count
 from vss.run import run
+from vss.run_frame import _limited
 
 
 def recipe(root: Path, **changes: Any) -> Recipe:
@@ -137,7 +142,7 @@ def test_gate_from_baseline_fails_with_everything_written(
     ):
         run(harsh, out, progress=False)
     report = json.loads((out / "report.json").read_text())
-    assert not report["gate"]["passed"]
+    assert not report["gate"]["passed"] and {s["name"]: s["status"] for s in report["steps"]}["gate"] == "not passed"
     checks = {check["what"]: check for check in report["gate"]["checks"]}
     assert [check["passed"] for check in checks.values()] == [True, False, False]
     lost = checks["pruned against baseline"]
@@ -213,3 +218,26 @@ def test_iterative_pruning_composes_into_one_plan(street_root: Path, tmp_path: P
     whole = Plan.load(tmp_path / "plan.json")
     again = vss.prune.apply_plan(model, whole)
     assert [p.shape for p in again.parameters()] == [p.shape for p in small.parameters()]
+
+
+def test_times_that_could_not_be_measured_are_exit_code_3_and_limited_images_are_said(
+    finished: tuple[Path, dict[str, Any]], street_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished[0], tmp_path / "copy")
+    monkeypatch.setattr("vss.run.noise", lambda result: "the machine is too noisy.")
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        json.dumps(recipe(street_root, bench={"min_seconds": 0.1, "max_seconds": 1.0}).model_dump(mode="json"))
+    )
+    done = CliRunner().invoke(app, ["run", str(job), "--out", str(tmp_path / "copy")])
+    assert done.exit_code == 3 and "all but the times is done" in done.output
+    report = json.loads((tmp_path / "copy" / "report.json").read_text())
+    status = {step["name"]: step["status"] for step in report["steps"]}
+    assert report["status"] == "ok" and status["bench"] == "not measured" and status["gate"] == "skipped"
+    page = (tmp_path / "copy" / "report.html").read_text()
+    assert "No latencies: the machine is too noisy." in page and "speed-up" not in page
+    frame = SimpleNamespace(
+        recipe=recipe(street_root, data={"dataset": "camvid", "root": str(street_root), "limit": 5}),
+        project=SimpleNamespace(data=open_data("camvid", street_root)),
+    )
+    assert _limited(frame) == ["data.limit 5: 5 of 24 train, 5 of 6 val, 5 of 8 test images were used, evenly spread"]

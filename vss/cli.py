@@ -363,7 +363,10 @@ def run(
         _final(read_report(folder / "report.json"), job.name)
         raise
     _final(result, job.name)
-    out.print(f"report: {folder / 'report.html'}")
+    page = folder / "report.html"
+    out.print(f"report: {page}")
+    if noisy := result["bench"]["noise"]:
+        raise NotMeasured(f"all but the times is done and stands in {page}. {noisy} The same command times again.")
 
 
 def _final(report: dict[str, Any], name: str) -> None:

@@ -256,6 +256,6 @@ def show_gates(gate: Mapping[str, Any]) -> None:
 def say(name: str, status: str, seconds: float, detail: str) -> None:
     if status in ("ok", "skipped") and not log.isEnabledFor(logging.INFO):
         return
-    colour = {"ok": "green", "failed": "red", "skipped": "cyan", "interrupted": "yellow"}[status]
-    tell(out, f"{status:>7}", colour, f"{name:<20} {seconds:7.1f} s  {detail}")
+    colours = {"ok": "green", "failed": "red", "not passed": "red", "skipped": "cyan"}
+    tell(out, f"{status:>12}", colours.get(status, "yellow"), f"{name:<20} {seconds:7.1f} s  {detail}")
     out.file.flush()  # a log file shows every step when it ends

@@ -41,7 +41,7 @@ class Step(_Part):
     """One step of the run; `seconds` is wall time, `detail` a sentence."""
 
     name: str
-    status: Literal["ok", "failed", "skipped"]
+    status: Literal["ok", "failed", "skipped", "not passed", "not measured"]
     seconds: float | None = None
     detail: str | None = None
 

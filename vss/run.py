@@ -234,7 +234,8 @@ class Job:
             checks = [{"engine": "engine pruned", **verdict} for verdict in verdicts]
             failed = [check for check in checks if check["passed"] is False]
             detail = "; ".join(f"{check['what']}: {check['sentence'].rstrip('.')}" for check in failed or checks)
-            return {**(failed or checks)[0], "passed": not failed, "checks": checks, "detail": detail}
+            status = {"status": "not passed"} if failed else {}
+            return {**(failed or checks)[0], "passed": not failed, "checks": checks, "detail": detail, **status}
 
         return self.do("gate", "gate", [*sources.values(), "engine-finetuned"], [], work)
 
@@ -268,7 +269,10 @@ class Job:
             ratio = engine["speedup"]["engine pruned"]["ratio"]
             noisy = noise(engine) or noise(whole)
             detail = noisy or f"{ratio:.2f}x on {backend.name}"
-            return {"engine": engine, "end_to_end": whole, "again": bool(noisy), "noise": noisy, "detail": detail}
+            status = {"status": "not measured"} if noisy else {}
+            return {
+                "engine": engine, "end_to_end": whole, "again": bool(noisy), "noise": noisy, "detail": detail, **status
+            }  # fmt: skip
 
         after = ["engine-baseline", "engine-finetuned", *references]
         return self.do("bench", "bench", after, [], work, keys.machine())

@@ -36,7 +36,7 @@ def frame(job: Job, status: str) -> Result:
     hashes = {name: sha256_file(job.out / name) for name in files if (job.out / name).is_file()}
     hashes["preprocess"] = preprocess.sha256
     protocol, size = job.project.task.protocol.rstrip("."), "x".join(map(str, preprocess.size))
-    notes = "".join(f" {note}." for note in job.project.task.notes)
+    notes = "".join(f" {note}." for note in (*_limited(job), *job.project.task.notes))
     return {
         "kind": "vss.report",
         "schema": 1,
@@ -51,6 +51,15 @@ def frame(job: Job, status: str) -> Result:
         "inputs": hashes,
         "steps": job.step.records,
     }
+
+
+def _limited(job: Job) -> list[str]:
+    """What `data.limit` left out, for whoever reads how many images a split has."""
+    limit, project = job.recipe.data.limit, job.project
+    if limit is None:
+        return []
+    used = ", ".join(f"{min(limit, len(pairs))} of {len(pairs)} {name}" for name, pairs in project.data.splits.items())
+    return [f"data.limit {limit}: {used} images were used, evenly spread"]
 
 
 def write_failed(job: Job, error: BaseException) -> None:

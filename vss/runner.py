@@ -37,7 +37,8 @@ class Runner:
     def __call__(
         self, name: str, depends: Any, after: list[str], outputs: list[str], work: Callable[[], Result]
     ) -> Result:
-        """Do `work` unless its record is up to date; a result with a true `again` never is.
+        """Do `work` unless its record is up to date; a result with a true `again` never is. A result with a `status`
+        is called that in place of "ok".
 
         Args:
             name: of the step.
@@ -64,10 +65,10 @@ class Runner:
             text = "" if stopped else str(error) or type(error).__name__
             self._done(name, "interrupted" if stopped else "failed", time.monotonic() - start, text, {})
             raise
-        seconds = time.monotonic() - start
+        seconds, status = time.monotonic() - start, str(result.pop("status", "ok"))
         hashes = {path: sha256_file(self.out / path) for path in [*outputs, *result.get("files", [])]}
         write_record(self._path(name), KIND, {"key": key, "seconds": seconds, "outputs": hashes, "result": result})
-        return self._done(name, "ok", seconds, result.get("detail", ""), result)
+        return self._done(name, status, seconds, result.get("detail", ""), result)
 
     def result(self, name: str) -> Result:
         """What a finished step returned."""

@@ -288,7 +288,7 @@ def prune(
     first = groups_of(project, model)
     plan: Plan | None = None
     for step in range(1, config.steps + 1):
-        budget = final.model_copy(update={"keep": 1 - (1 - final.keep) * step / config.steps})
+        budget = final.model_copy(update={"keep": round(1 - (1 - final.keep) * step / config.steps, 12)})
         now = plan_once(
             project, small, config, budget, phase["labels"],
             choose=goal, origin=origin, statistics=known if step == 1 else None, groups=first if step == 1 else None,

@@ -8,7 +8,7 @@ import pytest
 
 from vss.errors import VssError
 from vss.ship import read
-from vss.ship.manifest import inside, relative, walk
+from vss.ship.manifest import GateCheck, inside, relative, walk
 
 
 @pytest.mark.parametrize("name", ["", "/a", "../a", "a/../b", "a//b", "./a", "a\\b", "a/", "a\0b"])
@@ -40,3 +40,10 @@ def test_what_a_client_of_the_server_sees(seg_bundle: Path, logits_bundle: Path,
         inputs, found = manifest.served()
         assert {name: (each.dtype, each.shape) for name, each in found.items()} == outputs
         assert (inputs["image"].dtype, inputs["image"].shape) == ("uint8", [None, *manifest.image.size, 3])
+
+
+def test_a_gate_that_judges_nothing_is_said_and_no_failure() -> None:
+    """`gate.max_drop_from_baseline: null` gives such a verdict."""
+    assert GateCheck(passed=None, sentence="not judged.").passed is None
+    with pytest.raises(ValueError, match="passed"):
+        GateCheck(passed="yes", sentence="")

@@ -198,8 +198,8 @@ def _widths(report: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _latency(report: Mapping[str, Any]) -> dict[str, Any] | None:
     """Bars to the median with a line to p99, and where the time of the whole way goes."""
-    bars, stages = _latency_bars(report), _stages(report.get("bench", {}))
-    noisy = report.get("bench", {}).get("noise")
+    bars, noisy = _latency_bars(report), report.get("bench", {}).get("noise")
+    stages = None if noisy else _stages(report.get("bench", {}))
     return {"bars": bars, "stages": stages, "noise": noisy} if bars or stages or noisy else None
 
 
@@ -248,6 +248,8 @@ def _blocks(report: Mapping[str, Any], *keys: str) -> list[dict[str, Any]]:
         keys = tuple(key for key in keys if key != "gate")
     elif gate.get("checks"):  # the rest repeats one of them
         report = {**report, "gate": {key: gate[key] for key in ("passed", "checks") if key in gate}}
+    if report.get("bench", {}).get("noise"):  # times that are no result; report.json keeps them
+        keys = tuple(key for key in keys if key != "bench")
     parts = {key: _without(report[key], _REPEATED.get(key, set())) for key in keys if report.get(key)}
     return [block(part, titles.get(key, key.capitalize()), judge=key in judged) for key, part in parts.items()]
 

@@ -116,7 +116,7 @@ class Samples(_Part):
 class GateCheck(BaseModel):
     """What of one check of the gate is read; it may say more."""
 
-    passed: bool = Field(strict=True)
+    passed: bool | None = Field(strict=True)  # None: not judged, the sentence says why
     sentence: str
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from vss.train.keep import Best, Lines, Save
 from vss.train.module import Diverged, FitModule
 from vss.train.parts import FitData, Phase, precision_of, section_of
 
+log = logging.getLogger(__name__)
 QUIET = (
     ".*does not have many workers.*",
     ".*(isinstance|LeafSpec|treespec).*deprecated.*",
@@ -106,6 +108,8 @@ def _run(task: FitModule, lightning: L.Trainer, best: Best, resume: Path | None)
             end.__context__.add_note(f"{done} of {config.epochs} epochs of {section} are kept in {best.path.parent}")
             raise end.__context__ from None
         raise SystemExit(end.code or 143) from None
+    if not task.begun:
+        log.info("%s: all %d epochs were done before, nothing is computed anew", section, config.epochs)
     best.finish(task.model, keep_last=task.phase is not None, write=lightning.is_global_zero)
     facts = {"steps": lightning.global_step, "epochs": lightning.current_epoch, "precision": precision_of(config)}
     return {**best.summary(), **facts}

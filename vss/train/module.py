@@ -35,7 +35,7 @@ class FitModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.model: Any = model
-        self.key = key
+        self.key, self.begun = key, False
         self.data, self.config, self.seed, self.phase = data, config, seed, phase
         self.moment: Moment | None = None
         self.learner = data.learner
@@ -48,6 +48,7 @@ class FitModule(L.LightningModule):
         return self.data.val(self.trainer.global_rank, self.trainer.world_size)
 
     def on_train_epoch_start(self) -> None:
+        self.begun = True
         last = self.current_epoch + 1 == self.config.epochs  # which is always validated, whatever val_every divides
         self.trainer.check_val_every_n_epoch = 1 if last else self.config.val_every
         # Dropout draws from the global generator: seeding it by epoch makes a resumed run equal to an unbroken one.
