@@ -219,6 +219,7 @@ def test_data_check_and_make(tmp_path: Path) -> None:
     assert cli("data", "make", "defects", tmp_path / "d").returncode == 0
     done = cli("data", "check", tmp_path / "d", "--report", tmp_path / "check.json")
     assert done.returncode == 0 and "ok: ksdd2" in done.stdout
+    assert "(height x width)" in done.stdout and "{" not in done.stdout
     assert json.loads((tmp_path / "check.json").read_text())["ok"] is True
     refused(cli("data", "make", "streets", tmp_path / "s"), "'street'")
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from vss.console import Data, ReportFile, out, show_table, tell, write_figures
-from vss.errors import VssError
+from vss.errors import VssError, counted
 
 data_app = typer.Typer(no_args_is_help=True, help="Check a data set, or generate one.")
 
@@ -25,7 +25,7 @@ def data_check(
 
     figures = check(root, dataset, near=near)
     for split, facts in figures["splits"].items():
-        out.print(f"{split}: {facts['pairs']} pairs, sizes {facts['sizes']}", highlight=False)
+        out.print(f"{split}: {counted(facts['pairs'], 'pair')}{_sizes(facts['sizes'])}", highlight=False)
         rows = [{"name": name, **row} for name, row in facts["classes"].items()]
         show_table(rows, {"name": "class", "pixels_pct": "pixels %", "images": "images"})
     for warning in figures["warnings"]:
@@ -34,8 +34,18 @@ def data_check(
         tell(out, "problem:", "red", problem)
     write_figures(report, "vss.data_check", figures)
     if not figures["ok"]:
-        raise VssError(f"{root} has {len(figures['problems'])} problem(s); mend them before training.")
+        raise VssError(f"{root} has {counted(len(figures['problems']), 'problem')}; mend before training.")
     tell(out, "ok:", "green", figures["dataset"])
+
+
+def _sizes(sizes: dict[str, Any]) -> str:
+    if not sizes["distinct"]:
+        return ""
+    (common, count), *others = sizes["common"].items()
+    if not others:
+        return f", all {common} (height x width)"
+    height, width = ("..".join(str(side) for side in sorted(set(sizes[key]))) for key in ("height", "width"))
+    return f" of {sizes['distinct']} sizes, {height} x {width} (height x width), {count} of {common}"
 
 
 @data_app.command("make")

@@ -38,6 +38,7 @@ def ship(
     data_licence: Annotated[str | None, typer.Option(help="of the data, for the model card")] = None,
 ) -> None:
     """Write what an inference team runs: engine, runner, server repository, model card, hashes of everything."""
+    from vss.errors import counted
     from vss.ship import ship as make
 
     given = {"weights": licence, "data": data_licence}
@@ -48,7 +49,8 @@ def ship(
         licences={key: value for key, value in given.items() if value},
     )  # fmt: skip
     size = sum(fact.bytes for fact in manifest.files.values()) / 2**20
-    out.print(f"{manifest.name}: {len(manifest.files)} files, {size:.1f} MiB, {' and '.join(manifest.triton)} servers")
+    files = counted(len(manifest.files), "file")
+    out.print(f"{manifest.name}: {files}, {size:.1f} MiB, {' and '.join(manifest.triton)} servers")
     if manifest.forced:
         out.print(manifest.forced)
     out.print(f"wrote {to}; its README.md says how to run it")

@@ -57,6 +57,17 @@ def shown(value: object) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """`1 mask`, `2 masks`; `many` where it is not `one` and an s."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def one_line(text: str, limit: int = 3 * SHOWN) -> str:
     """`text` on one line, cut in the middle where it is longer than `limit`."""
     if len(text) > limit:

@@ -57,14 +57,17 @@ def test_every_kind_of_damage_is_found(camvid_root: Path, write: Write) -> None:
     assert report["masks_without_image"] == [str(labels / "widow.png")]
     assert [sorted(group) for group in report["duplicates"]] == [["train/b0", "train/b1", "val/a3"]]
     assert [sentence.split(":")[0] for sentence in report["problems"]] == [
-        "1 images without a mask",
+        "1 image without a mask",
         "2 files that cannot be read",
-        "1 masks of another size than their image",
-        "1 masks with labels outside the classes",
-        "1 images that are in more than one split",
+        "1 mask of another size than its image",
+        "1 mask with labels outside the classes",
+        "1 image that is in more than one split",
     ]
-    assert "is 9x8, its image 10x8" in report["problems"][2] and "label values 12" in report["problems"][3]
-    assert any(sentence.startswith("1 masks without an image") for sentence in report["warnings"])
+    assert (
+        "is 8x9, its image 8x10 (height x width)" in report["problems"][2]
+        and "label values 12" in report["problems"][3]
+    )
+    assert any(sentence.startswith("1 mask without an image") for sentence in report["warnings"])
 
 
 def test_duplicates_are_of_pixels_not_of_files(camvid_root: Path) -> None:
@@ -81,7 +84,7 @@ def test_near_duplicates(camvid_root: Path, street_root: Path, write: Write, tmp
         write(camvid_root / f"{split}annot" / "near.png", np.zeros((source.height, source.width), np.uint8))
     report = check(camvid_root, near=True)
     assert report["near_duplicates"] == [["train/near", "val/near"]] and report["duplicates"] == []
-    assert report["ok"] and any("near duplicates over splits" in sentence for sentence in report["warnings"])
+    assert report["ok"] and any("1 near duplicate over splits" in sentence for sentence in report["warnings"])
 
 
 def test_difference_hash_bits() -> None:
@@ -96,7 +99,19 @@ def test_empty_split_and_unseen_class(camvid_root: Path, write: Write) -> None:
         write(camvid_root / "trainannot" / f"a{number}.png", np.arange(80, dtype=np.uint8).reshape(8, 10) % 10)
     report = check(camvid_root)
     assert report["problems"] == ["split 'test' is empty"]
-    assert report["warnings"] == ["1 classes that no training mask holds: Bicyclist"]
+    assert report["warnings"] == ["class 'Bicyclist' is in val and in no training mask: its labels may be shifted"]
+
+
+def test_an_absent_split_is_a_problem_or_a_warning(camvid_root: Path) -> None:
+    report = check(camvid_root)
+    assert report["problems"] == [] and [line for line in report["warnings"] if "no split" in line] == [
+        "no split 'test' (it has train, val); the scores that are reported need test and testannot, or report on val "
+        "with --split val (in a recipe, split: val)"
+    ]
+    for folder in ("val", "valannot"):
+        shutil.rmtree(camvid_root / folder)
+    problems = check(camvid_root)["problems"]
+    assert problems == ["no split 'val' (it has train); training (and --split val) needs val and valannot"]
 
 
 def test_unknown_layout_and_missing_folder(tmp_path: Path) -> None:
@@ -113,4 +128,4 @@ def test_real_sets(shared_data: Path) -> None:
     assert defects == [27, 5, 18]
     report = check(shared_data / "cityscapes_mini")
     assert report["dataset"] == "cityscapes" and report["ok"], report["problems"]
-    assert report["splits"]["train"]["sizes"]["common"] == {"2048x1024": 8}
+    assert report["splits"]["train"]["sizes"]["common"] == {"1024x2048": 8}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -70,25 +71,48 @@ def test_a_shift_that_hides_in_void_is_said(tmp_path: Path, camvid_root: Path) -
     data = open_data("camvid", camvid_root)
     notes = check_labels(data, {"train": data.pairs("train")})
     assert any("holds the value 0 and all of 1 to 11 occur: if the labels are shifted" in note for note in notes)
-    assert any(note.startswith("1 classes that no training mask holds: Sky") for note in notes)
+    assert any(note.startswith("1 class that no training mask holds: Sky") for note in notes)
 
 
 def test_absent_classes_are_said_by_check_and_before_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = make(tmp_path, ("a", "b", "c", "d"), train=[[0, 1, 2, 255]], val=[[0, 1, 2, 3]], test=[[0, 1]])
     expected = [
-        "1 classes that no training mask holds: d; 255 is ignored in this layout, and 25.0 % of the pixels are: where "
-        "255 stands for a class (masks of 0 and 255), save it as its line number from 0",
+        "class 'd' is in val and in no training mask: its labels may be shifted; 255 is ignored in this layout, and "
+        "25.0 % of the pixels are: where 255 stands for a class (masks of 0 and 255), save it as its place in "
+        "classes.txt, where the first is 0",
         "2 classes that no mask of 'test' holds: c, d",
     ]
     assert check_labels(data, data.splits) == expected
     report = check(data)
-    assert report["ok"] and [note for note in report["warnings"] if "classes that no" in note] == expected
+    assert report["ok"] and [note for note in report["warnings"] if "mask" in note] == expected
     settings = {"data": {"dataset": "masks", "root": str(tmp_path), "size": [8, 8]}, "model": {"name": "unet"}}
     task = steps.Project.open(Recipe.model_validate(settings)).task
     with caplog.at_level(logging.WARNING):
         task.check_labels("train", "val", "test")
         task.check_labels("train")
-    assert task.notes == expected and caplog.text.count("no training mask holds: d") == 1
+    assert task.notes == expected and caplog.text.count("class 'd'") == 1
+
+
+def test_labels_shifted_against_those_of_train_are_one_warning(tmp_path: Path) -> None:
+    names = ("road", "sky", "car", "tree")
+    data = make(tmp_path / "up", names, train=[[0, 1, 2]], val=[[1, 2, 3]], test=[[1, 2, 3]])
+    expected = (
+        "class 'tree' is in val and test and in no training mask: the labels of val and test look shifted by one "
+        "against those of train (train holds 0 to 2, val holds 1 to 3, test holds 1 to 3)"
+    )
+    assert check_labels(data, data.splits) == [expected] and expected in check(data)["warnings"]
+    down = make(tmp_path / "down", names, train=[[1, 2, 3]], val=[[0, 1, 2]], test=[[1, 2, 3]])
+    assert check_labels(down, down.splits) == [
+        "class 'road' is in val and in no training mask: the labels of val look shifted by one against those of train "
+        "(train holds 1 to 3, val holds 0 to 2)",
+        "1 class that no mask of 'test' holds: road",
+    ]
+    apart = make(tmp_path / "apart", names, train=[[0, 1]], val=[[0, 2]], test=[[0, 1, 2]])
+    assert check_labels(apart, apart.splits) == [
+        "1 class that no mask of train, val and test holds: tree",
+        "class 'car' is in val and test and in no training mask: its labels may be shifted",
+        "1 class that no mask of 'val' holds: sky",
+    ]
 
 
 def test_training_and_scores_are_refused_before_they_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +125,24 @@ def test_training_and_scores_are_refused_before_they_start(tmp_path: Path, monke
         steps.train(project, project.build_model(), recipe.train, tmp_path / "out")
     with pytest.raises(VssError, match="split 'test' has no labelled pixel"):
         project.score(lambda images: pytest.fail("scoring started"))
+
+
+def test_a_missing_split_is_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, ("a", "b"), train=[[0, 1]])
+    for kind in ("images", "masks"):
+        shutil.rmtree(tmp_path / kind / "val")
+    recipe = Recipe.model_validate({
+        "data": {"dataset": "masks", "root": str(tmp_path), "size": [16, 16]}, "model": {"name": "unet"}
+    })  # fmt: skip
+    project = steps.Project.open(recipe)
+    monkeypatch.setattr("vss.train.fit", lambda *_, **__: pytest.fail("training started"))
+    with pytest.raises(VssError) as caught:
+        steps.train(project, project.build_model(), recipe.train, tmp_path / "out")
+    assert str(caught.value) == (
+        f"{tmp_path} has no split 'val' (it has train, test); training (and --split val) needs images/val and "
+        "masks/val."
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_sound_set_raises_no_doubt(street_root: Path, defect_root: Path) -> None:

@@ -97,7 +97,7 @@ def test_two_runs_are_judged_over_their_images(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("classes", "words"),
-    [(["road", "sky"], "same names in another order"), (["sky"], "has 1 classes"), (["Sky", "ROAD"], "")],
+    [(["road", "sky"], "same names in another order"), (["sky"], "has 1 class "), (["Sky", "ROAD"], "")],
 )
 @pytest.mark.parametrize("file", ["report.json", "results.json"])
 def test_other_classes_are_not_compared(tmp_path: Path, classes: list[str], words: str, file: str) -> None:

@@ -221,7 +221,7 @@ def test_a_mask_of_another_size_and_a_stray_copy(tmp_path: Path, caplog: pytest.
     project = opened(folder)
     assert "10 (copy).png" in caplog.text and len(project.split("train")) + len(project.split("val")) == 4
     Image.fromarray(np.zeros((64, 64), np.uint8)).save(folder / "test" / "11_GT.png")
-    with pytest.raises(VssError, match=r"11_GT.png is 64x64 and its image 11.png is 64x128"):
+    with pytest.raises(VssError, match=r"11_GT.png is 64x64 and its image 11.png is 128x64"):
         opened(folder)
 
 

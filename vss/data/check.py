@@ -14,12 +14,12 @@ from PIL import Image
 
 from vss.data.images import BadSampleError, open_rgb, read_stored_mask, thread_map
 from vss.data.labels import UnknownLabelsError
-from vss.data.layouts import DRAWINGS, guess_layout
+from vss.data.layouts import DRAWINGS, absent_split, guess_layout
 from vss.data.pairs import open_root
 from vss.data.presence import Present, doubts, refusals, shifted
 from vss.data.segdata import Pair, SegData
 from vss.data.stats import ClassCounts, Progress
-from vss.errors import VssError
+from vss.errors import VssError, counted
 
 NEAR_BITS = 2
 """Two images are near duplicates when their 64-bit difference hashes differ in at most this many bits."""
@@ -64,8 +64,8 @@ def inspect(data: SegData, split: str, pair: Pair) -> Finding:
         found.corrupt.append(str(error))
         return found
     if found.size is not None and stored.shape != found.size:
-        sizes = [f"{width}x{height}" for height, width in (stored.shape, found.size)]
-        found.mismatch = f"mask {pair.mask} is {sizes[0]}, its image {sizes[1]}"
+        sizes = [f"{height}x{width}" for height, width in (stored.shape, found.size)]
+        found.mismatch = f"mask {pair.mask} is {sizes[0]}, its image {sizes[1]} (height x width)"
         return found
     found.values = frozenset(np.unique(stored).tolist())
     try:
@@ -92,7 +92,7 @@ def _class_table(data: SegData, findings: list[Finding]) -> tuple[dict[str, dict
 def _split_report(data: SegData, findings: list[Finding]) -> dict[str, Any]:
     classes, ignored_pct = _class_table(data, findings)
     sides = [found.size for found in findings if found.size]
-    sizes = Counter(f"{width}x{height}" for height, width in sides)
+    sizes = Counter(f"{height}x{width}" for height, width in sides)
     return {
         "pairs": len(findings),
         "sizes": {
@@ -133,26 +133,38 @@ def near_duplicates(findings: list[Finding], *, bits: int = NEAR_BITS) -> list[l
     return pairs
 
 
-def _summary(count: int, what: str, examples: Iterable[object]) -> str:
-    shown = [str(example) for example in examples][:3]
-    return f"{count} {what}: {'; '.join(shown)}{' and more' if count > len(shown) else ''}"
+def _summaries(*kinds: tuple[str, str, list[str]]) -> list[str]:
+    """How many there are of every kind (singular, plural, items), with the first three."""
+    return [
+        f"{counted(len(items), one, many)}: {'; '.join(items[:3])}{' and more' if len(items) > 3 else ''}"
+        for one, many, items in kinds
+        if items
+    ]
 
 
 def _problems(data: SegData, report: dict[str, Any], findings: list[Finding]) -> list[str]:
-    lists = (
-        ("images without a mask", report["images_without_mask"]),
-        ("files that cannot be read", report["corrupt"]),
-        ("masks of another size than their image", [found.mismatch for found in findings if found.mismatch]),
-        ("masks with labels outside the classes", [found.bad_mask for found in findings if found.bad_mask]),
-        ("images that are in more than one split", [" = ".join(group) for group in report["duplicates"]]),
+    sizes = [found.mismatch for found in findings if found.mismatch]
+    labels = [found.bad_mask for found in findings if found.bad_mask]
+    equal = [" = ".join(group) for group in report["duplicates"]]
+    problems = _summaries(
+        ("image without a mask", "images without a mask", report["images_without_mask"]),
+        ("file that cannot be read", "files that cannot be read", report["corrupt"]),
+        ("mask of another size than its image", "masks of another size than their image", sizes),
+        ("mask with labels outside the classes", "masks with labels outside the classes", labels),
+        ("image that is in more than one split", "images that are in more than one split", equal),
     )
-    problems = [_summary(len(items), what, items) for what, items in lists if items]
     values = frozenset(value for found in findings for value in found.values)
     if report["unknown_labels"] and (hint := shifted(data, values)):
         problems.append(hint.strip())
     problems += [f"split {split!r} is empty" for split, pairs in data.splits.items() if not pairs]
     problems += refusals(data, _present(data, findings))
-    return problems if data.splits else [*problems, f"there is no split; {DRAWINGS.get(data.name, 'expected one')}"]
+    if not data.splits:
+        return [*problems, f"there is no split; {DRAWINGS.get(data.name, 'expected one')}"]
+    return problems + _absent(data, "train", "val")
+
+
+def _absent(data: SegData, *splits: str) -> list[str]:
+    return [absent_split(data.name, split, data.splits) for split in splits if split not in data.splits]
 
 
 def _present(data: SegData, findings: list[Finding]) -> dict[str, Present]:
@@ -166,13 +178,15 @@ def _present(data: SegData, findings: list[Finding]) -> dict[str, Present]:
 
 
 def _warnings(data: SegData, report: dict[str, Any], findings: list[Finding]) -> list[str]:
-    lists = (
-        ("masks without an image, not used", report["masks_without_image"]),
-        ("stray copies, not used", report["strays"]),
-        ("near duplicates over splits", [" ~ ".join(group) for group in report.get("near_duplicates", [])]),
+    near = [" ~ ".join(group) for group in report.get("near_duplicates", [])]
+    warnings = _summaries(
+        ("mask without an image, not used", "masks without an image, not used", report["masks_without_image"]),
+        ("stray copy, not used", "stray copies, not used", report["strays"]),
+        ("near duplicate over splits", "near duplicates over splits", near),
     )
-    warnings = [_summary(len(items), what, items) for what, items in lists if items]
-    return [*warnings, *doubts(data, _present(data, findings))]
+    if data.splits:
+        warnings += _absent(data, "test")
+    return warnings + doubts(data, _present(data, findings))
 
 
 def check(

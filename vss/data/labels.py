@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vss.errors import VssError, shown
+from vss.errors import VssError, counted, shown
 
 IGNORE = 255
 
@@ -87,7 +87,8 @@ def require_classes(source: str, theirs: Sequence[str], data: str, ours: Sequenc
     if number and number != len(ours):
         some = f" ({shown(list(theirs))})" if theirs else ""
         raise VssError(
-            f"{source} has {number} classes{some} and {data} has {len(ours)} ({shown(list(ours))}); {advice}"
+            f"{source} has {counted(number, 'class', 'classes')}{some} and {data} has {len(ours)} "
+            f"({shown(list(ours))}); {advice}"
         )
     differs = [i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if folded(a) != folded(b)]
     if not differs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from vss.data.labels import IGNORE, folded
@@ -38,6 +38,26 @@ DRAWINGS = {name: f"expected {parts}" for name, (_, parts) in LAYOUTS.items()} |
     "with K names, one a line, the first for 0"
 }
 """Layout name -> what to put where, for sentences."""
+
+
+PLACES = {
+    "cityscapes": "leftImg8bit/{0} and gtFine/{0} with labels",
+    "masks": "images/{0} and masks/{0}",
+    "camvid": "{0} and {0}annot",
+    "ksdd2": "{0}/NAME.png and {0}/NAME_GT.png",
+}
+"""Layout name -> where a split lies."""
+
+
+def absent_split(layout: str, split: str, known: Iterable[str]) -> str:
+    """Half a sentence about one of `SPLITS` that a data set does not have: what there is, what to add or to change."""
+    known = list(known)
+    place = PLACES[layout].format(split) if layout in PLACES else f"images and masks for {split!r}"
+    needs = {"train": f"training needs {place}", "val": f"training (and --split val) needs {place}"}
+    other = ", or report on val with --split val (in a recipe, split: val)" if "val" in known else ""
+    return f"no split {split!r} (it has {', '.join(known) or 'none'}); " + needs.get(
+        split, f"the scores that are reported need {place}{other}"
+    )
 
 
 def guess_layout(root: Path | str) -> str | None:

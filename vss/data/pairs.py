@@ -29,7 +29,7 @@ from vss.data.labels import (
 )
 from vss.data.layouts import DRAWINGS, SPLITS, guess_layout, read_class_names, require_layout
 from vss.data.segdata import Matcher, Pair, SegData, by_stem, check_sizes
-from vss.errors import VssError
+from vss.errors import VssError, counted
 from vss.registry import Registry
 
 __all__ = ["DATASETS", "Pair", "SegData", "guess_layout", "open_data", "open_root"]
@@ -245,7 +245,7 @@ def masks(root: Path) -> SegData:
         palette=generic_palette(len(names)),
         splits=matcher.splits,
         decode=LabelTable.identity(len(names)),
-        protocol=_protocol(root, "masks", f"{len(names)} classes, 255 ignored", matcher.splits),
+        protocol=_protocol(root, "masks", f"{counted(len(names), 'class', 'classes')}, 255 ignored", matcher.splits),
         orphans=matcher.orphans(),
     )
 
@@ -282,12 +282,13 @@ def open_data(name: str, root: Path | str) -> SegData:
     if data.orphans.images_without_mask:
         first, count = data.orphans.images_without_mask[0], len(data.orphans.images_without_mask)
         raise VssError(
-            f"image {first} has no mask ({count} such image{'s' if count > 1 else ''} in {data.root}); expected one "
+            f"image {first} has no mask ({counted(count, 'such image')} in {data.root}); expected one "
             "mask per image with the same name: add the masks or move the images away."
         )
     if data.orphans.masks_without_image:
         shown = ", ".join(str(path) for path in data.orphans.masks_without_image[:3])
-        log.warning("%d masks have no image and are not used: %s", len(data.orphans.masks_without_image), shown)
+        count = len(data.orphans.masks_without_image)
+        log.warning("%s without an image, not used: %s", counted(count, "mask"), shown)
     empty = [split for split, pairs in data.splits.items() if not pairs]
     if empty or not data.splits:
         what = f"split {empty[0]!r}" if empty else "every split"

@@ -14,6 +14,7 @@ from PIL import Image
 
 from vss.data.images import BadSampleError, open_rgb, read_stored_mask
 from vss.data.labels import IGNORE
+from vss.data.layouts import SPLITS, absent_split
 from vss.errors import VssError, unknown
 
 
@@ -63,7 +64,9 @@ class SegData:
     def pairs(self, split: str) -> list[Pair]:
         """The pairs of one split; raises `VssError` when there is no such split."""
         if split not in self.splits:
-            raise unknown(f"split of {self.name} in {self.root}", split, self.splits)
+            if split in SPLITS:
+                raise VssError(f"{self.root} has {absent_split(self.name, split, self.splits)}.")
+            raise unknown(f"split of {self.root}", split, self.splits)
         return self.splits[split]
 
     def read_mask(self, path: Path) -> np.ndarray:
@@ -100,8 +103,8 @@ def check_sizes(pair: Pair, *, image: tuple[int, int], mask: tuple[int, int]) ->
     """Refuse a mask of another size (H, W) than its image."""
     if image != mask:
         raise BadSampleError(
-            f"mask {pair.mask} is {mask[1]}x{mask[0]} and its image {pair.image.name} is {image[1]}x{image[0]} "
-            "(width x height); expected equal sizes: export the mask again at the size of the image."
+            f"mask {pair.mask} is {mask[0]}x{mask[1]} and its image {pair.image.name} is {image[0]}x{image[1]} "
+            "(height x width); expected equal sizes: export the mask again at the size of the image."
         )
 
 

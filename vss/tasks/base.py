@@ -58,6 +58,7 @@ class Task(ABC):
     def __init__(self, recipe: Recipe, data: SegData, preprocess: Preprocess) -> None:
         self.recipe, self.data, self.preprocess = recipe, data, preprocess
         self.notes: list[str] = []
+        self._checked: list[frozenset[str]] = []
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -75,12 +76,17 @@ class Task(ABC):
     def check_labels(self, *splits: str) -> None:
         """Refuse splits whose masks cannot teach or judge; doubts are logged, once, and kept in `notes`.
 
+        Splits that were looked at together need no second look.
+
         Masks are read once and remembered by their contents, see `vss.data.contents`.
         """
+        if any(set(splits) <= earlier for earlier in self._checked):
+            return
         for note in check_labels(self.data, {name: self.split(name).pairs for name in dict.fromkeys(splits)}):
             if note not in self.notes:
                 self.notes.append(note)
                 log.warning("%s: %s", self.data.root, note)
+        self._checked.append(frozenset(splits))
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
