@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +59,32 @@ def engines(
     return folder / "engine" / "baseline.onnx", folder / "engine" / "finetuned.onnx", plan
 
 
-def test_a_width_of_51_is_named_with_one_that_is_no_slower(tmp_path: Path) -> None:
+def by_law(facts: Facts) -> Facts:
+    """The same engines and units, with times of a machine on which a width that is no multiple of 8 costs double."""
+
+    def read(reading: Reading, shapes: Mapping[str, Shape]) -> Reading:
+        odd = {unit: 2.0 if (shapes[unit].cin % 8 and shapes[unit].cin != 3) or shapes[unit].cout % 8 else 1.0
+               for unit in reading.units if unit in shapes}  # fmt: skip
+        units = {unit: 1e-7 * shapes[unit].macs * odd[unit] for unit in odd if shapes[unit].macs}
+        return Reading(units, sum(units.values()))
+
+    return dataclasses.replace(
+        facts,
+        before=read(facts.before, facts.shapes_before),
+        after=read(facts.after, facts.shapes_after),
+        others={name: read(reading, facts.other_shapes[name]) for name, reading in facts.others.items()},
+        all_threads=None,
+        one_thread=None,
+    )
+
+
+def test_a_width_of_51_is_named_with_one_that_does_more(tmp_path: Path) -> None:
     (tmp_path / "engine").mkdir()
     before, after, plan = engines(Line([64, 64, 64, 64]).eval(), [48, 51, 56, 64], (64, 64), tmp_path)
-    facts = measure(before, after, plan, Setting(threads=1), seconds=0.3, rounds=2)
+    facts = by_law(measure(before, after, plan, Setting(threads=1), seconds=0.05, rounds=1))
     found = {row.unit: row for row in rows(facts)}
     odd = {row.unit: row.better for row in found.values() if row.reason == "misaligned width"}
-    assert {"convs.1", "convs.2"} <= set(odd) <= {"convs.1", "convs.2", "convs.3"}  # 48 -> 51 -> 56 -> 64
+    assert set(odd) == {"convs.1", "convs.2"}  # 48 -> 51 -> 56 -> 64
     cin, cout = (int(part.split()[0]) for part in odd["convs.1"].split(" -> "))
     assert (cin, cout % 8) == (48, 0)
     cin, cout = (int(part.split()[0]) for part in odd["convs.2"].split(" -> "))
@@ -72,6 +92,7 @@ def test_a_width_of_51_is_named_with_one_that_is_no_slower(tmp_path: Path) -> No
     assert "misaligned width" in [each["cause"] for each in causes(rows(facts), facts)]
     assert found["convs.2"].macs_before == 64 * 64 * 9 * 64 * 64
     assert found["convs.2"].macs_after == 51 * 56 * 9 * 64 * 64
+    assert found["convs.2"].ms_after == pytest.approx(2e-7 * found["convs.2"].macs_after)
 
 
 def test_a_network_that_is_all_resize_is_said_to_be(tmp_path: Path) -> None:
