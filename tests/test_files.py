@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ import torch
 
 from vss.errors import VssError
 from vss.files import (
+    TEMPORARY,
     atomic,
     parse_json,
     parse_yaml,
@@ -253,3 +255,17 @@ def test_a_link_stays_a_link_and_a_folder_a_folder(tmp_path: Path) -> None:
         with pytest.raises(VssError, match=r"is a folder|is a device|is a file|cannot be written"):
             write_json(place, {})
     assert (tmp_path / "dir").is_symlink() and list(folder.iterdir()) == []
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_write_and_what_another_writes_stays(tmp_path: Path) -> None:
+    left, live, foreign = (
+        tmp_path / f".{name}.json" for name in (f"a{TEMPORARY}x", f"a{TEMPORARY}y", f"b{TEMPORARY}x")
+    )
+    for path in (left, live, foreign):
+        path.write_text("half")
+    with live.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        write_json(tmp_path / "a.json", {"done": True})
+        assert (left.exists(), live.exists(), foreign.exists()) == (False, True, True)
+    write_json(tmp_path / "a.json", {"done": True})
+    assert not live.exists() and foreign.exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import math
@@ -38,17 +39,22 @@ def atomic(path: Path | str) -> Iterator[Path]:
     """Give a temporary path in the same folder; on success rename it to `path`, on any error remove it.
 
     The temporary name keeps the suffix of `path`, since writers (numpy, PIL, onnx) look at it.
-    A link stays a link: what it leads to is replaced. What cannot be written is one `VssError`.
+    A link stays a link: what it leads to is replaced. What cannot be written is one `VssError`. The temporary file is
+    locked while it is written, so that those which killed writers of the same file left are known, and removed.
     """
     path = target_of(Path(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         prefix = f".{path.stem[:100]}{TEMPORARY}"
+        for other in os.scandir(path.parent):
+            if other.name.startswith(prefix) and other.name.endswith(path.suffix):
+                _remove_orphan(Path(other.path))
         handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
-        os.close(handle)
+        with contextlib.suppress(OSError):  # a file system without locks keeps what is left
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        temporary = Path(name)
     except OSError as error:
         raise write_error(path, error) from error
-    temporary = Path(name)
     try:
         yield temporary
         os.chmod(temporary, 0o644)
@@ -57,6 +63,14 @@ def atomic(path: Path | str) -> Iterator[Path]:
         raise write_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _remove_orphan(path: Path) -> None:
+    """Remove a temporary file that nobody holds."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
 
 
 def target_of(path: Path) -> Path:
