@@ -28,16 +28,16 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import vss  # (threads are fixed first)
-import vss.cli
-import vss.fits
-import vss.run
+import vss.cli.main
+import vss.run.fits
+import vss.run.job
 import vss.ship
 import vss.sweep.engine
-import vss.train
-from vss.checkpoint import read
+import vss.train.fit
+from vss.core.environment import environment
+from vss.core.files import TEMPORARY, sha256_file, write_json
 from vss.data import write_street
-from vss.environment import environment
-from vss.files import TEMPORARY, sha256_file, write_json
+from vss.train.checkpoint import read
 
 ROOT = Path(__file__).resolve().parent.parent
 FIT = {"epochs": 2, "batch_size": 4, "lr": 0.05, "precision": "32-true", "accelerator": "cpu"}
@@ -132,7 +132,7 @@ def start(words: list[str], log: Path) -> int:
     sys.argv = ["vss", *words]
     code = 70
     try:
-        vss.cli.main()
+        vss.cli.main.main()
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1

@@ -31,15 +31,20 @@ from latency_parts import LOG, Bench, alignment, explain, told
 from torch import nn
 
 import vss
-from vss import checkpoint, steps
-from vss.config import PruneConfig, Recipe
+from vss.core.config import PruneConfig, Recipe
+from vss.core.environment import environment
+from vss.core.errors import VssError
+from vss.core.files import read_json, sha256_json, write_json
 from vss.deploy import export
-from vss.environment import environment
-from vss.errors import VssError
-from vss.files import read_json, sha256_json, write_json
-from vss.latency import LatencyGoal, LatencyTable, Setting, build, open_subject
+from vss.deploy.profile.build import build
+from vss.deploy.profile.setting import Setting
+from vss.deploy.profile.subject import open_subject
+from vss.deploy.profile.table import LatencyTable
 from vss.prune import Budget, Plan, apply_plan, collect, count, find_groups, make_criterion
-from vss.steps import Project
+from vss.run import steps
+from vss.run.latency import LatencyGoal
+from vss.run.project import Project, export_options
+from vss.train import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 KIND, SCHEMA = "vss.bench_latency", 1
@@ -201,7 +206,7 @@ def artefact(project: Project, setting: Setting, model: nn.Module, stem: Path) -
         project.save(model, stem.with_suffix(".safetensors"))
         return stem.with_suffix(".safetensors")
     onnx = stem.with_suffix(".onnx")
-    export(model, onnx, parity_batches=(1,), **steps.export_options(project, model))
+    export(model, onnx, parity_batches=(1,), **export_options(project, model))
     setting.engine(onnx, stem).close()
     return stem.with_name(stem.name + (".engine" if setting.backend == "tensorrt" else ".engine.onnx"))
 

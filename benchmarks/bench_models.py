@@ -24,9 +24,9 @@ sys.path.insert(0, str(ROOT))
 
 import vss  # noqa: E402
 from vss import deploy, models  # noqa: E402
+from vss.core.environment import environment  # noqa: E402
+from vss.core.files import write_json  # noqa: E402
 from vss.data.transforms import Preprocess  # noqa: E402
-from vss.environment import environment  # noqa: E402
-from vss.files import write_json  # noqa: E402
 
 LOG = logging.getLogger("bench_models")
 

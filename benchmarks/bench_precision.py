@@ -25,14 +25,15 @@ import torch
 from torch import nn
 
 import vss
-from vss import checkpoint, steps
-from vss.config import Recipe
+from vss.core.config import Recipe
+from vss.core.environment import environment
+from vss.core.files import read_json, sha256_json, write_json
 from vss.deploy import BACKENDS, bench
 from vss.deploy.guard import decide
-from vss.environment import environment
-from vss.files import read_json, sha256_json, write_json
-from vss.precision import Typing, judge
-from vss.steps import Project
+from vss.run import steps
+from vss.run.precision import Typing, judge
+from vss.run.project import Project, project_of
+from vss.train import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 KIND, SCHEMA = "vss.bench_precision", 1
@@ -85,7 +86,7 @@ def open_project(path: Path, arguments: argparse.Namespace) -> Project:
     recipe = Recipe.model_validate(
         {"split": "test", "precision": config, "build": {"threads": arguments.threads}} | quick
     )
-    return steps.project_of(path, data_root=arguments.data_root, dataset=arguments.dataset, recipe=recipe)
+    return project_of(path, data_root=arguments.data_root, dataset=arguments.dataset, recipe=recipe)
 
 
 def rows_of(name: str, path: Path, arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:

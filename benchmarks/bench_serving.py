@@ -30,11 +30,12 @@ from typing import Any
 
 import numpy as np
 
-from vss.command import export_checkpoint
+from vss.core.environment import environment
+from vss.core.errors import GateFailed, VssError
+from vss.core.files import read_json, write_json
+from vss.core.version import __version__
 from vss.deploy import BACKENDS, Session
-from vss.environment import environment
-from vss.errors import GateFailed, VssError
-from vss.files import read_json, write_json
+from vss.run.command import export_checkpoint
 from vss.ship import read, verify
 from vss.ship.check import open_engine
 from vss.ship.client import PROTOCOLS, Client
@@ -45,7 +46,6 @@ from vss.ship.serve import feeds
 from vss.ship.server import HOST, Ports, Server, deploy, find, free_ports
 from vss.ship.standalone import readable
 from vss.ship.triton import Serving, write_repository
-from vss.version import __version__
 
 RESULTS = Path(__file__).resolve().parent / "results"
 OFFERED, SOAKED = 0.6, 0.8  # of capacity

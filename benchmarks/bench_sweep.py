@@ -28,8 +28,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from vss.errors import VssError  # noqa: E402
-from vss.files import read_json, write_json  # noqa: E402
+from vss.core.errors import VssError  # noqa: E402
+from vss.core.files import read_json, write_json  # noqa: E402
 from vss.sweep import Grid, Settings, Store, sweep  # noqa: E402
 
 KIND, SCHEMA = "vss.bench_sweep", 1

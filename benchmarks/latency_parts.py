@@ -16,13 +16,15 @@ import torch
 from torch import nn
 
 from vss import models
+from vss.core.errors import VssError
+from vss.core.files import write_json
 from vss.data import Preprocess
 from vss.deploy import Session, export
-from vss.errors import VssError
-from vss.files import write_json
-from vss.latency import Effort, Setting, build, open_subject
-from vss.latency.target import measure
+from vss.deploy.profile.build import Effort, build
+from vss.deploy.profile.setting import Setting
+from vss.deploy.profile.subject import open_subject
 from vss.prune import Budget, apply_plan, make_plan
+from vss.run.latency import measure
 
 ROOT = Path(__file__).resolve().parent.parent
 NOISE, SECONDS = 0.02, 60.0  # most that a measurement takes to be that sure; on a quiet machine it takes less
@@ -138,8 +140,8 @@ def explain(run: Bench) -> None:
     """What `vss explain` says of a width of 51, a network that is mostly resize, and a run on one of several cores."""
     sys.path.insert(0, str(ROOT))
     from tests.latency.test_explain import Line, engines
-    from vss.latency.explain import measure as facts_of
-    from vss.latency.explain import summary
+    from vss.run.explain import measure as facts_of
+    from vss.run.explain import summary
 
     seconds = 0.2 if run.arguments.quick else 1.0
     cases: dict[str, tuple[nn.Module, list[int], tuple[int, int], bool, int]] = {

@@ -34,11 +34,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import vss  # noqa: E402
-from vss import checkpoint, deploy, models  # noqa: E402
-from vss.environment import environment  # noqa: E402
-from vss.errors import VssError  # noqa: E402
-from vss.files import read_json, write_json  # noqa: E402
-from vss.losses import SegLoss  # noqa: E402
+from vss import deploy, models  # noqa: E402
+from vss.core.environment import environment  # noqa: E402
+from vss.core.errors import VssError  # noqa: E402
+from vss.core.files import read_json, write_json  # noqa: E402
 from vss.models.segdecnet import FeatureNorm  # noqa: E402
 from vss.prune import (  # noqa: E402
     CRITERIA,
@@ -55,6 +54,8 @@ from vss.prune import (  # noqa: E402
 )
 from vss.prune.criteria import score_groups  # noqa: E402
 from vss.prune.stats import Stats  # noqa: E402
+from vss.train import checkpoint  # noqa: E402
+from vss.train.losses import SegLoss  # noqa: E402
 
 LOG = logging.getLogger("matrix")
 METHODS = (

@@ -14,8 +14,8 @@ import torch
 
 import vss
 from vss import ops
-from vss.environment import environment
-from vss.files import write_json
+from vss.core.environment import environment
+from vss.core.files import write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
 COLD_BYTES = 256 * 2**20
@@ -107,7 +107,7 @@ def _best(clock: Clock, call: Call) -> float:
 
 
 def facts(device: str, **more: Any) -> dict[str, Any]:
-    """The environment of vss.environment, and what concerns the ops."""
+    """The environment of vss.core.environment, and what concerns the ops."""
     return environment() | {
         "device": device, "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(), "build": ops.build_info(), "status": ops.status(),

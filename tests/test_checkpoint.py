@@ -17,10 +17,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vss import checkpoint, models
-from vss.errors import NotFinite, VssError
-from vss.files import sha256_tensors
+from vss import models
+from vss.core.errors import NotFinite, VssError
+from vss.core.files import sha256_tensors
 from vss.prune import Plan, apply_plan, make_plan
+from vss.train import checkpoint
 
 X = torch.zeros(1, 3, 16, 16)
 

@@ -17,10 +17,11 @@ import torch
 from PIL import Image
 
 import vss
-from vss import checkpoint, models
-from vss.cli import main
+from vss import models
+from vss.cli.main import main
 from vss.data import Preprocess
 from vss.data.labels import CAMVID_NAMES
+from vss.train import checkpoint
 
 
 @dataclass
@@ -235,8 +236,8 @@ def test_doctor_and_methods() -> None:
 def test_one_prune_reads_once_builds_once_and_traces_once(
     ckpt: Path, street_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vss import steps
     from vss.prune import make
+    from vss.run import steps
 
     counts: dict[str, int] = {}
 

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from vss.cli import main
+from vss.cli.main import main
 
 
 @pytest.fixture

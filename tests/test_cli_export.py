@@ -16,12 +16,12 @@ from typer.testing import CliRunner, Result
 
 import vss
 from vss import models
-from vss.cli import app
+from vss.cli.main import app
+from vss.core.errors import VssError
 from vss.data import Preprocess
 from vss.data.labels import CAMVID_NAMES
 from vss.deploy.ranges import Ranges
 from vss.deploy.stated import stated
-from vss.errors import VssError
 
 FAST = (
     "--images",

@@ -14,15 +14,14 @@ from typer.testing import CliRunner
 import vss
 from tests.latency.test_explain import Line, engines, write_run
 from vss import models
-from vss.cli import app, main
+from vss.cli.main import app, main
+from vss.core.errors import VssError
 from vss.data import Preprocess
 from vss.data.labels import CAMVID_NAMES
-from vss.errors import VssError
-from vss.latency import LatencyTable
-from vss.latency.reading import Reading
-from vss.latency.table import Sample
-from vss.latency.target import Measured
+from vss.deploy.profile.reading import Reading
+from vss.deploy.profile.table import LatencyTable, Sample
 from vss.prune import Plan
+from vss.run.latency import Measured
 
 
 def refusal(arguments: list[str]) -> str:
@@ -67,7 +66,7 @@ def test_prune_to_a_time_and_its_plan(
     ckpt: Path, table: Path, street_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reached = Measured(1.0, 0.7, 0.7, 0.69, 0.71)  # whatever else the machine does
-    monkeypatch.setattr("vss.latency.target.measure", lambda *_: reached)
+    monkeypatch.setattr("vss.run.latency.measure", lambda *_: reached)
     arguments = ["prune", "--ckpt", str(ckpt), "--method", "l1", "--latency", "0.7x", "--lut", str(table),
                  "--data-root", str(street_root), "--save", str(tmp_path)]  # fmt: skip
     changes = {"build.threads": 1, "prune.latency.noise": 0.9, "prune.latency.max_seconds": 1.5,
@@ -148,11 +147,11 @@ def test_times_of_a_noisy_machine_are_exit_code_3(
 ) -> None:
     known = LatencyTable.load(table)
     known.drift = 0.5
-    monkeypatch.setattr("vss.latency.open_subject", lambda *_, **__: None)
-    monkeypatch.setattr("vss.latency.build", lambda *_, **__: known)
+    monkeypatch.setattr("vss.deploy.profile.subject.open_subject", lambda *_, **__: None)
+    monkeypatch.setattr("vss.deploy.profile.build.build", lambda *_, **__: known)
     figures = {"rows": [], "causes": [], "request": {}, "noise": float("nan"), "ms_before": 2.0, "ms_after": 1.0,
                "speedup": 2.0, "mac_reduction": 2.0, "speedup_per_mac_reduction": 1.0}  # fmt: skip
-    monkeypatch.setattr("vss.latency.explain.explain", lambda *_, **__: figures)
+    monkeypatch.setattr("vss.run.explain.explain", lambda *_, **__: figures)
     lut = ["lut", "build", "--ckpt", str(ckpt), "--save", str(tmp_path / "t.json")]
     for arguments, said in ((lut, "differ by 50%: the uncut network drifted"), (["explain", str(small_run)], "nan%")):
         done = CliRunner().invoke(app, arguments)

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from vss.cli import main
+from vss.cli.main import main
 
 
 def lint(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:

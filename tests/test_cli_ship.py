@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.ship.conftest import make_run
-from vss.cli import main
+from vss.cli.main import main
 
 
 @pytest.fixture(scope="module")

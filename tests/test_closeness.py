@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from vss.closeness import alike, label_agreement, relative_difference, spread
+from vss.core.closeness import alike, label_agreement, relative_difference, spread
 
 
 def test_a_constant_on_every_channel_changes_nothing() -> None:

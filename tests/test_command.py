@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from vss import command
-from vss.errors import VssError
+from vss.core.errors import VssError
+from vss.run import command
 
 SETTINGS: dict[str, Any] = {"split": "test", "dataset": None, "data_root": None, "size": None}
 

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
-from vss import models, yaml12
-from vss.config import BudgetConfig, Recipe, assignment, load_recipe, put, recipes
-from vss.console import options_of, recipe_of
-from vss.errors import VssError
-from vss.files import parse_yaml
+from vss import models
+from vss.cli.console import options_of, recipe_of
+from vss.core import yaml12
+from vss.core.config import BudgetConfig, Recipe, assignment, load_recipe, put, recipes
+from vss.core.errors import VssError
+from vss.core.files import parse_yaml
 from vss.prune import Budget, make_criterion
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
-from vss import decisions as d
-from vss.errors import VssError
+from vss.core.errors import VssError
+from vss.train import decisions as d
 
 
 def sample(seed: int, *, ties: bool = False, count: int = 60) -> tuple[np.ndarray, np.ndarray]:

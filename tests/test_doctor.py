@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from vss import doctor, ops
-from vss.doctor import PACKAGES, Finding, Package, diagnose, to_json
+from vss import ops
+from vss.cli import doctor
+from vss.cli.doctor import PACKAGES, Finding, Package, diagnose, to_json
 
 
 @pytest.fixture(scope="module")

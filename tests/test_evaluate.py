@@ -1,4 +1,4 @@
-"""vss.evaluate: torch and engines through one function, against metrics computed by hand."""
+"""vss.train.evaluate: torch and engines through one function, against metrics computed by hand."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from vss.core.errors import NotFinite, VssError
 from vss.data.transforms import Preprocess
-from vss.deploy import BACKENDS, Binding, Session, TorchSession, export, gate
-from vss.errors import NotFinite, VssError
-from vss.evaluate import engine_predictor, evaluate, torch_predictor
-from vss.metrics import scores
+from vss.deploy import BACKENDS, Binding, Session, TorchSession, export
 from vss.models import build
+from vss.train.evaluate import engine_predictor, evaluate, torch_predictor
+from vss.train.gate import gate
+from vss.train.metrics import scores
 
 SIZE, CLASSES = (32, 48), ["road", "sky", "car", "tree"]
 

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 import typer
-
 import vss.__main__
-from vss.console import Screen, listen, out, say
-from vss.errors import GateFailed, NotMeasured, VssError
-from vss.exits import Commands
-from vss.run_frame import write_failed
-from vss.runner import Runner
+
+from vss.cli.console import Screen, listen, out, say
+from vss.cli.exits import Commands
+from vss.core.errors import GateFailed, NotMeasured, VssError
+from vss.run.frame import write_failed
+from vss.run.runner import Runner
 
 
 def end(capsys: pytest.CaptureFixture[str], error: BaseException | None, command: str = "other") -> tuple[int, str]:

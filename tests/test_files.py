@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vss.errors import VssError
-from vss.files import (
+from vss.core.errors import VssError
+from vss.core.files import (
     TEMPORARY,
     atomic,
     parse_json,

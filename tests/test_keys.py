@@ -1,4 +1,4 @@
-"""vss.keys: every key of a recipe, changed in turn, changes the key of a step or is listed for it with a reason; and
+"""vss.run.keys: every key of a recipe, changed in turn, changes the key of a step or is listed for it with a reason; and
 what is listed is not read while the step works."""
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import pytest
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from vss import config, keys
-from vss.config import Recipe, Section
+from vss.core import config
+from vss.core.config import Recipe, Section
+from vss.core.errors import VssError
 from vss.data import Preprocess, open_data
-from vss.errors import VssError
-from vss.run import Job
-from vss.runner import Result, Runner
-from vss.steps import Project
+from vss.run import keys
+from vss.run.job import Job
+from vss.run.project import Project
+from vss.run.runner import Result, Runner
 
 SEGMENTS: dict[str, Any] = {
     "name": "keys",

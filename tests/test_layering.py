@@ -112,7 +112,7 @@ def statements(node: ast.AST, deep: bool = True) -> Iterator[ast.AST]:
 
 
 def lazy_names() -> dict[str, str]:
-    """What `vss.__getattr__` gives: `vss.load` is `vss.checkpoint`."""
+    """What `vss.__getattr__` gives: `vss.load` is `vss.train.checkpoint`."""
     for node in ast.parse((ROOT / "vss/__init__.py").read_text()).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "_NAMES":
             return dict(ast.literal_eval(node.value))

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from vss.learner import DefectLearner, Learner, SegLearner
-from vss.losses import SegLoss, distillation, divergence
-from vss.metrics import SegMetrics
+from vss.train.learner import DefectLearner, Learner, SegLearner
+from vss.train.losses import SegLoss, distillation, divergence
+from vss.train.metrics import SegMetrics
 
 
 class Fixed(torch.nn.Module):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.special import log_softmax
 
-from vss.losses import DefectLoss, SegLoss, distillation
+from vss.train.losses import DefectLoss, SegLoss, distillation
 
 VOID = 255
 

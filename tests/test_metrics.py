@@ -1,4 +1,4 @@
-"""vss.metrics against brute force in numpy float64, loops over pixels and classes."""
+"""vss.train.metrics against brute force in numpy float64, loops over pixels and classes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from vss.errors import VssError
-from vss.metrics import SegMetrics, boundary_counts, boundary_width, confusion_per_image, miou_pct, scores
+from vss.core.errors import VssError
+from vss.train.metrics import SegMetrics, boundary_counts, boundary_width, confusion_per_image, miou_pct, scores
 
 VOID = 255
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import vss
 from vss import models
-from vss.cli import app
+from vss.cli.main import app
 from vss.data import Preprocess
 
 LUT = ("lut", "build", "--ckpt", "net.safetensors")

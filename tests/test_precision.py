@@ -1,4 +1,4 @@
-"""vss.precision on a trained network: ranges by hash, an INT8 that collapses, the search that saves it, the gate."""
+"""vss.run.precision on a trained network: ranges by hash, an INT8 that collapses, the search that saves it, the gate."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 import vss
-from vss import steps
-from vss.config import Recipe
+from vss.core.config import Recipe
+from vss.core.errors import VssError
 from vss.deploy.ranges import Ranges
-from vss.errors import VssError
-from vss.precision import Typing, judge, load_choice
-from vss.steps import Project
+from vss.run import steps
+from vss.run.precision import Typing, judge, load_choice
+from vss.run.project import Project
 
 Make = Callable[..., Typing]
 

@@ -1,4 +1,4 @@
-"""vss.preflight: what the recipe alone shows to be impossible is refused before a folder is made."""
+"""vss.run.preflight: what the recipe alone shows to be impossible is refused before a folder is made."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from vss import checkpoint, models
-from vss.config import Recipe, load_recipe, recipes
-from vss.errors import VssError
-from vss.preflight import with_size
-from vss.run import run
-from vss.steps import Project
+from vss import models
+from vss.core.config import Recipe, load_recipe, recipes
+from vss.core.errors import VssError
+from vss.run.job import run
+from vss.run.project import Project, with_size
+from vss.train import checkpoint
 
 TINY: dict[str, Any] = {
     "data": {"dataset": "camvid", "size": [48, 64]},

@@ -10,15 +10,16 @@ import torch
 from typer.testing import CliRunner
 
 import vss
-from vss import models, quality, steps
-from vss.cli import app
-from vss.command import network_to_prune
-from vss.config import Recipe
+from vss import models
+from vss.cli.main import app
+from vss.core.config import Recipe
+from vss.core.errors import VssError
 from vss.data import Preprocess
 from vss.data.labels import CAMVID_NAMES
-from vss.errors import VssError
 from vss.prune import CRITERIA, make_criterion, make_plan, masked
 from vss.prune import quality as measures
+from vss.run import quality, steps
+from vss.run.command import network_to_prune
 
 
 @pytest.fixture(scope="module")

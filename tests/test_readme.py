@@ -10,8 +10,8 @@ import torch
 import typer.main
 
 import vss
-from vss.cli import app
-from vss.config import load_recipe, recipes
+from vss.cli.main import app
+from vss.core.config import load_recipe, recipes
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from vss import registry
-from vss.errors import VssError
-from vss.registry import Registry, load_plugin
+from vss.core import registry
+from vss.core.errors import VssError
+from vss.core.registry import Registry, load_plugin
 
 
 @pytest.fixture
@@ -93,7 +93,9 @@ def test_an_entry_point_is_loaded_once_when_a_name_is_first_asked_for(
 
 
 def test_a_plugin_module_registers_by_being_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_vss_plugin.py").write_text("from vss.registry import Registry\nT = Registry('t')\nT.add('a', 1)\n")
+    (tmp_path / "my_vss_plugin.py").write_text(
+        "from vss.core.registry import Registry\nT = Registry('t')\nT.add('a', 1)\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     load_plugin("my_vss_plugin")
     assert sys.modules.pop("my_vss_plugin").T["a"] == 1

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vss.errors import VssError
-from vss.report import SCHEMA, Report, read_report, write_report
+from vss.core.errors import VssError
+from vss.core.report import SCHEMA, Report, read_report, write_report
 
 
 def minimal(**more: Any) -> dict[str, Any]:

@@ -18,16 +18,17 @@ import torch
 from typer.testing import CliRunner
 
 import vss
-from vss import checkpoint
-from vss.cli import app
-from vss.config import Recipe
+from vss.cli.main import app
+from vss.core.config import Recipe
+from vss.core.errors import GateFailed, VssError
+from vss.core.files import TEMPORARY, sha256_file
+from vss.core.locks import at_work
 from vss.data import open_data
-from vss.errors import GateFailed, VssError
-from vss.files import TEMPORARY, sha256_file
-from vss.locks import at_work
 from vss.prune import Plan, count
-from vss.run import run
-from vss.run_frame import _limited
+from vss.run.frame import _limited
+from vss.run.job import run
+from vss.run.project import Project
+from vss.train import checkpoint
 
 
 def recipe(root: Path, **changes: Any) -> Recipe:
@@ -188,7 +189,7 @@ def test_one_at_a_time_and_a_finished_report_stays(
     def broken(*_: Any, **__: Any) -> Any:
         raise VssError("no clock.")
 
-    monkeypatch.setattr("vss.run.bench", broken)
+    monkeypatch.setattr("vss.run.job.bench", broken)
     left = out / "scores" / f".engine-baseline{TEMPORARY}abcdefgh.npy"
     left.write_bytes(b"half")
     (out / "steps" / ".hidden").write_text("somebody's own")
@@ -204,13 +205,13 @@ def test_one_at_a_time_and_a_finished_report_stays(
 
 
 def test_iterative_pruning_composes_into_one_plan(street_root: Path, tmp_path: Path) -> None:
-    from vss import steps
+    from vss.run import steps
 
     job = recipe(
         street_root,
         prune={"criterion": "taylor", "batches": 2, "batch_size": 4, "recalibrate": 2, "steps": 3, "epochs_between": 1},
     )
-    project = steps.Project.open(job)
+    project = Project.open(job)
     model = project.build_model()
     small, facts = steps.prune(project, model, job.prune, tmp_path, progress=False)
     assert len(small.plans) == 3
@@ -224,7 +225,7 @@ def test_times_that_could_not_be_measured_are_exit_code_3_and_limited_images_are
     finished: tuple[Path, dict[str, Any]], street_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(finished[0], tmp_path / "copy")
-    monkeypatch.setattr("vss.run.noise", lambda result: "the machine is too noisy.")
+    monkeypatch.setattr("vss.run.job.noise", lambda result: "the machine is too noisy.")
     job = tmp_path / "job.yaml"
     job.write_text(
         json.dumps(recipe(street_root, bench={"min_seconds": 0.1, "max_seconds": 1.0}).model_dump(mode="json"))

@@ -10,8 +10,8 @@ from typing import Any
 import onnx
 import pytest
 
-from vss.config import Recipe
-from vss.run import run
+from vss.core.config import Recipe
+from vss.run.job import run
 
 TITLES = ("engine baseline", "engine pruned")
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from vss import checkpoint
-from vss.config import ModelConfig, Recipe
-from vss.errors import VssError
-from vss.files import sha256_file
-from vss.run import run
-from vss.run_references import title_of
+from vss.core.config import ModelConfig, Recipe
+from vss.core.errors import VssError
+from vss.core.files import sha256_file
+from vss.run.job import run
+from vss.run.references import title_of
+from vss.train import checkpoint
 
 FIT = {"epochs": 1, "batch_size": 8, "lr": 0.02, "precision": "32-true", "accelerator": "cpu"}
 NARROW = {"name": "unet", "options": {"width": 4, "depth": 2}}

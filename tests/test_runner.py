@@ -1,4 +1,4 @@
-"""vss.runner: a step is done once, unless its result asks for another time or its record is not whole."""
+"""vss.run.runner: a step is done once, unless its result asks for another time or its record is not whole."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from vss.errors import VssError
-from vss.runner import Runner
+from vss.core.errors import VssError
+from vss.run.runner import Runner
 
 
 def test_a_result_that_asks_for_it_is_done_again(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_a_damaged_or_foreign_record_is_made_again(
     record.write_text(damage(whole))
     with pytest.raises(VssError, match=r"s\.json is no whole record"):
         Runner(tmp_path, lambda *_: None).result("s")
-    with caplog.at_level(logging.WARNING, logger="vss.runner"):
+    with caplog.at_level(logging.WARNING, logger="vss.run.runner"):
         assert step() == {"n": 12.5}
     assert len(calls) == 2 and "made again" in caplog.text
     assert Runner(tmp_path, lambda *_: None).result("s") == {"n": 12.5}

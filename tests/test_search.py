@@ -14,27 +14,28 @@ from typing import Any
 import pytest
 import torch
 
-from vss import steps
-from vss.config import DmcpConfig, Recipe
-from vss.errors import VssError
-from vss.learner import SegLearner
+from vss.core.config import DmcpConfig, Recipe
+from vss.core.errors import VssError
 from vss.prune import CostModel, apply_plan, find_groups
 from vss.prune.plan import Plan
-from vss.search import SearchPhase, SparsePhase, ordered
-from vss.train import Moment
+from vss.run import steps
+from vss.run.project import Project
+from vss.train.fit import Moment
+from vss.train.learner import SegLearner
+from vss.train.search import SearchPhase, SparsePhase, ordered
 
 SIZE = (32, 48)
 EXAMPLE = torch.zeros(1, 3, *SIZE)
 
 
-def project(root: Path, **changes: Any) -> steps.Project:
+def project(root: Path, **changes: Any) -> Project:
     settings: dict[str, Any] = {
         "data": {"dataset": "camvid", "root": str(root), "size": list(SIZE), "limit": 8},
         "model": {"name": "unet", "options": {"width": 8, "depth": 2}},
         "train": {"epochs": 3, "batch_size": 4, "lr": 0.02, "precision": "32-true", "accelerator": "cpu"},
         "prune": {"criterion": "dmcp", "batches": 2, "batch_size": 4, "recalibrate": 2},
     }
-    return steps.Project.open(Recipe.model_validate(settings | changes))
+    return Project.open(Recipe.model_validate(settings | changes))
 
 
 def phase_of(model: torch.nn.Module, **changes: Any) -> SearchPhase:
@@ -176,7 +177,7 @@ def test_search_to_plan_to_cut_network(street_root: Path, tmp_path: Path) -> Non
     assert 0.48 < facts["kept"]["macs"] <= 0.5 and facts["checks"]["masked_max_rel"] <= 1e-4
     found = facts["phase"]["search"]
     assert found["kept_expected"] < 0.85 and set(found["widths"]) == {group.id for group in plan.groups}
-    from vss import checkpoint
+    from vss.train import checkpoint
 
     again = apply_plan(checkpoint.load(tmp_path / "sparse.safetensors"), plan)
     assert [p.shape for p in again.parameters()] == [p.shape for p in small.parameters()]
@@ -213,9 +214,9 @@ SEARCHER = """
 import json, sys, os, torch
 from pathlib import Path
 from vss import steps
-from vss.config import Recipe
+from vss.core.config import Recipe
 torch.manual_seed(int(os.environ["RANK"]))
-work = steps.Project.open(Recipe.model_validate(json.loads(sys.argv[1])))
+work = Project.open(Recipe.model_validate(json.loads(sys.argv[1])))
 out = Path(sys.argv[2])
 net, config, facts = steps.sparsify(work, work.build_model(), work.recipe.prune, out, progress=False)
 state = {name: value.double().abs().sum().item() for name, value in net.named_parameters()}

@@ -15,10 +15,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from vss import checkpoint, steps
-from vss.config import FitConfig, Recipe
-from vss.train import precision_of
-from vss.train.module import decay_groups
+from vss.core.config import FitConfig, Recipe
+from vss.run import steps
+from vss.run.project import Project
+from vss.train import checkpoint
+from vss.train.fit import precision_of
+from vss.train.fit.module import decay_groups
 
 TINY = {"width": 4, "depth": 2}
 
@@ -35,7 +37,7 @@ def recipe(root: Path, **train: Any) -> Recipe:
 
 def fit(root: Path, out: Path, **train: Any) -> tuple[nn.Module, dict[str, Any]]:
     job = recipe(root, **train)
-    project = steps.Project.open(job)
+    project = Project.open(job)
     model = project.build_model()
     return model, steps.train(project, model, job.train, out, progress=False)
 
@@ -70,7 +72,7 @@ def test_averaged_weights_are_what_is_saved(street_root: Path, tmp_path: Path) -
     plain, _ = fit(street_root, tmp_path / "plain", epochs=1)
     averaged, _ = fit(street_root, tmp_path / "ema", epochs=1, ema=0.9)
     torch.manual_seed(0)
-    start = steps.Project.open(recipe(street_root)).build_model()
+    start = Project.open(recipe(street_root)).build_model()
 
     def distance(a: nn.Module, b: nn.Module) -> float:
         return sum(float((x - y).detach().square().sum()) for x, y in zip(a.parameters(), b.parameters(), strict=True))
@@ -80,7 +82,7 @@ def test_averaged_weights_are_what_is_saved(street_root: Path, tmp_path: Path) -
 
 def test_distillation_pulls_towards_the_teacher(street_root: Path, tmp_path: Path) -> None:
     job = recipe(street_root, epochs=2, distill=20.0, lr=0.02)
-    project = steps.Project.open(job)
+    project = Project.open(job)
     teacher = project.build_model()
     with torch.no_grad():
         teacher.classifier.bias.copy_(torch.eye(11)[3] * 8)  # a teacher that says class 3 everywhere
@@ -97,7 +99,7 @@ def test_distillation_pulls_towards_the_teacher(street_root: Path, tmp_path: Pat
 
 def test_a_network_in_evaluation_mode_is_trained_in_training_mode(street_root: Path, tmp_path: Path) -> None:
     job = recipe(street_root, epochs=1)
-    project = steps.Project.open(job)
+    project = Project.open(job)
     model = project.build_model().eval()
     before = model.encoder[0][0][1].running_mean.clone()
     steps.train(project, model, job.train, tmp_path, progress=False)

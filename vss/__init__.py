@@ -8,15 +8,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from vss.version import __version__
+from vss.core.version import __version__
 
 if TYPE_CHECKING:
     from vss import data, deploy, models, ops, prune
-    from vss.checkpoint import load, save
-    from vss.errors import VssError
+    from vss.core.errors import VssError
+    from vss.train.checkpoint import load, save
 
-_SUBMODULES = ("data", "deploy", "models", "ops", "prune", "train", "evaluate", "metrics")
-_NAMES = {"load": "vss.checkpoint", "save": "vss.checkpoint", "VssError": "vss.errors"}
+_SUBMODULES = ("data", "deploy", "models", "ops", "prune", "train")
+_NAMES = {"load": "vss.train.checkpoint", "save": "vss.train.checkpoint", "VssError": "vss.core.errors"}
 
 __all__ = ["VssError", "__version__", "data", "deploy", "load", "models", "ops", "prune", "save"]
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vss.core.errors import VssError
+from vss.core.files import sha256_file
 from vss.data import Preprocess, open_data
 from vss.data.calibration import choose_calibration
-from vss.errors import VssError
-from vss.files import sha256_file
 
 
 def rare_root(root: Path, *, images: int = 40, rare: int = 2) -> Path:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vss.core.errors import VssError
 from vss.data.check import check, difference_hash
-from vss.errors import VssError
 
 Write = Callable[..., Path]
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from vss.core.errors import VssError
 from vss.data import Augment, DefectSplit, Preprocess, Targets, choose_annotated, labels_of, open_data
 from vss.data.inspection import distance_weights, shrink
-from vss.errors import VssError
 
 SIZE = (96, 48)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from vss.core.errors import VssError
 from vss.data import (
     Augment,
     BadSampleError,
@@ -16,7 +17,6 @@ from vss.data import (
     make_loader,
     open_data,
 )
-from vss.errors import VssError
 
 
 @pytest.fixture

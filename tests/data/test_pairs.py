@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vss.core.errors import VssError
 from vss.data import BadSampleError, SegData, guess_layout, open_data
 from vss.data.images import read_stored_mask
 from vss.data.pairs import carve_val
 from vss.data.segdata import Pair
-from vss.errors import VssError
 
 Write = Callable[..., Path]
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vss import steps
-from vss.config import Recipe
+from vss.core.config import Recipe
+from vss.core.errors import VssError
 from vss.data import SegData, check_labels, open_data
 from vss.data.check import check
-from vss.errors import VssError
+from vss.run import steps
+from vss.run.project import Project
 
 SPLITS = ("train", "val", "test")
 
@@ -86,7 +87,7 @@ def test_absent_classes_are_said_by_check_and_before_training(tmp_path: Path, ca
     report = check(data)
     assert report["ok"] and [note for note in report["warnings"] if "mask" in note] == expected
     settings = {"data": {"dataset": "masks", "root": str(tmp_path), "size": [8, 8]}, "model": {"name": "unet"}}
-    task = steps.Project.open(Recipe.model_validate(settings)).task
+    task = Project.open(Recipe.model_validate(settings)).task
     with caplog.at_level(logging.WARNING):
         task.check_labels("train", "val", "test")
         task.check_labels("train")
@@ -119,8 +120,8 @@ def test_training_and_scores_are_refused_before_they_start(tmp_path: Path, monke
     make(tmp_path, ("a", "b"), train=[[0, 1]], val=[[255]], test=[[255]])
     settings = {"data": {"dataset": "masks", "root": str(tmp_path), "size": [16, 16]}, "model": {"name": "unet"}}
     recipe = Recipe.model_validate(settings)
-    project = steps.Project.open(recipe)
-    monkeypatch.setattr("vss.train.fit", lambda *_, **__: pytest.fail("training started"))
+    project = Project.open(recipe)
+    monkeypatch.setattr("vss.train.fit.fit", lambda *_, **__: pytest.fail("training started"))
     with pytest.raises(VssError, match="split 'val' has no labelled pixel"):
         steps.train(project, project.build_model(), recipe.train, tmp_path / "out")
     with pytest.raises(VssError, match="split 'test' has no labelled pixel"):
@@ -134,8 +135,8 @@ def test_a_missing_split_is_refused_before_training(tmp_path: Path, monkeypatch:
     recipe = Recipe.model_validate({
         "data": {"dataset": "masks", "root": str(tmp_path), "size": [16, 16]}, "model": {"name": "unet"}
     })  # fmt: skip
-    project = steps.Project.open(recipe)
-    monkeypatch.setattr("vss.train.fit", lambda *_, **__: pytest.fail("training started"))
+    project = Project.open(recipe)
+    monkeypatch.setattr("vss.train.fit.fit", lambda *_, **__: pytest.fail("training started"))
     with pytest.raises(VssError) as caught:
         steps.train(project, project.build_model(), recipe.train, tmp_path / "out")
     assert str(caught.value) == (

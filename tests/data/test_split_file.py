@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from vss.core.errors import VssError
 from vss.data import read_split_file
-from vss.errors import VssError
 
 PUBLISHED = ([(10000, True), (10001, False), (12330, True)], [(20000, True), (21003, True)])
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vss.core.errors import VssError
 from vss.data import count_classes, open_data
 from vss.data.images import read_stored_mask
 from vss.data.synthetic import write_defects, write_street
-from vss.errors import VssError
 
 SMALL = {"counts": {"train": 4, "val": 1, "test": 2}, "size": ((64, 80), 96)}
 

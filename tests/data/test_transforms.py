@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
+from vss.core.errors import VssError
 from vss.data import Augment, Preprocess, SegSplit, open_data
 from vss.data.transforms import sample_seed
-from vss.errors import VssError
 
 OFF = {"scale": (1.0, 1.0), "hflip": 0.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
 

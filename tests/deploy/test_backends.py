@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from vss.config import BuildConfig
+from vss.core.config import BuildConfig
+from vss.core.errors import VssError
 from vss.deploy import BACKENDS, BuildPlan, BuildSpec
 from vss.deploy.backends import build_spec, inspected
-from vss.errors import VssError
 
 
 def test_names_and_aliases() -> None:

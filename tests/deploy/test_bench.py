@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
+from vss.core.environment import environment
+from vss.core.errors import VssError
 from vss.deploy import BACKENDS, Binding, Session, TorchSession, bench, bench_end_to_end
 from vss.deploy.bench import STAGES, latency, noise, pinned, unsteady
-from vss.environment import environment
-from vss.errors import VssError
 
 QUICK: dict[str, Any] = {
     "warmup": 1,

@@ -11,10 +11,10 @@ import pytest
 from onnx import numpy_helper
 
 from tests.deploy.nets import conv_graph
+from vss.core.errors import VssError
 from vss.deploy.bisect import first_diverging, halve, relative_error, sentence
 from vss.deploy.fp16 import kept_nodes, to_fp16
 from vss.deploy.layers import Net
-from vss.errors import VssError
 
 NAMES = ["stem", "main.0", "main.1", "project", "down", "mix", "head"]
 FEED = {"image": np.random.default_rng(0).standard_normal((1, 3, 16, 16)).astype(np.float32)}

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from vss.core.errors import VssError
 from vss.deploy import BACKENDS, Binding, BuildSpec, TorchSession
-from vss.errors import VssError
 
 
 def test_logits_session_equals_the_network(tiny: Any) -> None:

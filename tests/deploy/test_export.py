@@ -17,9 +17,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vss.core.errors import VssError
+from vss.core.files import sha256_file, sha256_tensors
 from vss.deploy import export
-from vss.errors import VssError
-from vss.files import sha256_file, sha256_tensors
 from vss.models import build
 
 

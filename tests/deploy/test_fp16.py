@@ -13,11 +13,11 @@ import torch
 from onnx import helper, numpy_helper
 
 from tests.deploy.nets import FLOAT, conv_graph
+from vss.core.errors import NotFinite, VssError
 from vss.deploy import export
 from vss.deploy.fp16 import kept_nodes, to_fp16
 from vss.deploy.layers import Net, read_onnx
 from vss.deploy.precision import Precision, export_as
-from vss.errors import NotFinite, VssError
 from vss.models import build
 
 HALF = onnx.TensorProto.FLOAT16

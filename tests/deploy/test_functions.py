@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vss import models
+from vss.core.errors import VssError
 from vss.data import Preprocess
 from vss.deploy import export
 from vss.deploy.functions import BODIES, add_bodies
 from vss.deploy.lint import PLUGINS, lint
 from vss.deploy.trt import without_bodies
-from vss.errors import VssError
 from vss.ops import onnx_nodes
 
 KINDS = {torch.float32: TensorProto.FLOAT, torch.float16: TensorProto.FLOAT16, torch.int32: TensorProto.INT32}

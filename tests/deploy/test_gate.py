@@ -1,4 +1,4 @@
-"""vss.deploy.gate: a pure function, checked against hand-made numbers and a plain bootstrap loop."""
+"""vss.train.gate: a pure function, checked against hand-made numbers and a plain bootstrap loop."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from vss.deploy.gate import drop_interval, gate
-from vss.errors import VssError
-from vss.metrics import SegMetrics, confusion_per_image
+from vss.core.errors import VssError
+from vss.train.gate import drop_interval, gate
+from vss.train.metrics import SegMetrics, confusion_per_image
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_interval_of_other_masks_is_refused() -> None:
 
 
 def scored(predicted: torch.Tensor, truth: torch.Tensor) -> dict[str, Any]:
-    """As `vss.evaluate.evaluate` gives it, of labels of three classes."""
+    """As `vss.train.evaluate.evaluate` gives it, of labels of three classes."""
     metric = SegMetrics(3)
     metric.update(predicted, truth)
     return {**metric.compute(), "confusion_per_image": confusion_per_image(predicted, truth, 3).numpy()}

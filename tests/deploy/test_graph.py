@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from vss.core.errors import VssError
 from vss.deploy.graph import SegGraph
-from vss.errors import VssError
 
 
 def test_normalisation_in_the_graph_is_that_of_the_preprocess(tiny: Any, preprocess: Any) -> None:

@@ -10,8 +10,8 @@ import pytest
 from onnx import helper
 
 from tests.deploy.nets import conv_graph
+from vss.core.errors import VssError
 from vss.deploy.layers import Net, check_names, groups_of, read_onnx, sort_nodes
-from vss.errors import VssError
 
 NAMES = ["stem", "main.0", "main.1", "project", "down", "mix", "head"]
 

@@ -34,10 +34,10 @@ from tests.deploy.lint_graphs import (
     unmatched,
     value,
 )
+from vss.core.errors import VssError
 from vss.deploy.lint import PLUGINS, Finding, lint
-from vss.deploy.lint_quant import QUANT_RULES
-from vss.deploy.lint_rules import RULES
-from vss.errors import VssError
+from vss.deploy.lint.quant import QUANT_RULES
+from vss.deploy.lint.rules import RULES
 
 PLANTED: dict[str, tuple[str, str, Case]] = {
     # rule: (node, words of the detail, graph)

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from vss.core.errors import VssError
+from vss.core.files import sha256_file
 from vss.deploy import BACKENDS, Binding, BuildSpec
 from vss.deploy.ort import OnnxRuntimeSession
-from vss.errors import VssError
-from vss.files import sha256_file
 
 ORT = BACKENDS["onnxruntime"]
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vss.closeness import spread
+from vss.core.closeness import spread
+from vss.core.errors import VssError
 from vss.deploy.graph import SegGraph
 from vss.deploy.parity import Tolerance, _against_float64, _fault, noise, parity
-from vss.errors import VssError
 
 
 class Shifted(nn.Module):

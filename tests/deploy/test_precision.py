@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from tests.deploy.nets import conv_graph
+from vss.core.errors import VssError
 from vss.deploy import export
 from vss.deploy.layers import Net, read_onnx
 from vss.deploy.lint import lint
@@ -23,7 +24,6 @@ from vss.deploy.ort import OnnxRuntimeSession
 from vss.deploy.precision import Precision, alone, convert, export_as, graph_of, retype
 from vss.deploy.qdq import observed
 from vss.deploy.ranges import Method, Ranges, measure, ranges_of
-from vss.errors import VssError
 from vss.models import build
 
 SIZES = {"unet": (32, 48), "resnet18_seg": (64, 96), "segdecnet": (64, 128)}

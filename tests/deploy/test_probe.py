@@ -12,9 +12,9 @@ import onnx
 import pytest
 import torch
 
+from vss.core.errors import NotFinite
 from vss.deploy import BACKENDS, TorchSession, export
 from vss.deploy.probe import check_finite, deciding
-from vss.errors import NotFinite
 
 from .conftest import SIZE
 

@@ -12,9 +12,9 @@ import pytest
 from onnx import numpy_helper
 
 from tests.deploy.nets import conv_graph, fake_quantise
+from vss.core.errors import VssError
 from vss.deploy.layers import Net
 from vss.deploy.qdq import insert, observed, place, tied
-from vss.errors import VssError
 
 SOURCE = Path("graph.onnx")
 

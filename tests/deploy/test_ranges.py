@@ -14,10 +14,10 @@ import pytest
 from onnx import numpy_helper
 
 from tests.deploy.nets import conv_graph
+from vss.core.errors import VssError
 from vss.deploy.layers import Net, read_onnx
 from vss.deploy.qdq import observed
 from vss.deploy.ranges import Method, Ranges, cache_key, measure, ranges_of
-from vss.errors import VssError
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from vss.deploy.session import Binding, Session, need
-from vss.errors import VssError
+from vss.core.errors import VssError, need
+from vss.deploy.session import Binding, Session
 
 
 class Double(Session):

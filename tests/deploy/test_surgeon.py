@@ -9,8 +9,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from vss.core.errors import VssError
 from vss.deploy import surgeon
-from vss.errors import VssError
 
 
 def resize_model(source: tuple[int, int], target: tuple[int, int], mode: str = "half_pixel") -> onnx.ModelProto:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from vss.core.errors import VssError
 from vss.deploy import BuildPlan, BuildSpec, Calibration, Span, spans
 from vss.deploy.backends import BACKENDS
 from vss.deploy.trt_plan import commands
-from vss.errors import VssError
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import time
 import numpy as np
 import pytest
 
+from vss.core.errors import VssError
 from vss.deploy.windows import Timing, interleave, speedup, spread_of
-from vss.errors import VssError
 
 FAST = Timing(warmup=2, window_seconds=1e-9, windows=4, spread=0.1, min_seconds=0.0, max_seconds=5.0)
 

@@ -18,27 +18,28 @@ from safetensors.torch import load_file, save
 
 from tests.deploy.nets import conv_graph
 from tests.fuzz.judge import Subject
-from vss import checkpoint, models
-from vss.config import load_recipe
+from vss import models
+from vss.core.config import load_recipe
+from vss.core.files import read_array, sha256_tensors
 from vss.data import read_split_file
 from vss.data.images import open_rgb, read_header, read_stored_mask
 from vss.deploy.layers import read_onnx
 from vss.deploy.lint import lint
+from vss.deploy.profile.reading import Reading
+from vss.deploy.profile.table import LatencyTable, Sample
 from vss.deploy.ranges import Ranges
 from vss.deploy.sensitivity import Choice
 from vss.deploy.trt_runner import read_about
-from vss.files import read_array, sha256_tensors
-from vss.latency.reading import Reading
-from vss.latency.table import LatencyTable, Sample
 from vss.models.backbones import read_state_dict
-from vss.page import write_page
 from vss.prune import Plan, apply_plan, make_plan
-from vss.runner import KIND as STEP
-from vss.runner import Runner, write_record
+from vss.run.page import write_page
+from vss.run.runner import KIND as STEP
+from vss.run.runner import Runner, write_record
 from vss.ship import manifest
 from vss.ship.check import _gate
 from vss.sweep.grid import Grid, load_grid
 from vss.sweep.store import Store
+from vss.train import checkpoint
 
 X = torch.zeros(1, 3, 16, 16)
 SHA = "a" * 64

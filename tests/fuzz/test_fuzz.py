@@ -13,8 +13,8 @@ import pytest
 
 from tests.fuzz.judge import ACCEPTED, EQUAL, REFUSED, HungError, Subject, limited, outcome, run
 from tests.fuzz.subjects import subjects
+from vss.core.errors import VssError
 from vss.data import read_split_file
-from vss.errors import VssError
 from vss.models.backbones import read_state_dict
 
 COUNT, SEED = 500, 0

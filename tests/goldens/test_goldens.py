@@ -19,7 +19,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from vss.cli import app
+from vss.cli.main import app
 
 HERE = Path(__file__).parent
 COMMON = ["bench.min_seconds=0.1", "bench.max_seconds=0.3", "bench.spread=50", "bench.images=2", "panels=0"]

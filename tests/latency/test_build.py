@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from tests.latency.conftest import Clockwork
-from vss.errors import VssError
-from vss.latency import Effort, LatencyTable, build
-from vss.latency.charts import cliffs, plot_cliffs
-from vss.latency.reading import Reading
+from vss.core.errors import VssError
+from vss.deploy.profile.build import Effort, build
+from vss.deploy.profile.charts import cliffs, plot_cliffs
+from vss.deploy.profile.reading import Reading
+from vss.deploy.profile.table import LatencyTable
 
 EFFORT = Effort(vectors=2, coarse=12, batch=6, limit=24, tests=30, cliffs=1)
 

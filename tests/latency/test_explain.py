@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vss.core.errors import VssError
+from vss.core.files import sha256_file, write_json
 from vss.data.transforms import Preprocess
 from vss.deploy import BACKENDS, export
-from vss.errors import VssError
-from vss.files import sha256_file, write_json
-from vss.latency.explain import Facts, _in_turns, causes, explain, finished, measure, request, rows, summary
-from vss.latency.reading import Reading
-from vss.latency.setting import Setting
-from vss.latency.units import Shape
-from vss.latency.variants import cut_to, first_channels
+from vss.deploy.profile.reading import Reading
+from vss.deploy.profile.setting import Setting
+from vss.deploy.profile.units import Shape
+from vss.deploy.profile.variants import cut_to, first_channels
 from vss.prune import find_groups
+from vss.run.explain import Facts, _in_turns, causes, explain, finished, measure, request, rows, summary
 
 
 class Line(nn.Module):

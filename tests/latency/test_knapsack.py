@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from vss.errors import VssError
-from vss.latency.knapsack import choices, group_step, search, widths_of
+from vss.core.errors import VssError
 from vss.prune.groups import Group
+from vss.prune.latency.knapsack import choices, group_step, search, widths_of
 
 GROUPS = [Group("a", 16, ()), Group("b", 24, ()), Group("c", 8, ())]
 

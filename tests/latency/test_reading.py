@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vss.errors import VssError
-from vss.latency import Setting, open_subject
-from vss.latency.reading import pinned, read_onnx, usable_threads
-from vss.latency.setting import table_key
-from vss.latency.subject import channels
-from vss.latency.units import Graph
-from vss.latency.variants import SlicedVariants
+from vss.core.errors import VssError
+from vss.deploy.profile.reading import pinned, read_onnx, usable_threads
+from vss.deploy.profile.setting import Setting, table_key
+from vss.deploy.profile.subject import channels, open_subject
+from vss.deploy.profile.units import Graph
+from vss.deploy.profile.variants import SlicedVariants
 
 
 def test_a_profile_names_every_layer_and_adds_up(variants: SlicedVariants, net: Any, tmp_path: Path) -> None:

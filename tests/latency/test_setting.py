@@ -10,12 +10,12 @@ import onnx
 import pytest
 import torch
 
+from vss.core.errors import VssError
 from vss.deploy import BACKENDS
-from vss.errors import VssError
-from vss.latency import Setting, open_subject
-from vss.latency.reading import usable_threads
-from vss.latency.setting import table_key
-from vss.latency.variants import SlicedVariants
+from vss.deploy.profile.reading import usable_threads
+from vss.deploy.profile.setting import Setting, table_key
+from vss.deploy.profile.subject import open_subject
+from vss.deploy.profile.variants import SlicedVariants
 
 
 def test_the_usual_device_is_that_of_the_backend() -> None:

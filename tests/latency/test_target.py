@@ -12,11 +12,14 @@ import torch
 from torch import nn
 
 from tests.latency.conftest import Clockwork
-from vss.config import LatencyConfig, PruneConfig, Recipe
-from vss.errors import VssError
-from vss.latency import Effort, LatencyGoal, Setting, Target, build, target
-from vss.latency.target import Measured, check_noise, correct
+from vss.core.config import LatencyConfig, PruneConfig, Recipe
+from vss.core.errors import VssError
+from vss.deploy.profile.build import Effort, build
+from vss.deploy.profile.setting import Setting
+from vss.prune.latency.target import Target
 from vss.prune.plan import Plan, plan_group
+from vss.run import latency as target
+from vss.run.latency import LatencyGoal, Measured, check_noise, correct
 
 
 @pytest.mark.parametrize(

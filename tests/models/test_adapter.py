@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
 import vss
+from vss.core.errors import VssError
 from vss.deploy import export
-from vss.errors import VssError
 from vss.models import SegModel, build, wrap
 from vss.prune import apply_plan, make_plan, verify
 

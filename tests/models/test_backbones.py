@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.models import resnet18
 
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.models import load_backbone, read_state_dict
 from vss.models.backbones import ResNetFeatures
 

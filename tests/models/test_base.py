@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vss import models
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.models import SegModel, check_multiple
 
 NETS = {

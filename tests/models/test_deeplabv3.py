@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models import resnet50
 from torchvision.models.segmentation import deeplabv3_resnet50, deeplabv3_resnet101
 
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.models import build, load_backbone
 from vss.prune import Groups, find_groups
 

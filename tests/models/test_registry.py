@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vss import models
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.models import MODELS, SegModel
 
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from vss.command import network_to_prune
-from vss.config import Recipe
+from vss.core.config import Recipe
+from vss.core.errors import VssError
 from vss.deploy import export
-from vss.errors import VssError
 from vss.models import DefectModel, build
 from vss.models.segdecnet import SCOPES, FeatureNorm, SegDecNet, gradient_multiply
 from vss.prune import apply_plan, count, find_groups, make_plan, masked
+from vss.run.command import network_to_prune
 
 # widths, million parameters and true GMAC at 640 x 232 of the 19 published models
 ROWS = [

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 import vss
-from vss.config import load_recipe
+from vss.core.config import load_recipe
+from vss.deploy.profile.table import LatencyTable
 from vss.deploy.ranges import Ranges
-from vss.latency.table import LatencyTable
-from vss.page import write_page
 from vss.prune import Plan, apply_plan
+from vss.run.page import write_page
 from vss.ship.check import verify
 from vss.sweep.compare import compare
 from vss.sweep.store import Store

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vss.page.charts import MAX_POINTS, curves, lines_of
+from vss.run.page.charts import MAX_POINTS, curves, lines_of
 
 
 def test_phases_follow_one_another() -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vss.errors import VssError
-from vss.page import render
-from vss.page.defects import missed_defects
+from vss.core.errors import VssError
+from vss.run.page import render
+from vss.run.page.defects import missed_defects
 
 
 def report(root: Path, scores: list[float], threshold: float = 0.4) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from vss.deploy import gate
-from vss.page import context, render, write_page
-from vss.report import write_report
+from vss.core.report import write_report
+from vss.run.page import context, render, write_page
+from vss.train.gate import gate
 
 SECTIONS = ["results", "pictures", "classes", "training", "widths", "latency", "checks", "locked", "steps", "reproduce"]
 VOID_TAGS = {"meta", "img", "input", "br", "link"}

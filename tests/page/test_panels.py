@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vss.errors import VssError
-from vss.page.panels import BROKEN_RGB, FIXED_RGB, VOID_RGB, WRONG_RGB, change, default_palette, labels_of, panels
+from vss.core.errors import VssError
+from vss.run.page.panels import BROKEN_RGB, FIXED_RGB, VOID_RGB, WRONG_RGB, change, default_palette, labels_of, panels
 
 
 def pixels(uri: str) -> np.ndarray:

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from vss.files import write_json
-from vss.page.sweep import render, write_page
+from vss.core.files import write_json
+from vss.run.page.sweep import render, write_page
 
 from .browser import Browser, browser, find
 from .sweep_results import results

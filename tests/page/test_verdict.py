@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vss.page.verdict import facts, verdict
+from vss.run.page.verdict import facts, verdict
 
 
 def of(macs: float, miou: float, speedup: float | None = None, **report: Any) -> str:

@@ -10,7 +10,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from vss import models
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.prune import Plan, apply_plan, find_groups, make_plan, masked, recalibrate_bn, verify
 from vss.prune.apply import norm_of_single_values, refuse_single_images
 from vss.prune.trace import flatten

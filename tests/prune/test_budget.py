@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vss import models
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.prune import Budget, CostModel, Group, Slot, apply_plan, find_groups, make_plan
 from vss.prune.budget import allowed_counts, rank, search, top_channels
 

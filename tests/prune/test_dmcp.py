@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tests.prune.nets import Chain as ChainNet
 from tests.prune.nets import Concat, Heads, MaxAvg, Residual, Twice, randomise
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.prune import CostModel, Group, find_groups
 from vss.prune.dmcp import (
     Chain,

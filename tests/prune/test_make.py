@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vss import models
-from vss.errors import VssError
-from vss.files import sha256_tensors
+from vss.core.errors import VssError
+from vss.core.files import sha256_tensors
 from vss.prune import Budget, Plan, apply_plan, find_groups, make_plan, verify
 from vss.prune.criteria.norm import L2
 

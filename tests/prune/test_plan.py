@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from vss import models
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.prune import Plan, apply_plan, make_plan
 
 from .nets import Chain, Concat, Residual, randomise

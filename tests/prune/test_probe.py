@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.prune import find_groups
 from vss.prune.probe import unsound
 from vss.prune.trace import flatten

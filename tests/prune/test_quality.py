@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.prune import Groups, apply_plan, find_groups, make_plan, quality
 from vss.prune.plan import Plan, plan_group
 

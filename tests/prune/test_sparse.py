@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.prune.nets import Chain, Concat, Residual, randomise
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.models import build
 from vss.prune import Groups, find_groups, make_plan
 from vss.prune.sparse import add_subgradient, penalty, scale_facts, scale_slots

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.prune import Slot, apply_plan, count, find_groups, make_plan, verify
 
 from .nets import Chain, randomise

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vss import models
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.prune import Groups, Slot, apply_plan, find_groups, make_plan, verify
 
 from .nets import (

@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from vss import models
-from vss.config import Recipe
-from vss.deploy import BACKENDS, BuildSpec, export, gate
-from vss.evaluate import engine_predictor
-from vss.files import sha256_artefact
+from vss.core.config import Recipe
+from vss.core.files import sha256_artefact
+from vss.core.report import write_report
+from vss.deploy import BACKENDS, BuildSpec, export
 from vss.prune import apply_plan, make_plan
-from vss.report import write_report
+from vss.run.project import Project
 from vss.ship import ship
-from vss.steps import Project
+from vss.train.evaluate import engine_predictor
+from vss.train.gate import gate
 
 SEG = {"dataset": "camvid", "size": [32, 48]}
 BASELINE = "engine baseline"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.ship import archive, ship, verify
 from vss.ship.manifest import walk
 

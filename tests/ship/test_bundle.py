@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from tests.deploy.test_probe import spoiled
-from vss.errors import GateFailed, NotFinite, VssError
-from vss.files import sha256_file
-from vss.page import write_page
+from vss.core.errors import GateFailed, NotFinite, VssError
+from vss.core.files import sha256_file
+from vss.core.report import write_report
 from vss.prune import Plan
-from vss.report import write_report
+from vss.run.page import write_page
 from vss.ship import archive, read, ship, verify
 from vss.ship.manifest import walk
 from vss.ship.private import public

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vss.errors import GateFailed, VssError
-from vss.files import sha256_file
+from vss.core.errors import GateFailed, VssError
+from vss.core.files import sha256_file
 from vss.ship import read, ship, verify
 from vss.ship.check import refuse_foreign
 from vss.ship.manifest import MANIFEST, SUMS, seal, walk

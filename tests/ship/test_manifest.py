@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.ship import read
 from vss.ship.manifest import GateCheck, inside, relative, walk
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vss.errors import GateFailed, VssError
-from vss.files import sha256_file
+from vss.core.errors import GateFailed, VssError
+from vss.core.files import sha256_file
 from vss.ship import read, rebuild, verify
 from vss.ship.manifest import Samples, seal, walk
 

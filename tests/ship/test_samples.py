@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.ship import read
 from vss.ship.samples import compare, load_expected, metrics, write_samples
 

@@ -18,9 +18,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from vss.cli import app
+from vss.cli.main import app
+from vss.core.errors import VssError
 from vss.deploy import Binding
-from vss.errors import VssError
 from vss.ship import read, server_env, verify
 from vss.ship.check import open_engine
 from vss.ship.client import PROTOCOLS, Client

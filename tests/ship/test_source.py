@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vss.core.errors import VssError
+from vss.core.files import sha256_artefact, sha256_file
 from vss.deploy import BACKENDS, BuildSpec
 from vss.deploy.layers import Net, read_onnx
 from vss.deploy.precision import Precision, convert
@@ -18,8 +20,6 @@ from vss.deploy.qdq import observed
 from vss.deploy.ranges import Method, measure, ranges_of
 from vss.deploy.trt_plan import BuildPlan, spans
 from vss.deploy.trt_runner import KIND, SCHEMA
-from vss.errors import VssError
-from vss.files import sha256_artefact, sha256_file
 from vss.ship import bundle as bundling
 from vss.ship import check, rebuild, ship, verify
 from vss.ship.check import open_engine

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from vss.core.errors import VssError
 from vss.deploy import Binding
-from vss.errors import VssError
 from vss.ship import read
 from vss.ship.triton import CONFIG, LABELS, Serving, parse, write_repository
 

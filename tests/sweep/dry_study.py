@@ -7,9 +7,9 @@ import signal
 import time
 from typing import Any
 
-from vss.config import Recipe
-from vss.errors import VssError
-from vss.files import write_json
+from vss.core.config import Recipe
+from vss.core.errors import VssError
+from vss.core.files import write_json
 from vss.sweep import STUDIES, Place, Study
 
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from vss.decisions import average_precision
-from vss.deploy.gate import drop_interval
-from vss.errors import VssError
-from vss.files import write_json
-from vss.metrics import scores
+from vss.core.errors import VssError
+from vss.core.files import write_json
 from vss.sweep.compare import compare, judge, summarise
 from vss.sweep.statistics import summary
+from vss.train.decisions import average_precision
+from vss.train.gate import drop_interval
+from vss.train.metrics import scores
 
 from .conftest import dry_grid
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vss import checkpoint
 from vss.data import write_defects
 from vss.sweep import Grid, Settings, Store, sweep
 from vss.sweep import results as tables
 from vss.sweep.engine import EngineStudy
 from vss.sweep.prune import job_of
 from vss.sweep.study import Place
+from vss.train import checkpoint
 
 FIT = {"batch_size": 4, "lr": 0.02, "precision": "32-true", "accelerator": "cpu", "epochs": 1}
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from vss.config import parse
-from vss.errors import VssError
+from vss.core.config import parse
+from vss.core.errors import VssError
 from vss.prune import make_criterion
 from vss.sweep import Grid, load_grid
 from vss.sweep.grid import grids, named_recipe

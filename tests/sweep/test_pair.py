@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import vss
-from vss import command, models
+from vss import models
 from vss.data import Preprocess
 from vss.data.labels import CAMVID_NAMES
+from vss.run import command
 from vss.sweep import pair
 
 SIZE = (48, 64)
@@ -43,7 +44,7 @@ def test_agreement_with_itself_and_with_a_cut(nets: tuple[Path, Path], street_ro
 
 
 def test_mse_is_the_mean_of_squares(nets: tuple[Path, Path]) -> None:
-    from vss import checkpoint
+    from vss.train import checkpoint
 
     a, b = (checkpoint.read(path) for path in nets)
     x = torch.randn(3, 3, *SIZE, generator=torch.Generator().manual_seed(0))

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vss import checkpoint, steps
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.prune import Plan
+from vss.run import steps
+from vss.run.project import Project
 from vss.sweep import Grid, Settings, Store, sweep
 from vss.sweep.prune import PruneStudy
 from vss.sweep.run import checked
 from vss.sweep.start import benchmark_grid, finetune_grid
+from vss.train import checkpoint
 
 FIT = {"batch_size": 4, "precision": "32-true", "accelerator": "cpu"}
 
@@ -55,7 +57,7 @@ def test_the_shared_pass_gives_the_plan_of_a_single_run(finished: Store, criteri
     cell = next(c for c in finished.cells() if c.coords["criterion"] == criterion)
     share = finished.root / "shared" / finished.share(cell)
     model = checkpoint.load(share / "baseline.safetensors")
-    project = steps.Project.open(cell.recipe())
+    project = Project.open(cell.recipe())
     steps.prune(project, model, cell.recipe().prune, tmp_path, progress=False)
     assert Plan.load(tmp_path / "plan.json") == Plan.load(finished.folder(cell.id) / "plan.json")
     record = finished.record(cell.id)
@@ -88,7 +90,7 @@ def test_benchmark_of_a_run_folder(finished: Store, street_root: Path, tmp_path:
     assert summary.ok == 4 and all(r is not None and r["stage"] == "pruned" for r in records)
     kept = sorted(r["row"]["macs_kept"] for r in records if r)
     assert all(0.4 < k <= 0.5 for k in kept[:2]) and all(0.6 < k <= 0.7 for k in kept[2:])
-    own = steps.Project.open(cell.recipe())
+    own = Project.open(cell.recipe())
     expected = steps.torch_score(own, checkpoint.load(baseline / "baseline.safetensors"))["miou_pct"]
     assert store.shared(store.share(store.cells()[0]))["row"]["miou_pct"] == pytest.approx(expected, abs=1e-9)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.sweep import Grid, Settings, Store, sweep
 
 from .conftest import dry_grid

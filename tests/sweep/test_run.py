@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
-from vss.cli_sweep import _end
-from vss.errors import GateFailed, VssError
-from vss.locks import at_work
+from vss.cli.sweep import _end
+from vss.core.errors import GateFailed, VssError
+from vss.core.locks import at_work
 from vss.sweep import Grid, Settings, Store, sweep
 from vss.sweep.drive import Summary
 

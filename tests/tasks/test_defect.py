@@ -13,14 +13,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vss import checkpoint, command, steps
-from vss.config import Recipe
+from vss.core.config import Recipe
+from vss.core.errors import VssError
 from vss.data import labels_of, write_defects
-from vss.decisions import at_threshold, average_precision, choose_threshold
-from vss.errors import VssError
-from vss.run import run
-from vss.run_precision import _shipped
-from vss.tasks.defect import DefectTask
+from vss.run import command, steps
+from vss.run.job import run
+from vss.run.precision_step import _shipped
+from vss.run.project import Project, project_of
+from vss.train import checkpoint
+from vss.train.decisions import at_threshold, average_precision, choose_threshold
+from vss.train.tasks.defect import DefectTask
 
 SIZE = (128, 64)
 FIT = {"batch_size": 4, "lr": 0.02, "precision": "32-true", "accelerator": "cpu"}
@@ -50,14 +52,14 @@ def recipe(root: Path, **changes: Any) -> Recipe:
     return Recipe.model_validate(settings | changes)
 
 
-def opened(root: Path, **changes: Any) -> steps.Project:
-    return steps.Project.open(recipe(root, **changes))
+def opened(root: Path, **changes: Any) -> Project:
+    return Project.open(recipe(root, **changes))
 
 
 class Told:
     """A predictor with given decisions; the map is hot on the left half of images that are called defective."""
 
-    def __init__(self, project: steps.Project, logits: dict[str, np.ndarray]) -> None:
+    def __init__(self, project: Project, logits: dict[str, np.ndarray]) -> None:
         self.order = [name for name in ("val", "test") for _ in range(len(project.split(name)))]
         self.values = {name: list(values) for name, values in logits.items()}
 
@@ -307,9 +309,7 @@ def test_again_does_nothing(finished: tuple[Path, dict[str, Any]], root: Path) -
 
 
 def test_the_checkpoint_knows_its_task(finished: tuple[Path, dict[str, Any]], root: Path) -> None:
-    project = steps.project_of(
-        finished[0] / "finetuned.safetensors", data_root=str(root), dataset=None, recipe=Recipe()
-    )
+    project = project_of(finished[0] / "finetuned.safetensors", data_root=str(root), dataset=None, recipe=Recipe())
     model = checkpoint.load(finished[0] / "finetuned.safetensors")
     result = project.score(project.task.predictor(model), split="test", per_image=False)
     row = next(row for row in finished[1]["rows"] if row["name"] == "finetuned")
@@ -336,7 +336,7 @@ def test_files_are_compared_by_the_ship_rule(finished: tuple[Path, dict[str, Any
 def test_an_engine_in_another_precision_is_held_to_the_ship_rule(root: Path) -> None:
     class Job:
         recipe = recipe(root, gate={"max_fnr_increase": 5, "max_ap_drop": 5, "max_drop_from_baseline": 5})
-        project = steps.Project.open(recipe)
+        project = Project.open(recipe)
 
         def scores_of(self, step: str) -> dict[str, Any]:
             assert step in ("evaluate-baseline", "evaluate-control")

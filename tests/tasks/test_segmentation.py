@@ -1,4 +1,4 @@
-"""The segmentation task: what it refuses, and its gates against `vss.deploy.gate`."""
+"""The segmentation task: what it refuses, and its gates against `vss.train.gate`."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from vss import steps
-from vss.config import Recipe
-from vss.deploy import gate
-from vss.errors import VssError
-from vss.tasks import TASKS, task_of
+from vss.core.config import Recipe
+from vss.core.errors import VssError
+from vss.run.project import Project
+from vss.train.gate import gate
+from vss.train.tasks import TASKS, task_of
 
 
-def project(root: Path, **gates: Any) -> steps.Project:
+def project(root: Path, **gates: Any) -> Project:
     data = {"dataset": "camvid", "root": str(root), "size": [48, 64]}
-    return steps.Project.open(Recipe.model_validate({"data": data, "model": {"name": "unet"}, "gate": gates}))
+    return Project.open(Recipe.model_validate({"data": data, "model": {"name": "unet"}, "gate": gates}))
 
 
 def test_tasks_come_from_the_network() -> None:

@@ -17,25 +17,27 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import vss
-from vss import models, steps
-from vss.config import FinetuneConfig, FitConfig, Recipe
-from vss.errors import VssError
-from vss.exits import Terminated, terminable
-from vss.files import TEMPORARY, read_json, sha256_tensors
-from vss.fits import check_fits, teacher_of
-from vss.locks import locked
-from vss.train import Moment, Phase, check_settings
-from vss.train.checks import check_norms
-from vss.train.folder import _damage, fit_folder
+from vss import models
+from vss.cli.exits import Terminated, terminable
+from vss.core.config import FinetuneConfig, FitConfig, Recipe
+from vss.core.errors import VssError
+from vss.core.files import TEMPORARY, read_json, sha256_tensors
+from vss.core.locks import locked
+from vss.run import steps
+from vss.run.fits import check_fits, teacher_of
+from vss.run.project import Project
+from vss.train.fit import Moment, Phase, check_settings
+from vss.train.fit.checks import check_norms
+from vss.train.fit.folder import _damage, fit_folder
 
 CPU = {"precision": "32-true", "accelerator": "cpu", "devices": 1}
 
 
-def project_of(root: Path, **train: Any) -> steps.Project:
+def project_of(root: Path, **train: Any) -> Project:
     settings = {"epochs": 2, "batch_size": 2, "lr": 0.05, **CPU, **train}
     data = {"dataset": "camvid", "root": str(root), "size": [16, 32], "limit": 4}
     network = {"name": "unet", "options": {"width": 4, "depth": 2}}
-    return steps.Project.open(Recipe.model_validate({"data": data, "model": network, "train": settings}))
+    return Project.open(Recipe.model_validate({"data": data, "model": network, "train": settings}))
 
 
 def fit(root: Path, out: Path, phase: Phase | None = None, **train: Any) -> dict[str, Any]:
@@ -211,7 +213,7 @@ def test_the_fits_of_a_run_are_checked_before_it(street_root: Path) -> None:
     ):
         recipe = Recipe.model_validate({**project.recipe.model_dump(by_alias=True), **wrong})
         with pytest.raises(VssError, match=sentence):
-            check_fits(steps.Project(recipe, project.data, project.preprocess))
+            check_fits(Project(recipe, project.data, project.preprocess))
 
 
 @pytest.mark.parametrize("lr", [1e300, 1e-50, 0.0])

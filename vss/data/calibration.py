@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from vss.core.errors import VssError, unknown
+from vss.core.files import sha256_json
 from vss.data.contents import sha256_files
 from vss.data.images import READING
 from vss.data.segdata import Pair, SegData
 from vss.data.stats import class_counts
 from vss.data.transforms import Preprocess
-from vss.errors import VssError, unknown
-from vss.files import sha256_json
 
 
 @dataclass(frozen=True, eq=False)

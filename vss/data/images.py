@@ -12,9 +12,9 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
+from vss.core.errors import VssError
 from vss.data import pixels
 from vss.data.pixels import READ_ERRORS, ImageKindError, list_images
-from vss.errors import VssError
 
 __all__ = ["BadSampleError", "list_images", "open_rgb", "read_header", "read_stored_mask", "thread_map"]
 

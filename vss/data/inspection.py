@@ -17,10 +17,10 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
+from vss.core.errors import VssError
 from vss.data.segdata import Pair, SegData
 from vss.data.stats import class_counts
 from vss.data.transforms import Augment, Key, Preprocess, SegSplit
-from vss.errors import VssError
 
 DEFECT = 1
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vss.errors import VssError, counted, shown
+from vss.core.errors import VssError, counted, shown
 
 IGNORE = 255
 

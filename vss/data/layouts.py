@@ -6,9 +6,9 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from vss.core.errors import VssError
+from vss.core.files import MAX_JSON, require_file
 from vss.data.labels import IGNORE, folded
-from vss.errors import VssError
-from vss.files import MAX_JSON, require_file
 
 SPLITS = ("train", "val", "test")
 

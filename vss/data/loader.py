@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from vss.core.errors import VssError
 from vss.data.transforms import SegSplit
-from vss.errors import VssError
 
 
 class EpochSampler(Sampler[tuple[int, int]]):

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vss.core.errors import VssError, counted
+from vss.core.registry import Registry
 from vss.data.contents import count_values
 from vss.data.images import BadSampleError, list_images, read_header, read_stored_mask, thread_map
 from vss.data.labels import (
@@ -29,8 +31,6 @@ from vss.data.labels import (
 )
 from vss.data.layouts import DRAWINGS, SPLITS, guess_layout, read_class_names, require_layout
 from vss.data.segdata import Matcher, Pair, SegData, by_stem, check_sizes
-from vss.errors import VssError, counted
-from vss.registry import Registry
 
 __all__ = ["DATASETS", "Pair", "SegData", "guess_layout", "open_data", "open_root"]
 

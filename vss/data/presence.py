@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vss.core.errors import VssError, counted, listed, shown
 from vss.data.contents import count_values
 from vss.data.segdata import Pair, SegData
 from vss.data.stats import class_counts
-from vss.errors import VssError, counted, listed, shown
 
 
 @dataclass(frozen=True, eq=False)

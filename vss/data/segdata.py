@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vss.core.errors import VssError, unknown
 from vss.data.images import BadSampleError, open_rgb, read_stored_mask
 from vss.data.labels import IGNORE
 from vss.data.layouts import SPLITS, absent_split
-from vss.errors import VssError, unknown
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import pickletools
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vss.errors import VssError
-from vss.files import require_file
+from vss.core.errors import VssError
+from vss.core.files import require_file
 
 MAX_BYTES = 4 << 20
 HARMLESS = frozenset({

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from vss.core.errors import unknown
 from vss.data.contents import count_values
 from vss.data.segdata import Pair, SegData
-from vss.errors import unknown
 
 WEIGHT_MODES = ("median", "log", "none")
 Progress = Callable[[int, int], None]

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vss.core.errors import VssError
+from vss.core.files import read_json, write_json
 from vss.data.defects import draw_surface
 from vss.data.images import thread_map
 from vss.data.labels import CAMVID_NAMES
 from vss.data.stats import Progress
 from vss.data.street import draw_street
-from vss.errors import VssError
-from vss.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 

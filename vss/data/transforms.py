@@ -18,13 +18,13 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from vss.core.errors import VssError
+from vss.core.files import sha256_json
 from vss.data.contents import sha256_files
 from vss.data.images import READING, open_rgb
 from vss.data.labels import IGNORE
 from vss.data.pixels import ImageKindError, to_rgb
 from vss.data.segdata import Pair, SegData
-from vss.errors import VssError
-from vss.files import sha256_json
 
 __all__ = ["Augment", "Preprocess", "SegSplit", "open_rgb", "resize_image", "resize_mask", "sample_seed"]
 

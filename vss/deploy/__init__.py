@@ -3,7 +3,6 @@
 from vss.deploy.backends import BACKENDS, Backend, Binding, BuildSpec, Session, TorchSession
 from vss.deploy.bench import bench, bench_end_to_end
 from vss.deploy.export import export
-from vss.deploy.gate import gate
 from vss.deploy.trt_plan import BuildPlan, Calibration, Span, spans
 
 __all__ = [
@@ -19,6 +18,5 @@ __all__ = [
     "bench",
     "bench_end_to_end",
     "export",
-    "gate",
     "spans",
 ]

@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vss.core.errors import VssError, need
+from vss.core.files import parse_json, read_text
+from vss.core.registry import Registry
 from vss.deploy.eager import TorchBackend, TorchSession
 from vss.deploy.ort import OnnxRuntimeBackend, OnnxRuntimeSession
-from vss.deploy.session import Backend, Binding, BuildSpec, Session, need
+from vss.deploy.session import Backend, Binding, BuildSpec, Session
 from vss.deploy.trt import TensorRTBackend
 from vss.deploy.trt_plan import BuildPlan
-from vss.errors import VssError
-from vss.files import parse_json, read_text
-from vss.registry import Registry
 
 if TYPE_CHECKING:
-    from vss.config import BuildConfig
+    from vss.core.config import BuildConfig
 
 __all__ = [
     "BACKENDS",

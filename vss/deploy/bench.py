@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from torch import Tensor
 
+from vss.core.environment import environment
+from vss.core.errors import VssError
 from vss.deploy.session import Session
 from vss.deploy.windows import Measure, Timing, Trace, interleave, speedup
-from vss.environment import environment
-from vss.errors import VssError
 
 if TYPE_CHECKING:
     from vss.data.transforms import Preprocess
@@ -26,7 +26,7 @@ STAGES = ("decode", "resize", "feed", "engine", "labels")
 
 
 class StagedPredictor(Protocol):
-    """What `vss.evaluate.engine_predictor` gives: prediction in three steps."""
+    """What `vss.train.evaluate.engine_predictor` gives: prediction in three steps."""
 
     def feed(self, images: Tensor) -> dict[str, np.ndarray]: ...
     def infer(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
@@ -90,7 +90,7 @@ def bench_end_to_end(
     `engine` (`session.run` with its copies), `labels` (argmax, when the engine gives logits).
 
     Args:
-        predictors: name -> `vss.evaluate.engine_predictor(...)`; the first is the baseline.
+        predictors: name -> `vss.train.evaluate.engine_predictor(...)`; the first is the baseline.
         paths: image files, taken in turn; each predictor goes through all of them in the same order.
         timing: arguments of `vss.deploy.windows.Timing`.
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from vss.core.errors import VssError
 from vss.deploy.layers import Net, read_onnx
 from vss.deploy.ranges import tap
-from vss.errors import VssError
 
 ROUNDING = 1e-5
 """Two float32 runs of one layer, optimised differently, are this close; a smaller error is none."""

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vss.core.errors import VssError
 from vss.deploy import stated
 from vss.deploy.graph import SegGraph
 from vss.deploy.session import Binding, BuildSpec, Session
-from vss.errors import VssError
 
 if TYPE_CHECKING:
     from vss.data.transforms import Preprocess

@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from vss.core.errors import VssError, need
+from vss.core.files import atomic, sha256_file, sha256_tensors
+from vss.core.version import __version__
 from vss.deploy import stated, surgeon
 from vss.deploy.functions import add_bodies
 from vss.deploy.graph import SegGraph
 from vss.deploy.parity import Tolerance, parity
-from vss.deploy.session import need
-from vss.errors import VssError
-from vss.files import atomic, sha256_file, sha256_tensors
 from vss.ops.onnx_nodes import plugin_nodes
-from vss.version import __version__
 
 if TYPE_CHECKING:
     from vss.data.transforms import Preprocess

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from vss.core.errors import need
 from vss.deploy.layers import Net, check_names, read_onnx, sort_nodes
-from vss.deploy.session import need
 
 KEEP = (
     "BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "LpNormalization",

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from vss.deploy.session import need
-from vss.errors import VssError
+from vss.core.errors import VssError, need
 from vss.ops.onnx_nodes import DOMAIN
 
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vss.core.errors import VssError, need, unknown
 from vss.deploy.onnx_file import load
-from vss.deploy.session import need
-from vss.errors import VssError, unknown
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 STANDARD = ("", "ai.onnx")

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vss.deploy.session import need
-from vss.errors import VssError, one_line, shown
-from vss.files import require_file
+from vss.core.errors import VssError, need, one_line, shown
+from vss.core.files import require_file
 
 LARGEST = 2 << 30
 """Bytes of a protobuf message; more is external data."""

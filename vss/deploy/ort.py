@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from vss.core.errors import VssError, need
+from vss.core.files import atomic, sha256_file
 from vss.deploy.onnx_file import require_one_file
 from vss.deploy.probe import logits_of
-from vss.deploy.session import Binding, BuildSpec, Session, need
-from vss.errors import VssError
-from vss.files import atomic, sha256_file
+from vss.deploy.session import Binding, BuildSpec, Session
 
 
 class OnnxRuntimeBackend:

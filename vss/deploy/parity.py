@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vss.closeness import NETWORK, refuse_not_finite, spread
+from vss.core.closeness import NETWORK, refuse_not_finite, spread
+from vss.core.errors import VssError
 from vss.deploy.backends import BACKENDS, Session
 from vss.deploy.graph import SegGraph
-from vss.errors import VssError
 
 DRAWS = 4
 Images = Callable[[int, tuple[int, int], int], Tensor]
@@ -27,7 +27,7 @@ WORST: tuple[str, ...] = ("max_abs", "max_rel", "max_lead")
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What may differ, relative to the spread of the torch network's logits (`vss.closeness`).
+    """What may differ, relative to the spread of the torch network's logits (`vss.core.closeness`).
 
     Args:
         relative: largest difference of a logit; also the largest lead that torch's winning class may have over the

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from vss.closeness import relative_difference
+from vss.core.closeness import relative_difference
+from vss.core.errors import NotFinite, VssError, need, unknown
+from vss.core.files import atomic, sha256_file
 from vss.deploy.backends import BACKENDS
 from vss.deploy.export import export
 from vss.deploy.fp16 import kept_nodes, overflow, to_fp16
@@ -25,9 +27,6 @@ from vss.deploy.lint import lint
 from vss.deploy.parity import Images, Tolerance, noise, parity
 from vss.deploy.qdq import Placement, insert, observed, place, tied
 from vss.deploy.ranges import Ranges
-from vss.deploy.session import need
-from vss.errors import NotFinite, VssError, unknown
-from vss.files import atomic, sha256_file
 
 GRAPH_OPTIONS = ("preprocess", "labels", "labels_dtype")
 Measure = Callable[[Path, list[str]], Ranges]

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from vss.closeness import ENGINE, refuse_not_finite
-from vss.deploy.session import Session, need
-from vss.errors import NotFinite
+from vss.core.closeness import ENGINE, refuse_not_finite
+from vss.core.errors import NotFinite, need
+from vss.deploy.session import Session
 
 BEHIND_LABELS = ("Cast", "Squeeze", "Unsqueeze", "Reshape", "Identity", "Transpose")
 """Operators that may stand between the choice of a label and the output."""

@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from vss.core.errors import VssError, need
 from vss.deploy.layers import Net, check_names, sort_nodes
-from vss.deploy.session import need
-from vss.errors import VssError
 
 Edge = tuple[str, int]
 """Name of a node and the index of one of its inputs."""

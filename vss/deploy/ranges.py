@@ -13,12 +13,11 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from vss.core.errors import VssError, fault, need, unknown
+from vss.core.files import read_json, sha256_file, sha256_json, write_json
 from vss.deploy.histogram import AbsHistogram
 from vss.deploy.layers import Net, read_onnx
 from vss.deploy.ort import OPTIMISATION
-from vss.deploy.session import need
-from vss.errors import VssError, fault, unknown
-from vss.files import read_json, sha256_file, sha256_json, write_json
 
 KIND, SCHEMA = "vss.ranges", 1
 METHODS = ("minmax", "percentile", "entropy")

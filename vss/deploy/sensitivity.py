@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vss.errors import VssError
-from vss.files import read_json, write_json
+from vss.core.errors import VssError
+from vss.core.files import read_json, write_json
 
 KIND, SCHEMA = "vss.precision_choice", 1
 Score = Callable[[Sequence[str]], float]

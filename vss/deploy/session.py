@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from vss.core.errors import VssError
 from vss.deploy.stated import stated
-from vss.errors import VssError
 
 if TYPE_CHECKING:
     from vss.deploy.trt_plan import BuildPlan
-
-INSTALL = {
-    "google.protobuf.message": "pip install protobuf",
-    "onnx": "pip install onnx",
-    "onnxscript": "pip install onnxscript",
-    "onnx_graphsurgeon": "pip install onnx-graphsurgeon",
-    "onnxruntime": "pip install onnxruntime",
-    "tritonclient.grpc": 'pip install "vss[triton]"',
-    "tritonclient.http": 'pip install "vss[triton]"',
-    "polygraphy": "pip install polygraphy",
-}
-
-
-def need(module: str, purpose: str) -> ModuleType:
-    """Import an optional module; a missing one is a sentence with the command that installs it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise VssError(f"{purpose} needs {module} ({error}); run: {INSTALL[module]}") from error
 
 
 @dataclass(frozen=True)

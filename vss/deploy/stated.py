@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from vss.errors import VssError, shown
-from vss.files import parse_json
+from vss.core.errors import VssError, shown
+from vss.core.files import parse_json
 
 KEY = "vss.preprocess"
 ORDER = "RGB"

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vss.deploy.session import need
-from vss.errors import VssError
+from vss.core.errors import VssError, need
 
 FLOAT, UINT8 = 1, 2  # onnx.TensorProto
 FROM_FLOAT = ("float16", "float32")

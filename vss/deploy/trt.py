@@ -13,8 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vss.deploy import lint, onnx_file, trt_aot
-from vss.deploy.session import BuildSpec, Session, need
+from vss.core.environment import folder_name
+from vss.core.errors import VssError, need
+from vss.core.files import atomic, sha256_file, write_json
+from vss.deploy import lint as lint
+from vss.deploy import onnx_file, trt_aot
+from vss.deploy.session import BuildSpec, Session
 from vss.deploy.trt_cache import TimingCache, default_folder
 from vss.deploy.trt_plan import BuildPlan, commands, config_arguments, member, spans
 from vss.deploy.trt_runner import (
@@ -27,9 +31,6 @@ from vss.deploy.trt_runner import (
     load_plugins,
     load_tensorrt,
 )  # fmt: skip
-from vss.environment import folder_name
-from vss.errors import VssError
-from vss.files import atomic, sha256_file, write_json
 
 LOG = logging.getLogger(__name__)
 

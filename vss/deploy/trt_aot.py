@@ -13,7 +13,7 @@ from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.ops.onnx_nodes import DOMAIN
 
 NAME = "VssSegArgmax"

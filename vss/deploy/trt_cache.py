@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vss.errors import VssError
-from vss.files import atomic, write_json
+from vss.core.errors import VssError
+from vss.core.files import atomic, write_json
 
 KIND, SCHEMA = "vss.timing_cache", 1
 

@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vss.deploy.session import need
-from vss.errors import VssError, unknown
+from vss.core.errors import VssError, need, unknown
 
 Shape = tuple[int, ...]
 Feed = Mapping[str, np.ndarray]

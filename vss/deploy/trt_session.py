@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vss.core.errors import VssError
 from vss.deploy.session import Binding, Session
 from vss.deploy.trt_runner import Engine, EngineError, PycudaMemory, load_tensorrt
-from vss.errors import VssError
 
 MEMORIES = ("torch", "pycuda")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vss.errors import VssError
+from vss.core.errors import VssError
 
 MIN_ROUNDS = 4
 Measure = Callable[[], tuple[int, ...]]

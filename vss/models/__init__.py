@@ -1,7 +1,7 @@
 """Networks by name: `build("unet", num_classes=11, width=16)`. A new network is one file here and no other change.
 
 A network that is not here takes part by `wrap(module, num_classes=...)`, or under a name of its own from a user's
-package (`MODELS.register`, see `vss.registry`).
+package (`MODELS.register`, see `vss.core.registry`).
 """
 
 from vss.models import deeplabv3, fcn, lraspp, resnet_seg, segdecnet, segnet, unet  # noqa: F401  (registers)

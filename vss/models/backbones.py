@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vss.errors import VssError, one_line
-from vss.files import require_file
+from vss.core.errors import VssError, one_line
+from vss.core.files import require_file
 
 DAMAGED = (
     pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError,

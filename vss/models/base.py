@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vss import ops
-from vss.errors import VssError
+from vss.core.errors import VssError
 
 Width = Annotated[int, Field(ge=1, le=8192)]
 """Channels of a layer, as an option."""

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vss.errors import VssError, one_line, shown, unknown
+from vss.core.errors import VssError, one_line, shown, unknown
+from vss.core.registry import Registry, checked_options, keyword_options
 from vss.models.base import SegModel
-from vss.registry import Registry, checked_options, keyword_options
 
 MODELS: Registry[Callable[..., SegModel]] = Registry("model")
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.models.base import Width
 from vss.models.defect import DefectModel
 from vss.models.registry import MODELS

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.models.base import SegModel, Width
 from vss.models.blocks import conv_bn_relu, init_weights
 from vss.models.pooling import max_pool, max_unpool

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vss.errors import VssError
+from vss.core.errors import VssError
 
 LIBRARY = torch.library.Library("vss", "DEF")
 INT32_MAX = 2**31 - 1

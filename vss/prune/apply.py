@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vss.closeness import duplicate
-from vss.errors import SHOWN, VssError, one_line
-from vss.files import sha256_tensors
+from vss.core.closeness import duplicate
+from vss.core.errors import SHOWN, VssError, one_line
+from vss.core.files import sha256_tensors
 from vss.prune.plan import Plan
 
 NOTHING = torch.zeros(0, dtype=torch.int64)

@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.prune.cost import CostModel
 from vss.prune.groups import Group
 

@@ -22,8 +22,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vss.closeness import proven_difference
-from vss.errors import VssError
+from vss.core.closeness import proven_difference
+from vss.core.errors import VssError
 from vss.prune.apply import apply_plan, masked
 from vss.prune.cost import CostModel
 from vss.prune.groups import Group, Slot

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vss.closeness import AGREEMENT, duplicate, label_agreement, proven_difference
-from vss.errors import VssError
-from vss.files import sha256_tensors
+from vss.core.closeness import AGREEMENT, duplicate, label_agreement, proven_difference
+from vss.core.errors import VssError
+from vss.core.files import sha256_tensors
 from vss.prune.apply import masked
 from vss.prune.budget import Budget, Rounding, search
 from vss.prune.cost import CostModel
@@ -147,7 +147,7 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, sizes: Iterable[tuple
 
     Returns:
         Figures for the report: `masked_max_abs`, `masked_max_rel` (relative to the spread of the outputs, see
-        `vss.closeness`), `label_agreement` (share of places with the same largest channel, ties apart), `sizes`,
+        `vss.core.closeness`), `label_agreement` (share of places with the same largest channel, ties apart), `sizes`,
         `outputs`, `precision` (of the comparison: "float32", or "float64" where it was needed).
 
     Raises:

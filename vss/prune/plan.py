@@ -8,8 +8,8 @@ from typing import Any, Literal, Self
 import torch
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, model_validator
 
-from vss.errors import VssError, fault
-from vss.files import read_json, sha256_json, write_json
+from vss.core.errors import VssError, fault
+from vss.core.files import read_json, sha256_json, write_json
 from vss.prune.groups import Group, Role, Slot
 
 KIND, SCHEMA = "vss.plan", 1

@@ -13,8 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from vss.closeness import alike
-from vss.errors import VssError
+from vss.core.closeness import alike
+from vss.core.errors import VssError
 from vss.prune.apply import apply_plan, masked
 from vss.prune.groups import Group
 from vss.prune.plan import Plan, plan_group

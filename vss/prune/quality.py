@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vss.closeness import duplicate
-from vss.errors import VssError
+from vss.core.closeness import duplicate
+from vss.core.errors import VssError
 from vss.prune.budget import top_channels
 from vss.prune.groups import Group
 from vss.prune.stats import Batch, Loss

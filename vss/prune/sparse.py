@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.prune.groups import Group, Slot
 from vss.prune.stats.members import norm_slots, slot_values
 

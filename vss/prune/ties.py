@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import nn
 
-from vss.errors import VssError, unknown
+from vss.core.errors import VssError, unknown
 
 Conv = nn.modules.conv._ConvNd
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vss.closeness import duplicate
-from vss.errors import VssError, unknown
+from vss.core.closeness import duplicate
+from vss.core.errors import VssError, unknown
 from vss.prune.apply import default_forward
 from vss.prune.groups import Group, Groups, Locked, Role, Slot
 from vss.prune.probe import unsound

@@ -10,8 +10,8 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from vss.errors import VssError
-from vss.files import atomic
+from vss.core.errors import VssError
+from vss.core.files import atomic
 from vss.ship.manifest import relative, walk
 
 SUFFIXES = (".tar.gz", ".tgz")

@@ -13,7 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from vss.config import Recipe
+from vss.core.config import Recipe
+from vss.core.environment import environment, package_version
+from vss.core.errors import GateFailed, VssError, shown
+from vss.core.files import TEMPORARY, atomic, sha256_file, write_json
+from vss.core.locks import at_rest, file_at_work
+from vss.core.report import write_report
+from vss.core.version import __version__
 from vss.data import pixels, require_classes
 from vss.deploy import Session, trt_runner
 from vss.deploy.backends import available
@@ -21,12 +27,8 @@ from vss.deploy.onnx_file import metadata
 from vss.deploy.probe import check_finite
 from vss.deploy.ranges import Ranges
 from vss.deploy.trt_runner import read_about
-from vss.environment import environment, package_version
-from vss.errors import GateFailed, VssError, shown
-from vss.files import TEMPORARY, atomic, sha256_file, write_json
-from vss.locks import at_rest, file_at_work
-from vss.page import render
-from vss.report import write_report
+from vss.run.page import render
+from vss.run.project import Project
 from vss.ship import archive, card
 from vss.ship.check import hash_of
 from vss.ship.manifest import NAME, Engine, Image, Link, Manifest, Samples, Tensor, seal
@@ -34,9 +36,7 @@ from vss.ship.private import public
 from vss.ship.samples import write_samples
 from vss.ship.source import Source, open_run
 from vss.ship.triton import FOR_BACKEND, Serving, write_repository
-from vss.steps import Project
-from vss.tasks.base import PRUNED
-from vss.version import __version__
+from vss.train.tasks.base import PRUNED
 
 HERE = Path(__file__).parent
 RUNTIME = {"onnxruntime": ("onnxruntime",), "tensorrt": ("tensorrt", "pycuda")}

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from vss.environment import package_version
-from vss.files import read_array
-from vss.metrics import miou_pct
+from vss.core.environment import package_version
+from vss.core.files import read_array
 from vss.ship.manifest import Manifest
 from vss.ship.source import Source
+from vss.train.metrics import miou_pct
 
 
 def requirements(manifest: Manifest) -> str:

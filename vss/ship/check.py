@@ -6,16 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vss.core.environment import cuda_devices, package_version
+from vss.core.errors import VssError
+from vss.core.files import sha256_file
+from vss.core.report import read_report
 from vss.deploy import Session
 from vss.deploy.backends import available
 from vss.deploy.onnx_file import metadata
 from vss.deploy.ranges import Ranges
 from vss.deploy.stated import stated
-from vss.environment import cuda_devices, package_version
-from vss.errors import VssError
-from vss.files import sha256_file
 from vss.prune import Plan
-from vss.report import read_report
 from vss.ship.manifest import Manifest, damage, inside, read
 from vss.ship.samples import check_samples
 from vss.ship.triton import CONFIG, parse

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vss.deploy.session import need
-from vss.errors import SHOWN, VssError, one_line
+from vss.core.errors import SHOWN, VssError, need, one_line
 
 PROTOCOLS = ("grpc", "http")
 TRITON_TYPES = {"uint8": "UINT8", "int32": "INT32", "float32": "FP32", "float16": "FP16", "int64": "INT64"}

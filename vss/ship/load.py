@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.ship.client import Client
 
 Feed = Mapping[str, np.ndarray]

@@ -22,8 +22,8 @@ from pydantic import (
     model_validator,
 )
 
-from vss.errors import VssError, fault
-from vss.files import atomic, read_json, sha256_file, write_json
+from vss.core.errors import VssError, fault
+from vss.core.files import atomic, read_json, sha256_file, write_json
 
 KIND, SCHEMA = "vss.bundle", 1
 MANIFEST, SUMS = "manifest.json", "SHA256SUMS"

@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from vss.core.environment import environment, package_version
+from vss.core.errors import VssError
+from vss.core.files import atomic, sha256_file
 from vss.deploy import BuildSpec
 from vss.deploy.backends import available
 from vss.deploy.trt_plan import BuildPlan, Span
-from vss.environment import environment, package_version
-from vss.errors import VssError
-from vss.files import atomic, sha256_file
 from vss.ship import card
 from vss.ship.bundle import RUNTIME, beside, bound_to, copy_about
 from vss.ship.check import whole

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vss.closeness import relative_difference
+from vss.core.closeness import relative_difference
+from vss.core.errors import GateFailed, VssError, shown
+from vss.core.files import atomic, read_array
 from vss.data.images import open_rgb, read_stored_mask
 from vss.deploy import Session
-from vss.errors import GateFailed, VssError, shown
-from vss.files import atomic, read_array
-from vss.metrics import confusion_per_image, scores
 from vss.ship.manifest import Manifest, Samples, inside
 from vss.ship.standalone import prepare, readable
+from vss.train.metrics import confusion_per_image, scores
 
 LABELS_AGREE = 0.999  # share of equal labels: another processor may round a near-tie the other way
-LOGITS_CLOSE = 1e-3  # of the spread of the values, see `vss.closeness`: the same for numbers
+LOGITS_CLOSE = 1e-3  # of the spread of the values, see `vss.core.closeness`: the same for numbers
 
 
 def write_samples(

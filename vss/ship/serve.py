@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from vss.core.errors import GateFailed, VssError, shown
 from vss.data.images import open_rgb
-from vss.errors import GateFailed, VssError, shown
 from vss.ship.check import refuse_foreign, whole
 from vss.ship.client import Client
 from vss.ship.load import load

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vss.errors import SHOWN, VssError, one_line, shown
-from vss.files import read_json
+from vss.core.errors import SHOWN, VssError, one_line, shown
+from vss.core.files import read_json
 from vss.ship import server_env
 from vss.ship.manifest import Manifest, inside
 

@@ -14,8 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vss.errors import VssError
-from vss.files import write_json
+from vss.core.errors import VssError
+from vss.core.files import write_json
 
 log = logging.getLogger(__name__)
 

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vss.core.errors import VssError, unknown
+from vss.core.files import sha256_file
+from vss.core.report import read_report
 from vss.data.transforms import Preprocess
 from vss.deploy.onnx_file import metadata
 from vss.deploy.stated import stated
-from vss.errors import VssError, unknown
-from vss.files import sha256_file
-from vss.report import read_report
 from vss.ship.private import public
-from vss.tasks.base import EQUAL
+from vss.train.tasks.base import EQUAL
 
 DEFAULT_ROW = "engine pruned"
 

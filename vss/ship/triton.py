@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vss.core.errors import VssError, need, unknown
+from vss.core.files import atomic
 from vss.deploy import Binding
-from vss.deploy.session import need
-from vss.errors import VssError, unknown
-from vss.files import atomic
 
 CONFIG = "config.pbtxt"
 LABELS = "labels.txt"

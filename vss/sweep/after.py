@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vss.errors import VssError
-from vss.files import write_json
+from vss.core.errors import VssError
+from vss.core.files import write_json
 from vss.sweep import results
 from vss.sweep.chart import write_chart, write_csv
 from vss.sweep.drive import Summary, Tell
@@ -23,7 +23,7 @@ PICTURED = 6
 
 def finish(store: Store, executor: Executor, summary: Summary, *, tell: Tell, mlflow: bool = False) -> Path:
     """Do all of it; returns the page. What could not be done is told and named in `summary.unmeasured`."""
-    from vss.page.sweep import write_page
+    from vss.run.page.sweep import write_page
 
     study = store.study()
     if study.times and store.grid.latency_seconds:

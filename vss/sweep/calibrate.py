@@ -9,11 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vss import steps
-from vss.config import PruneConfig, Recipe
-from vss.errors import VssError
-from vss.files import atomic, sha256_json
+from vss.core.config import PruneConfig, Recipe
+from vss.core.errors import VssError
+from vss.core.files import atomic, sha256_json
 from vss.prune import Statistics, collect, find_groups, make_criterion
+from vss.run import steps
+from vss.run.project import Project
 
 Mode = Literal["eval", "train"]
 Wanted = dict[Mode, dict[str, Any]]
@@ -44,7 +45,7 @@ def wanted(configs: Iterable[PruneConfig]) -> Wanted:
 
 
 def measure(
-    project: steps.Project, model: nn.Module, config: PruneConfig, needs: Wanted
+    project: Project, model: nn.Module, config: PruneConfig, needs: Wanted
 ) -> tuple[Found, dict[str, int], dict[str, str]]:
     """One pass per mode. A statistic that stops the pass is left out of it, and its reason is returned.
 

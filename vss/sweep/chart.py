@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vss.errors import VssError
-from vss.files import atomic
-from vss.page.tradeoff import pareto
+from vss.core.errors import VssError
+from vss.core.files import atomic
+from vss.run.page.tradeoff import pareto
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

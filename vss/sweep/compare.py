@@ -9,15 +9,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from vss.core.errors import VssError
+from vss.core.report import read_report
 from vss.data import require_classes
-from vss.decisions import average_precision
-from vss.deploy.gate import comparable, drop_interval
-from vss.errors import VssError
-from vss.metrics import miou_pct
-from vss.report import read_report
 from vss.sweep import results
 from vss.sweep.statistics import LEVEL, summary
-from vss.tasks.defect import DefectTask, ap_drop_interval
+from vss.train.decisions import average_precision
+from vss.train.gate import comparable, drop_interval
+from vss.train.metrics import miou_pct
+from vss.train.tasks.defect import DefectTask, ap_drop_interval
 
 REPORT = "report.json"
 CLOSE = 1e-6  # points: what a row says and what its images give

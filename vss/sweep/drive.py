@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from statistics import mean
 from typing import Literal
 
-from vss import keys
-from vss.errors import VssError
-from vss.files import sha256_json
-from vss.progress import duration
+from vss.core.errors import VssError
+from vss.core.files import sha256_json
+from vss.core.progress import duration
+from vss.run import keys
 from vss.sweep.grid import Cell
 from vss.sweep.local import Executor
 from vss.sweep.store import Store

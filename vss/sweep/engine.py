@@ -11,17 +11,17 @@ from collections.abc import Iterable
 
 import torch
 
-from vss.config import Recipe
+from vss.core.config import Recipe
+from vss.core.errors import VssError
+from vss.core.files import read_array
 from vss.deploy.backends import available
-from vss.errors import VssError
-from vss.evaluate import engine_predictor
-from vss.files import read_array
-from vss.run import Job
-from vss.run_precision import unpruned
-from vss.runner import Result, Runner
-from vss.steps import Project
+from vss.run.job import Job
+from vss.run.precision_step import unpruned
+from vss.run.project import Project
+from vss.run.runner import Result, Runner
 from vss.sweep.prune import PruneStudy, in_turns
 from vss.sweep.study import STUDIES, Json, Place
+from vss.train.evaluate import engine_predictor
 
 ENGINES = {"baseline": "engine/baseline.engine.onnx", "cell": "engine/finetuned.engine.onnx"}
 

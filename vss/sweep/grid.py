@@ -23,9 +23,9 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from vss.config import Recipe, Section, load_recipe, parse, put
-from vss.errors import VssError, shown, unknown
-from vss.files import parse_yaml, read_yaml, safe_name
+from vss.core.config import Recipe, Section, load_recipe, parse, put
+from vss.core.errors import VssError, shown, unknown
+from vss.core.files import parse_yaml, read_yaml, safe_name
 
 AXES = {"networks": "network", "criteria": "criterion", "budgets": "budget", "seeds": "seed", "variants": "variant"}
 
@@ -161,7 +161,7 @@ def _variant(item: Any) -> dict[str, Any]:
 _SHORT = {"networks": _network, "criteria": _criterion, "budgets": _budget, "seeds": _seed, "variants": _variant}
 
 
-GRIDS = Path(__file__).resolve().parent.parent / "grids"
+GRIDS = Path(__file__).resolve().parent.parent / "run" / "grids"
 OWN_KEYS = frozenset(Grid.model_fields) - {"name"}
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from vss.environment import cuda_devices
+from vss.core.environment import cuda_devices
 from vss.sweep.study import Json
 
 GRACE_S = 10.0

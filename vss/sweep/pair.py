@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 
-from vss import checkpoint, command, steps
-from vss.checkpoint import Checkpoint
-from vss.config import Recipe
+from vss.core.config import Recipe
+from vss.core.errors import VssError
 from vss.deploy.bench import noise
-from vss.errors import VssError
 from vss.prune import find_groups, quality
 from vss.prune.budget import top_channels
+from vss.run import command, steps
+from vss.run.project import Project, project_of
+from vss.train import checkpoint
+from vss.train.checkpoint import Checkpoint
 
 BATCHES, BATCH = 2, 8
 
@@ -59,7 +61,7 @@ def agreement(
     for key in ("mean", "std"):
         if (first.preprocess or {}).get(key) != (second.preprocess or {}).get(key):
             raise VssError(f"{baseline} and {candidate} take images with another {key}; one input cannot feed both.")
-    project = steps.project_of(baseline, data_root=data_root, dataset=dataset, recipe=Recipe())
+    project = project_of(baseline, data_root=data_root, dataset=dataset, recipe=Recipe())
     batches = list(project.calibration(BATCHES, BATCH))
     return _moved(first, second, batches) | _oracle(project, first, second, batches, channels)
 
@@ -79,7 +81,7 @@ def _moved(first: Checkpoint, second: Checkpoint, batches: list[Any]) -> dict[st
 
 
 def _oracle(
-    project: steps.Project, first: Checkpoint, second: Checkpoint, batches: list[Any], channels: int
+    project: Project, first: Checkpoint, second: Checkpoint, batches: list[Any], channels: int
 ) -> dict[str, Any]:
     if not channels:
         return {}

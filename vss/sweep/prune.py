@@ -12,20 +12,23 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from vss import checkpoint, keys, models, steps
-from vss.config import PruneConfig, Recipe
+from vss import models
+from vss.core.config import PruneConfig, Recipe
+from vss.core.files import safe_name
+from vss.core.locks import locked
 from vss.deploy import BACKENDS, bench
 from vss.deploy.bench import unsteady
-from vss.files import safe_name
-from vss.locks import locked
-from vss.pictures import spread, write_panels
-from vss.preflight import check_run
 from vss.prune import CRITERIA, make_criterion
-from vss.run import Job
-from vss.runner import Runner
+from vss.run import keys, steps
+from vss.run.job import Job
+from vss.run.preflight import check_run
+from vss.run.project import Project
+from vss.run.runner import Runner
 from vss.sweep import calibrate
 from vss.sweep.study import STUDIES, Json, Place, Study
 from vss.sweep.track import to_tensorboard
+from vss.train import checkpoint
+from vss.train.pictures import spread, write_panels
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +78,7 @@ class PruneStudy(Study):
 
     def preflight(self, recipe: Recipe, *, here: bool) -> None:
         """As a run, less engines where there are none."""
-        check_run(steps.Project.open(recipe), engines="engine" in self.shared_steps, here=here)
+        check_run(Project.open(recipe), engines="engine" in self.shared_steps, here=here)
 
     def preflight_of(self, recipe: Recipe) -> Json:
         """All but criterion and budget, which `check` has seen."""
@@ -166,7 +169,7 @@ class PruneStudy(Study):
 
     def time(self, recipe: Recipe, place: Place, seconds: float) -> Json:
         """Latency of the last network and of the baseline, in turns, in torch on the CPU or the first device."""
-        project = steps.Project.open(recipe)
+        project = Project.open(recipe)
         paths = {"baseline": place.shared / "baseline.safetensors", "cell": last_network(place.folder)}
         device = "cuda" if torch.cuda.is_available() else "cpu"
         backend, size = BACKENDS["torch"], project.preprocess.size
@@ -179,7 +182,7 @@ class PruneStudy(Study):
 
     def pictures(self, recipe: Recipe, place: Place, extra: Json) -> Json:
         """Image, truth, what the baseline says and what each of `extra["cells"]` says; segmentation alone."""
-        project = steps.Project.open(recipe)
+        project = Project.open(recipe)
         if project.task.metric != self.metric:
             return {"panels": []}
         root, size = place.folder.parent.parent, extra.get("panels", 2)
@@ -229,7 +232,7 @@ def job_of(recipe: Recipe, place: Place) -> Job:
             place.computed(name, runner.keys[name])
 
     runner.say = say
-    return Job(steps.Project.open(recipe), place.folder, runner, place.progress, "")
+    return Job(Project.open(recipe), place.folder, runner, place.progress, "")
 
 
 def _flat(score: Json) -> Json:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.sweep.study import Json
 
 GRACE_S = 10.0

@@ -6,8 +6,8 @@ import shlex
 from pathlib import Path
 from statistics import median
 
-from vss import yaml12
-from vss.files import atomic, read_json, write_json
+from vss.core import yaml12
+from vss.core.files import atomic, read_json, write_json
 from vss.sweep.grid import Cell
 from vss.sweep.statistics import ranking, summary
 from vss.sweep.store import Store

@@ -7,11 +7,11 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vss.config import Recipe
-from vss.environment import environment
-from vss.errors import VssError, unknown
-from vss.files import sha256_json
-from vss.locks import at_work, remove_leftovers
+from vss.core.config import Recipe
+from vss.core.environment import environment
+from vss.core.errors import VssError, unknown
+from vss.core.files import sha256_json
+from vss.core.locks import at_work, remove_leftovers
 from vss.sweep.after import finish
 from vss.sweep.drive import Summary, Tell, drive
 from vss.sweep.grid import Cell, Grid
@@ -57,7 +57,7 @@ class Settings:
 
 def default_workers() -> int:
     """One a CUDA device; without devices one for every two cores."""
-    from vss.environment import cuda_devices
+    from vss.core.environment import cuda_devices
 
     return len(cuda_devices()) or max(1, len(os.sched_getaffinity(0)) // 2)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vss import checkpoint
-from vss.config import parse
-from vss.errors import VssError
-from vss.report import read_report
+from vss.core.config import parse
+from vss.core.errors import VssError
+from vss.core.report import read_report
 from vss.sweep.grid import Grid
 from vss.sweep.store import Store
+from vss.train import checkpoint
 
 NETS = ("baseline.safetensors", "best.safetensors")
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from vss.config import Recipe
-from vss.registry import Registry, load_plugin
+from vss.core.config import Recipe
+from vss.core.registry import Registry, load_plugin
 
 Json = dict[str, Any]
 

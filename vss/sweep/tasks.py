@@ -19,9 +19,9 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from vss.config import Recipe
-from vss.errors import VssError
-from vss.locks import at_work
+from vss.core.config import Recipe
+from vss.core.errors import VssError
+from vss.core.locks import at_work
 from vss.sweep.store import Store, note_computed
 from vss.sweep.study import Json, Place, Study, study
 

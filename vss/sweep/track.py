@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.sweep.store import Store
 from vss.sweep.study import Json
 

@@ -16,12 +16,12 @@ from onnx import TensorProto, helper
 from recording import Install
 from tensorrt.plugin import _tensor
 
+from vss.core.errors import VssError
 from vss.deploy import trt_aot
 from vss.deploy.functions import add_bodies
 from vss.deploy.session import BuildSpec
 from vss.deploy.trt import TensorRTBackend
 from vss.deploy.trt_plan import BuildPlan
-from vss.errors import VssError
 
 if trt.__version__.startswith("10.") and tuple(map(int, np.__version__.split(".")[:2])) >= (2, 4):
     pytest.skip("quick plugins of TensorRT 10 need numpy below 2.4", allow_module_level=True)

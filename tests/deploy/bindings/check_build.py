@@ -19,11 +19,11 @@ import tensorrt as trt
 from onnx import helper
 from recording import Install
 
+from vss.core.errors import VssError
 from vss.deploy import BACKENDS, BuildPlan, BuildSpec, Calibration, Span
 from vss.deploy.trt_cache import TimingCache
 from vss.deploy.trt_plan import PRECISION_FLAGS, TRTEXEC_FLAGS, commands, config_arguments, member
 from vss.deploy.trt_runner import Device
-from vss.errors import VssError
 
 MAJOR = int(trt.__version__.split(".")[0])
 FULL: dict[str, Any] = {

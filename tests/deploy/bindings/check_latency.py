@@ -15,15 +15,18 @@ import torch
 from simulated import BLOCK, Simulated, conv_ms, pixels
 
 from tests.latency.test_explain import Line
-from vss.config import LatencyConfig, PruneConfig
+from vss.core.config import LatencyConfig, PruneConfig
+from vss.core.errors import VssError
 from vss.data.transforms import Preprocess
 from vss.deploy import BuildPlan, export
-from vss.errors import VssError
-from vss.latency import Effort, LatencyGoal, LatencyTable, Setting, build, explain, open_subject
-from vss.latency.setting import groups_and_key
-from vss.latency.target import Measured
-from vss.latency.variants import cut_to, first_channels
+from vss.deploy.profile.build import Effort, build
+from vss.deploy.profile.setting import Setting, groups_and_key
+from vss.deploy.profile.subject import open_subject
+from vss.deploy.profile.table import LatencyTable
+from vss.deploy.profile.variants import cut_to, first_channels
 from vss.prune import find_groups
+from vss.run import explain
+from vss.run.latency import LatencyGoal, Measured
 
 SIZE = (32, 48)
 EFFORT = Effort(vectors=1, coarse=16, batch=8, limit=16, tests=4, cliffs=1)
@@ -120,7 +123,7 @@ def test_a_target_is_reached_by_the_engines_themselves(
         ms = np.diff(marks)
         return Measured(ms[0], ms[1], ms[1] / ms[0], ms[1] / ms[0], ms[1] / ms[0])
 
-    monkeypatch.setattr("vss.latency.target.measure", measured)
+    monkeypatch.setattr("vss.run.latency.measure", measured)
     setting = Setting("tensorrt", precision="fp16", options={"labels": False})
     net, preprocess = Line([128, 128, 128]).eval(), Preprocess(size=SIZE)
     table = build(open_subject(net, tmp_path, preprocess, setting, seconds=0.01), tmp_path / "t.json", effort=EFFORT)
@@ -141,7 +144,7 @@ def test_a_target_is_reached_by_the_engines_themselves(
 
 
 def test_a_width_of_51_is_explained(simulated: Simulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vss.latency.explain.bandwidth", lambda device: 1e12)
+    monkeypatch.setattr("vss.run.explain.bandwidth", lambda device: 1e12)
     net, kept = Line(WIDTHS).eval(), [48, 51, 64]
     groups = list(find_groups(net, torch.zeros(1, 3, *SIZE)))
     options: dict[str, Any] = {"size": SIZE, "preprocess": Preprocess(size=SIZE), "labels": False}

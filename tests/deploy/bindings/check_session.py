@@ -17,10 +17,10 @@ import tensorrt as trt
 import torch
 from stub_driver import FakePycuda, Gpu
 
+from vss.core.errors import VssError
 from vss.deploy import BACKENDS
 from vss.deploy import trt_session as sessions
 from vss.deploy.trt_runner import Device, Driver, Engine, EngineError, PycudaMemory, check_about
-from vss.errors import VssError
 
 
 def write(folder: Path, **changes: Any) -> Path:

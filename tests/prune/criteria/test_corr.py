@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.prune import make_criterion
 from vss.prune.criteria.corr import greedy_penalty, outer_product_redundancy
 from vss.prune.stats import Need

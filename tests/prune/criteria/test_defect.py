@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.prune import Group, find_groups, make_criterion
 from vss.prune.stats.defect import masked_means
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.prune import Budget, CostModel, Group, Slot, collect, find_groups, make_criterion
 from vss.prune.budget import search
 from vss.prune.criteria import score_groups

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.prune import find_groups, make_criterion
 from vss.prune.criteria.fpgm import distances
 from vss.prune.stats import Stats

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.prune import Budget, CostModel, Group, Slot, make_criterion, make_plan
 from vss.prune.budget import allowed_counts, search
 from vss.prune.criteria.hw_l1 import strict32, tiered

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.prune import Group, collect, find_groups, make_criterion
 from vss.prune.criteria import score_groups
 from vss.prune.stats import Stats

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.prune import Groups, collect, find_groups
 
 from ..nets import Heads, Residual, randomise

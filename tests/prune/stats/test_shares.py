@@ -9,7 +9,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.prune import CRITERIA, collect, find_groups
 from vss.prune.criteria import score_groups
 from vss.prune.stats import Stats

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.prune import Groups, find_groups
 from vss.prune.stats.members import following_norm
 from vss.prune.stats.sites import Layout, Tap

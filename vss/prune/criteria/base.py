@@ -11,11 +11,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vss.errors import VssError, unknown
+from vss.core.errors import VssError, unknown
+from vss.core.registry import Registry, checked_options
 from vss.prune.budget import Rounding
 from vss.prune.groups import Group
 from vss.prune.stats import COLLECTORS, Need, Stats
-from vss.registry import Registry, checked_options
 
 Normalize = Literal["none", "mean", "max", "l2", "rank"]
 Ranking = Literal["local", "global", "pools", "widths"]

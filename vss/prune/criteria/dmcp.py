@@ -8,7 +8,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from vss.errors import VssError, unknown
+from vss.core.errors import VssError, unknown
 from vss.prune.criteria.base import CRITERIA, Criterion, make_criterion
 from vss.prune.groups import Group
 from vss.prune.stats import Need, Stats

@@ -9,7 +9,7 @@ import torch
 from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.prune.criteria.base import CRITERIA, Criterion, normalized
 from vss.prune.groups import Group
 from vss.prune.stats import Need, Stats

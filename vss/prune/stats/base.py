@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vss.errors import VssError
+from vss.core.errors import VssError
+from vss.core.registry import Registry
 from vss.prune.groups import Group
 from vss.prune.stats.batch import Batch
 from vss.prune.stats.filters import FilterNorms
 from vss.prune.stats.members import folding, norm_slots, slot_values
 from vss.prune.stats.sites import Layout, Tap
-from vss.registry import Registry
 
 
 @dataclass(frozen=True)

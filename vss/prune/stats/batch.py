@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vss.errors import VssError
+from vss.core.errors import VssError
 
 Batch = Any
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vss import ops
-from vss.errors import VssError, unknown
+from vss.core.errors import VssError, unknown
 from vss.prune.groups import Group
 from vss.prune.stats.base import COLLECTORS, TapCollector
 from vss.prune.stats.batch import Batch, require_labels

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.prune.groups import Group, Slot
 from vss.prune.stats.base import COLLECTORS, Collector, TapCollector
 from vss.prune.stats.members import gate_slots, norm_slots, slot_values

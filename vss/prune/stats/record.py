@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.prune.groups import Group
 from vss.prune.stats.base import COLLECTORS, Need, TapCollector
 from vss.prune.stats.sites import Layout

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.prune.groups import Group
 from vss.prune.stats.base import COLLECTORS, Collector, Need
 from vss.prune.stats.batch import Batch, images_of

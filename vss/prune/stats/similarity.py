@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vss import ops
-from vss.errors import unknown
+from vss.core.errors import unknown
 from vss.prune.groups import Group
 from vss.prune.stats.base import COLLECTORS, TapCollector
 from vss.prune.stats.moving import Average

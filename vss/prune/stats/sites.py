@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vss.errors import VssError, unknown
+from vss.core.errors import VssError, unknown
 from vss.prune.groups import Group, Slot
 from vss.prune.stats.members import norm_modules
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vss import ops
-from vss.errors import VssError
+from vss.core.errors import VssError
 from vss.prune.groups import Group
 from vss.prune.stats.base import COLLECTORS, TapCollector
 from vss.prune.stats.batch import Batch, heads_of, require_labels

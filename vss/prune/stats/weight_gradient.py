@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from vss.errors import unknown
+from vss.core.errors import unknown
 from vss.prune.groups import Group
 from vss.prune.stats.base import COLLECTORS, Collector
 from vss.prune.stats.filters import reduce_slots, spread_over

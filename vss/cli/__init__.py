@@ -1,0 +1,1 @@
+"""The command line; `vss.cli.main` is the entry point."""

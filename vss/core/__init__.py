@@ -1,0 +1,1 @@
+"""What every room uses and nothing of vss is used by: errors, files, registry, recipe, report, environment."""

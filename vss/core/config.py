@@ -1,0 +1,394 @@
+"""Recipes: one YAML file says a whole run. Unknown keys are refused with the closest name."""
+
+from __future__ import annotations
+
+import copy
+import os.path
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from vss.core.errors import SHOWN, VssError, fault, one_line, shown, unknown
+from vss.core.files import parse_yaml, read_yaml
+
+RECIPES = Path(__file__).parent.parent / "run" / "recipes"
+TINY, HUGE = 2.0**-126, 3.4e38  # what float32, in which networks learn, can hold
+Override = str | tuple[str, Any]
+"""`a.b=c`, where c is YAML, or the dotted key and the value itself."""
+
+
+Weight = Annotated[float, Field(ge=0, le=1e6)]  # of a part of a loss in 32 bits
+Side = Annotated[int, Field(ge=1, le=16384)]
+
+
+class Section(BaseModel):
+    """A part of a recipe; no unknown keys, no NaN or infinity, no truth value for a number."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: Any) -> Any:
+        if isinstance(value, bool) and not _takes_bool(cls.model_fields[info.field_name].annotation):
+            raise ValueError("Input should be no truth value")
+        return value
+
+
+def _takes_bool(annotation: Any) -> bool:
+    return annotation in (bool, Any) or any(_takes_bool(part) for part in typing.get_args(annotation))
+
+
+class DataConfig(Section):
+    """Which images, at which size, how augmented."""
+
+    dataset: str = "camvid"
+    root: str = "data"
+    size: tuple[Side, Side] | None = Field(
+        default=None,
+        description="H, W of every image that enters the network; null: that of model.checkpoint, else 360x480 made "
+        "larger to the next size that the network takes",
+    )
+    augment: dict[str, Any] = {}
+    limit: int | None = Field(default=None, ge=1, description="use only the first images of each split")
+    workers: int = Field(default=0, ge=0, le=1024)
+
+
+class ModelConfig(Section):
+    """Which network, and where its first weights come from."""
+
+    name: str = "unet"
+    options: dict[str, Any] = {}
+    backbone_weights: str | None = None
+    checkpoint: str | None = Field(default=None, description="start from this checkpoint and do not train")
+
+    @field_validator("options")
+    @classmethod
+    def _classes_are_the_datas(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if "num_classes" in value:
+            raise ValueError("num_classes is no option; it is the number of classes of the data set")
+        return value
+
+
+class FitConfig(Section):
+    """One training or fine-tuning phase."""
+
+    epochs: int = Field(default=50, ge=0)
+    batch_size: int = Field(default=8, ge=1, description="images per process and step")
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(default=0.01, ge=TINY, le=HUGE)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0, le=1000)
+    poly_power: float = Field(default=0.9, ge=0, le=100, description="lr falls as (1 - step/steps)^power")
+    warmup_steps: int = Field(default=0, ge=0)
+    grad_clip: float | None = Field(default=None, gt=0, description="largest norm of all gradients; null: none")
+    ema: float | None = Field(default=None, gt=0, lt=1, description="decay of the averaged weights; null: off")
+    class_weights: Literal["none", "median", "log"] = "none"
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    aux_weight: Weight = 0.4
+    distill: Weight = Field(default=0.0, description="weight of the distillation term from the unpruned net")
+    temperature: float = Field(default=2.0, ge=0.01, le=1e6)
+    val_every: int = Field(default=1, ge=1, description="epochs between validations")
+    precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = Field(
+        default="auto", description="auto: bf16-mixed where the hardware has it, else 32-true"
+    )
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+    num_nodes: int = Field(default=1, ge=1)
+    strategy: str = "auto"
+
+
+class FinetuneConfig(FitConfig):
+    """As `train`. Gradients are clipped: the first steps of a cut network, at a rate at which the whole one learns, may
+    undo more of it than the cut did."""
+
+    epochs: int = Field(default=20, ge=0)
+    lr: float = Field(default=0.005, ge=TINY, le=HUGE)
+    grad_clip: float | None = Field(default=1.0, gt=0, description="largest norm of all gradients; null: none")
+
+
+class BudgetConfig(Section):
+    """As `vss.prune.Budget`."""
+
+    kind: Literal["channels", "params", "macs"] = "macs"
+    keep: float = Field(default=0.5, ge=0.001, le=1)
+    scope: Literal["global", "local"] = "global"
+    floor: float = Field(default=0.1, ge=0, le=1)
+    align: int = Field(default=1, ge=1)
+
+
+class LatencyConfig(Section):
+    """Prune to a measured time on `build.backend`, in place of the budget, of which `floor` and `align` still count."""
+
+    target: str = Field(description="0.5x of the uncut network's time, or 12ms")
+    device: Literal["", "cpu", "cuda"] = Field(default="", description="of backend torch, which runs on the cpu else")
+    precision: Literal["fp32", "fp16", "int8"] = Field(default="fp32", description="of the engines that are timed")
+    lut: str | None = Field(default=None, description="a table of `vss lut build`; null: made in the run's folder")
+    tolerance: float = Field(default=0.03, gt=0, lt=1, description="of the measured time")
+    iterations: int = Field(default=6, ge=1, le=1000, description="engines that may be built")
+    noise: float = Field(default=0.02, gt=0, lt=1, description="half the 95 % interval of a time that counts")
+    max_seconds: float = Field(default=30.0, gt=0, le=86400, description="of one measurement")
+    quick: bool = Field(default=False, description="a small table, for trying out")
+
+
+class PruneConfig(Section):
+    """How channels are scored and how many stay."""
+
+    criterion: str = "taylor"
+    options: dict[str, Any] = {}
+    budget: BudgetConfig = BudgetConfig()
+    batches: int = Field(default=30, ge=1, description="calibration batches, from the training split")
+    batch_size: int = Field(default=8, ge=1)
+    steps: int = Field(default=1, ge=1, le=20, description="prune in so many rounds, re-scoring each time")
+    epochs_between: int = Field(default=0, ge=0, description="fine-tuning epochs between rounds")
+    recalibrate: int = Field(default=50, ge=0, description="batches for batch-norm statistics after the cut")
+    keep: tuple[str, ...] = ()
+    latency: LatencyConfig | None = None
+
+
+class SparseConfig(Section):
+    """The sparse phase of `slimming` and `fn`, between training and pruning; all else is as in `train`."""
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+    epochs: int = Field(default=0, ge=0, description="0: none, and the run is labelled so")
+    lr: float | None = Field(default=None, ge=TINY, le=HUGE, description="null: that of train")
+    lambda_: Weight = Field(default=1e-4, alias="lambda", description="strength of the penalty on scales")
+    group_lasso: bool = Field(default=True, description="coupled norm layers shrink together; false: each by itself")
+
+
+class DmcpConfig(Section):
+    """The search of `dmcp`, between training and pruning, for the budget of `prune`; all else is as in `train`.
+
+    `warmup` of the steps train weights at many widths, the next `joint` train widths too, the rest leave widths alone.
+    """
+
+    epochs: int = Field(default=0, ge=0, description="0: none; then prune.options must give the widths")
+    lr: float | None = Field(default=None, ge=TINY, le=HUGE, description="of the weights; null: that of train")
+    order: str = Field(default="l1", description="criterion that orders channels before the search")
+    min_width: float = Field(default=0.1, gt=0, le=1, description="fraction of each group that always stays")
+    offset: float = Field(default=0.1, gt=0, le=1, description="fraction of a group in one block of its chain")
+    form: Literal["sigmoid", "exp"] = Field(default="sigmoid", description="how alpha gives a probability")
+    start: float = Field(default=3.7, description="first value of alpha; 3.7 is 0.9 of the width with sigmoid")
+    optimizer: Literal["adam", "sgd"] = Field(default="adam", description="of alpha; sgd is Nesterov with momentum 0.9")
+    alpha_lr: float = Field(default=0.02, ge=TINY, le=HUGE, description="falls to a fifth of it as a cosine")
+    mac_weight: Weight = Field(default=0.1, description="weight of the cost loss")
+    warmup: float = Field(default=0.2, ge=0, le=1)
+    joint: float = Field(default=0.6, ge=0, le=1)
+    final: Literal["expected", "sampled"] = "expected"
+    tolerance: float = Field(default=0.01, gt=0, description="of sampled widths, relative to the budget")
+    tries: int = Field(default=1000, ge=1, description="draws before the expected widths are taken instead")
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> Self:
+        if self.warmup + self.joint > 1 + 1e-9:
+            raise ValueError(f"warmup {self.warmup} and joint {self.joint} are more than all steps")
+        return self
+
+
+class DefectConfig(Section):
+    """Networks that decide about defects (task defect); others do not read it. Bozic et al., 2021."""
+
+    delta: Weight = Field(default=1.0, description="weight of the decision's loss")
+    dynamic: bool = Field(default=True, description="move from the map's loss to the decision's over the epochs")
+    gradient_multiplier: Weight = Field(
+        default=0.0, description="of the decision's gradients into the map and its features, while training"
+    )
+    balance: bool = Field(default=True, description="defective and sound images by turns, equally many in an epoch")
+    dilate: int = Field(
+        default=15, ge=1, le=1023, description="training masks grow by a square of so many stored pixels, odd"
+    )
+    distance_power: float = Field(default=2.0, ge=0, le=100)
+    distance_max: float = Field(default=3.0, gt=0, le=1e6, description="largest weight of a pixel, mid-defect")
+    annotated: int | None = Field(
+        default=None, ge=0, description="mixed supervision: so many defective training images have a mask; null: all"
+    )
+    split_file: str | None = Field(default=None, description="or those of a published split_weakly_N.pyb")
+    threshold: Literal["f1", "fnr"] = Field(
+        default="f1", description="chosen on validation: best F1, or highest with at most max_fnr_pct missed"
+    )
+    max_fnr_pct: float = Field(default=0.0, ge=0, lt=100)
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> Self:
+        if self.annotated is not None and self.split_file is not None:
+            raise ValueError("annotated and split_file both say which masks may be used; give one")
+        return self
+
+
+class ExportConfig(Section):
+    """What the ONNX file contains."""
+
+    opset: int = Field(default=20, ge=18, le=25)
+    labels: bool = Field(default=True, description="argmax in the graph")
+    labels_dtype: Literal["int32", "uint8"] = "int32"
+    preprocess: bool = Field(default=True, description="uint8 images in, normalisation in the graph")
+
+
+class PrecisionConfig(Section):
+    """Which precisions the engines are made in besides float32, and how INT8 is calibrated and judged."""
+
+    kinds: tuple[Literal["fp16", "int8"], ...] = Field(default=(), description="none: float32 alone")
+    method: Literal["minmax", "percentile", "entropy"] = "percentile"
+    percent: float = Field(default=99.99, ge=50, le=100, description="of the magnitudes inside a percentile range")
+    images: int = Field(default=64, ge=1, description="calibration images, from the training split, all classes shown")
+    split: Literal["train"] = Field(default="train", description="of the calibration images; no other is allowed")
+    image_list: str | None = Field(default=None, description="file with ids of calibration images, one a line")
+    elsewhere: Literal["fp32", "fp16"] = Field(default="fp32", description="what is not INT8 in an INT8 file")
+    first: bool = Field(default=True, description="INT8 in the layers at the input")
+    last: bool = Field(default=False, description="INT8 in the layers at the outputs")
+    keep: tuple[str, ...] = Field(default=(), description="layers that stay in floating point")
+    max_drop: float = Field(default=0.5, ge=0, description="points that a precision may cost")
+    search: bool = Field(default=True, description="where INT8 costs more, look for the layers to keep")
+    groups: int = Field(default=16, ge=1, description="most groups of layers that the search tells apart")
+    search_images: int = Field(default=64, ge=1, description="validation images that the search scores on")
+
+
+class TensorRTConfig(Section):
+    """How a TensorRT engine is built; see `vss.deploy.BuildPlan`. Precision is none of it."""
+
+    workspace_mib: int | None = Field(default=None, ge=1, description="scratch memory of a layer; null: all there is")
+    optimisation_level: int | None = Field(default=None, ge=0, le=5, description="null: TensorRT's own, 3")
+    tf32: bool = True
+    hardware: Literal["NONE", "SAME_COMPUTE_CAPABILITY", "AMPERE_PLUS"] = "NONE"
+    version_compatible: bool = False
+    flags: tuple[str, ...] = Field(default=(), description="further names of trt.BuilderFlag")
+
+
+class BuildConfig(Section):
+    """Which runtime."""
+
+    backend: str = "onnxruntime"
+    threads: int | None = Field(default=None, ge=1, le=1024)
+    tensorrt: TensorRTConfig = Field(default_factory=TensorRTConfig, description="read by backend tensorrt alone")
+
+
+class GateConfig(Section):
+    """Two gates: the engine equals its network, and the pruned engine keeps up with the baseline and the control."""
+
+    metric: str | None = Field(default=None, description="null: that of the task, such as miou_pct or ap_pct")
+    max_drop: float = Field(default=0.1, ge=0, description="points, engine against the same network in torch")
+    max_drop_from_baseline: float | None = Field(
+        default=1.0, ge=0, description="points, pruned engine against the baseline and the control; null: not judged"
+    )
+    max_fnr_increase: float | None = Field(
+        default=None, ge=0, description="defect networks: points of missed defects on validation, against the same two"
+    )
+    max_ap_drop: float | None = Field(
+        default=None, ge=0, description="defect networks: points of average precision on validation, likewise"
+    )
+
+
+class BenchConfig(Section):
+    """How long to measure, and where."""
+
+    cores: tuple[int, ...] | None = Field(default=None, description="pin all threads to these while measuring")
+    spread: float = Field(default=0.03, gt=0, description="of window medians, up to which a time is stable and printed")
+    min_seconds: float = Field(default=2.0, gt=0)
+    max_seconds: float = Field(default=30.0, gt=0, le=86400)
+    batch_size: int = Field(default=1, ge=1, le=4096)
+    images: int = Field(default=16, ge=1, description="real images that go round")
+
+    @model_validator(mode="after")
+    def _there_is_time(self) -> Self:
+        if self.min_seconds > self.max_seconds:
+            raise ValueError(f"min_seconds {self.min_seconds} is above max_seconds {self.max_seconds}")
+        return self
+
+
+class Recipe(Section):
+    """A whole run: train, prune, fine-tune, evaluate, export, build, gate, bench, report."""
+
+    name: str = "run"
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    split: Literal["val", "test"] = Field(default="test", description="split of the reported numbers")
+    eval_batch_size: int = Field(default=8, ge=1, le=65536)
+    control: bool = Field(default=True, description="also fine-tune the unpruned net, for a fair comparison")
+    panels: int = Field(default=4, ge=0, description="qualitative pictures in the report")
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    references: tuple[ModelConfig, ...] = Field(default=(), description="unpruned networks, to see whether to prune")
+    train: FitConfig = FitConfig()
+    sparse: SparseConfig = SparseConfig()
+    dmcp: DmcpConfig = DmcpConfig()
+    prune: PruneConfig = PruneConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    defect: DefectConfig = DefectConfig()
+    export: ExportConfig = ExportConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    build: BuildConfig = BuildConfig()
+    gate: GateConfig = GateConfig()
+    bench: BenchConfig = BenchConfig()
+
+
+def recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_recipe(name: str, overrides: Iterable[Override] = ()) -> Recipe:
+    """Read a packaged recipe by name or any YAML file by path, then apply overrides."""
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        if name not in recipes():
+            raise unknown("recipe", name, recipes())
+        path = RECIPES / f"{name}.yaml"
+    if not os.path.exists(path):
+        raise VssError(f"recipe {path} does not exist; packaged ones: {', '.join(recipes())}.")
+    data = read_yaml(path, kind="recipe")
+    data.setdefault("name", path.stem)
+    for setting in overrides:
+        override(data, setting)
+    return parse(Recipe, data, source=str(path))
+
+
+def override(data: dict[str, Any], setting: Override) -> None:
+    """Apply one override to nested dictionaries in place."""
+    put(data, *(assignment(setting, "--set") if isinstance(setting, str) else setting))
+
+
+def assignment(setting: str, flag: str) -> tuple[str, Any]:
+    """The key and the value of `key=value`, whose value is YAML."""
+    key, equals, text = setting.partition("=")
+    if not equals or not key:
+        raise VssError(f"{flag} takes {'key.path' if flag == '--set' else 'name'}=value and got {shown(setting)}.")
+    return key, parse_yaml(text, source=f"{flag} {one_line(setting, SHOWN)}")
+
+
+def put(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set the dotted `key` of nested dictionaries in place, to a copy of the value as it is."""
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise VssError(f"{one_line(key, SHOWN)}: {shown(parent)} is a value, not a section.")
+    data[leaf] = copy.deepcopy(value)
+
+
+def parse(kind: type[BaseModel], data: dict[str, Any], *, source: str) -> Any:
+    """Validate into `kind`; the first fault becomes one sentence."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        if first["type"] == "extra_forbidden":
+            *parents, _ = path = [str(part) for part in first["loc"]]
+            known, section = _keys(kind), ".".join(parents)
+            near = [key for key in known if key.rpartition(".")[0] == section]
+            raise unknown(f"key in {source}", ".".join(path), near, hints=known) from error
+        raise VssError(f"{source}: {fault(error)}.") from error
+
+
+def _keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
+    """All dotted keys of a section, sub-sections and what is in them included."""
+    keys = []
+    for field_name, field in kind.model_fields.items():
+        name = field.alias or field_name
+        nested = field.annotation
+        if isinstance(nested, type) and issubclass(nested, BaseModel):
+            keys += [prefix + name, *_keys(nested, f"{prefix}{name}.")]
+        else:
+            keys.append(prefix + name)
+    return keys

@@ -1,0 +1,332 @@
+"""Files that are either whole or absent: temporary file, then rename. JSON with a schema number. Hashes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import math
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tokenize import TokenError
+from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
+
+from vss.core.errors import VssError, one_line, shown
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+TEMPORARY = ".vss-unfinished-"
+"""What the name of a file has in it until it is whole."""
+MAX_NAME = 120
+"""Characters of a name that somebody chose; a file system takes 255 bytes, and suffixes come behind."""
+MAX_JSON, MAX_YAML = 64 << 20, 256 << 10  # bytes
+MAX_DEPTH, MAX_NODES = 64, 50_000
+NO_ARRAY = (ValueError, OSError, EOFError, TypeError, OverflowError, SyntaxError, MemoryError, BadZipFile, TokenError)
+PLAIN = {str, int, float, bool, type(None)}
+
+
+@contextlib.contextmanager
+def atomic(path: Path | str) -> Iterator[Path]:
+    """Give a temporary path in the same folder; on success rename it to `path`, on any error remove it.
+
+    The temporary name keeps the suffix of `path`, since writers (numpy, PIL, onnx) look at it.
+    A link stays a link: what it leads to is replaced. What cannot be written is one `VssError`. The temporary file is
+    locked while it is written, so that those which killed writers of the same file left are known, and removed.
+    """
+    path = target_of(Path(path))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        prefix = f".{path.stem[:100]}{TEMPORARY}"
+        for other in os.scandir(path.parent):
+            if other.name.startswith(prefix) and other.name.endswith(path.suffix):
+                _remove_orphan(Path(other.path))
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
+        with contextlib.suppress(OSError):  # a file system without locks keeps what is left
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        temporary = Path(name)
+    except OSError as error:
+        raise write_error(path, error) from error
+    try:
+        yield temporary
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _remove_orphan(path: Path) -> None:
+    """Remove a temporary file that nobody holds."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+
+
+def target_of(path: Path) -> Path:
+    """The file that writing to `path` replaces: itself, or where a link leads."""
+    try:
+        target = path.resolve() if path.is_symlink() else path
+        if target.exists() and not target.is_file():
+            kind = "folder" if target.is_dir() else "device or pipe"
+            raise VssError(f"{path} is a {kind}; expected a file to write: give a name in it, or another place.")
+        above = next(each for each in target.absolute().parents if each.exists())
+        if not above.is_dir():
+            raise VssError(f"{path} cannot be written ({above} is a file); choose another place.")
+    except (OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, VssError):
+            raise
+        raise VssError(f"{path} cannot be written ({error}); choose another place.") from error
+    return target
+
+
+def safe_name(text: str, most: int = MAX_NAME) -> str:
+    """A name as a file or folder: letters, digits and ._=+-, no dot at the start; a long one ends in a hash.
+
+    >>> safe_name("a/b c"), safe_name(".."), safe_name("../x"), len(safe_name("n" * 300))
+    ('a_b_c', '_', '_x', 120)
+    """
+    name = re.sub(r"[^A-Za-z0-9._=+-]+", "_", text).lstrip(".")
+    name = name if name.strip("_") else "_"
+    return name if len(name) <= most else f"{name[: most - 9]}-{sha256_json(text)[:8]}"
+
+
+def write_error(path: Path, error: OSError) -> VssError:
+    """Why something could not be written, in a sentence."""
+    space = "free some space or " if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
+    return VssError(f"{path} cannot be written ({error.strerror or error}); {space}choose another place.")
+
+
+def write_json(path: Path | str, data: Mapping[str, Any], *, sealed: bool = False) -> Path:
+    """Write JSON atomically, stable key order as given, NaN refused; `sealed` adds the hash of the content."""
+    if sealed:
+        data = {**data, "sha256": sha256_json(data)}
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
+    return Path(path)
+
+
+def require_file(path: Path | str, *, kind: str, limit: int = 1 << 62) -> Path:
+    """The path of a regular file of at most `limit` bytes; a folder, a device, a pipe or nothing is a `VssError`."""
+    try:
+        about = os.stat(path)
+    except FileNotFoundError as error:
+        raise VssError(f"{shown_path(path)} does not exist; expected {_a(kind)} file.") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise VssError(f"{shown_path(path)} cannot be read ({reason}); expected {_a(kind)} file.") from error
+    except ValueError as error:  # a zero in it
+        raise VssError(f"{shown_path(path)} is no path ({error}); expected {_a(kind)} file.") from error
+    if not stat.S_ISREG(about.st_mode):
+        found = "folder" if stat.S_ISDIR(about.st_mode) else "device or pipe"
+        raise VssError(f"{path} is a {found}; expected {_a(kind)} file.")
+    if about.st_size > limit:
+        raise VssError(f"{path} has {about.st_size} bytes; a {kind} file has at most {limit}.")
+    return Path(path)
+
+
+def _a(kind: str) -> str:
+    return f"{'an' if kind[:1] in 'aeioAEIO' else 'a'} {kind}"
+
+
+def shown_path(path: Path | str) -> str:
+    """A path that may be no path, on one line and cut."""
+    return one_line(str(path).replace("\0", "?"))
+
+
+def read_text(path: Path | str, *, kind: str, limit: int = MAX_JSON) -> str:
+    """The text of a regular file, UTF-8, of at most `limit` bytes."""
+    try:
+        return require_file(path, kind=kind, limit=limit).read_text(encoding="utf-8")
+    except OSError as error:
+        raise VssError(f"{path} cannot be read ({error.strerror or error}); expected {_a(kind)} file.") from error
+    except UnicodeDecodeError as error:
+        raise VssError(f"{path} is no text ({error}); expected {_a(kind)} file.") from error
+
+
+def read_array(path: Path | str) -> np.ndarray:
+    """An array of numbers as `numpy.save` wrote it; its header is held against the file's size first."""
+    import numpy as np
+
+    require_file(path, kind="numpy")
+    try:
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False) if os.path.getsize(path) else None
+    except NO_ARRAY as error:
+        raise VssError(f"{path} is no whole numpy file ({one_line(str(error))}); copy it again.") from error
+    if not isinstance(mapped, np.ndarray) or mapped.dtype.kind not in "biuf":
+        raise VssError(f"{path} is no numpy file of one array of numbers; copy it again.")
+    return np.array(mapped)
+
+
+def parse_json(text: str | bytes, *, source: str, kind: str, finite: bool = True) -> Any:
+    """JSON of bounded depth and numbers, each key once; `finite` refuses NaN and infinity."""
+    try:
+        data = json.loads(text, object_pairs_hook=_each_once)
+    except RecursionError as error:
+        raise VssError(f"{source} is nested more than {MAX_DEPTH} deep; expected {_a(kind)} file.") from error
+    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, an integer of thousands of digits, a key twice
+        raise VssError(f"{source} is not JSON ({error}); expected {_a(kind)} file.") from error
+    bounded(data, source=source, finite=finite)
+    return data
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {shown(next(name for name in names if names.count(name) > 1))} stands there twice")
+    return result
+
+
+def parse_yaml(text: str, *, source: str) -> Any:
+    """YAML of plain values; aliases that grow, anchors that hold themselves, keys given twice are refused."""
+    import yaml
+
+    from vss.core import yaml12
+
+    open_brackets = 0
+    for bracket in re.findall(r"[\[\]{}]", text):  # before the scanner, whose time grows with the square of them
+        open_brackets += 1 if bracket in "[{" else -1
+        if open_brackets > 4 * MAX_DEPTH:
+            raise VssError(f"{source} is nested more than {MAX_DEPTH} deep; a recipe or grid never is.")
+    try:
+        loader = yaml12.Loader(text)
+        node = loader.get_single_node()
+        data = None
+        if node is not None:
+            _node_size(node, {}, set())
+            data = loader.construct_document(node)
+    except RecursionError as error:
+        raise VssError(f"{source} is nested more than {MAX_DEPTH} deep; a recipe or grid never is.") from error
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
+        where = f" (line {mark.line + 1})" if mark else ""
+        raise VssError(f"{source} is no YAML: {one_line(str(problem))}{where}.") from error
+    except (ValueError, AttributeError, LookupError, TypeError, ArithmeticError) as error:  # of PyYAML's constructors
+        raise VssError(
+            f"{source} holds what YAML takes for a number, date or other value and cannot be one "
+            f"({one_line(str(error))}); quote what is a text."
+        ) from error
+    bounded(data, source=source)
+    return data
+
+
+def _node_size(node: Any, seen: dict[int, int], above: set[int]) -> int:
+    """How many values a YAML node stands for once its aliases are written out."""
+    import yaml
+
+    if id(node) in seen:
+        return seen[id(node)]
+    if id(node) in above:
+        raise yaml.YAMLError("an anchor holds its own alias")
+    above.add(id(node))
+    size = 1
+    if isinstance(node, yaml.MappingNode):
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        for name in {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ():
+            raise yaml.YAMLError(f"the key {shown(name)} stands there twice")
+        size += sum(_node_size(key, seen, above) + _node_size(value, seen, above) for key, value in node.value)
+    elif isinstance(node, yaml.SequenceNode):
+        size += sum(_node_size(value, seen, above) for value in node.value)
+    if size > MAX_NODES:
+        raise yaml.YAMLError(f"with its aliases written out it has more than {MAX_NODES} values")
+    above.discard(id(node))
+    seen[id(node)] = size
+    return size
+
+
+def bounded(data: Any, *, source: str, finite: bool = True) -> None:
+    """Refuse values nested deeper than `MAX_DEPTH`, integers beyond 64 bits, and NaN or infinity where `finite`."""
+    level = [data]
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for value in level:
+            kind = type(value)
+            if kind is dict:
+                below += value.keys()
+                below += value.values()
+            elif kind is list:
+                below += value
+            elif kind is int and value.bit_length() > 64:
+                raise VssError(f"{source} holds an integer of {value.bit_length()} bits; expected at most 64.")
+            elif kind is float and finite and not math.isfinite(value):
+                raise VssError(f"{source} holds {value}; expected finite numbers.")
+            elif kind not in PLAIN:
+                raise VssError(
+                    f"{source} holds a {kind.__name__}; expected texts, numbers, lists and keys with values."
+                )
+        if not below:
+            return
+        level = below
+    raise VssError(f"{source} is nested more than {MAX_DEPTH} deep; vss writes no such file.")
+
+
+def read_json(path: Path | str, *, kind: str, schema: int, sealed: bool = False) -> dict[str, Any]:
+    """Read a JSON object that carries `kind` and `schema`; older schemas are accepted, newer ones refused.
+
+    `sealed`: the content is held against the hash that `write_json` put in it; a file without one is an older one.
+    """
+    data = parse_json(read_text(path, kind=kind), source=str(path), kind=kind)
+    if not isinstance(data, dict) or data.get("kind") != kind:
+        found = shown(data.get("kind")) if isinstance(data, dict) else f"a {type(data).__name__}"
+        raise VssError(f"{path} holds {found}; expected a file of kind {kind!r}.")
+    if type(data.get("schema")) is not int or not 1 <= data["schema"] <= schema:
+        raise VssError(
+            f"{path} has schema {shown(data.get('schema'))}; this version reads up to {schema}: upgrade vss to read it."
+        )
+    stated = data.pop("sha256", None) if sealed else None
+    if stated is not None and stated != sha256_json(data):
+        raise VssError(
+            f"{path} was changed after it was written: it does not have the hash that it states; make it again, or "
+            'take its line "sha256" out if the change was meant.'
+        )
+    return data
+
+
+def read_yaml(path: Path | str, *, kind: str) -> dict[str, Any]:
+    """Read the keys and values of a recipe or grid; see `parse_yaml`."""
+    data = parse_yaml(read_text(path, kind=kind, limit=MAX_YAML), source=f"{kind} {path}") or {}
+    if not isinstance(data, dict):
+        raise VssError(f"{kind} {path} holds a {type(data).__name__}; expected keys and values.")
+    for key in data:
+        if not isinstance(key, str):
+            raise VssError(f"{kind} {path} has the key {shown(key)}; keys are texts.")
+    return data
+
+
+def sha256_file(path: Path | str) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_artefact(root: Path, artefact: Mapping[str, Any]) -> dict[str, Any]:
+    """The artefact of a report, whose `files` are role -> path below `root`, with `sha256`, role -> hash."""
+    return {**artefact, "sha256": {role: sha256_file(root / name) for role, name in artefact["files"].items()}}
+
+
+def sha256_json(data: Any) -> str:
+    """Hex SHA-256 of canonical JSON (sorted keys, no spaces)."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def sha256_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Hex SHA-256 over names, dtypes, shapes and bytes of a state dict, independent of its order and device."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Time per layer: measured, modelled and kept in tables."""

@@ -1,0 +1,337 @@
+"""What commands of `vss` do with files: any mix of checkpoints, foreign weights and engines, from files alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from vss import models
+from vss.core.config import Recipe
+from vss.core.errors import VssError, fault, shown
+from vss.core.files import parse_json
+from vss.data import Preprocess, require_classes
+from vss.deploy import BACKENDS, Session, bench
+from vss.deploy.backends import available
+from vss.deploy.precision import Precision, export_as
+from vss.deploy.probe import check_finite
+from vss.prune import count
+from vss.run.project import Project, project_of
+from vss.train import checkpoint
+from vss.train.evaluate import Predictor, engine_predictor
+from vss.train.gate import gate
+
+CHECKPOINT = ".safetensors"
+Statistics = dict[str, list[float]]
+"""{"mean", "std"} of images, R, G, B in units of 0..1."""
+MOST = {"--batch-size": 65536, "--threads": 4096, "--max-seconds": 86400}
+ONNX_FIRST, PLAN_MAGIC = b"\x08", b"ftrt"
+"""How an ONNX file (protobuf, field 1, the IR version) and a TensorRT engine begin."""
+TENSORRT = (".engine", ".plan", ".trt")  # how TensorRT engines are called
+
+
+def network_to_prune(
+    recipe: Recipe,
+    ckpt: Path | None,
+    model: str | None,
+    weights: Path | None,
+    *,
+    dataset: str | None,
+    data_root: str | None,
+    size: list[int] | None,
+) -> tuple[Project, nn.Module]:
+    """A checkpoint, or the state dict of a named network that something else has trained, with its data opened.
+
+    Args:
+        recipe: what to do; `model.options` are those of the named network.
+        ckpt: a checkpoint, or None.
+        model: name of a network, with `weights`.
+        weights: flat state dict under that network's own keys.
+        dataset, data_root: where the recipe or the checkpoint does not say.
+        size: (H, W) of images, of a named network alone; a checkpoint knows its own.
+    """
+    if ckpt is not None and model is None and weights is None and size is None:
+        project = project_of(ckpt, data_root=data_root, dataset=dataset, recipe=recipe)
+        return project, checkpoint.load(ckpt)
+    if ckpt is not None or model is None or weights is None:
+        raise VssError("give --ckpt alone, or --model and --weights (and --input-size), to say what is to be pruned.")
+    data = {"dataset": dataset, "root": data_root, "size": size}
+    named = {"model": recipe.model.model_dump() | {"name": model}}
+    given = {key: value for key, value in data.items() if value is not None}
+    recipe = Recipe.model_validate(recipe.model_dump() | named | {"data": recipe.data.model_dump() | given})
+    project = Project.open(recipe)
+    net = project.build_model()
+    load_foreign(net, weights)
+    return project, net
+
+
+def load_foreign(net: nn.Module, path: Path) -> None:
+    """Load a whole state dict; a key too many, too few or of another shape is refused by name."""
+    state, own = models.read_state_dict(path), net.state_dict()
+    faults = [f"has no {name}" for name in own if name not in state]
+    faults += [f"has {name}, which the network does not" for name in state if name not in own]
+    faults += [
+        f"has {name} of {tuple(state[name].shape)} and the network of {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if faults:
+        more = f" and differs in {len(faults) - 1} more places" if len(faults) > 1 else ""
+        raise VssError(
+            f"{path} does not fit the network: it {faults[0]}{more}; check --model, its options and classes."
+        )
+    net.load_state_dict(state)
+
+
+def evaluate(
+    candidate: Path,
+    baseline: Path | None,
+    *,
+    split: str,
+    dataset: str | None,
+    data_root: str | None,
+    size: list[int] | None,
+    max_drop: float | None,
+    max_fnr_increase: float | None = None,
+    max_ap_drop: float | None = None,
+    statistics: Statistics | None = None,
+) -> dict[str, Any]:
+    """Score one or two files (checkpoints or ONNX); with two, also the drop and, with limits, a gate.
+
+    `max_fnr_increase` and `max_ap_drop` are limits on validation, for networks that decide about defects; `statistics`
+    are mean and std of the images of an engine that does not say them itself.
+    """
+    limits = {"max_drop": max_drop, "max_fnr_increase": max_fnr_increase, "max_ap_drop": max_ap_drop}
+    _check_limits(limits, baseline)
+    rows, results = [], []
+    named = {name: path for name, path in (("baseline", baseline), ("candidate", candidate)) if path is not None}
+    opened = {name: _opened(path, split, dataset, data_root, size, statistics) for name, path in named.items()}
+    if len(opened) == 2:  # each fits its own data; the two must mean the same
+        first, second = (project for project, *_ in opened.values())
+        require_classes(str(candidate), second.task.classes, str(baseline), first.task.classes)
+    if statistics and not any(needed for *_, needed in opened.values()):
+        raise VssError(f"{candidate} says mean and std itself, or takes pixels; leave --mean and --std off.")
+    for name, (project, predict, static, _) in opened.items():
+        path = named[name]
+        result = project.score(predict, split=split)
+        results.append(result)
+        rows.append({"name": name, "file": str(path), **static, **_scalars(result)})
+    figures: dict[str, Any] = {"split": split, "rows": rows, "notes": project.task.notes}
+    if len(results) == 2:
+        span = project.task.drop_interval(results[0], results[1])
+        verdict = gate(results[0], results[1], metric=project.task.metric, max_drop=max_drop, interval=span)
+        keys = ("drop", "drop_interval", "all_classes")
+        figures |= {"comparison": verdict["sentence"], **{key: verdict[key] for key in keys if key in verdict}}
+        checks = [] if max_drop is None else [{"what": "candidate against baseline", **verdict}]
+        checks += project.task.limits(
+            results[0], results[1], max_fnr_increase=max_fnr_increase, max_ap_drop=max_ap_drop
+        )
+        if checks:
+            worst = next((check for check in checks if not check["passed"]), checks[0])
+            figures["gate"] = worst if len(checks) == 1 else {**worst, "checks": checks}
+    return figures
+
+
+def _check_limits(limits: Mapping[str, float | None], baseline: Path | None) -> None:
+    """A limit is on the difference between two networks: without one of them nothing would be judged."""
+    for name, limit in limits.items():
+        flag = f"--{name.replace('_', '-')}"
+        if limit is not None and not math.isfinite(limit):
+            raise VssError(f"{flag} is {limit}; expected a number of points.")
+        if limit is not None and baseline is None:
+            raise VssError(f"{flag} {limit:g} is a limit against a baseline, and none was given; add --baseline FILE.")
+
+
+def _opened(
+    path: Path,
+    split: str,
+    dataset: str | None,
+    data_root: str | None,
+    size: list[int] | None,
+    statistics: Statistics | None,
+) -> tuple[Project, Predictor, dict[str, Any], bool]:
+    """A file with its data, its predictor, its static figures, and whether `statistics` were needed to feed it."""
+    recipe = Recipe.model_validate({"split": split if split in ("val", "test") else "test"})
+    static = {"size_mib": path.stat().st_size / 2**20 if path.is_file() else None}
+    if path.suffix == CHECKPOINT:
+        project = project_of(path, data_root=data_root, dataset=dataset, recipe=recipe)
+        if size:
+            project = Project(project.recipe, project.data, project.preprocess.model_copy(update={"size": tuple(size)}))
+        model = checkpoint.load(path)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        static |= count(model, project.preprocess.size)
+        return project, project.task.predictor(model, device), static, False
+    session = available(backend_of(path)).open(path)
+    preprocess = preprocess_of(path, session, size, statistics)
+    if dataset is None or data_root is None:
+        raise VssError(f"{path} is an engine and does not know its data; give --dataset and --data-root.")
+    settings = {"dataset": dataset, "root": data_root, "size": list(preprocess.size)}
+    metadata = session.describe().get("metadata", {})
+    made_of = metadata.get("vss.model", recipe.model.name)
+    network = {"name": made_of if made_of in models.MODELS else recipe.model.name}
+    recipe = Recipe.model_validate(recipe.model_dump() | {"data": settings, "model": network})
+    project = Project.open(recipe)
+    project = Project(project.recipe, project.data, preprocess)
+    require_classes(str(path), classes_of(session), str(project.data.root), project.task.classes)
+    given = statistics is not None and session.images is None and session.inputs["image"].dtype != "uint8"
+    return project, engine_predictor(session, preprocess), static, given
+
+
+def classes_of(session: Session) -> list[str]:
+    """The class names that an exported file carries in its metadata; none where it carries none."""
+    stored = session.describe().get("metadata", {}).get("vss.classes")
+    names = parse_json(stored, source="the file's metadata vss.classes", kind="vss export") if stored else []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise VssError(f"the file's metadata vss.classes is {shown(stored)}; expected names: export it again.")
+    return names
+
+
+def backend_of(path: Path) -> str:
+    """The runtime that an artefact is for, by its first bytes, and by its name where these say nothing."""
+    if path.is_file():
+        with path.open("rb") as file:
+            head = file.read(4)
+        if head == PLAN_MAGIC:
+            return "tensorrt"
+        if head[:1] == ONNX_FIRST:
+            return "onnxruntime"
+    return "tensorrt" if path.suffix in TENSORRT else "onnxruntime"
+
+
+def preprocess_of(path: Path, session: Session, size: list[int] | None, statistics: Statistics | None) -> Preprocess:
+    """The preprocessing that an engine was made for, by its own metadata; a file that says nothing needs `statistics`,
+    unless it takes pixels.
+
+    Raises:
+        VssError: mean and std that nobody knows, or a file that contradicts itself.
+    """
+    said, binding = session.images, session.inputs.get("image")
+    if binding is None:
+        raise VssError(f"{path} takes {shown(sorted(session.inputs))}; expected one input 'image': export it with vss.")
+    pixels = binding.dtype == "uint8"
+    sides = binding.shape[1:3] if pixels else binding.shape[2:4]
+    fixed = [side for side in sides if side is not None] if len(sides) == 2 else []
+    values: dict[str, Any] = dict(said or statistics or {})
+    if not values and not pixels:
+        raise VssError(
+            f"{path} does not say mean and std of the images it takes, so any score of it would be a guess; export it "
+            "again with vss, or give --mean and --std (three numbers each, R,G,B in units of 0..1)."
+        )
+    if said and len(fixed) == 2 and list(said["size"]) != fixed:
+        raise VssError(f"{path} takes images of {fixed} and its metadata says {shown(said['size'])}; export it again.")
+    if size or len(fixed) == 2:
+        values["size"] = size or fixed
+    if "size" not in values:
+        raise VssError(f"{path} takes images of any size; give --input-size H,W.")
+    try:
+        return Preprocess(**values)
+    except ValidationError as error:
+        raise VssError(f"{path} says of its images that {fault(error)}; export it again.") from error
+
+
+def _scalars(result: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in result.items() if not key.endswith("_per_image")}
+
+
+def export_checkpoint(
+    ckpt: Path,
+    path: Path,
+    *,
+    precision: Precision | None = None,
+    size: list[int] | None,
+    preprocess: bool,
+    **options: Any,
+) -> dict[str, Any]:
+    """Export a checkpoint at its own size and with its own preprocessing, unless another size is given.
+
+    Args:
+        precision: "fp32" or "fp16"; INT8 needs data, see `vss.run.precision`.
+        preprocess: whether the graph takes uint8 images.
+        options: of `vss.deploy.export`.
+    """
+    saved = checkpoint.read(ckpt)
+    if saved.preprocess is None and (preprocess or not size):
+        raise VssError(f"{ckpt} does not say its preprocessing; give --input-size and leave --preprocess off.")
+    own = Preprocess(**saved.preprocess) if saved.preprocess else None
+    if own and size:
+        own = own.model_copy(update={"size": tuple(size)})
+    height, width = size or (own.size if own else (0, 0))
+    return export_as(
+        saved.model,
+        path,
+        precision or Precision(),
+        size=(height, width),
+        preprocess=own if preprocess else None,
+        expects=own,
+        class_names=list(saved.classes) or None,
+        plan_sha256=saved.plans[-1].sha256() if saved.plans else None,
+        **options,
+    )
+
+
+def bench_engines(
+    candidate: Path,
+    baseline: Path | None,
+    *,
+    backend: str | None,
+    threads: int | None,
+    batch: int,
+    max_seconds: float,
+    device: str = "cpu",
+    precision: str = "fp32",
+) -> dict[str, Any]:
+    """Time one or two files; checkpoints run in torch on `device` in `precision`, artefacts in `backend` (None: the one
+    that they are for)."""
+    paths = {"baseline": baseline, "candidate": candidate}
+    for flag, value in (("--batch-size", batch), ("--threads", threads)):
+        if value is not None and not 1 <= value <= MOST[flag]:
+            raise VssError(f"{flag} is {value}; expected 1 to {MOST[flag]}.")
+    if not 0 < max_seconds <= MOST["--max-seconds"]:
+        raise VssError(f"--max-seconds is {max_seconds}; expected more than 0 and at most {MOST['--max-seconds']}.")
+    engines = [path for path in paths.values() if path is not None and path.suffix != CHECKPOINT]
+    if backend is not None and not engines:
+        raise VssError(f"--backend {backend} is for engines, and a checkpoint runs in torch; leave it off.")
+    if threads is not None and any((backend or backend_of(path)) in ("tensorrt", "trt") for path in engines):
+        raise VssError("--threads means nothing to a TensorRT engine; leave it off.")
+    in_torch_alone = (device, precision) != ("cpu", "fp32")
+    if in_torch_alone and not any(path.suffix == CHECKPOINT for path in (candidate, baseline) if path):
+        raise VssError(
+            f"{candidate} has its precision and its place in it; --device and --precision are of checkpoints."
+        )
+    in_torch = {"device": device, "precision": precision, "cuda_graph": device.startswith("cuda")}
+    sessions = {name: _session(path, backend, threads, in_torch) for name, path in paths.items() if path is not None}
+    rng = np.random.default_rng(0)
+    feeds = {name: {key: _noise(rng, b, batch) for key, b in s.inputs.items()} for name, s in sessions.items()}
+    try:
+        for name, session in sessions.items():
+            check_finite(session, feeds[name], str(paths[name]))
+        return bench(sessions, feeds, max_seconds=max_seconds, min_seconds=min(2.0, max_seconds))
+    finally:
+        for session in sessions.values():
+            session.close()
+
+
+def _session(path: Path, backend: str | None, threads: int | None, in_torch: dict[str, Any]) -> Session:
+    if path.suffix == CHECKPOINT:
+        saved = checkpoint.read(path)
+        if saved.preprocess is None:
+            raise VssError(f"{path} does not say its input size; save it with vss.save(..., preprocess=...).")
+        preprocess, labels = Preprocess(**saved.preprocess), not isinstance(saved.model, models.DefectModel)
+        options = {"size": preprocess.size, "preprocess": preprocess, "labels": labels, **in_torch}
+        return BACKENDS["torch"].open(saved.model, threads=threads, **options)
+    return available(backend or backend_of(path)).open(path, threads=threads)
+
+
+def _noise(rng: np.random.Generator, binding: Any, batch: int) -> np.ndarray:
+    shape = [batch, *binding.shape[1:]]
+    if any(not isinstance(side, int) for side in shape):
+        raise VssError(f"the engine's input is {binding}; benches need a fixed H and W: export without --dynamic-size.")
+    if binding.dtype == "uint8":
+        return rng.integers(0, 256, shape, dtype=np.uint8)
+    return rng.standard_normal(shape).astype(binding.dtype)

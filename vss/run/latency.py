@@ -1,0 +1,338 @@
+"""Prune to a measured time: choose widths under the predicted latency, build the engine, measure it, correct, repeat.
+
+The prediction only proposes. What counts is the real engine in turns with the uncut one in one run; while its time is
+off the target by more than the tolerance, the predicted time that is asked for moves by the same factor, inside of the
+bracket that earlier engines have given.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from torch import Tensor, nn
+
+from vss.core.errors import NotMeasured, VssError
+from vss.core.files import sha256_json
+from vss.deploy import bench, export
+from vss.deploy.backends import build_spec
+from vss.deploy.profile.build import QUICK, Effort, build
+from vss.deploy.profile.setting import PLAIN, Setting, groups_and_key
+from vss.deploy.profile.subject import open_subject
+from vss.deploy.profile.table import LatencyTable
+from vss.deploy.session import Session
+from vss.prune.apply import apply_plan
+from vss.prune.budget import Rounding, top_channels
+from vss.prune.groups import Group
+from vss.prune.latency.fit import LatencyModel
+from vss.prune.latency.knapsack import Choices, choices, search
+from vss.prune.latency.target import Target
+from vss.prune.plan import Plan, plan_group
+
+if TYPE_CHECKING:
+    from vss.core.config import LatencyConfig, PruneConfig
+    from vss.data.transforms import Preprocess
+    from vss.run.project import Project
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One engine against the uncut one: milliseconds (medians) and the ratio of times with its 95 % interval."""
+
+    uncut_ms: float
+    ms: float
+    ratio: float
+    low: float
+    high: float
+
+    @property
+    def noise(self) -> float:
+        """Half the interval over the ratio."""
+        return (self.high - self.low) / 2 / self.ratio
+
+    @classmethod
+    def of(cls, figures: Mapping[str, Any]) -> Self:
+        """Of a `vss.bench` with the sessions `uncut` and `cut`, in this order."""
+        faster = figures["speedup"]["cut"]
+        if faster["low"] is None:
+            raise NotMeasured(f"only {figures['rounds']} rounds were measured; give the measurement more seconds.")
+        uncut, cut = (figures["sessions"][name]["latency_ms_p50"] for name in ("uncut", "cut"))
+        return cls(uncut, cut, 1 / faster["ratio"], 1 / faster["high"], 1 / faster["low"])
+
+
+def check_noise(found: Measured, allowed: float) -> Measured:
+    """Refuse a measurement whose interval is too wide to say whether a target was met."""
+    if found.noise > allowed:
+        raise NotMeasured(
+            f"the machine is too noisy: the time ratio {found.ratio:.3f} is known to {found.noise:.1%} (95 % interval "
+            f"{found.low:.3f} to {found.high:.3f}) and {allowed:.1%} is needed; end other work, or raise "
+            "prune.latency.max_seconds or prune.latency.noise."
+        )
+    return found
+
+
+def correct(asked: float, ratio: float, goal: float, tried: list[tuple[float, float]]) -> float:
+    """The predicted time to ask for next.
+
+    Args:
+        asked: predicted milliseconds that were asked for last.
+        ratio: what was measured then, over the uncut network.
+        goal: what is wanted.
+        tried: all (asked, ratio) so far; the next stays between the nearest below and above the goal.
+    """
+    wanted = asked * goal / ratio
+    below = max((ask for ask, got in tried if got <= goal), default=0.0)
+    above = min((ask for ask, got in tried if got > goal), default=math.inf)
+    if below < above < math.inf and below > 0 and not below < wanted < above:
+        return (below + above) / 2
+    return wanted
+
+
+@dataclass
+class LatencyGoal:
+    """Chooses channels in place of a budget; see `vss.prune.make_plan(choose=...)`.
+
+    Attributes:
+        setting: where the engines run.
+        record: target, table, and every iteration, for the report.
+    """
+
+    project: Project
+    model: nn.Module
+    config: PruneConfig
+    table: LatencyTable
+    setting: Setting
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, project: Project, model: nn.Module, config: PruneConfig, out: Path) -> LatencyGoal:
+        """With the table of `prune.latency.lut`, or one that is made (or gone on with) in `out`."""
+        setting, table = cls.check(project, model, config)
+        table = table or _own_table(model, project.preprocess, setting, config, out)
+        return cls(project, model, config, table, setting)
+
+    @classmethod
+    def check(cls, project: Project, model: nn.Module, config: PruneConfig) -> tuple[Setting, LatencyTable | None]:
+        """Where engines are timed, and the table of `prune.latency.lut`, checked; what cannot be met is refused.
+
+        `model` needs the right layers alone, so this can be asked before anything is trained.
+        """
+        settings, build_config = config.latency, project.recipe.build
+        assert settings is not None
+        Target.parse(settings.target)
+        if config.steps > 1:
+            raise VssError(f"prune.steps is {config.steps} and a latency target is met in one round; set it to 1.")
+        setting = Setting(
+            build_config.backend, settings.device, settings.precision, build_config.threads, keep=config.keep,
+            options=project.task.export_options(), plan=build_spec(build_config).plan or PLAIN,
+        )  # fmt: skip
+        return setting, _given_table(model, project.preprocess, setting, settings.lut) if settings.lut else None
+
+    def __call__(self, groups: list[Group], scores: dict[str, Tensor], rounding: Rounding | None) -> dict[str, Tensor]:
+        """Kept channel numbers per group id."""
+        model, asked = self.table.model(), self.config.budget.align > 1
+        step = self.config.budget.align if asked else self.table.step
+        floor = self.config.budget.floor
+        options = choices(groups, scores, step=step, floor=floor, rounding=rounding, exact=asked)
+        widths = self._approach(groups, scores, options, model)
+        return _channels(groups, scores, widths)
+
+    def sign(self, plan: Plan) -> Plan:
+        """The plan with what was asked and reached in place of the budget; a target that was missed is a label."""
+        last = self.record["iterations"][self.record["chosen"]]
+        budget = {"kind": "latency", "target": self.record["target"], "ratio": last["ratio"], "ms": last["ms"]}
+        align = self.config.budget.align
+        budget |= {"floor": self.config.budget.floor, "align": align if align > 1 else self.record["step"]}
+        labels = plan.labels
+        if not self.record["met"]:
+            labels = (*labels, f"latency target {self.record['target']} missed: {last['ratio']:.3f}x was measured")
+        return plan.model_copy(update={"budget": budget, "labels": labels})
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    def _approach(
+        self, groups: list[Group], scores: dict[str, Tensor], options: Choices, predict: LatencyModel
+    ) -> np.ndarray:
+        settings = self.config.latency
+        assert settings is not None
+        target, whole = Target.parse(settings.target), float(predict(np.array(self.table.full, float))[0])
+        floor = float(predict(options.at(np.zeros(len(groups), np.int64)))[0]) / whole
+        self.record = self._head(settings, whole, floor)
+        rows, tried, found = self.record["iterations"], [], []
+        with tempfile.TemporaryDirectory() as name, self.setting.held():
+            folder = Path(name)
+            uncut = self._engine(self.model, folder / "uncut")
+            goal = target.ratio(whole)
+            asked = goal * whole
+            while len(rows) < settings.iterations:
+                self._check_floor(goal, floor, asked / whole, settings.target)
+                widths = search(options, predict, max(asked, floor * whole))
+                plan = self._plan(groups, scores, widths)
+                cut = self._engine(apply_plan(self.model, plan, check_weights=False), folder / f"cut-{len(rows)}")
+                seen = measure(uncut, cut, self._feed(uncut), settings.max_seconds, settings.noise)
+                cut.close()
+                goal = target.ratio(seen.uncut_ms)
+                rows.append(_row(asked, float(predict(widths)[0]), goal, seen, widths))
+                log.info("asked for %.3f ms: predicted %.3f, measured %.3f ms, %.3fx of the uncut (target %.3fx)",
+                         asked, rows[-1]["predicted_ms"], seen.ms, seen.ratio, goal)  # fmt: skip
+                found.append(widths)
+                tried.append((asked, seen.ratio))
+                if abs(seen.ratio / goal - 1) <= settings.tolerance or self._repeats(found):
+                    break
+                asked = correct(asked, seen.ratio, goal, tried)
+            uncut.close()
+        errors = [abs(row["ratio"] / row["goal"] - 1) for row in rows]
+        self.record["chosen"] = int(np.argmin(errors))
+        self.record["met"] = min(errors) <= settings.tolerance
+        return found[self.record["chosen"]]
+
+    def twin(self, goal: float, plan_of: Callable[[float], Plan]) -> tuple[Plan, list[dict[str, float]]]:
+        """A plan of another budget whose engine takes the same measured time, for a comparison at equal latency.
+
+        Args:
+            goal: share of the uncut network's time.
+            plan_of: fraction that a budget keeps -> plan.
+
+        Returns:
+            The plan measured nearest to the goal, and what was tried: `keep`, `ms`, `ratio`, `low`, `high`, `off`
+            (relative distance of the ratio from the goal), the nearest last.
+        """
+        settings = self.config.latency
+        assert settings is not None
+        keep, rows, plans = goal, list[dict[str, float]](), list[Plan]()
+        with tempfile.TemporaryDirectory() as name, self.setting.held():
+            uncut = self._engine(self.model, Path(name) / "uncut")
+            while len(rows) < settings.iterations:
+                plans.append(plan_of(min(keep, 1.0)))
+                cut = self._engine(apply_plan(self.model, plans[-1], check_weights=False), Path(name) / f"{len(rows)}")
+                seen = measure(uncut, cut, self._feed(uncut), settings.max_seconds, settings.noise)
+                cut.close()
+                rows.append({"keep": min(keep, 1.0), "ms": seen.ms, "ratio": seen.ratio, "low": seen.low,
+                             "high": seen.high, "off": abs(seen.ratio / goal - 1)})  # fmt: skip
+                log.info("kept %.3f: %.3fx of the uncut (wanted %.3fx)", keep, seen.ratio, goal)
+                if rows[-1]["off"] <= settings.tolerance or plans[-1].widths() in [p.widths() for p in plans[:-1]]:
+                    break
+                keep = correct(keep, seen.ratio, goal, [(row["keep"], row["ratio"]) for row in rows])
+            uncut.close()
+        order = sorted(range(len(rows)), key=lambda index: -rows[index]["off"])
+        return plans[order[-1]], [rows[index] for index in order]
+
+    def _head(self, settings: LatencyConfig, whole: float, floor: float) -> dict[str, Any]:
+        table, setting = self.table, self.setting
+        return {
+            "target": settings.target, "tolerance": settings.tolerance, "backend": setting.backend,
+            "device": setting.device, "precision": setting.precision, "threads": setting.on_threads,
+            "predicted_uncut_ms": whole, "predicted_floor": floor, "step": table.step, "alignment": table.alignment,
+            "table_error": table.error, "table_drift": table.drift, "iterations": [],
+            "table_sha256": sha256_json([sample.to_dict() for sample in table.samples]),
+        }  # fmt: skip
+
+    def _check_floor(self, goal: float, floor: float, asked: float, target: str) -> None:
+        """Refuse what no allowed widths reach: before anything is built, or once measured times say so."""
+        rows = self.record["iterations"]
+        least = floor * (
+            rows[-1]["ratio"] / (rows[-1]["predicted_ms"] / self.record["predicted_uncut_ms"]) if rows else 1
+        )
+        if asked < floor and (not rows or least > goal * (1 + self.record["tolerance"])):
+            raise VssError(
+                f"the latency target {target} is below the floor: with {self.config.budget.floor:.0%} of every group "
+                f"left the network still takes {least:.3f}x of its time; ask for at least {least:.3f}x, or lower "
+                "prune.budget.floor."
+            )
+
+    @staticmethod
+    def _repeats(found: list[np.ndarray]) -> bool:
+        return any(np.array_equal(found[-1], each) for each in found[:-1])
+
+    def _plan(self, groups: list[Group], scores: dict[str, Tensor], widths: np.ndarray) -> Plan:
+        kept = _channels(groups, scores, widths)
+        return Plan(
+            model=getattr(self.model, "name", "") or type(self.model).__name__, weights_sha256="0" * 64,
+            criterion=self.config.criterion, budget={"kind": "latency"},
+            groups=tuple(plan_group(group, kept[group.id]) for group in groups),
+        )  # fmt: skip
+
+    def _engine(self, model: nn.Module, stem: Path) -> Session:
+        """Exported, built and opened as a run does it."""
+        if self.setting.backend == "torch":
+            return self.setting.module(model, self.project.preprocess)
+        from vss.run.project import export_options
+
+        onnx = stem.with_suffix(".onnx")
+        export(model, onnx, parity_batches=(1,), **export_options(self.project, model))
+        return self.setting.engine(onnx, stem)
+
+    @staticmethod
+    def _feed(session: Session) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(0)
+        feed = {}
+        for name, binding in session.inputs.items():
+            pixels = rng.integers(0, 256, [1, *(side or 1 for side in binding.shape[1:])])
+            feed[name] = pixels.astype(binding.dtype)
+        return feed
+
+
+def measure(uncut: Session, cut: Session, feed: Mapping[str, np.ndarray], seconds: float, allowed: float) -> Measured:
+    """Both engines in turns on the same input, each time for longer until the ratio is known well enough.
+
+    Args:
+        uncut, cut: engines that take the same input.
+        feed: the input.
+        seconds: most that one run in turns takes.
+        allowed: noise that the ratio may have, see `Measured.noise`.
+
+    Raises:
+        NotMeasured: still too noisy after so long.
+    """
+    sessions, feeds = {"uncut": uncut, "cut": cut}, {"uncut": feed, "cut": feed}
+    for least in sorted({min(each, seconds) for each in (2.0, 8.0, 24.0, seconds)}):
+        found = Measured.of(bench(sessions, feeds, window_seconds=0.1, min_seconds=least, max_seconds=seconds))
+        if found.noise <= allowed:
+            break
+    return check_noise(found, allowed)
+
+
+def _row(asked: float, predicted: float, goal: float, seen: Measured, widths: np.ndarray) -> dict[str, Any]:
+    return {
+        "asked_ms": asked, "predicted_ms": predicted, "goal": goal, "uncut_ms": seen.uncut_ms, "ms": seen.ms,
+        "ratio": seen.ratio, "low": seen.low, "high": seen.high, "widths": [int(width) for width in widths],
+    }  # fmt: skip
+
+
+def _channels(groups: list[Group], scores: dict[str, Tensor], widths: np.ndarray) -> dict[str, Tensor]:
+    return {g.id: top_channels(scores[g.id], int(count), g.unit) for g, count in zip(groups, widths, strict=True)}
+
+
+def _given_table(model: nn.Module, preprocess: Preprocess, setting: Setting, path: str) -> LatencyTable:
+    table = LatencyTable.load(path)
+    table.check(groups_and_key(model, preprocess.size, setting)[1], path=path, command=setting.command("TABLE"))
+    if not table.done:
+        raise VssError(f"the latency table {path} is not finished; go on with: {setting.command(path)}")
+    return table
+
+
+def _own_table(
+    model: nn.Module, preprocess: Preprocess, setting: Setting, config: PruneConfig, out: Path
+) -> LatencyTable:
+    """The table of this folder, gone on with; one that is damaged or holds for something else is measured anew."""
+    settings, path = config.latency, out / "latency_table.json"
+    assert settings is not None
+    if path.exists():
+        try:
+            LatencyTable.load(path).check(groups_and_key(model, preprocess.size, setting)[1], path=path, command="")
+        except VssError:
+            log.warning("%s is damaged or holds for another network or setting; it is measured anew", path)
+            path.unlink()
+    effort = QUICK if settings.quick else Effort()
+    align = config.budget.align if config.budget.align > 1 else None
+    with tempfile.TemporaryDirectory() as folder:
+        subject = open_subject(model, Path(folder), preprocess, setting)
+        return build(subject, path, effort=effort, step=align)

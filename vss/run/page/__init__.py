@@ -1,0 +1,274 @@
+"""report.html: one page that holds everything, works offline and loads nothing.
+
+>>> from vss.run.page import write_page
+>>> write_page("runs/camvid_unet/report.json", "runs/camvid_unet/report.html")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vss.core.errors import VssError
+from vss.core.files import atomic
+from vss.core.report import read_report
+from vss.run.page.charts import curves
+from vss.run.page.defects import missed_defects
+from vss.run.page.gates import gates
+from vss.run.page.panels import panels
+from vss.run.page.text import block, label, number, show, signed
+from vss.run.page.tradeoff import NOBODY, points_of, trade_off, worth
+from vss.run.page.verdict import Verdict, score_of, verdict
+
+__all__ = ["render", "write_page"]
+
+_COLUMNS = (
+    "params_m", "macs_g", "miou_pct", "ap_pct", "fnr_pct", "f1_pct", "latency_ms_p50", "speedup",
+    "speedup_per_mac_reduction", "size_mib",
+)  # fmt: skip
+_HEADS = {
+    "params_m": ("Parameters", "M"),
+    "macs_g": ("MACs", "G"),
+    "miou_pct": ("mIoU", "%"),
+    "ap_pct": ("AP", "%"),
+    "fnr_pct": ("Missed", "%"),
+    "f1_pct": ("F1", "%"),
+    "latency_ms_p50": ("Latency p50", "ms"),
+    "speedup": ("Speed-up", "ratio"),
+    "speedup_per_mac_reduction": ("Speed-up / MAC reduction", "ratio"),
+    "size_mib": ("File", "MiB"),
+}
+_REPEATED = {"bench": {"kind", "schema", "environment"}, "gate": {"sentence", "detail"}}
+_SCORES = {"miou_pct", "ap_pct", "fnr_pct", "f1_pct"}
+_RELATIVE = {"params_m", "macs_g", "size_mib"}
+_STAGES = {
+    "baseline": "as trained",
+    "pruned": "before fine-tuning",
+    "finetuned": "after fine-tuning",
+    "control": "unpruned, fine-tuned as long",
+    "engine baseline": "on the engine",
+    "engine pruned": "on the engine",
+}
+
+
+def render(report: Mapping[str, Any], root: Path) -> str:
+    """The page of one report (see `vss.core.report`) as HTML; pictures are read below `root` and embedded."""
+    try:
+        import jinja2
+    except ImportError as error:
+        raise VssError("the page needs jinja2: pip install jinja2.") from error
+    loader = jinja2.FileSystemLoader(Path(__file__).resolve().parent.parent / "templates")
+    jinja = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    jinja.undefined = jinja2.StrictUndefined
+    jinja.filters.update(show=show, label=label, number=number, signed=signed)
+    return jinja.get_template("report.html.j2").render(context(report, root))
+
+
+def write_page(report_path: Path | str, html_path: Path | str) -> Path:
+    """Read report.json and write report.html, whole or not at all; pictures lie beside report.json."""
+    report_path = Path(report_path)
+    html = render(read_report(report_path), report_path.parent)
+    with atomic(html_path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return Path(html_path)
+
+
+def context(report: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """Everything the template shows: `sections` maps an anchor to (title, data), without those that have no data."""
+    builders: dict[str, tuple[str, Callable[[], Any]]] = {
+        "results": ("Results", lambda: _results(report)),
+        "gates": ("Gates", lambda: gates(report)),
+        "tradeoff": ("Score at equal latency", lambda: trade_off(report)),
+        "defects": ("Missed defects", lambda: missed_defects(report, root)),
+        "pictures": ("Pictures", lambda: _pictures(report, root)),
+        "classes": ("IoU per class", lambda: _classes(report)),
+        "training": ("Training", lambda: curves(report)),
+        "widths": ("Widths", lambda: _widths(report)),
+        "latency": ("Latency", lambda: _latency(report)),
+        "checks": ("Checks and details", lambda: _blocks(report, "checks", "gate", "export", "plan", "bench")),
+        "locked": ("Locked layers", lambda: report.get("locked")),
+        "steps": ("Steps", lambda: report.get("steps")),
+        "reproduce": ("Reproduce", lambda: _reproduce(report)),
+    }
+    sections = {name: (title, data) for name, (title, build) in builders.items() if (data := build())}
+    facts = report.get("environment", {})
+    machine = [facts.get("machine"), (facts.get("cpu") or {}).get("model"), *_devices(facts)]
+    return {
+        "report": report,
+        "verdict": _verdict(report),
+        "machine": " · ".join(dict.fromkeys(str(part) for part in machine if part)),
+        "created": str(report.get("created") or "")[:16].replace("T", " "),
+        "sections": sections,
+    }
+
+
+def _verdict(report: Mapping[str, Any]) -> Verdict:
+    """The head of the page, with what pruning is worth where unpruned networks were timed beside."""
+    found, sentence = verdict(report), worth(points_of(report), score_of(report)[1])
+    return found._replace(sentences=[*found.sentences, sentence]) if sentence not in ("", NOBODY) else found
+
+
+def kind_of(name: str) -> str:
+    """The colour role of a row: baseline, pruned, finetuned or engine."""
+    if name == "engine baseline":
+        return "engine-baseline"
+    return name if name in {"baseline", "pruned", "finetuned"} else "engine" if "engine" in name else "other"
+
+
+def _devices(facts: Mapping[str, Any]) -> list[str]:
+    return [device.get("name") for device in facts.get("devices") or []]
+
+
+def _results(report: Mapping[str, Any]) -> dict[str, Any] | None:
+    rows = report.get("rows", [])
+    if not rows:
+        return None
+    columns = [key for key in _COLUMNS if any(row.get(key) is not None for row in rows)]
+    base: Mapping[str, Any] = next((row for row in rows if row["name"] == "baseline"), {})
+    body = [
+        {
+            "name": row["name"],
+            "kind": kind_of(row["name"]),
+            "stage": "; ".join(filter(None, (_STAGES.get(row["name"], ""), row.get("labels", "")))),
+            "cells": [_cell(key, row, base) for key in columns],
+        }
+        for row in rows
+    ]
+    keys = list(dict.fromkeys(key for row in rows for key in row if key != "name"))
+    every = [(label(key), [show(row.get(key)) for row in rows]) for key in keys]
+    return {"heads": [_HEADS[key] for key in columns], "body": body, "names": [r["name"] for r in rows], "every": every}
+
+
+def _cell(key: str, row: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, str]:
+    """One figure of the main table and, below it, its change from the baseline."""
+    value, start = row.get(key), base.get(key)
+    if value is None:
+        return {"text": "", "delta": "", "tone": ""}
+    ratio = key.startswith("speedup")
+    text = f"{number(value, 2)}\N{MULTIPLICATION SIGN}" if key == "speedup" else number(value, 2)
+    if start is None or row is base or ratio:
+        return {"text": text, "delta": "", "tone": ""}
+    if key in _RELATIVE and start:
+        return {"text": text, "delta": f"{signed((value / start - 1) * 100, 0)} %", "tone": ""}
+    if key in _SCORES:
+        change = value - start
+        better = -change if key == "fnr_pct" else change
+        tone = "bad" if better < -0.005 else "good" if better > 0.005 else ""
+        return {"text": text, "delta": signed(change, 2), "tone": tone}
+    return {"text": text, "delta": "", "tone": ""}
+
+
+def _pictures(report: Mapping[str, Any], root: Path) -> Any:
+    found = panels(report, root)
+    return found if found.rows else None
+
+
+def _classes(report: Mapping[str, Any]) -> dict[str, Any] | None:
+    scores = report.get("iou_pct", {})
+    order = ["baseline", "finetuned" if "finetuned" in scores else "pruned", "engine pruned"]
+    names = [name for name in order if name in scores] or list(scores)
+    if not names:
+        return None
+    palette = report.get("palette") or []
+    rows = []
+    for index, name in enumerate(report["classes"]):
+        values = [(row, kind_of(row), scores[row][index]) for row in names]
+        first, last = values[0][2], values[-1][2]
+        change = last - first if len(names) > 1 and None not in (first, last) else None
+        colour = "rgb({},{},{})".format(*palette[index]) if index < len(palette) else ""
+        rows.append({"name": name, "colour": colour, "bars": values, "change": change})
+    return {"series": [(name, kind_of(name)) for name in names], "rows": rows}
+
+
+def _widths(report: Mapping[str, Any]) -> dict[str, Any] | None:
+    groups = report.get("groups", [])
+    if not groups:
+        return None
+    before, after = sum(g["before"] for g in groups), sum(g["after"] for g in groups)
+    return {
+        "groups": [{**group, "share": 100 * group["after"] / group["before"]} for group in groups],
+        "before": before,
+        "after": after,
+        "share": 100 * after / before,
+        "least": min(groups, key=lambda group: group["after"] / group["before"]),
+    }
+
+
+def _latency(report: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Bars to the median with a line to p99, and where the time of the whole way goes."""
+    bars, noisy = _latency_bars(report), report.get("bench", {}).get("noise")
+    stages = None if noisy else _stages(report.get("bench", {}))
+    return {"bars": bars, "stages": stages, "noise": noisy} if bars or stages or noisy else None
+
+
+def _stages(bench: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Stacked bars of every session that was timed stage by stage (`stages_ms_p50`)."""
+    parts = [bench, *(value for value in bench.values() if isinstance(value, Mapping))]
+    sessions = {name: row for part in parts for name, row in (part.get("sessions") or {}).items()}
+    timed = {name: row["stages_ms_p50"] for name, row in sessions.items() if row.get("stages_ms_p50")}
+    if not timed:
+        return None
+    names = list(dict.fromkeys(stage for stages in timed.values() for stage in stages))
+    top = max(sum(stages.values()) for stages in timed.values()) or 1
+    rows = [
+        {
+            "name": name,
+            "total": sessions[name].get("latency_ms_p50") or sum(stages.values()),
+            "parts": [(n, names.index(n), ms, 100 * ms / top) for n, ms in stages.items()],
+        }
+        for name, stages in timed.items()
+    ]
+    return {"names": list(enumerate(names)), "rows": rows}
+
+
+def _latency_bars(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = [row for row in report.get("rows", []) if row.get("latency_ms_p50") is not None]
+    top = max((row.get("latency_ms_p99") or row["latency_ms_p50"] for row in rows), default=0)
+    return [
+        {
+            "name": row["name"],
+            "kind": kind_of(row["name"]),
+            "p50": row["latency_ms_p50"],
+            "p99": row.get("latency_ms_p99"),
+            "fps": row.get("fps"),
+            "to_p50": 100 * row["latency_ms_p50"] / top,
+            "to_p99": 100 * (row.get("latency_ms_p99") or row["latency_ms_p50"]) / top,
+        }
+        for row in rows
+    ]
+
+
+def _blocks(report: Mapping[str, Any], *keys: str) -> list[dict[str, Any]]:
+    titles = {"checks": "Pruning checks", "gate": "Accuracy gate"}
+    judged = {"checks", "gate"}
+    gate = report.get("gate", {})
+    if gates(report):  # a section of their own
+        keys = tuple(key for key in keys if key != "gate")
+    elif gate.get("checks"):  # the rest repeats one of them
+        report = {**report, "gate": {key: gate[key] for key in ("passed", "checks") if key in gate}}
+    if report.get("bench", {}).get("noise"):  # times that are no result; report.json keeps them
+        keys = tuple(key for key in keys if key != "bench")
+    parts = {key: _without(report[key], _REPEATED.get(key, set())) for key in keys if report.get(key)}
+    return [block(part, titles.get(key, key.capitalize()), judge=key in judged) for key, part in parts.items()]
+
+
+def _without(data: Any, keys: set[str]) -> Any:
+    """The facts without what the page says elsewhere; report.json keeps all of it."""
+    if isinstance(data, list):
+        return [_without(item, keys) for item in data]
+    if not isinstance(data, Mapping):
+        return data
+    return {key: _without(value, keys) for key, value in data.items() if key not in keys}
+
+
+def _reproduce(report: Mapping[str, Any]) -> dict[str, Any] | None:
+    command = report.get("command")
+    found = {
+        "command": shlex.join(command) if isinstance(command, list) else command,
+        "inputs": report.get("inputs", {}),
+        "blocks": _blocks(report, "recipe", "environment"),
+        "nulls": report.get("nulls", {}),
+    }
+    return found if any(found.values()) else None

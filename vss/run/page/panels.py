@@ -1,0 +1,173 @@
+"""Qualitative panels: the pictures of the report as embedded PNG, with the share of right pixels and what changed."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vss.core.errors import VssError
+from vss.run.page.text import number
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+VOID = 255
+VOID_RGB = (36, 36, 36)
+FIXED_RGB, BROKEN_RGB, WRONG_RGB = (20, 184, 166), (239, 68, 68), (139, 120, 190)
+MAX_SIDE = 640
+_INDEXED = {"P", "L", "1", "I", "I;16"}
+_ORDER = ("image", "truth", "baseline", "pruned", "finetuned", "engine")
+
+
+class Cell(NamedTuple):
+    """One picture: `uri` is a data address, or empty and `note` says why."""
+
+    name: str
+    uri: str
+    note: str
+    mask: bool
+
+
+class Panels(NamedTuple):
+    """`rows` is [(image id, cells)], `legend` [(class, css colour)], `compared` the two masks of the change view."""
+
+    rows: list[tuple[str, list[Cell]]]
+    legend: list[tuple[str, str]]
+    compared: tuple[str, str] | None
+
+
+def panels(report: Mapping[str, Any], root: Path) -> Panels:
+    """Read every picture below `root`; one that is missing or unreadable becomes a note in its place."""
+    classes = report.get("classes", [])
+    palette = report.get("palette") or default_palette(max(len(classes), 2))
+    rows: list[tuple[str, list[Cell]]] = []
+    compared = None
+    for panel in report.get("panels", []):
+        cells, pair = _row(panel["files"], root, palette)
+        rows.append((panel["id"], cells))
+        compared = compared or pair
+    legend = [(name, _css(colour)) for name, colour in zip(classes, palette, strict=False)]
+    return Panels(rows, [*legend, ("void", _css(VOID_RGB))] if legend else [], compared)
+
+
+def default_palette(count: int) -> list[list[int]]:
+    """The PASCAL VOC colour map (VOCdevkit, `VOClabelcolormap`), for reports without a palette."""
+    table = []
+    for label in range(count):
+        colour, value = [0, 0, 0], label
+        for shift in range(7, -1, -1):
+            for channel in range(3):
+                colour[channel] |= ((value >> channel) & 1) << shift
+            value >>= 3
+        table.append(colour)
+    return table
+
+
+def labels_of(picture: Image.Image, palette: list[list[int]]) -> np.ndarray:
+    """(H, W) uint8 class indices of a mask picture: stored indices as they are, colours looked up, the rest void."""
+    import numpy as np
+
+    if picture.mode in _INDEXED:
+        return np.asarray(picture).astype(np.uint8)
+    pixels = np.asarray(picture.convert("RGB")).astype(np.int32)
+    keys = (pixels[..., 0] << 16) | (pixels[..., 1] << 8) | pixels[..., 2]
+    labels = np.full(keys.shape, VOID, np.uint8)
+    for index, (red, green, blue) in reversed(list(enumerate(palette))):
+        labels[keys == (red << 16 | green << 8 | blue)] = index
+    return labels
+
+
+def change(image: Image.Image, truth: np.ndarray, before: np.ndarray, after: np.ndarray) -> Image.Image:
+    """Grey picture with coloured errors: wrong before and right now, right before and wrong now, wrong in both."""
+    import numpy as np
+    from PIL import Image
+
+    grey = np.asarray(image.convert("L").resize(truth.shape[::-1]), dtype=np.float32)
+    canvas = np.repeat((90 + grey * 0.5)[..., None], 3, axis=2)
+    valid, was, now = truth != VOID, before == truth, after == truth
+    for where, colour in ((~was & now, FIXED_RGB), (was & ~now, BROKEN_RGB), (~was & ~now, WRONG_RGB)):
+        canvas[valid & where] = colour
+    canvas[~valid] = VOID_RGB
+    return Image.fromarray(canvas.astype(np.uint8)).quantize(64)
+
+
+def _row(files: Mapping[str, str], root: Path, palette: list[list[int]]) -> tuple[list[Cell], tuple[str, str] | None]:
+    names = [name for name in _ORDER if name in files] + [name for name in files if name not in _ORDER]
+    pictures = {name: open_picture(root, files[name]) for name in names}
+    masks = {n: labels_of(p, palette) for n, p in pictures.items() if n != "image" and not isinstance(p, str)}
+    truth, cells = masks.get("truth"), []
+    for name in names:
+        picture = pictures[name]
+        if isinstance(picture, str):
+            cells.append(Cell(name, "", picture, name != "image"))
+        elif name == "image":
+            cells.append(Cell(name, data_uri(shrink(picture)), "", False))
+        else:
+            right = _right(masks[name], truth) if name != "truth" else ""
+            shown = _paint(masks[name], palette) if picture.mode in _INDEXED else shrink(picture, smooth=False)
+            cells.append(Cell(name, data_uri(shown), right, True))
+    after = next((name for name in ("engine", "finetuned", "pruned") if name in masks), None)
+    if truth is None or after is None or "baseline" not in masks or isinstance(pictures.get("image", ""), str):
+        return cells, None
+    if not masks["baseline"].shape == masks[after].shape == truth.shape:
+        return cells, None
+    seen = change(pictures["image"], truth, masks["baseline"], masks[after])  # type: ignore[arg-type]
+    return [*cells, Cell("change", data_uri(seen), f"baseline to {after}", True)], ("baseline", after)
+
+
+def _right(mask: np.ndarray, truth: np.ndarray | None) -> str:
+    if truth is None or mask.shape != truth.shape or not (truth != VOID).any():
+        return ""
+    return f"{number(100 * float((mask == truth)[truth != VOID].mean()), 1)} % right"
+
+
+def open_picture(root: Path, name: str) -> Image.Image | str:
+    """The picture, or a note on why there is none. A path that leaves `root` raises `VssError`."""
+    from PIL import Image
+
+    path = (root / name).resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise VssError(f"the report names the picture {name!r} outside its own folder; move it below {root}.")
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            return picture.copy()
+    except FileNotFoundError:
+        return f"{name} is missing"
+    except (OSError, Image.DecompressionBombError) as error:
+        return f"{name} cannot be read ({error})"
+
+
+def shrink(picture: Image.Image, smooth: bool = True) -> Image.Image:
+    from PIL import Image
+
+    picture = picture.convert("RGB")
+    picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST)
+    return picture
+
+
+def _paint(labels: np.ndarray, palette: list[list[int]]) -> Image.Image:
+    """An indexed picture in the palette's colours; every index beyond it is void."""
+    from PIL import Image
+
+    table = [list(VOID_RGB)] * 256
+    table[: len(palette)] = [list(colour) for colour in palette]
+    picture = Image.fromarray(labels)
+    picture = picture.convert("P") if picture.mode != "P" else picture
+    picture.putpalette([channel for colour in table for channel in colour])
+    picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.NEAREST)
+    return picture
+
+
+def data_uri(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _css(colour: tuple[int, ...] | list[int]) -> str:
+    return "rgb({},{},{})".format(*colour)

@@ -1,0 +1,143 @@
+"""The page of a sweep: one offline HTML file with a sortable table, trade-offs, classes, widths, ranks and exports.
+
+The figures are embedded as JSON and drawn by the page's own script (`templates/sweep.js.j2`, 20 kB, shared by all
+figures), which loads nothing; a plotting library would weigh megabytes in every page.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vss.core.errors import VssError
+from vss.core.files import atomic, read_json
+from vss.run.page.panels import panels
+from vss.run.page.text import block, label, number, signed
+
+KIND, SCHEMA = "vss.sweep_results", 1
+COSTS = ("macs_g", "params_m", "latency_ms_p50")
+MAIN = ("macs_g", "params_m", "latency_ms_p50", "speedup")
+
+
+def write_page(results_path: Path | str, html_path: Path | str) -> Path:
+    """Read results.json and write the page, whole or not at all; pictures lie beside results.json."""
+    results_path = Path(results_path)
+    html = render(read_json(results_path, kind=KIND, schema=SCHEMA), results_path.parent)
+    with atomic(html_path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return Path(html_path)
+
+
+def render(results: Mapping[str, Any], root: Path) -> str:
+    """The page as HTML; pictures are read below `root` and embedded."""
+    try:
+        import jinja2
+    except ImportError as error:
+        raise VssError("the page needs jinja2: pip install jinja2.") from error
+    loader = jinja2.FileSystemLoader(Path(__file__).resolve().parent.parent / "templates")
+    jinja = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    jinja.undefined = jinja2.StrictUndefined
+    pictures = panels({"panels": results["panels"], "classes": results["classes"], "palette": results["palette"]}, root)
+    environment = results.get("environment", {})
+    machine = [environment.get("machine"), (environment.get("cpu") or {}).get("model")]
+    return jinja.get_template("sweep.html.j2").render(
+        data=results,
+        json=_embedded(_shown(results)),
+        head=headline(results),
+        sections=_sections(results),
+        panels=pictures,
+        environment=block(environment),
+        machine=" · ".join(dict.fromkeys(str(part) for part in machine if part)),
+        created=str(results.get("created") or "")[:16].replace("T", " "),
+    )
+
+
+def _embedded(data: Any) -> str:
+    """JSON that cannot end the script element it stands in."""
+    return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _shown(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What the script needs."""
+    metric = results["metric"]
+    keys = (
+        "name",
+        "metric",
+        "title",
+        "columns",
+        "axes",
+        "rows",
+        "groups",
+        "baselines",
+        "classes",
+        "ranking",
+        "protocol",
+    )
+    costs = [cost for cost in COSTS if any(cost in group["values"] for group in results["groups"])]
+    main = [key for key in (metric, f"{metric}_change", *MAIN) if key in results["columns"]]
+    labels = {key: label(key) for key in [*results["columns"], metric, *costs]}
+    labels |= {f"{key}_change": f"{label(key)}, change" for key in results["columns"]}
+    labels |= {f"pruned_{key}": f"{label(key)}, before fine-tuning" for key in results["columns"]}
+    extra = {"seconds": "time (s)", "latency_ms_p50": "latency (ms)", "macs_kept": "MACs kept"}
+    note = "Latency: torch, one image at a time, one network after another, medians." if len(costs) == 3 else ""
+    digits = {key: 2 for key in results["columns"] if "_pct" in key}
+    return {key: results[key] for key in keys} | {
+        "costs": costs, "main": main, "labels": labels | extra, "digits": digits, "latency_note": note,
+    }  # fmt: skip
+
+
+def _sections(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    groups = results["groups"]
+    axis = "Criteria" if "criterion" in results["axes"] else "Variants"
+    found = {
+        "ranking": (f"{axis} ranked", bool(results["ranking"]["rows"])),
+        "tradeoff": ("Trade-offs", bool(groups)),
+        "table": ("Every run", bool(results["rows"])),
+        "classes": ("IoU per class", any(group["iou_pct"] for group in groups)),
+        "widths": ("Widths", any(group["widths"] for group in groups)),
+        "pictures": ("Pictures", bool(results["panels"])),
+        "reproduce": ("Reproduce", True),
+    }
+    return [(name, title) for name, (title, there) in found.items() if there]
+
+
+def headline(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What the sweep came to: one sentence, more of them, tiles."""
+    rows, ranking = results["rows"], results["ranking"]
+    failed = [row for row in rows if row["status"] == "failed"]
+    done = [row for row in rows if row["status"] == "ok"]
+    sentences = [_ranked(ranking, results["title"])] if ranking["rows"] else []
+    for case in results["unequal"]:
+        low, high = number(100 * case["low_kept"], 1), number(100 * case["high_kept"], 1)
+        sentences.append(
+            f"{case['name']}: not at equal MACs, from {low} % ({case['low']}) to {high} % ({case['high']}) kept."
+        )
+    if failed:
+        sentences.append(f"Failed: {', '.join(row['id'] for row in failed)}.")
+    tiles = [(f"{len(done)} of {len(rows)}", "runs done"), (str(len(results["groups"])), "networks compared")]
+    best = _best(results)
+    if best:
+        tiles.append((signed(best[1], 2), f"points, least loss: {best[0]}"))
+    text = f"{ranking['rows'][0]['name']} comes first" if ranking["rows"] else f"{len(done)} of {len(rows)} runs done"
+    if ranking["rows"]:
+        first, count = ranking["rows"][0], len(ranking["rows"])
+        text += f" of {count}: mean rank {number(first['rank'], 1)} over {ranking['blocks']} comparisons"
+    return {"headline": text, "sentences": sentences, "tiles": tiles, "tone": "bad" if failed else "good"}
+
+
+def _ranked(ranking: Mapping[str, Any], title: str) -> str:
+    first, *others = ranking["rows"]
+    worse = [row["name"] for row in others if row["p"] is not None and row["p"] < 0.05]
+    if not worse:
+        return f"No other is worse than {first['name']} in {title} beyond chance (p < 0.05 after Holm)."
+    same = [row["name"] for row in others if row["name"] not in worse]
+    more = f"; not so {', '.join(same)}" if same else ""
+    return f"Worse than {first['name']} in {title} beyond chance (p < 0.05 after Holm): {', '.join(worse)}{more}."
+
+
+def _best(results: Mapping[str, Any]) -> tuple[str, float] | None:
+    key = f"{results['metric']}_change"
+    found = [(group["name"], group["values"][key]["mean"]) for group in results["groups"] if key in group["values"]]
+    return max(found, key=lambda pair: pair[1]) if found else None

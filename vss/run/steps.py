@@ -1,0 +1,255 @@
+"""The steps of the job, each a function from inputs to files and figures. The command line and `vss run` call these.
+
+This is the place where data, networks, pruning, training and deployment meet; each of those knows nothing of the rest.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vss.core.config import DmcpConfig, FitConfig, PruneConfig, SparseConfig
+from vss.core.errors import VssError
+from vss.prune import (
+    CRITERIA,
+    Budget,
+    Groups,
+    Plan,
+    Statistics,
+    apply_plan,
+    count,
+    find_groups,
+    make_criterion,
+    make_plan,
+    recalibrate_bn,
+    verify,
+)
+from vss.prune.apply import norm_of_single_values, refuse_single_images
+from vss.prune.make import Choose, two_sizes
+from vss.prune.sparse import scale_facts
+from vss.run import keys
+from vss.run.fits import fit_data, train
+from vss.run.latency import LatencyGoal
+from vss.run.project import Project
+
+log = logging.getLogger(__name__)
+
+
+def calibration_loss(project: Project) -> Any:
+    """(model, (images, masks)) -> the task loss over all heads by which channels are scored."""
+    return project.task.calibration_loss()
+
+
+def sparsify(
+    project: Project, model: nn.Module, config: PruneConfig, out: Path, *, progress: bool = True
+) -> tuple[nn.Module, PruneConfig, dict[str, Any]]:
+    """The training phase that a criterion assumes, where the recipe has it; writes `sparse.safetensors` into `out`.
+
+    Returns:
+        The network to score (the given one where there was no phase), the settings to prune it by, and figures:
+        `labels` tells of a phase that the method needs and did not have.
+    """
+    recipe, name = project.recipe, CRITERIA.canonical(config.criterion)
+    if not CRITERIA[name].sparse_phase:
+        return model, config, {"labels": []}
+    section: DmcpConfig | SparseConfig = recipe.dmcp if name == "dmcp" else recipe.sparse
+    if not section.epochs:
+        return model, config, {"labels": [f"{name} without its {'search' if name == 'dmcp' else 'sparse phase'}"]}
+    settings = {"epochs": section.epochs, "lr": section.lr or recipe.train.lr, "ema": None, "distill": 0.0}
+    fit_config = recipe.train.model_copy(update=settings)
+    about = keys.depends(recipe, "sparse", keys.of_data(project, "train", "val"))
+    folder = keys.fit_folder(out / "sparse", about, [model])
+    work = _search if isinstance(section, DmcpConfig) else _penalise
+    net, config, facts = work(project, model, config, fit_config, folder, progress)
+    project.save(net.eval(), out / "sparse.safetensors")
+    return net, config, {"labels": [], **facts}
+
+
+def _penalise(
+    project: Project, model: nn.Module, config: PruneConfig, fit_config: FitConfig, folder: Path, progress: bool
+) -> tuple[nn.Module, PruneConfig, dict[str, Any]]:
+    """Sparse training of a copy."""
+    from vss.train.search import SparsePhase
+
+    sparse, net = project.recipe.sparse, copy.deepcopy(model)
+    groups = find_groups(model, torch.zeros(1, 3, *project.preprocess.size), keep=config.keep)
+    before = scale_facts(net, groups)
+    phase = SparsePhase(groups, sparse.lambda_, sparse.group_lasso)
+    result = train(project, net, fit_config, folder, progress=progress, phase=phase)
+    facts = {"curves": result["curves"], "scales_before": before, "scales": scale_facts(net.cpu(), groups)}
+    return net, config, facts
+
+
+def _search(
+    project: Project, model: nn.Module, config: PruneConfig, fit_config: FitConfig, folder: Path, progress: bool
+) -> tuple[nn.Module, PruneConfig, dict[str, Any]]:
+    """DMCP's search on a copy; its widths become options of the criterion."""
+    from vss.train.search import search
+
+    if config.steps > 1:
+        raise VssError("dmcp searches all widths at once; set prune.steps to 1.")
+    net, facts = search(
+        model, fit_data(project, fit_config), fit_config, project.recipe.dmcp, folder,
+        example=torch.zeros(1, 3, *project.preprocess.size), save=project.save, kind=config.budget.kind,
+        keep=config.budget.keep, align=config.budget.align, stay=config.keep,
+        batches=project.calibration(config.batches, config.batch_size), loss=calibration_loss(project),
+        seed=project.recipe.seed, progress=progress,
+    )  # fmt: skip
+    options = config.options | {"order": "index", "widths": facts["widths"]}
+    curves = facts.pop("fit")["curves"]
+    return net.cpu(), config.model_copy(update={"options": options}), {"curves": curves, "search": facts}
+
+
+def plan_once(
+    project: Project,
+    model: nn.Module,
+    config: PruneConfig,
+    budget: Budget,
+    labels: Iterable[str] = (),
+    *,
+    statistics: Statistics | None = None,
+    choose: Choose | None = None,
+    origin: Mapping[str, int] | None = None,
+    groups: Groups | None = None,
+) -> Plan:
+    """One calibration pass on training images (unless its `statistics` are known), then the budget search.
+
+    `labels` are written into the plan; `choose` decides in place of the budget, which counts of the widths `origin`.
+    """
+    criterion = make_criterion(config.criterion, **config.options)
+    if criterion.needs:
+        project.task.check_labels("train")
+    split = project.split("train")
+    images = min(config.batches * config.batch_size, len(split))
+    plan = make_plan(
+        model,
+        torch.zeros(1, 3, *project.preprocess.size),
+        criterion=criterion,
+        budget=budget,
+        batches=project.calibration(config.batches, config.batch_size) if criterion.needs else None,
+        loss=calibration_loss(project),
+        seed=project.recipe.seed,
+        keep=config.keep,
+        statistics=statistics,
+        choose=choose,
+        origin=origin,
+        groups=groups,
+        calibration={
+            "dataset": project.data.name,
+            "split": "train",
+            "split_sha256": split.sha256(),
+            "images": images if criterion.needs else 0,
+            "preprocess_sha256": project.preprocess.sha256,
+            "batch_norm": "eval",
+        },
+    )
+    return plan.model_copy(update={"labels": tuple(labels)})
+
+
+def prune(
+    project: Project,
+    model: nn.Module,
+    config: PruneConfig,
+    out: Path,
+    *,
+    progress: bool = True,
+    statistics: Statistics | None = None,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Score, cut and prove, in one round or several; writes `plan.json` and `pruned.safetensors` into `out`.
+
+    A criterion that assumes a training phase has it first, when the recipe says so; see `sparsify`.
+
+    Args:
+        project: data and recipe.
+        model: the trained network; not changed.
+        config: criterion, budget, rounds.
+        out: folder.
+        statistics: of the calibration pass over `model`, for the first round, unless a sparse phase has changed it.
+
+    Returns:
+        The cut network with recalibrated batch norms, and figures for the report.
+    """
+    final = Budget.make(**config.budget.model_dump())
+    if config.recalibrate and min(config.batch_size, len(project.split("train"))) == 1:
+        refuse_single_images(model, torch.zeros(1, 3, *project.preprocess.size))
+    given = model
+    model, config, phase = sparsify(project, model, config, out, progress=progress)
+    known = statistics if model is given else None
+    goal = LatencyGoal.open(project, model, config, out) if config.latency else None
+    small, checks, origin = model, dict[str, Any](), dict[str, int]()
+    first = groups_of(project, model)
+    plan: Plan | None = None
+    for step in range(1, config.steps + 1):
+        budget = final.model_copy(update={"keep": round(1 - (1 - final.keep) * step / config.steps, 12)})
+        now = plan_once(
+            project, small, config, budget, phase["labels"],
+            choose=goal, origin=origin, statistics=known if step == 1 else None, groups=first if step == 1 else None,
+        )  # fmt: skip
+        if goal:
+            now, phase["latency"] = goal.sign(now), goal.record
+        cut = apply_plan(small, now)
+        checks = verify(small, cut, now, two_sizes(project.preprocess.size, model))
+        plan = plan.then(now) if plan else now
+        origin = {group: before for group, (before, _) in plan.widths().items()}
+        recalibrate(project, cut, config)
+        if config.epochs_between and step < config.steps:
+            between = project.recipe.finetune.model_copy(update={"epochs": config.epochs_between, "val_every": 1})
+            teacher = copy.deepcopy(given) if between.distill else None
+            about = keys.depends(project.recipe, "finetune", keys.of_data(project, "train", "val"))
+            nets = filter(None, [cut, teacher])
+            folder = keys.fit_folder(out / f"round-{step}", [about, config.epochs_between], nets)
+            train(project, cut, between, folder, teacher=teacher, progress=progress)
+        small = cut
+        kept = ", ".join(f"{share:.1%} of {kind}" for kind, share in describe(plan, first)["kept"].items())
+        log.info("prune: round %d/%d, kept %s", step, config.steps, kept)
+    assert plan is not None  # there is a round at least
+    plan.save(out / "plan.json")
+    project.save(small, out / "pruned.safetensors")
+    return small, {"checks": checks, "plan_sha256": plan.sha256(), **describe(plan, first), "phase": phase}
+
+
+def recalibrate(project: Project, model: nn.Module, config: PruneConfig) -> None:
+    """Batch-norm statistics of the cut network from training images."""
+    if config.recalibrate:
+        batches = project.calibration(config.recalibrate, config.batch_size)
+        least = 2 if norm_of_single_values(model, torch.zeros(1, 3, *project.preprocess.size)) else 1
+        recalibrate_bn(model, (images for images, _ in batches if len(images) >= least))
+
+
+def describe(plan: Plan, groups: Groups) -> dict[str, Any]:
+    """What a report says of a plan, and of the layers that it could not cut."""
+    before, after = plan.cost_before, plan.cost_after
+    return {
+        "criterion": plan.criterion,
+        "options": plan.criterion_options,
+        "budget": plan.budget,
+        "calibration": plan.calibration,
+        "labels": list(plan.labels),
+        "widths": {group: list(widths) for group, widths in plan.widths().items()},
+        "kept": {kind: after[kind] / before[kind] for kind in before},
+        "locked": [{"layer": lock.layer, "reason": lock.reason} for lock in groups.locked],
+    }
+
+
+def groups_of(project: Project, model: nn.Module) -> Groups:
+    """What of a network can be cut, and what is locked."""
+    return find_groups(model, torch.zeros(1, 3, *project.preprocess.size), keep=project.recipe.prune.keep)
+
+
+def size_row(name: str, model: nn.Module, project: Project, path: Path) -> dict[str, Any]:
+    """The static half of a table row."""
+    return {"name": name, **count(model, project.preprocess.size), "size_mib": path.stat().st_size / 2**20}
+
+
+def torch_score(project: Project, model: nn.Module, *, split: str | None = None) -> dict[str, Any]:
+    """Metrics of a network in torch, on the GPU where there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    result = project.score(project.task.predictor(model, device), split=split)
+    model.to("cpu")
+    return result

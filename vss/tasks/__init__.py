@@ -1,9 +1,0 @@
-"""What a network is for: the parts of training, evaluation, gates and reports that differ between tasks."""
-
-from __future__ import annotations
-
-from vss.tasks.base import TASKS, Task, task_of
-from vss.tasks.defect import DefectTask
-from vss.tasks.segmentation import SegmentationTask
-
-__all__ = ["TASKS", "DefectTask", "SegmentationTask", "Task", "task_of"]

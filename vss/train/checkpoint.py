@@ -1,0 +1,271 @@
+"""Checkpoints: one safetensors file whose header carries the JSON that rebuilds the network.
+
+The header says the model's name and options, the chain of pruning plans, the preprocessing and the classes, so a pruned
+network comes back in a new process by slicing a fresh one: no tracing, no data, no pickle. One file is either whole or
+absent; a pair of files could disagree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from torch import nn
+
+from vss import models
+from vss.core.closeness import NETWORK
+from vss.core.errors import NotFinite, VssError, fault, shown
+from vss.core.files import atomic, parse_json, sha256_tensors
+from vss.core.version import __version__
+from vss.models import SegModel
+from vss.prune import Plan, apply_plan
+
+KIND, SCHEMA = "vss.checkpoint", 1
+SLACK = 1 << 20
+"""Elements that making a network may take besides twice its tensors."""
+
+
+class Header(BaseModel):
+    """The JSON in a checkpoint; `vss_sha256` beside it is the hash of its text, which older files lack."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    model: str
+    options: dict[str, Any]
+    num_classes: int | None
+    plans: list[dict[str, Any]]
+    preprocess: dict[str, Any] | None
+    classes: list[str]
+    info: dict[str, Any]
+    weights_sha256: str
+
+    @field_validator("preprocess")
+    @classmethod
+    def _is_one(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        from vss.data.transforms import Preprocess
+
+        if value is not None:
+            Preprocess.model_validate(value)
+        return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A network and what is known of it.
+
+    Attributes:
+        model: in evaluation mode, on the CPU.
+        plans: how it was cut, first cut first.
+        preprocess: `Preprocess` as a dictionary, or None.
+        classes: names of the K classes.
+        info: dataset, metrics and whatever the writer added.
+        weights_sha256: hash of the state dict.
+    """
+
+    model: nn.Module
+    plans: tuple[Plan, ...] = ()
+    preprocess: dict[str, Any] | None = None
+    classes: tuple[str, ...] = ()
+    info: dict[str, Any] = field(default_factory=dict)
+    weights_sha256: str = ""
+
+
+def save(
+    model: nn.Module,
+    path: Path | str,
+    *,
+    preprocess: dict[str, Any] | None = None,
+    classes: tuple[str, ...] | list[str] = (),
+    info: dict[str, Any] | None = None,
+) -> Path:
+    """Write a checkpoint atomically.
+
+    The pruning history is read from `model.plans`, which `apply_plan` keeps.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    meta = {
+        "kind": KIND,
+        "schema": SCHEMA,
+        "vss": __version__,
+        "model": getattr(model, "name", "") or type(model).__name__,
+        "options": dict(getattr(model, "options", {})),
+        "num_classes": getattr(model, "num_classes", None),
+        "plans": [plan.to_dict() for plan in getattr(model, "plans", ())],
+        "preprocess": preprocess,
+        "classes": list(classes),
+        "info": info or {},
+        "weights_sha256": sha256_tensors(state),
+    }
+    text = json.dumps(meta)
+    header = {"vss": text, "vss_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    with atomic(path) as temporary:
+        try:
+            save_file(_unshared(state), temporary, metadata=header)
+        except SafetensorError as error:
+            raise VssError(f"{path} cannot be written ({error}); free some space or choose another place.") from error
+    return Path(path)
+
+
+def _unshared(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """safetensors refuses tensors that share memory; a clone is as good here."""
+    seen: set[int] = set()
+    result = {}
+    for name, value in state.items():
+        result[name] = value.clone() if value.data_ptr() in seen else value
+        seen.add(value.data_ptr())
+    return result
+
+
+def load(path: Path | str, *, model: nn.Module | None = None) -> nn.Module:
+    """Give the network of a checkpoint back, pruned as it was saved, in evaluation mode.
+
+    Args:
+        path: a file that `save` wrote.
+        model: an unpruned instance, needed only for networks that are not registered with vss.
+    """
+    return read(path, model=model).model
+
+
+def read(path: Path | str, *, model: nn.Module | None = None) -> Checkpoint:
+    """Read a checkpoint with everything it says; see `load`."""
+    meta, state = _read_file(Path(path))
+    plans = tuple(Plan.from_dict(data, source=f"{path}, plan {i}") for i, data in enumerate(meta.plans))
+    uncut = _uncut(state, plans)
+    if model is None:
+        if meta.num_classes is None or meta.model not in models.MODELS:
+            raise VssError(
+                f"{path} holds a {shown(meta.model)}, which is not registered; give an unpruned instance: "
+                "vss.load(path, model=...), or load its package with --plugin."
+            )
+        try:
+            with models.AtMost(SLACK + 2 * sum(map(math.prod, uncut.values()))):
+                model = models.build(meta.model, meta.num_classes, **meta.options)
+        except VssError as error:
+            raise VssError(f"{path} does not fit its own description: {error}") from error
+    elif isinstance(model, SegModel) and model.name != meta.model:
+        raise VssError(f"{path} holds a {shown(meta.model)} and was to be loaded into a {model.name!r}.")
+    _check_shapes(Path(path), model, uncut)
+    try:
+        for plan in plans:
+            model = apply_plan(model, plan, check_weights=False)
+        model.load_state_dict(_versioned(state, model))
+    except (VssError, RuntimeError) as error:
+        raise VssError(f"{path} does not fit its own description: {error}") from error
+    _check_finite(Path(path), model)
+    return Checkpoint(
+        model=model.eval(),
+        plans=plans,
+        preprocess=meta.preprocess,
+        classes=tuple(meta.classes),
+        info=meta.info,
+        weights_sha256=meta.weights_sha256,
+    )
+
+
+def _check_finite(path: Path, model: nn.Module) -> None:
+    """A diverged network computes NaN, whose argmax is class 0: whatever is made of it looks like a result.
+
+    Parameters and running statistics; other buffers may hold infinity for good reason, as masks of attention do.
+    """
+    statistics = ((n, b) for n, b in model.named_buffers() if n.endswith(("running_mean", "running_var")))
+    for name, value in (*model.named_parameters(), *statistics):
+        if not torch.isfinite(value).all():
+            raise NotFinite(f"{path} holds NaN or infinity in {name}: its training diverged; {NETWORK}.")
+
+
+def _uncut(state: dict[str, torch.Tensor], plans: Iterable[Plan]) -> dict[str, list[int]]:
+    """The shapes that the tensors of a cut network had before its plans."""
+    shapes = {name: list(value.shape) for name, value in state.items()}
+    for group in (group for plan in plans for group in plan.groups):
+        for slot in group.slots:
+            if slot.tensor in shapes and slot.dim < len(shapes[slot.tensor]):
+                shapes[slot.tensor][slot.dim] += (group.channels - len(group.kept)) * slot.block
+    return shapes
+
+
+def _check_shapes(path: Path, model: nn.Module, uncut: dict[str, list[int]]) -> None:
+    """Refuse a file whose tensors are not those of `model` before its cuts."""
+    own = {name: list(value.shape) for name, value in model.state_dict().items()}
+    for name in sorted(own.keys() | uncut.keys()):
+        if own.get(name) != uncut.get(name):
+            here, there = (f"of shape {tuple(each[name])}" if name in each else "absent" for each in (own, uncut))
+            raise VssError(
+                f"{path} does not fit its own description: {shown(name)} is {here} in a network with its options and "
+                f"{there} in the file before its cuts; copy it again, or give the network that it was saved from."
+            )
+
+
+def header(path: Path | str) -> Header:
+    """What a checkpoint says of itself, without its weights; `read` gives and checks both."""
+    from safetensors import SafetensorError, safe_open
+
+    _check_kind(Path(path))
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _read_header(Path(path), file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise VssError(f"checkpoint {path} is truncated or damaged ({error}); copy it again or retrain.") from error
+
+
+def _versioned(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state with the versions of the network's modules, without which some take it for an older layout."""
+    result = OrderedDict(state)
+    result._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    return result
+
+
+def _check_kind(path: Path) -> None:
+    if not path.is_file():
+        raise VssError(f"checkpoint {path} does not exist.")
+    if path.suffix in (".pt", ".pth", ".ckpt"):
+        raise VssError(
+            f"{path} is a torch file; vss checkpoints are .safetensors. Load its weights with "
+            "`vss prune --model NAME --weights FILE` or vss.models.read_state_dict."
+        )
+
+
+def _read_file(path: Path) -> tuple[Header, dict[str, torch.Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    _check_kind(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            meta = _read_header(path, header)
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise VssError(f"checkpoint {path} is truncated or damaged ({error}); copy it again or retrain.") from error
+    if sha256_tensors(state) != meta.weights_sha256:
+        raise VssError(f"checkpoint {path} is damaged: its weights do not have the hash it was saved with.")
+    return meta, state
+
+
+def _read_header(path: Path, header: dict[str, str]) -> Header:
+    text = header.get("vss")
+    if text is None:
+        raise VssError(f"{path} is a safetensors file without a vss header; save it with vss.save.")
+    if header.get("vss_sha256", digest := hashlib.sha256(text.encode()).hexdigest()) != digest:
+        raise VssError(f"checkpoint {path} is damaged: its header does not have the hash it was saved with.")
+    meta = parse_json(text, source=f"the header of checkpoint {path}", kind=KIND, finite=False)
+    own = isinstance(meta, dict) and meta.get("kind") == KIND and type(meta.get("schema")) is int
+    if not own or meta["schema"] < 1:
+        raise VssError(f"checkpoint {path} is damaged: its header is of no {KIND}; copy it again.")
+    if meta["schema"] > SCHEMA:
+        raise VssError(
+            f"checkpoint {path} has schema {meta['schema']}; this version reads up to {SCHEMA}: upgrade vss."
+        )
+    try:
+        return Header.model_validate(meta)
+    except ValidationError as error:
+        raise VssError(f"checkpoint {path} is damaged: in its header {fault(error)}; copy it again.") from error

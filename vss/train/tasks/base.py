@@ -1,0 +1,212 @@
+"""The one interface between the steps of a run and the task of its network.
+
+A task is chosen by the network (`SegModel.task`). Everything a step needs that is not the same for every task is a
+method here, so that a step never asks which task it serves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from vss import models
+from vss.core.config import FitConfig, Recipe
+from vss.core.errors import VssError
+from vss.core.registry import Registry
+from vss.data import Augment, Preprocess, SegData, SegSplit, check_labels, make_loader
+from vss.train.evaluate import Predictor
+from vss.train.gate import gate
+from vss.train.learner import Learner
+
+log = logging.getLogger(__name__)
+
+Figures = dict[str, Any]
+EQUAL, PRUNED = "engine equals its network", "pruned against"
+UNPRUNED = ("baseline", "control")
+
+
+class Task(ABC):
+    """A task on one data set.
+
+    Attributes:
+        metric: key of the score in the results of `evaluate`, in percent, higher is better.
+        title: how a sentence names it.
+        row_keys: scores that every row of a report shows.
+        notes: what `check_labels` found doubtful.
+        per_image: key, ending in `_per_image`, of a numpy array by image in the results, for intervals; it is no JSON.
+
+    Args:
+        recipe: what to do.
+        data: the data set.
+        preprocess: the one preprocessing of every step.
+    """
+
+    metric: ClassVar[str]
+    title: ClassVar[str]
+    row_keys: ClassVar[tuple[str, ...]]
+    per_image: ClassVar[str]
+
+    def __init__(self, recipe: Recipe, data: SegData, preprocess: Preprocess) -> None:
+        self.recipe, self.data, self.preprocess = recipe, data, preprocess
+        self.notes: list[str] = []
+        self._checked: list[frozenset[str]] = []
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the network's classes."""
+        return self.data.class_names
+
+    @property
+    def protocol(self) -> str:
+        """The sentence to print beside every number."""
+        return self.data.protocol
+
+    def check(self) -> None:  # noqa: B027  (not every task has something to refuse)
+        """Refuse data and settings that this task cannot work with, before anything is computed."""
+
+    def check_labels(self, *splits: str) -> None:
+        """Refuse splits whose masks cannot teach or judge; doubts are logged, once, and kept in `notes`.
+
+        Splits that were looked at together need no second look.
+
+        Masks are read once and remembered by their contents, see `vss.data.contents`.
+        """
+        if any(set(splits) <= earlier for earlier in self._checked):
+            return
+        for note in check_labels(self.data, {name: self.split(name).pairs for name in dict.fromkeys(splits)}):
+            if note not in self.notes:
+                self.notes.append(note)
+                log.warning("%s: %s", self.data.root, note)
+        self._checked.append(frozenset(splits))
+
+    # -- data ---------------------------------------------------------------------------------------------------------
+
+    def split(self, name: str, *, augment: Augment | None = None) -> SegSplit:
+        """A split at the network's size; with `augment` as training sees it."""
+        recipe = self.recipe
+        return SegSplit(self.data, name, self.preprocess, augment, recipe.seed, recipe.data.limit)
+
+    def loader(self, split: SegSplit, **options: Any) -> DataLoader[Any]:
+        """Batches of a split; `options` as for `vss.data.make_loader`. With `shuffle` in the order of training."""
+        return make_loader(split, seed=self.recipe.seed, pin_memory=torch.cuda.is_available(), **options)
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def learner(self, config: FitConfig) -> Learner:
+        """Loss and validation score of a training."""
+
+    def training(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """What holds while a network is trained, and is put back afterwards."""
+        return contextlib.nullcontext(model)
+
+    @abstractmethod
+    def calibration_loss(self) -> Callable[[Any, tuple[Tensor, Tensor]], Tensor]:
+        """(model, (images, masks)) -> the loss over all heads by which channels are scored."""
+
+    # -- evaluation ---------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def predictor(self, model: nn.Module, device: str = "cpu") -> Predictor:
+        """A predictor from a network in torch; that of an engine is `vss.train.evaluate.engine_predictor`."""
+
+    @abstractmethod
+    def evaluate(self, predict: Predictor, split: str) -> Figures:
+        """Scores on a split, in percent, and the array `per_image`."""
+
+    def verdicts(self, results: Mapping[str, Figures]) -> list[Figures]:
+        """The gates of the recipe, on the reported split.
+
+        Args:
+            results: of `evaluate`, for "finetuned" (in torch), "engine" (made of it), "baseline" and, where the run has
+                one, "control".
+
+        Returns:
+            Verdicts of `vss.train.gate`, each with `what` was compared: `EQUAL`, and then those of `against`.
+        """
+        equal = self._verdict(EQUAL, results["finetuned"], results["engine"], self.recipe.gate.max_drop)
+        return [equal, *self.against(results, results["engine"])]
+
+    def against(self, starts: Mapping[str, Figures], engine: Figures) -> list[Figures]:
+        """Verdicts on a pruned engine that must not fall behind "baseline" and, where there is one, "control"."""
+        config, checks = self.recipe.gate, []
+        for name in [name for name in UNPRUNED if name in starts]:
+            before = starts[name]
+            checks.append(self._verdict(f"{PRUNED} {name}", before, engine, config.max_drop_from_baseline))
+            ship = {"max_fnr_increase": config.max_fnr_increase, "max_ap_drop": config.max_ap_drop}
+            checks += self.limits(before, engine, name=name, **ship)
+        return checks
+
+    def _verdict(self, what: str, before: Figures, after: Figures, limit: float | None) -> Figures:
+        metric = self.recipe.gate.metric or self.metric
+        span = self.drop_interval(before, after) if metric == self.metric else None
+        return {"what": what, **gate(before, after, metric=metric, max_drop=limit, interval=span)}
+
+    def limits(
+        self,
+        before: Figures,
+        after: Figures,
+        *,
+        max_fnr_increase: float | None,
+        max_ap_drop: float | None,
+        name: str = "baseline",
+    ) -> list[Figures]:
+        """Verdicts of the ship rule, those limits that are given; for networks that decide about defects.
+
+        `name`: what `before` is called.
+        """
+        limits = {"max_fnr_increase": max_fnr_increase, "max_ap_drop": max_ap_drop}
+        given = {key: limit for key, limit in limits.items() if limit is not None}
+        return self.ship_rule(before, after, given, name) if given else []
+
+    def ship_rule(self, before: Figures, after: Figures, limits: Mapping[str, float], name: str) -> list[Figures]:
+        """See `limits`, of which there is one at least."""
+        raise VssError(
+            f"a limit on missed defects or on average precision came, and {self.recipe.model.name!r} segments; use "
+            "the limit on the drop from the baseline."
+        )
+
+    def drop_interval(self, before: Figures, after: Figures) -> list[float] | None:
+        """95 % bootstrap interval of the drop of `metric` between two results of `evaluate` on the same images, in
+        points; None where `vss.train.gate` gives it."""
+        return None
+
+    # -- artefacts ----------------------------------------------------------------------------------------------------
+
+    def export_options(self) -> dict[str, Any]:
+        """What an exported graph ends in."""
+        return {}
+
+    @abstractmethod
+    def pictures(self, out: Path, predictors: Mapping[str, Predictor], results: Mapping[str, Figures]) -> Figures:
+        """Write pictures of the reported split below `out`.
+
+        Args:
+            out: folder of the run.
+            predictors: "baseline", "pruned" and "engine".
+            results: what `evaluate` gave for "engine".
+
+        Returns:
+            Keys of a report (`vss.core.report.Report`), and `files`: the paths written, relative to `out`.
+        """
+
+    def report(self, scores: Mapping[str, Figures]) -> Figures:
+        """What a report holds of this task's own: keys of `vss.core.report.Report`."""
+        return {}
+
+
+TASKS: Registry[type[Task]] = Registry("task")
+
+
+def task_of(model_name: str) -> str:
+    """The task of a registered network; functions that build networks segment."""
+    return str(getattr(models.MODELS[model_name], "task", "segmentation"))

@@ -1,0 +1,261 @@
+"""Surface inspection: one decision for every image, and a map of where.
+
+The threshold of the decision is chosen on the validation split by every network and engine for itself, so it is chosen
+anew after pruning and after quantisation; the reported split is looked at once, with that threshold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from vss.core.config import FitConfig
+from vss.core.errors import VssError
+from vss.data import Augment, DefectSplit, SegSplit, Targets, choose_annotated, labels_of, make_loader, read_split_file
+from vss.train.decisions import MapScores, choose_threshold, decision_scores, draws, interval, resampled_ap
+from vss.train.evaluate import Predictor, torch_predictor
+from vss.train.gate import gate
+from vss.train.learner import DefectLearner
+from vss.train.metrics import SegMetrics
+from vss.train.pictures import write_defects
+from vss.train.tasks.base import TASKS, Figures, Task
+
+MASK_WEIGHT = 3.0  # of defect pixels in the loss that scores channels (criterion C4 of the KSDD2 study)
+SPANS = ("ap", "fnr", "f1")
+
+
+@TASKS.register("defect")
+class DefectTask(Task):
+    """Weighted map and decision, average precision, missed defects as pictures."""
+
+    metric = "ap_pct"
+    title = "AP"
+    row_keys = (
+        "ap_pct", "ap_low_pct", "ap_high_pct", "fnr_pct", "fnr_low_pct", "fnr_high_pct", "recall_pct", "precision_pct",
+        "f1_pct", "f1_low_pct", "f1_high_pct", "auroc_pct", "tp", "fp", "fn", "tn", "fp_at_zero_fn", "threshold",
+        "pixel_iou_pct", "pixel_ap_pct", "val_ap_pct", "val_fnr_pct",
+    )  # fmt: skip
+    per_image = "decisions_per_image"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The one thing that is decided about."""
+        return (self.data.class_names[-1],)
+
+    @property
+    def protocol(self) -> str:
+        """How the split came about, and how decisions are scored."""
+        counts = []
+        for name, pairs in self.data.splits.items():
+            labels = labels_of(self.data, pairs)
+            counts.append(f"{name} {len(labels)} ({int(labels.sum())} defective)")
+        return (
+            f"{self.data.root.resolve().name} ({self.data.name} layout), {', '.join(counts)}; val is carved from train "
+            "by a hash of the ids, defective and sound alike; images are resized to one size; average precision over "
+            "images without interpolation; the threshold is chosen on val; 95 % intervals: stratified bootstrap over "
+            "images, Wilson for rates of misses"
+        )
+
+    def check(self) -> None:
+        """Two classes, both kinds of image in every split that is used, no augmentation that could lose a defect."""
+        data, recipe = self.data, self.recipe
+        if data.num_classes != 2:
+            raise VssError(
+                f"{data.name} has {data.num_classes} classes and {recipe.model.name!r} decides about one kind of "
+                "defect; give data of two classes, such as the layout ksdd2."
+            )
+        augment = recipe.data.augment
+        if tuple(augment.get("scale", (1, 1))) != (1, 1) or augment.get("crop") is not None:
+            raise VssError(
+                "data.augment scales or crops, which can lose a defect; set scale to [1, 1] and crop to null."
+            )
+        for name in dict.fromkeys(("train", "val", recipe.split)):
+            labels = labels_of(data, self.split(name).pairs)
+            if labels.all() or not labels.any():
+                what = "only defective" if labels.all() else "no defective"
+                raise VssError(
+                    f"split {name!r} of {data.root} has {what} images ({len(labels)} in all); expected both kinds: "
+                    "add images, or raise data.limit where it is set."
+                )
+        self.targets  # noqa: B018  (a bad split file or dilation is refused now)
+
+    # -- data ---------------------------------------------------------------------------------------------------------
+
+    def split(self, name: str, *, augment: Augment | None = None) -> DefectSplit:
+        """With `augment` the samples carry targets of the map."""
+        recipe, targets = self.recipe, None if augment is None else self.targets
+        still = None if augment is None else augment.model_copy(update={"scale": (1.0, 1.0)})
+        return DefectSplit(self.data, name, self.preprocess, still, recipe.seed, recipe.data.limit, targets)
+
+    @functools.cached_property
+    def targets(self) -> Targets:
+        """How training masks become targets, and which of them may be used."""
+        config, annotated = self.recipe.defect, None
+        pairs = self.split("train").pairs
+        if config.annotated is not None:
+            annotated = choose_annotated(self.data, pairs, config.annotated, seed=self.recipe.seed)
+        elif config.split_file is not None:
+            table = read_split_file(config.split_file)["train"]
+            unknown = [pair.id for pair in pairs if pair.id not in table]
+            if unknown:
+                raise VssError(
+                    f"split file {config.split_file} does not name the training image {unknown[0]} ({len(unknown)} "
+                    "such); give the file that belongs to this data."
+                )
+            annotated = frozenset(pair.id for pair in pairs if table[pair.id])
+        return Targets(
+            dilate=config.dilate, power=config.distance_power, maximum=config.distance_max, annotated=annotated
+        )
+
+    def loader(self, split: SegSplit, **options: Any) -> DataLoader[Any]:
+        """A shuffled loader takes defective and sound images by turns, unless `defect.balance` is false."""
+        labels = labels_of(self.data, split.pairs) if self.recipe.defect.balance else None
+        return make_loader(split, seed=self.recipe.seed, pin_memory=torch.cuda.is_available(), labels=labels, **options)
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    def learner(self, config: FitConfig) -> DefectLearner:
+        """See `DefectLoss`."""
+        return DefectLearner(delta=self.recipe.defect.delta, dynamic=self.recipe.defect.dynamic)
+
+    @contextlib.contextmanager
+    def training(self, model: nn.Module) -> Iterator[nn.Module]:
+        """The gradient multiplier of the recipe, for networks that have one."""
+        before = getattr(model, "gradient_multiplier", None)
+        net: Any = model
+        if before is not None:
+            net.gradient_multiplier = self.recipe.defect.gradient_multiplier
+        try:
+            yield model
+        finally:
+            if before is not None:
+                net.gradient_multiplier = before
+
+    def calibration_loss(self) -> Callable[[Any, tuple[Tensor, Tensor]], Tensor]:
+        """Map and decision alike, defect pixels of the resized map counting three times; multipliers stay at 1."""
+
+        def call(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
+            heads, defect = model.forward_train(batch[0]), (batch[1] == 1).float()[:, None]
+            seg = F.interpolate(heads["seg"], size=defect.shape[-2:], mode="bilinear", align_corners=False)
+            maps = F.binary_cross_entropy_with_logits(seg, defect, weight=1 + (MASK_WEIGHT - 1) * defect)
+            return maps + F.binary_cross_entropy_with_logits(heads["decision"].flatten(), defect.amax(dim=(1, 2, 3)))
+
+        return call
+
+    # -- evaluation ---------------------------------------------------------------------------------------------------
+
+    def drop_interval(self, before: Figures, after: Figures) -> list[float]:
+        """Of average precision on the split."""
+        return ap_drop_interval(before, after, part=1)
+
+    def predictor(self, model: nn.Module, device: str = "cpu") -> Predictor:
+        """uint8 (N, 3, H, W) -> both heads."""
+        return torch_predictor(model, self.preprocess, device, method="forward_train")
+
+    def evaluate(self, predict: Predictor, split: str) -> Figures:
+        """Figures of `vss.train.decisions.decision_scores` on the split and, as `val`, on validation.
+
+        Also `pixel_iou_pct` (of the upsampled map at logit 0) and `pixel_ap_pct` at the size of the network,
+        `threshold` (a probability) and `threshold_logit`, and `missed`, the defective images below it, lowest first.
+        The array by image has rows of (0 for validation and 1 for the split, label, logit).
+        """
+        config = self.recipe.defect
+        val = self._run(predict, "val")
+        labels, scores = val["labels"], val["scores"]
+        threshold = choose_threshold(labels, scores, rule=config.threshold, max_fnr_pct=config.max_fnr_pct)
+        own = val if split == "val" else self._run(predict, split)
+        found, on_val = (decision_scores(each["labels"], each["scores"], threshold) for each in (own, val))
+        order = np.argsort(own["scores"], kind="stable")
+        listed = [index for index in order if own["labels"][index]]
+        images = [
+            {"id": own["ids"][i], "logit": float(own["scores"][i]), "score": sigmoid(own["scores"][i])} for i in listed
+        ]
+        spans = {f"{name}_{side}_pct": found[f"{name}_interval_pct"][k] for name in SPANS for k, side in SIDES}
+        rows = [np.stack([np.full(len(e["labels"]), k), e["labels"], e["scores"]], 1) for k, e in ((0, val), (1, own))]
+        return {
+            **found,
+            **spans,
+            **own["pixels"],
+            "threshold": sigmoid(threshold),
+            "threshold_logit": threshold,
+            "val": on_val,
+            "val_ap_pct": on_val["ap_pct"],
+            "val_fnr_pct": on_val["fnr_pct"],
+            "missed": [image for image in images if image["logit"] < threshold],
+            "weakest": [image for image in images if image["logit"] >= threshold][:16],
+            "images": len(own["labels"]),
+            "resolution": list(self.preprocess.size),
+            self.per_image: np.concatenate(rows),
+        }
+
+    def _run(self, predict: Predictor, name: str) -> Figures:
+        """Labels, scores (logits) and ids of a split, and the figures of its maps."""
+        split = self.split(name)
+        confusion, maps, scores = SegMetrics(2), MapScores(), []
+        options: dict[str, Any] = {"batch_size": self.recipe.eval_batch_size, "num_workers": self.recipe.data.workers}
+        for batch in DataLoader(split, **options):
+            heads = {head: value.to("cpu").float() for head, value in predict(batch["image"]).items()}
+            scores.append(heads["decision"].flatten())
+            seg = F.interpolate(heads["seg"], size=self.preprocess.size, mode="bilinear", align_corners=False)[:, 0]
+            confusion.update((seg >= 0).long(), batch["mask"])
+            maps.update(seg, batch["mask"] == 1)
+        pixels = {"pixel_iou_pct": confusion.compute()["iou_pct"][1], "pixel_ap_pct": maps.compute()}
+        logits = torch.cat(scores).double().numpy()
+        return {"labels": split.labels, "scores": logits, "ids": split.ids, "pixels": pixels}
+
+    def ship_rule(self, before: Figures, after: Figures, limits: Mapping[str, float], name: str) -> list[Figures]:
+        """In points on validation, each network at the threshold that it chose there.
+
+        The verdict on average precision has the 95 % bootstrap interval of the drop over the same validation images.
+        """
+        checks = []
+        if "max_fnr_increase" in limits:
+            limit: dict[str, Any] = {"max_drop": limits["max_fnr_increase"], "lower_is_better": True}
+            what = f"missed defects on validation, against {name}"
+            checks.append({"what": what, **gate(before["val"], after["val"], metric="fnr_pct", **limit)})
+        if "max_ap_drop" in limits:
+            span, most = ap_drop_interval(before, after, part=0), limits["max_ap_drop"]
+            verdict = gate(before["val"], after["val"], metric="ap_pct", max_drop=most, interval=span)
+            checks.append({"what": f"average precision on validation, against {name}", **verdict})
+        return checks
+
+    # -- artefacts ----------------------------------------------------------------------------------------------------
+
+    def pictures(self, out: Path, predictors: Mapping[str, Predictor], results: Mapping[str, Figures]) -> Figures:
+        """Every defect that the engine misses, worst first, and then the weakest of those it finds."""
+        engine, amount = results["engine"], self.recipe.panels
+        missed = engine["missed"]
+        chosen = [*missed, *engine["weakest"][: max(0, amount - len(missed))]]
+        split = self.split(self.recipe.split)
+        panels = write_defects(out, split, chosen, predictors["engine"], threshold=engine["threshold"])
+        return {
+            "panels": [],
+            "defects": panels,
+            "files": [path for panel in panels for path in panel["files"].values()],
+        }
+
+
+SIDES = ((0, "low"), (1, "high"))
+
+
+def ap_drop_interval(before: Figures, after: Figures, *, part: int) -> list[float]:
+    """95 % bootstrap interval of the drop in AP over the same images, of validation (`part` 0) or the split (1)."""
+    tables = (each[DefectTask.per_image] for each in (before, after))
+    first, second = (table[table[:, 0] == part] for table in tables)
+    labels = first[:, 1].astype(bool)
+    weights = draws(labels)
+    return interval(resampled_ap(labels, first[:, 2], weights) - resampled_ap(labels, second[:, 2], weights))
+
+
+def sigmoid(logit: float) -> float:
+    """The probability of a logit."""
+    return float(1 / (1 + np.exp(-np.clip(logit, -700, 700))))
