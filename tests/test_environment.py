@@ -47,7 +47,7 @@ def test_facts_agree_with_their_sources() -> None:
 
 
 def test_imports_no_torch() -> None:
-    code = "import sys; from vss.core.environment import environment as e; f = e(); print(f['torch'], 'torch' in sys.modules)"
+    code = "import sys; from vss.core.environment import environment as e; print(e()['torch'], 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["None", "False"]
 

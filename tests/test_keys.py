@@ -1,4 +1,4 @@
-"""vss.run.keys: every key of a recipe, changed in turn, changes the key of a step or is listed for it with a reason; and
+"""vss.run.keys: every key of a recipe, changed in turn, changes the key of a step or is listed with a reason; and
 what is listed is not read while the step works."""
 
 from __future__ import annotations

@@ -87,7 +87,9 @@ def test_the_core_imports_nothing_optional() -> None:
 
 def test_every_module_imports_or_says_what_to_install() -> None:
     got = run(ABSENT.format(blocked=OPTIONAL))
-    assert {"vss.ops", "vss.models", "vss.prune", "vss.report", "vss.page.charts", "vss.doctor"} <= set(got["names"])
+    assert {"vss.ops", "vss.models", "vss.prune", "vss.core.report", "vss.run.page.charts", "vss.cli.doctor"} <= set(
+        got["names"]
+    )
     assert got["failed"] == {}
     assert got["present"] == []
     assert got["cuda"] is False

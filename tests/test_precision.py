@@ -1,4 +1,4 @@
-"""vss.run.precision on a trained network: ranges by hash, an INT8 that collapses, the search that saves it, the gate."""
+"""vss.run.precision on a trained network: ranges by hash, INT8 that collapses, the search that saves it, the gate."""
 
 from __future__ import annotations
 

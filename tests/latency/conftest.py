@@ -46,7 +46,7 @@ def variants(net: Any, preprocess: Preprocess, tmp_path_factory: pytest.TempPath
 class Clockwork:
     """A chain 3 -> g0 -> g1 -> g2 -> 5 whose times follow a law: 16 channels at once, an unaligned one costs double.
 
-    Read by `vss.deploy.profile.build` in place of a runtime; every reading is exact, and `last` of them are all there are.
+    Read by `vss.deploy.profile.build` in place of a runtime; every reading is exact; `last` of them are all there are.
     """
 
     def __init__(self, channels: Sequence[int] = (64, 96, 128), block: int = 16, last: float = float("inf")) -> None:

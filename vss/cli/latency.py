@@ -58,11 +58,8 @@ def lut_build(
     from vss.deploy.profile.build import QUICK, Effort, build
     from vss.deploy.profile.setting import Setting
     from vss.deploy.profile.subject import open_subject
-    from vss.train import checkpoint
 
-    saved = checkpoint.read(ckpt)
-    if saved.preprocess is None:
-        raise VssError(f"{ckpt} does not say its input size; save it with vss.save(..., preprocess=...).")
+    saved = _with_size(ckpt)
     _refuse_unread(ctx, backend, quick=quick, labels=labels, task=str(saved.model.task))
     options = {} if saved.model.task == "defect" else {"labels": labels, "labels_dtype": labels_dtype}
     plan = BuildPlan(
@@ -84,6 +81,16 @@ def lut_build(
     out.print(f"wrote {save}")
     quiet = f"remove {save} and build it again on a quiet machine"
     _require_quiet(table.drift, f"the uncut network drifted during the build; {quiet}", allow_unstable)
+
+
+def _with_size(ckpt: Path) -> Any:
+    """The checkpoint, which must say its preprocessing."""
+    from vss.train import checkpoint
+
+    saved = checkpoint.read(ckpt)
+    if saved.preprocess is None:
+        raise VssError(f"{ckpt} does not say its input size; save it with vss.save(..., preprocess=...).")
+    return saved
 
 
 def _refuse_unread(ctx: typer.Context, backend: str, *, quick: bool, labels: bool, task: str) -> None:

@@ -123,7 +123,7 @@ class Job:
     def do(
         self, name: str, kind: str, after: list[str], outputs: list[str], work: Callable[[], Result], also: Any = None
     ) -> Result:
-        """A step of a kind of `vss.run.keys`; `also` is what it depends on beside the recipe and the steps before it."""
+        """A step of a kind of `vss.run.keys`; `also` is what it depends on beside recipe and earlier steps."""
         return self.step(name, keys.depends(self.recipe, kind, also), after, outputs, work)
 
     def folder(self, name: str, *nets: nn.Module) -> Path:

@@ -72,8 +72,8 @@ def evaluate(
             bootstrap of `vss.train.gate`; it is no JSON, take it out before writing the result.
 
     Returns:
-        The scores of `vss.train.metrics.scores` and `boundary_iou_pct`, in percent; `classes`, `images` (their number) and
-        `resolution` [H, W] at which truth and prediction were compared.
+        The scores of `vss.train.metrics.scores` and `boundary_iou_pct`, in percent; `classes`, `images` (their number)
+        and `resolution` [H, W] at which truth and prediction were compared.
 
     Raises:
         NotFinite: the predictor's network or engine gives NaN or infinity.
