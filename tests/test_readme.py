@@ -15,6 +15,8 @@ from vss.core.config import load_recipe, recipes
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = (ROOT / "docs/commands.md").read_text()
 
 
 def test_the_example_runs_and_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,9 +38,25 @@ def test_the_example_runs_and_is_short(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_commands_exist() -> None:
     known = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-    named = set(re.findall(r"`vss ([a-z][a-z-]*)", README))
-    assert named <= known, named - known
-    assert known <= named | {"benchmark"}, known - named
+    listed = set(re.findall(r"`vss ([a-z][a-z-]*)", COMMANDS))
+    assert known <= listed, known - listed
+    for page in PAGES:
+        named = set(re.findall(r"`vss ([a-z][a-z-]*)", page.read_text()))
+        assert named <= known, (page.name, named - known)
+
+
+def test_links_lead_somewhere_and_the_first_page_is_one_screen() -> None:
+    assert README.count("\n") < 150
+    for page in PAGES:
+        text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+        for link in re.findall(r"\]\(([^)]+)\)", text):
+            path, _, anchor = link.partition("#")
+            if "://" in link:
+                continue
+            target = (page.parent / path).resolve() if path else page
+            assert target.exists(), (page.name, link)
+            heads = re.findall(r"^#+ (.*)$", target.read_text(), re.M) if anchor else []
+            assert not anchor or anchor in [re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in heads]
 
 
 def test_make_targets_and_folders_exist() -> None:
