@@ -213,8 +213,9 @@ def test_the_sparse_phase_adds_its_penalty_in_the_gradients_scale(net: Any) -> N
 SEARCHER = """
 import json, sys, os, torch
 from pathlib import Path
-from vss import steps
 from vss.core.config import Recipe
+from vss.run import steps
+from vss.run.project import Project
 torch.manual_seed(int(os.environ["RANK"]))
 work = Project.open(Recipe.model_validate(json.loads(sys.argv[1])))
 out = Path(sys.argv[2])
