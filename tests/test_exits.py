@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 import typer
-import vss.__main__
 
+import vss.cli.__main__
 from vss.cli.console import Screen, listen, out, say
 from vss.cli.exits import Commands
 from vss.core.errors import GateFailed, NotMeasured, VssError
@@ -138,11 +138,11 @@ def test_ctrl_c_during_the_import_is_a_sentence(monkeypatch: pytest.MonkeyPatch,
     real = builtins.__import__
 
     def interrupted(name: str, *rest: Any, **more: Any) -> Any:
-        if name == "vss.cli":
+        if name == "vss.cli.main":
             raise KeyboardInterrupt
         return real(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", interrupted)
     with pytest.raises(SystemExit) as end:
-        vss.__main__.main()
+        vss.cli.__main__.main()
     assert end.value.code == 130 and capsys.readouterr().err.startswith("interrupted before anything was begun")

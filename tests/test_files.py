@@ -8,6 +8,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from vss.core.files import (
     sha256_tensors,
     write_json,
 )
+from vss.core.locks import file_at_work
 
 
 def test_a_written_file_replaces_the_old_one_and_leaves_no_other(tmp_path: Path) -> None:
@@ -269,3 +271,23 @@ def test_what_a_killed_writer_left_goes_with_the_next_write_and_what_another_wri
         assert (left.exists(), live.exists(), foreign.exists()) == (False, True, True)
     write_json(tmp_path / "a.json", {"done": True})
     assert not live.exists() and foreign.exists()
+
+
+def test_a_lock_whose_file_was_taken_away_meanwhile_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last holder unlinks the file between this one's opening and locking of it: another would lock a new one."""
+    target, flock, calls = tmp_path / "a.json", fcntl.flock, []
+
+    def taken_away(file: Any, how: int) -> None:
+        flock(file, how)
+        calls.append(how)
+        if len(calls) == 1:
+            (tmp_path / ".a.json.lock").unlink()
+
+    monkeypatch.setattr(fcntl, "flock", taken_away)
+    with file_at_work(target):
+        assert len(calls) == 2 and (tmp_path / ".a.json.lock").exists()
+        with pytest.raises(VssError, match="another vss command is at work on"), file_at_work(target):
+            pass
+    assert not (tmp_path / ".a.json.lock").exists()

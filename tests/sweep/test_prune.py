@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vss.core.config import Recipe
 from vss.core.errors import VssError
 from vss.prune import Plan
 from vss.run import steps
@@ -110,11 +111,15 @@ def test_what_a_run_refuses_is_refused_before_the_first_training(street_root: Pa
         "epochs": {"finetune.epochs": 0}, "every": {"finetune.val_every": 2}, "batch": {"finetune.batch_size": 64},
     }  # fmt: skip
     variants = [{"name": name, "set": change} for name, change in changes.items()]
-    work, opened = PruneStudy(), []
-    run_all = work.preflight
-    work.preflight = lambda recipe, *, here: (opened.append(recipe.name), run_all(recipe, here=here))[1]  # type: ignore
+    opened: list[str] = []
+
+    class Counted(PruneStudy):
+        def preflight(self, recipe: Recipe, *, here: bool) -> None:
+            opened.append(recipe.name)
+            super().preflight(recipe, here=here)
+
     cells = grid(street_root, criteria=["l1", "taylor"], variants=variants).cells()
-    faults = {cell.id: cell.fault for cell in checked(cells, work, here=True)}
+    faults = {cell.id: cell.fault for cell in checked(cells, Counted(), here=True)}
     assert len(cells) == 14 and len(opened) == 7
     assert {name.split("--")[-1] for name, fault in faults.items() if not fault} == {"good", "epochs", "batch"}
     for name, words in {

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vss.cli.console import Save, out, refuse_given
+from vss.cli.console import Level, Save, Workspace, out, refuse_given
 from vss.core.errors import VssError, shown, unknown
 from vss.core.files import require_file, target_of
 
@@ -16,7 +16,7 @@ OF_TENSORRT = (
     "batch", "sizes", "workspace_mib", "level", "tf32", "hardware", "version_compatible", "flag", "timing_cache",
     "plugin", "aot", "dry_run",
 )  # fmt: skip
-MAX_MIB, MAX_BATCH = 1 << 20, 65536
+MAX_BATCH = 65536
 
 
 @build_app.command()
@@ -28,10 +28,8 @@ def build(
     optimise: Annotated[str | None, typer.Option(help="onnxruntime: basic or extended, once at build time")] = None,
     batch: Annotated[str, typer.Option(help="tensorrt: smallest, usual and largest batch")] = "1,1,8",
     sizes: Annotated[str | None, typer.Option(help="tensorrt: smallest, usual and largest HxW of a free size")] = None,
-    workspace_mib: Annotated[
-        int | None, typer.Option(min=1, max=MAX_MIB, help="tensorrt: scratch memory of a layer")
-    ] = None,
-    level: Annotated[int | None, typer.Option(min=0, max=5, help="tensorrt: optimisation level, 0 to 5")] = None,
+    workspace_mib: Workspace = None,
+    level: Level = None,
     tf32: Annotated[bool, typer.Option(help="tensorrt: float32 layers may use TF32")] = True,
     hardware: Annotated[str, typer.Option(help="tensorrt: none, same_compute_capability or ampere_plus")] = "none",
     version_compatible: Annotated[bool, typer.Option(help="tensorrt: load in newer releases too")] = False,

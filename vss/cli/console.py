@@ -79,6 +79,8 @@ RecipeName = Annotated[str | None, typer.Option("--recipe", help="start from thi
 Epochs = Annotated[int | None, typer.Option("--epochs")]
 Batch = Annotated[int | None, typer.Option("--batch-size")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, max=2**32 - 1)]
+Level = Annotated[int | None, typer.Option(min=0, max=5, help="tensorrt: optimisation level, 0 to 5")]
+Workspace = Annotated[int | None, typer.Option(min=1, max=1 << 20, help="tensorrt: scratch memory of a layer")]
 ReportFile = Annotated[
     Path | None,
     typer.Option("--report", help="write the figures as JSON", callback=lambda path: path and target_of(path) and path),

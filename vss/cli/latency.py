@@ -10,7 +10,19 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress
 
-from vss.cli.console import Ckpt, ReportFile, Seed, err, out, refuse_given, show_table, tell, write_figures
+from vss.cli.console import (
+    Ckpt,
+    Level,
+    ReportFile,
+    Seed,
+    Workspace,
+    err,
+    out,
+    refuse_given,
+    show_table,
+    tell,
+    write_figures,
+)
 from vss.core.errors import NotMeasured, VssError
 from vss.core.files import target_of
 from vss.core.locks import file_at_work
@@ -41,11 +53,9 @@ def lut_build(
     labels: Annotated[bool, typer.Option(help="as the recipe's export: argmax in the graph")] = True,
     labels_dtype: Annotated[str, typer.Option(help="as the recipe's export: int32 or uint8")] = "int32",
     keep: Annotated[list[str] | None, typer.Option(help="a layer whose channels stay, as prune.keep")] = None,
-    level: Annotated[int | None, typer.Option(min=0, max=5, help="tensorrt: optimisation level, 0 to 5")] = None,
+    level: Level = None,
     tf32: Annotated[bool, typer.Option(help="tensorrt: float32 layers may use TF32")] = True,
-    workspace_mib: Annotated[
-        int | None, typer.Option(min=1, max=1 << 20, help="tensorrt: scratch memory of a layer")
-    ] = None,
+    workspace_mib: Workspace = None,
     hardware: Annotated[str, typer.Option(help="tensorrt: none, same_compute_capability or ampere_plus")] = "none",
     version_compatible: Annotated[bool, typer.Option(help="tensorrt: load in newer releases too")] = False,
     flag: Annotated[list[str] | None, typer.Option(help="tensorrt: a further BuilderFlag by name")] = None,

@@ -1,6 +1,6 @@
 """The command line: `vss train prune finetune evaluate export build bench report run data methods quality lint doctor`.
 
-Every command builds a recipe from its flags and calls a function of `vss.run.steps` or `vss.run`.
+Every command builds a recipe from its flags and calls a function of `vss.run`.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TextIO
 
 from vss.core.errors import VssError
 from vss.core.files import TEMPORARY, target_of, write_error
@@ -30,14 +31,12 @@ def locked(path: Path, *, wait: bool = False, refusal: str = "", stays: bool = T
     made = [each for each in (target_of(path).parent, *path.parent.parents) if not each.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
+        file = _held(path, wait=wait)
+    except BlockingIOError as error:
+        raise VssError(refusal or f"another vss command is at work in {path.parent}; wait for it.") from error
     except OSError as error:
         raise write_error(path, error) from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise VssError(refusal or f"another vss command is at work in {path.parent}; wait for it.") from error
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -49,6 +48,21 @@ def locked(path: Path, *, wait: bool = False, refusal: str = "", stays: bool = T
             for folder in made:  # goes again where nothing was written into it
                 with contextlib.suppress(OSError):
                     folder.rmdir()
+
+
+def _held(path: Path, *, wait: bool) -> TextIO:
+    """The file, locked; one that its last holder took away while this one waited for it is opened anew."""
+    while True:
+        file = path.open("a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BaseException:
+            file.close()
+            raise
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()
 
 
 @contextlib.contextmanager

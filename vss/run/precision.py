@@ -49,7 +49,7 @@ class Typing:
         config: calibration, placement, limits.
         plain: its exported float32 file.
         report: of that export.
-        options: how it was exported, see `vss.export_options`.
+        options: how it was exported, see `vss.run.project.export_options`.
         cache: folder of ranges by hash.
     """
 

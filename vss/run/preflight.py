@@ -1,4 +1,4 @@
-"""What can be refused before anything is trained, made or written, and the image size that a recipe leaves open."""
+"""What can be refused before anything is trained, made or written; what the recipe alone shows is in `project`."""
 
 from __future__ import annotations
 

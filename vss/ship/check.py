@@ -28,7 +28,7 @@ MAX_NAMED = 5
 
 def verify(bundle: Path, *, run: bool = True) -> list[Row]:
     """Check a bundle folder; one row {"name", "status", "detail"} per check, all of them "ok" or "skipped"; that
-    of a gate which failed and was accepted in words, or judged nothing, is "accepted".
+    of a gate that failed or was never judged, and was accepted in words, is "accepted".
 
     Args:
         run: also run the engine (smoke inference, samples). Without it nothing but files is looked at.
