@@ -11,9 +11,9 @@ import yaml
 from vss import models
 from vss.cli.console import options_of, recipe_of
 from vss.core import yaml12
-from vss.core.config import BudgetConfig, Recipe, assignment, load_recipe, put, recipes
+from vss.core.config import BudgetConfig, Recipe, load_recipe, recipes
 from vss.core.errors import VssError
-from vss.core.files import parse_yaml
+from vss.core.yaml12 import overridden, parse_yaml
 from vss.prune import Budget, make_criterion
 
 
@@ -69,13 +69,21 @@ def test_overrides_are_yaml_and_reach_any_depth(tmp_path: Path) -> None:
     assert load_recipe(path).train.epochs == 2
 
 
-def test_put_changes_nested_dictionaries_in_place_and_shares_nothing() -> None:
+def test_overrides_are_set_in_a_copy_in_their_order() -> None:
     data, value = {"a": {"b": 1}}, {"x": [1e-5]}
-    put(data, *assignment("a.c.d=x=y", "--set"))
-    put(data, "e.f", value)
-    assert data == {"a": {"b": 1, "c": {"d": "x=y"}}, "e": {"f": {"x": [1e-5]}}}
-    data["e"]["f"]["x"].append(2)  # type: ignore[index]
-    assert value == {"x": [1e-5]}
+    found = overridden(data, ["a.c.d=x=y", ("e.f", value), "a.b=1e-5", "a.b=2e-5"])
+    assert found == {"a": {"b": 2e-5, "c": {"d": "x=y"}}, "e": {"f": {"x": [1e-5]}}}
+    found["e"]["f"]["x"].append(2)
+    assert data == {"a": {"b": 1}} and value == {"x": [1e-5]}
+
+
+def test_a_fault_of_a_flag_names_the_flag_and_no_other_key() -> None:
+    flags = {"train.lr": "--lr", "data.size": "--input-size"}
+    for setting, sentence in ((("train.lr", 0), "--lr is 0; "), (("data.size", [64, 0]), "--input-size is 0;")):
+        with pytest.raises(VssError, match=f"^{sentence}"):
+            load_recipe(None, [setting], flags=flags)
+    with pytest.raises(VssError, match=r"^unknown key in the command line 'train\.lr_'"):
+        load_recipe(None, ["train.lr_=0"], flags=flags)
 
 
 def read(text: str) -> Any:

@@ -18,7 +18,6 @@ from vss.core.files import (
     TEMPORARY,
     atomic,
     parse_json,
-    parse_yaml,
     read_json,
     safe_name,
     sha256_file,
@@ -27,6 +26,7 @@ from vss.core.files import (
     write_json,
 )
 from vss.core.locks import file_at_work
+from vss.core.yaml12 import parse_yaml
 
 
 def test_a_written_file_replaces_the_old_one_and_leaves_no_other(tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ from rich.control import Control
 from rich.table import Table
 from rich.text import Text
 
-from vss.core.config import Override, Recipe, assignment, load_recipe, override, parse
+from vss.core.config import load_recipe
 from vss.core.errors import VssError, shown
 from vss.core.files import target_of
+from vss.core.yaml12 import Override, assignment
 
 STREAMS = ((False, sys.stdout), (True, sys.stderr))
 
@@ -106,13 +107,7 @@ COLUMNS = {
 def recipe_of(name: str | None, overrides: Iterable[Override] | None, **flags: Any) -> Any:
     """A recipe from a name, flags (dotted with __) and --set overrides, in that order."""
     given = {key.replace("__", "."): value for key, value in flags.items() if value is not None}
-    settings: list[Override] = [*given.items(), *(overrides or [])]
-    if name:
-        return load_recipe(name, settings)
-    data: dict[str, Any] = {}
-    for setting in settings:
-        override(data, setting)
-    return parse(Recipe, data, source="the command line")
+    return load_recipe(name, [*given.items(), *(overrides or [])])
 
 
 def refuse_given(ctx: typer.Context, names: Iterable[str], why: str) -> None:

@@ -13,8 +13,8 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn
 
 from vss.cli.console import Data, ReportFile, Root, Set, bars, log, out, show_table, tell, write_figures
-from vss.core.config import assignment
 from vss.core.errors import GateFailed, VssError
+from vss.core.yaml12 import assignment
 
 if TYPE_CHECKING:
     from vss.core.config import Recipe
@@ -175,7 +175,7 @@ def _settings(
 
 def _dotted(overrides: list[str] | None) -> dict[str, Any]:
     """--set a.b=c as {"a.b": c}."""
-    return dict(assignment(setting, "--set") for setting in overrides or [])
+    return dict(assignment(setting) for setting in overrides or [])
 
 
 def _removed(text: str) -> float:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import os.path
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from vss.core.errors import SHOWN, VssError, fault, one_line, shown, unknown
-from vss.core.files import parse_yaml, read_yaml
+from vss.core.errors import VssError, fault, unknown
+from vss.core.yaml12 import Override, overridden, read_yaml
 
 RECIPES = Path(__file__).parent.parent / "run" / "recipes"
 TINY, HUGE = 2.0**-126, 3.4e38  # what float32, in which networks learn, can hold
-Override = str | tuple[str, Any]
-"""`a.b=c`, where c is YAML, or the dotted key and the value itself."""
 
 
 Weight = Annotated[float, Field(ge=0, le=1e6)]  # of a part of a loss in 32 bits
@@ -44,12 +41,12 @@ def _takes_bool(annotation: Any) -> bool:
 class DataConfig(Section):
     """Which images, at which size, how augmented."""
 
-    dataset: str = "camvid"
-    root: str = "data"
+    dataset: str = Field(default="camvid", description="layout of the data set: camvid, cityscapes, ksdd2 or masks")
+    root: str = Field(default="data", description="folder of the data set")
     size: tuple[Side, Side] | None = Field(
         default=None,
-        description="H, W of every image that enters the network; null: that of model.checkpoint, else 360x480 made "
-        "larger to the next size that the network takes",
+        description="H,W in pixels of every image that enters the network; null: that of the checkpoint, else 360x480 "
+        "made larger to the next size that the network takes",
     )
     augment: dict[str, Any] = {}
     limit: int | None = Field(default=None, ge=1, description="use only the first images of each split")
@@ -59,9 +56,9 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """Which network, and where its first weights come from."""
 
-    name: str = "unet"
-    options: dict[str, Any] = {}
-    backbone_weights: str | None = None
+    name: str = Field(default="unet", description="name of the network")
+    options: dict[str, Any] = Field(default={}, description="options of the network, by name")
+    backbone_weights: str | None = Field(default=None, description="file of weights that the backbone starts from")
     checkpoint: str | None = Field(default=None, description="start from this checkpoint and do not train")
 
     @field_validator("options")
@@ -75,10 +72,10 @@ class ModelConfig(Section):
 class FitConfig(Section):
     """One training or fine-tuning phase."""
 
-    epochs: int = Field(default=50, ge=0)
+    epochs: int = Field(default=50, ge=0, description="passes over the training images")
     batch_size: int = Field(default=8, ge=1, description="images per process and step")
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = Field(default=0.01, ge=TINY, le=HUGE)
+    lr: float = Field(default=0.01, ge=TINY, le=HUGE, description="highest learning rate")
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0, le=1000)
     poly_power: float = Field(default=0.9, ge=0, le=100, description="lr falls as (1 - step/steps)^power")
@@ -88,15 +85,15 @@ class FitConfig(Section):
     class_weights: Literal["none", "median", "log"] = "none"
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     aux_weight: Weight = 0.4
-    distill: Weight = Field(default=0.0, description="weight of the distillation term from the unpruned net")
+    distill: Weight = Field(default=0.0, description="weight of the distillation loss from the unpruned network")
     temperature: float = Field(default=2.0, ge=0.01, le=1e6)
     val_every: int = Field(default=1, ge=1, description="epochs between validations")
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = Field(
         default="auto", description="auto: bf16-mixed where the hardware has it, else 32-true"
     )
     accelerator: str = "auto"
-    devices: int | str = "auto"
-    num_nodes: int = Field(default=1, ge=1)
+    devices: int | str = Field(default="auto", description="number of devices of each machine, or auto")
+    num_nodes: int = Field(default=1, ge=1, description="number of machines")
     strategy: str = "auto"
 
 
@@ -104,8 +101,8 @@ class FinetuneConfig(FitConfig):
     """As `train`. Gradients are clipped: the first steps of a cut network, at a rate at which the whole one learns, may
     undo more of it than the cut did."""
 
-    epochs: int = Field(default=20, ge=0)
-    lr: float = Field(default=0.005, ge=TINY, le=HUGE)
+    epochs: int = Field(default=20, ge=0, description="passes over the training images")
+    lr: float = Field(default=0.005, ge=TINY, le=HUGE, description="highest learning rate")
     grad_clip: float | None = Field(default=1.0, gt=0, description="largest norm of all gradients; null: none")
 
 
@@ -115,17 +112,17 @@ class BudgetConfig(Section):
     kind: Literal["channels", "params", "macs"] = "macs"
     keep: float = Field(default=0.5, ge=0.001, le=1)
     scope: Literal["global", "local"] = "global"
-    floor: float = Field(default=0.1, ge=0, le=1)
-    align: int = Field(default=1, ge=1)
+    floor: float = Field(default=0.1, ge=0, le=1, description="smallest fraction of a group that is kept")
+    align: int = Field(default=1, ge=1, description="kept widths are multiples of this")
 
 
 class LatencyConfig(Section):
     """Prune to a measured time on `build.backend`, in place of the budget, of which `floor` and `align` still count."""
 
-    target: str = Field(description="0.5x of the uncut network's time, or 12ms")
+    target: str = Field(description="time to reach, measured: 0.5x of the uncut network's, or 12ms")
     device: Literal["", "cpu", "cuda"] = Field(default="", description="of backend torch, which runs on the cpu else")
     precision: Literal["fp32", "fp16", "int8"] = Field(default="fp32", description="of the engines that are timed")
-    lut: str | None = Field(default=None, description="a table of `vss lut build`; null: made in the run's folder")
+    lut: str | None = Field(default=None, description="table of `vss lut build`; null: made in the run's folder")
     tolerance: float = Field(default=0.03, gt=0, lt=1, description="of the measured time")
     iterations: int = Field(default=6, ge=1, le=1000, description="engines that may be built")
     noise: float = Field(default=0.02, gt=0, lt=1, description="half the 95 % interval of a time that counts")
@@ -136,15 +133,15 @@ class LatencyConfig(Section):
 class PruneConfig(Section):
     """How channels are scored and how many stay."""
 
-    criterion: str = "taylor"
-    options: dict[str, Any] = {}
+    criterion: str = Field(default="taylor", description="what channels are scored by; `vss methods` lists them")
+    options: dict[str, Any] = Field(default={}, description="options of the criterion, by name")
     budget: BudgetConfig = BudgetConfig()
     batches: int = Field(default=30, ge=1, description="calibration batches, from the training split")
-    batch_size: int = Field(default=8, ge=1)
-    steps: int = Field(default=1, ge=1, le=20, description="prune in so many rounds, re-scoring each time")
+    batch_size: int = Field(default=8, ge=1, description="images of a calibration batch")
+    steps: int = Field(default=1, ge=1, le=20, description="rounds of scoring and cutting")
     epochs_between: int = Field(default=0, ge=0, description="fine-tuning epochs between rounds")
     recalibrate: int = Field(default=50, ge=0, description="batches for batch-norm statistics after the cut")
-    keep: tuple[str, ...] = ()
+    keep: tuple[str, ...] = Field(default=(), description="layers whose channels are not cut")
     latency: LatencyConfig | None = None
 
 
@@ -221,19 +218,21 @@ class DefectConfig(Section):
 class ExportConfig(Section):
     """What the ONNX file contains."""
 
-    opset: int = Field(default=20, ge=18, le=25)
-    labels: bool = Field(default=True, description="argmax in the graph")
-    labels_dtype: Literal["int32", "uint8"] = "int32"
-    preprocess: bool = Field(default=True, description="uint8 images in, normalisation in the graph")
+    opset: int = Field(default=20, ge=18, le=25, description="version of the ONNX operators")
+    labels: bool = Field(default=True, description="give class numbers, with the argmax in the file")
+    labels_dtype: Literal["int32", "uint8"] = Field(default="int32", description="type of the class numbers")
+    preprocess: bool = Field(default=True, description="take uint8 images, with the normalisation in the file")
 
 
 class PrecisionConfig(Section):
     """Which precisions the engines are made in besides float32, and how INT8 is calibrated and judged."""
 
     kinds: tuple[Literal["fp16", "int8"], ...] = Field(default=(), description="none: float32 alone")
-    method: Literal["minmax", "percentile", "entropy"] = "percentile"
+    method: Literal["minmax", "percentile", "entropy"] = Field(
+        default="percentile", description="how INT8 ranges come from the calibration images"
+    )
     percent: float = Field(default=99.99, ge=50, le=100, description="of the magnitudes inside a percentile range")
-    images: int = Field(default=64, ge=1, description="calibration images, from the training split, all classes shown")
+    images: int = Field(default=64, ge=1, description="calibration images, from the training split, of every class")
     split: Literal["train"] = Field(default="train", description="of the calibration images; no other is allowed")
     image_list: str | None = Field(default=None, description="file with ids of calibration images, one a line")
     elsewhere: Literal["fp32", "fp16"] = Field(default="fp32", description="what is not INT8 in an INT8 file")
@@ -249,19 +248,25 @@ class PrecisionConfig(Section):
 class TensorRTConfig(Section):
     """How a TensorRT engine is built; see `vss.deploy.BuildPlan`. Precision is none of it."""
 
-    workspace_mib: int | None = Field(default=None, ge=1, description="scratch memory of a layer; null: all there is")
-    optimisation_level: int | None = Field(default=None, ge=0, le=5, description="null: TensorRT's own, 3")
-    tf32: bool = True
-    hardware: Literal["NONE", "SAME_COMPUTE_CAPABILITY", "AMPERE_PLUS"] = "NONE"
-    version_compatible: bool = False
+    workspace_mib: int | None = Field(
+        default=None, ge=1, le=1 << 20, description="scratch memory of a layer in MiB; null: all there is"
+    )
+    optimisation_level: int | None = Field(
+        default=None, ge=0, le=5, description="how long the fastest engine is searched for; null: TensorRT's own, 3"
+    )
+    tf32: bool = Field(default=True, description="float32 layers may use TF32")
+    hardware: Literal["NONE", "SAME_COMPUTE_CAPABILITY", "AMPERE_PLUS"] = Field(
+        default="NONE", description="other GPUs that the engine runs on"
+    )
+    version_compatible: bool = Field(default=False, description="the engine loads in newer releases of TensorRT too")
     flags: tuple[str, ...] = Field(default=(), description="further names of trt.BuilderFlag")
 
 
 class BuildConfig(Section):
     """Which runtime."""
 
-    backend: str = "onnxruntime"
-    threads: int | None = Field(default=None, ge=1, le=1024)
+    backend: str = Field(default="onnxruntime", description="runtime: onnxruntime, tensorrt, or torch for timing")
+    threads: int | None = Field(default=None, ge=1, le=4096, description="CPU threads; null: one per usable core")
     tensorrt: TensorRTConfig = Field(default_factory=TensorRTConfig, description="read by backend tensorrt alone")
 
 
@@ -284,11 +289,11 @@ class GateConfig(Section):
 class BenchConfig(Section):
     """How long to measure, and where."""
 
-    cores: tuple[int, ...] | None = Field(default=None, description="pin all threads to these while measuring")
+    cores: tuple[int, ...] | None = Field(default=None, description="numbers of the cores that threads are pinned to")
     spread: float = Field(default=0.03, gt=0, description="of window medians, up to which a time is stable and printed")
     min_seconds: float = Field(default=2.0, gt=0)
-    max_seconds: float = Field(default=30.0, gt=0, le=86400)
-    batch_size: int = Field(default=1, ge=1, le=4096)
+    max_seconds: float = Field(default=30.0, gt=0, le=86400, description="seconds after which measuring ends")
+    batch_size: int = Field(default=1, ge=1, le=65536, description="images per call")
     images: int = Field(default=16, ge=1, description="real images that go round")
 
     @model_validator(mode="after")
@@ -302,7 +307,7 @@ class Recipe(Section):
     """A whole run: train, prune, fine-tune, evaluate, export, build, gate, bench, report."""
 
     name: str = "run"
-    seed: int = Field(default=0, ge=0, lt=2**32)
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of everything that is random")
     split: Literal["val", "test"] = Field(default="test", description="split of the reported numbers")
     eval_batch_size: int = Field(default=8, ge=1, le=65536)
     control: bool = Field(default=True, description="also fine-tune the unpruned net, for a fair comparison")
@@ -328,8 +333,16 @@ def recipes() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def load_recipe(name: str, overrides: Iterable[Override] = ()) -> Recipe:
-    """Read a packaged recipe by name or any YAML file by path, then apply overrides."""
+def load_recipe(
+    name: str | None, overrides: Iterable[Override] = (), *, flags: Mapping[str, str] | None = None
+) -> Recipe:
+    """Read a packaged recipe by name or any YAML file by path (None: the defaults), then apply overrides.
+
+    `flags` are the options of the command line that gave overrides, by dotted key: faults name them.
+    """
+    if name is None:
+        recipe: Recipe = parse(Recipe, overridden({}, overrides), source="the command line", flags=flags)
+        return recipe
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         if name not in recipes():
@@ -337,47 +350,25 @@ def load_recipe(name: str, overrides: Iterable[Override] = ()) -> Recipe:
         path = RECIPES / f"{name}.yaml"
     if not os.path.exists(path):
         raise VssError(f"recipe {path} does not exist; packaged ones: {', '.join(recipes())}.")
-    data = read_yaml(path, kind="recipe")
-    data.setdefault("name", path.stem)
-    for setting in overrides:
-        override(data, setting)
-    return parse(Recipe, data, source=str(path))
+    data = {"name": path.stem} | read_yaml(path, kind="recipe")
+    recipe = parse(Recipe, overridden(data, overrides), source=str(path), flags=flags)
+    return recipe
 
 
-def override(data: dict[str, Any], setting: Override) -> None:
-    """Apply one override to nested dictionaries in place."""
-    put(data, *(assignment(setting, "--set") if isinstance(setting, str) else setting))
-
-
-def assignment(setting: str, flag: str) -> tuple[str, Any]:
-    """The key and the value of `key=value`, whose value is YAML."""
-    key, equals, text = setting.partition("=")
-    if not equals or not key:
-        raise VssError(f"{flag} takes {'key.path' if flag == '--set' else 'name'}=value and got {shown(setting)}.")
-    return key, parse_yaml(text, source=f"{flag} {one_line(setting, SHOWN)}")
-
-
-def put(data: dict[str, Any], key: str, value: Any) -> None:
-    """Set the dotted `key` of nested dictionaries in place, to a copy of the value as it is."""
-    *parents, leaf = key.split(".")
-    for parent in parents:
-        data = data.setdefault(parent, {})
-        if not isinstance(data, dict):
-            raise VssError(f"{one_line(key, SHOWN)}: {shown(parent)} is a value, not a section.")
-    data[leaf] = copy.deepcopy(value)
-
-
-def parse(kind: type[BaseModel], data: dict[str, Any], *, source: str) -> Any:
-    """Validate into `kind`; the first fault becomes one sentence."""
+def parse(kind: type[BaseModel], data: dict[str, Any], *, source: str, flags: Mapping[str, str] | None = None) -> Any:
+    """Validate into `kind`; the first fault becomes one sentence, which names the flag of a key that has one."""
     try:
         return kind.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            *parents, _ = path = [str(part) for part in first["loc"]]
-            known, section = _keys(kind), ".".join(parents)
+            known, section = _keys(kind), where.rpartition(".")[0]
             near = [key for key in known if key.rpartition(".")[0] == section]
-            raise unknown(f"key in {source}", ".".join(path), near, hints=known) from error
+            raise unknown(f"key in {source}", where, near, hints=known) from error
+        for key, flag in (flags or {}).items():
+            if f"{where}.".startswith(f"{key}."):
+                raise VssError(f"{flag}{fault(error).removeprefix(where)}.") from error
         raise VssError(f"{source}: {fault(error)}.") from error
 
 

@@ -28,8 +28,8 @@ TEMPORARY = ".vss-unfinished-"
 """What the name of a file has in it until it is whole."""
 MAX_NAME = 120
 """Characters of a name that somebody chose; a file system takes 255 bytes, and suffixes come behind."""
-MAX_JSON, MAX_YAML = 64 << 20, 256 << 10  # bytes
-MAX_DEPTH, MAX_NODES = 64, 50_000
+MAX_JSON = 64 << 20  # bytes
+MAX_DEPTH = 64
 NO_ARRAY = (ValueError, OSError, EOFError, TypeError, OverflowError, SyntaxError, MemoryError, BadZipFile, TokenError)
 PLAIN = {str, int, float, bool, type(None)}
 
@@ -188,63 +188,6 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def parse_yaml(text: str, *, source: str) -> Any:
-    """YAML of plain values; aliases that grow, anchors that hold themselves, keys given twice are refused."""
-    import yaml
-
-    from vss.core import yaml12
-
-    open_brackets = 0
-    for bracket in re.findall(r"[\[\]{}]", text):  # before the scanner, whose time grows with the square of them
-        open_brackets += 1 if bracket in "[{" else -1
-        if open_brackets > 4 * MAX_DEPTH:
-            raise VssError(f"{source} is nested more than {MAX_DEPTH} deep; a recipe or grid never is.")
-    try:
-        loader = yaml12.Loader(text)
-        node = loader.get_single_node()
-        data = None
-        if node is not None:
-            _node_size(node, {}, set())
-            data = loader.construct_document(node)
-    except RecursionError as error:
-        raise VssError(f"{source} is nested more than {MAX_DEPTH} deep; a recipe or grid never is.") from error
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
-        where = f" (line {mark.line + 1})" if mark else ""
-        raise VssError(f"{source} is no YAML: {one_line(str(problem))}{where}.") from error
-    except (ValueError, AttributeError, LookupError, TypeError, ArithmeticError) as error:  # of PyYAML's constructors
-        raise VssError(
-            f"{source} holds what YAML takes for a number, date or other value and cannot be one "
-            f"({one_line(str(error))}); quote what is a text."
-        ) from error
-    bounded(data, source=source)
-    return data
-
-
-def _node_size(node: Any, seen: dict[int, int], above: set[int]) -> int:
-    """How many values a YAML node stands for once its aliases are written out."""
-    import yaml
-
-    if id(node) in seen:
-        return seen[id(node)]
-    if id(node) in above:
-        raise yaml.YAMLError("an anchor holds its own alias")
-    above.add(id(node))
-    size = 1
-    if isinstance(node, yaml.MappingNode):
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        for name in {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ():
-            raise yaml.YAMLError(f"the key {shown(name)} stands there twice")
-        size += sum(_node_size(key, seen, above) + _node_size(value, seen, above) for key, value in node.value)
-    elif isinstance(node, yaml.SequenceNode):
-        size += sum(_node_size(value, seen, above) for value in node.value)
-    if size > MAX_NODES:
-        raise yaml.YAMLError(f"with its aliases written out it has more than {MAX_NODES} values")
-    above.discard(id(node))
-    seen[id(node)] = size
-    return size
-
-
 def bounded(data: Any, *, source: str, finite: bool = True) -> None:
     """Refuse values nested deeper than `MAX_DEPTH`, integers beyond 64 bits, and NaN or infinity where `finite`."""
     level = [data]
@@ -290,17 +233,6 @@ def read_json(path: Path | str, *, kind: str, schema: int, sealed: bool = False)
             f"{path} was changed after it was written: it does not have the hash that it states; make it again, or "
             'take its line "sha256" out if the change was meant.'
         )
-    return data
-
-
-def read_yaml(path: Path | str, *, kind: str) -> dict[str, Any]:
-    """Read the keys and values of a recipe or grid; see `parse_yaml`."""
-    data = parse_yaml(read_text(path, kind=kind, limit=MAX_YAML), source=f"{kind} {path}") or {}
-    if not isinstance(data, dict):
-        raise VssError(f"{kind} {path} holds a {type(data).__name__}; expected keys and values.")
-    for key in data:
-        if not isinstance(key, str):
-            raise VssError(f"{kind} {path} has the key {shown(key)}; keys are texts.")
     return data
 
 

@@ -14,7 +14,6 @@ forms; `variants` takes overrides of any kind, so a grid is not bound to one tas
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 from dataclasses import dataclass, field
@@ -23,9 +22,10 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from vss.core.config import Recipe, Section, load_recipe, parse, put
+from vss.core.config import Recipe, Section, load_recipe, parse
 from vss.core.errors import VssError, shown, unknown
-from vss.core.files import parse_yaml, read_yaml, safe_name
+from vss.core.files import safe_name
+from vss.core.yaml12 import overridden, parse_yaml, read_yaml
 
 AXES = {"networks": "network", "criteria": "criterion", "budgets": "budget", "seeds": "seed", "variants": "variant"}
 
@@ -84,9 +84,8 @@ class Grid(Section):
         return cells
 
     def _base(self) -> dict[str, Any]:
-        data = load_recipe(self.recipe).model_dump(mode="json") if self.recipe else copy.deepcopy(self.base)
-        _apply(data, self.set)
-        return data
+        data = load_recipe(self.recipe).model_dump(mode="json") if self.recipe else self.base
+        return overridden(data, self.set.items())
 
 
 @dataclass(frozen=True)
@@ -109,9 +108,8 @@ class Cell:
 
     def recipe(self) -> Recipe:
         """All that the run depends on."""
-        data = copy.deepcopy(self.base)
-        _apply(data, self.overrides)
-        recipe: Recipe = parse(Recipe, data | {"name": self.id}, source=f"cell {self.id}")
+        settings = [*self.overrides.items(), ("name", self.id)]
+        recipe: Recipe = parse(Recipe, overridden(self.base, settings), source=f"cell {self.id}")
         return recipe
 
 
@@ -126,11 +124,6 @@ def _cell(base: dict[str, Any], combination: tuple[tuple[str, Choice], ...]) -> 
     except VssError as error:
         return dataclasses.replace(cell, fault=str(error))
     return cell
-
-
-def _apply(data: dict[str, Any], settings: dict[str, Any]) -> None:
-    for key, value in settings.items():
-        put(data, key, value)
 
 
 def _network(item: Any) -> dict[str, Any]:
