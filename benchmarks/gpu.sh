@@ -95,7 +95,7 @@ if [ -n "$latency" ]; then
     done
     step build 200 bash -c build
     step tests 120 "$PYTHON" -m pytest -p no:cacheprovider -q -m "$marker" tests/deploy/test_eager.py \
-        tests/latency/test_setting.py
+        tests/deploy/profile/test_setting.py
     step bench_latency 3600 bash -c bench_latency
     finish latency
 fi

@@ -139,7 +139,7 @@ def opened(setting: Setting, model: nn.Module, preprocess: Preprocess, stem: Pat
 def explain(run: Bench) -> None:
     """What `vss explain` says of a width of 51, a network that is mostly resize, and a run on one of several cores."""
     sys.path.insert(0, str(ROOT))
-    from tests.latency.test_explain import Line, engines
+    from tests.run.test_explain import Line, engines
     from vss.run.explain import measure as facts_of
     from vss.run.explain import summary
 

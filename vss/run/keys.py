@@ -1,7 +1,7 @@
 """What the result of a step depends on: the whole recipe, less what is listed here with reasons, and data by content.
 
-A new key of a recipe is in the key of every step until it is listed. `tests/test_keys.py` changes every key in turn and
-records what each step reads. A step has a version, raised when its result changes its meaning.
+A new key of a recipe is in the key of every step until it is listed. `tests/run/test_keys.py` changes every key in
+turn and records what each step reads. A step has a version, raised when its result changes its meaning.
 """
 
 from __future__ import annotations

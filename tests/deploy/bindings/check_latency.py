@@ -14,7 +14,7 @@ import tensorrt as trt
 import torch
 from simulated import BLOCK, Simulated, conv_ms, pixels
 
-from tests.latency.test_explain import Line
+from tests.run.test_explain import Line
 from vss.core.config import LatencyConfig, PruneConfig
 from vss.core.errors import VssError
 from vss.data.transforms import Preprocess

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.latency.conftest import Clockwork
+from tests.deploy.profile.clockwork import Clockwork
 from vss.core.config import LatencyConfig, PruneConfig, Recipe
 from vss.core.errors import VssError
 from vss.deploy.profile.build import Effort, build

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.latency.conftest import Clockwork
+from tests.deploy.profile.clockwork import Clockwork
 from vss.core.errors import VssError
 from vss.deploy.profile.build import Effort, build
 from vss.deploy.profile.charts import cliffs, plot_cliffs

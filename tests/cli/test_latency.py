@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 import vss
-from tests.latency.test_explain import Line, engines, write_run
+from tests.run.test_explain import Line, engines, write_run
 from vss import models
 from vss.cli.main import app, main
 from vss.core.errors import VssError

@@ -1,46 +1,16 @@
-"""A small U-Net with uneven norms, its exported file sliced, and a clock that obeys a known law."""
+"""A clock that obeys a known law, read in place of a runtime."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
-import torch
 
-from tests.prune.nets import randomise
-from vss import models
-from vss.data.transforms import Preprocess
 from vss.deploy.profile.reading import Reading
 from vss.deploy.profile.units import Shape
-from vss.deploy.profile.variants import SlicedVariants, make_variants
-from vss.prune import find_groups
 from vss.prune.groups import Group, Slot
-
-SIZE = (48, 64)
-
-
-@pytest.fixture(scope="session")
-def net() -> Any:
-    torch.manual_seed(0)
-    return randomise(models.build("unet", 5, width=16, depth=2))
-
-
-@pytest.fixture(scope="session")
-def preprocess() -> Preprocess:
-    return Preprocess(size=SIZE)
-
-
-@pytest.fixture(scope="session")
-def variants(net: Any, preprocess: Preprocess, tmp_path_factory: pytest.TempPathFactory) -> SlicedVariants:
-    groups = list(find_groups(net, torch.zeros(1, 3, *SIZE)))
-    folder = tmp_path_factory.mktemp("variants")
-    made = make_variants(net, groups, folder, preprocess=preprocess, options={"labels": False})
-    assert isinstance(made, SlicedVariants)
-    return made
 
 
 class Clockwork:
@@ -75,13 +45,3 @@ class Clockwork:
     def shapes(self, widths: Sequence[int]) -> dict[str, Shape]:
         found = {name: Shape(a, b, 10, 10 * a * b, 4 * (a + b)) for name, a, b in self.layers(widths)}
         return found | {"ArgMax:labels": Shape(5, 1, 10, 0, 0)}
-
-
-@pytest.fixture
-def clockwork() -> Clockwork:
-    return Clockwork()
-
-
-@pytest.fixture
-def table_path(tmp_path: Path) -> Path:
-    return tmp_path / "table.json"
