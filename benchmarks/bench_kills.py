@@ -29,10 +29,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import vss  # (threads are fixed first)
 import vss.cli.main
-import vss.run.fits
 import vss.run.job
+import vss.run.preflight
 import vss.ship
-import vss.sweep.engine
+import vss.sweep.prune
 import vss.train.fit
 from vss.core.environment import environment
 from vss.core.files import TEMPORARY, sha256_file, write_json

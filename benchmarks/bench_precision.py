@@ -29,7 +29,7 @@ from vss.core.config import Recipe
 from vss.core.environment import environment
 from vss.core.files import read_json, sha256_json, write_json
 from vss.deploy import BACKENDS, bench
-from vss.deploy.guard import decide
+from vss.deploy.quantize.precision import decide
 from vss.run import steps
 from vss.run.precision import Typing, judge
 from vss.run.project import Project, project_of

@@ -37,11 +37,9 @@ from vss.core.version import __version__
 from vss.deploy import BACKENDS, Session
 from vss.run.command import export_checkpoint
 from vss.ship import read, verify
-from vss.ship.check import open_engine
-from vss.ship.client import PROTOCOLS, Client
-from vss.ship.load import drive, load, summary
+from vss.ship.check import compare, open_engine
+from vss.ship.load import PROTOCOLS, Client, drive, load, summary
 from vss.ship.manifest import Manifest
-from vss.ship.samples import compare
 from vss.ship.serve import feeds
 from vss.ship.server import HOST, Ports, Server, deploy, find, free_ports
 from vss.ship.standalone import readable

@@ -134,7 +134,7 @@ def test_rooms_import_lower_floors_alone_and_nothing_goes_in_circles() -> None:
     ("module", "planted", "said"),
     [
         ("vss.prune.plan", "def f() -> None:\n    from vss.deploy import bench\n", "prune (floor 2) imports deploy"),
-        ("vss.models.unet", "import vss.data.pairs\n", "models (floor 2) imports data"),
+        ("vss.models.unet", "import vss.data.readers\n", "models (floor 2) imports data"),
         ("vss.core.files", "def f() -> None:\n    import vss.cli.main\n", "core (floor 0) imports cli"),
         ("vss.core.errors", "if TYPE_CHECKING:\n    from vss.core import files\n", "vss.core.errors -> "),
         ("vss.run.project", "def f() -> None:\n    from vss.run import steps\n", "vss.run.project -> "),

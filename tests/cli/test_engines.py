@@ -16,7 +16,7 @@ from tests.deploy.test_probe import spoiled
 from vss import models
 from vss.cli.main import app
 from vss.data.labels import CAMVID_NAMES
-from vss.deploy.stated import KEY
+from vss.deploy.onnx_file import KEY
 from vss.run import command
 
 OWN = {"size": [32, 48], "mean": [0.1, 0.2, 0.3], "std": [1.0, 0.9, 0.8]}

@@ -20,8 +20,8 @@ from vss.cli.main import app
 from vss.core.errors import VssError
 from vss.data import Preprocess
 from vss.data.labels import CAMVID_NAMES
-from vss.deploy.ranges import Ranges
-from vss.deploy.stated import stated
+from vss.deploy.onnx_file import stated
+from vss.deploy.quantize.ranges import Ranges
 
 FAST = (
     "--images",
@@ -126,7 +126,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(ckpt: Path, street_root: P
 
 
 def test_an_onnx_file_from_elsewhere_with_an_unknown_operator(tmp_path: Path) -> None:
-    from vss.deploy.precision import Precision, convert
+    from vss.deploy.quantize.precision import Precision, convert
 
     value = helper.make_tensor_value_info("x", 1, ["batch", 3, 8, 8])
     graph = helper.make_graph([helper.make_node("Magic", ["x"], ["x2"], "m", domain="acme")], "g", [value], [])

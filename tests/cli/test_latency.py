@@ -18,8 +18,8 @@ from vss.cli.main import app, main
 from vss.core.errors import VssError
 from vss.data import Preprocess
 from vss.data.labels import CAMVID_NAMES
-from vss.deploy.profile.reading import Reading
 from vss.deploy.profile.table import LatencyTable, Sample
+from vss.deploy.profile.units import Reading
 from vss.prune import Plan
 from vss.run.latency import Measured
 
@@ -147,7 +147,7 @@ def test_times_of_a_noisy_machine_are_exit_code_3(
 ) -> None:
     known = LatencyTable.load(table)
     known.drift = 0.5
-    monkeypatch.setattr("vss.deploy.profile.subject.open_subject", lambda *_, **__: None)
+    monkeypatch.setattr("vss.deploy.profile.setting.open_subject", lambda *_, **__: None)
     monkeypatch.setattr("vss.deploy.profile.build.build", lambda *_, **__: known)
     figures = {"rows": [], "causes": [], "request": {}, "noise": float("nan"), "ms_before": 2.0, "ms_after": 1.0,
                "speedup": 2.0, "mac_reduction": 2.0, "speedup_per_mac_reduction": 1.0}  # fmt: skip

@@ -14,7 +14,7 @@ from PIL import Image
 from vss.data import Preprocess, SegSplit, contents, open_data
 from vss.data.contents import Memory, count_values, sha256_files
 from vss.data.images import BadSampleError
-from vss.data.stats import class_counts
+from vss.data.presence import class_counts
 
 
 @pytest.fixture

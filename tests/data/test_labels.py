@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from vss.core.errors import VssError
+from vss.data.base import read_class_names
 from vss.data.labels import require_classes
-from vss.data.layouts import read_class_names
 
 
 @pytest.mark.parametrize(

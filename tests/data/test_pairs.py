@@ -12,9 +12,9 @@ from PIL import Image
 
 from vss.core.errors import VssError
 from vss.data import BadSampleError, SegData, guess_layout, open_data
+from vss.data.base import Pair
 from vss.data.images import read_stored_mask
-from vss.data.pairs import carve_val
-from vss.data.segdata import Pair
+from vss.data.readers import carve_val
 
 Write = Callable[..., Path]
 

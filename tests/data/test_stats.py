@@ -8,7 +8,7 @@ from PIL import Image
 
 from vss.core.errors import VssError
 from vss.data import class_frequencies, class_weights, count_classes, open_data
-from vss.data.stats import ClassCounts, weights_from_counts
+from vss.data.presence import ClassCounts, weights_from_counts
 
 
 def test_counts_are_those_of_a_plain_loop(street_root: Path) -> None:

@@ -1,4 +1,4 @@
-"""vss.deploy.bisect: a damaged layer is found in few probes."""
+"""vss.deploy.quantize.sensitivity: a damaged layer is found in few probes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from onnx import numpy_helper
 
 from tests.deploy.nets import conv_graph
 from vss.core.errors import VssError
-from vss.deploy.bisect import first_diverging, halve, relative_error, sentence
-from vss.deploy.fp16 import kept_nodes, to_fp16
-from vss.deploy.layers import Net
+from vss.deploy.quantize.fp16 import kept_nodes, to_fp16
+from vss.deploy.quantize.layers import Net
+from vss.deploy.quantize.sensitivity import first_diverging, halve, relative_error, sentence
 
 NAMES = ["stem", "main.0", "main.1", "project", "down", "mix", "head"]
 FEED = {"image": np.random.default_rng(0).standard_normal((1, 3, 16, 16)).astype(np.float32)}

@@ -1,4 +1,4 @@
-"""vss.deploy.eager: torch behind the bindings of an engine."""
+"""vss.deploy.backends.eager: torch behind the bindings of an engine."""
 
 from __future__ import annotations
 

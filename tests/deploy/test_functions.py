@@ -1,4 +1,4 @@
-"""vss.deploy.functions: plugin nodes run in onnxruntime by their bodies, exactly as torch and as the native rewrite."""
+"""vss.deploy.surgeon: plugin nodes run in onnxruntime by their bodies, exactly as torch and as the native rewrite."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from vss import models
 from vss.core.errors import VssError
 from vss.data import Preprocess
 from vss.deploy import export
-from vss.deploy.functions import BODIES, add_bodies
+from vss.deploy.backends.trt import without_bodies
 from vss.deploy.lint import PLUGINS, lint
-from vss.deploy.trt import without_bodies
+from vss.deploy.surgeon import BODIES, add_bodies
 from vss.ops import onnx_nodes
 
 KINDS = {torch.float32: TensorProto.FLOAT, torch.float16: TensorProto.FLOAT16, torch.int32: TensorProto.INT32}

@@ -1,4 +1,4 @@
-"""vss.deploy.graph: the module that is exported, against the expressions it stands for."""
+"""vss.deploy.export: the module that is exported, against the expressions it stands for."""
 
 from __future__ import annotations
 

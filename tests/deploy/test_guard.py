@@ -1,4 +1,4 @@
-"""vss.deploy.guard: every way to be refused, and the sentence."""
+"""vss.deploy.quantize.precision: every way to be refused, and the sentence."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vss.deploy.guard import decide
+from vss.deploy.quantize.precision import decide
 
 
 def row(precision: str, ms: float, *, passed: bool = True, low: float | None = None) -> dict[str, Any]:

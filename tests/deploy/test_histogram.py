@@ -1,4 +1,4 @@
-"""vss.deploy.histogram against everything at once in float64."""
+"""vss.deploy.quantize.ranges against everything at once in float64."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from vss.deploy.histogram import BINS, LEVELS, AbsHistogram
+from vss.deploy.quantize.ranges import BINS, LEVELS, AbsHistogram
 
 
 def filled(chunks: list[np.ndarray]) -> AbsHistogram:

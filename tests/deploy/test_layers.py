@@ -1,4 +1,4 @@
-"""vss.deploy.layers on a graph whose answers can be read off."""
+"""vss.deploy.quantize.layers on a graph whose answers can be read off."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onnx import helper
 
 from tests.deploy.nets import conv_graph
 from vss.core.errors import VssError
-from vss.deploy.layers import Net, check_names, groups_of, read_onnx, sort_nodes
+from vss.deploy.quantize.layers import Net, check_names, groups_of, read_onnx, sort_nodes
 
 NAMES = ["stem", "main.0", "main.1", "project", "down", "mix", "head"]
 

@@ -1,4 +1,4 @@
-"""vss.deploy.ort: the onnxruntime backend on files good and bad."""
+"""vss.deploy.backends.ort: the onnxruntime backend on files good and bad."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from vss.core.errors import VssError
 from vss.core.files import sha256_file
 from vss.deploy import BACKENDS, Binding, BuildSpec
-from vss.deploy.ort import OnnxRuntimeSession
+from vss.deploy.backends.ort import OnnxRuntimeSession
 
 ORT = BACKENDS["onnxruntime"]
 

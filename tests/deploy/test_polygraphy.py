@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from vss.deploy import export
-from vss.deploy.precision import Precision, graph_of, retype
-from vss.deploy.ranges import Method, Ranges, measure, ranges_of
+from vss.deploy.quantize.precision import Precision, graph_of, retype
+from vss.deploy.quantize.ranges import Method, Ranges, measure, ranges_of
 from vss.models import build
 
 KINDS = {"fp32": Precision(), "fp16": Precision("fp16"), "int8": Precision("int8"),

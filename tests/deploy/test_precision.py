@@ -1,4 +1,4 @@
-"""vss.deploy.precision: networks of this package in every precision, at three batches and three sizes."""
+"""vss.deploy.quantize.precision: networks of this package in every precision, at three batches and three sizes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from tests.deploy.nets import conv_graph
 from vss.core.errors import VssError
 from vss.deploy import export
-from vss.deploy.layers import Net, read_onnx
+from vss.deploy.backends.ort import OnnxRuntimeSession
 from vss.deploy.lint import lint
-from vss.deploy.ort import OnnxRuntimeSession
-from vss.deploy.precision import Precision, alone, convert, export_as, graph_of, retype
-from vss.deploy.qdq import observed
-from vss.deploy.ranges import Method, Ranges, measure, ranges_of
+from vss.deploy.quantize.layers import Net, read_onnx
+from vss.deploy.quantize.precision import Precision, alone, convert, export_as, graph_of, retype
+from vss.deploy.quantize.qdq import observed
+from vss.deploy.quantize.ranges import Method, Ranges, measure, ranges_of
 from vss.models import build
 
 SIZES = {"unet": (32, 48), "resnet18_seg": (64, 96), "segdecnet": (64, 128)}

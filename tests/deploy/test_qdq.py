@@ -1,4 +1,4 @@
-"""vss.deploy.qdq: which edges carry Q/DQ, and what the inserted ones compute, against numpy by hand."""
+"""vss.deploy.quantize.qdq: which edges carry Q/DQ, and what the inserted ones compute, against numpy by hand."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from onnx import numpy_helper
 
 from tests.deploy.nets import conv_graph, fake_quantise
 from vss.core.errors import VssError
-from vss.deploy.layers import Net
-from vss.deploy.qdq import insert, observed, place, tied
+from vss.deploy.quantize.layers import Net
+from vss.deploy.quantize.qdq import insert, observed, place, tied
 
 SOURCE = Path("graph.onnx")
 

@@ -1,4 +1,4 @@
-"""vss.deploy.ranges: what is measured is what the graph computes, kept by hash; dead and broken tensors are named."""
+"""vss.deploy.quantize.ranges: what is measured is what the graph computes, kept by hash; dead tensors are named."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from onnx import numpy_helper
 
 from tests.deploy.nets import conv_graph
 from vss.core.errors import VssError
-from vss.deploy.layers import Net, read_onnx
-from vss.deploy.qdq import observed
-from vss.deploy.ranges import Method, Ranges, cache_key, measure, ranges_of
+from vss.deploy.quantize.layers import Net, read_onnx
+from vss.deploy.quantize.qdq import observed
+from vss.deploy.quantize.ranges import Method, Ranges, cache_key, measure, ranges_of
 
 
 @pytest.fixture

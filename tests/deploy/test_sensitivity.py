@@ -1,4 +1,4 @@
-"""vss.deploy.sensitivity against made-up networks whose losses are known."""
+"""vss.deploy.quantize.sensitivity against made-up networks whose losses are known."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vss.core.errors import VssError
-from vss.deploy.sensitivity import Choice, first_to_free, retreat, scan
+from vss.deploy.quantize.sensitivity import Choice, first_to_free, retreat, scan
 
 GROUPS = {"a": ["a.0", "a.1"], "b": ["b.0"], "c": ["c.0"], "d": ["d.0", "d.1"], "e": ["e.0"]}
 LOSS = {"a": 0.1, "b": 20.0, "c": 0.0, "d": 1.5, "e": 4.0}

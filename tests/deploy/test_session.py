@@ -1,4 +1,4 @@
-"""vss.deploy.session: what a session refuses, whatever the runtime."""
+"""vss.deploy.backends: what a session refuses, whatever the runtime."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vss.core.errors import VssError, need
-from vss.deploy.session import Binding, Session
+from vss.deploy.backends import Binding, Session
 
 
 class Double(Session):

@@ -11,8 +11,8 @@ import pytest
 from tests.deploy.conftest import SIZE
 from vss.core.errors import VssError
 from vss.deploy import BACKENDS, BuildSpec, export
-from vss.deploy.precision import Precision, convert
-from vss.deploy.stated import KEY, stated
+from vss.deploy.onnx_file import KEY, stated
+from vss.deploy.quantize.precision import Precision, convert
 
 WANTED = {"size": list(SIZE), "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
 

@@ -1,4 +1,4 @@
-"""vss.deploy.trt_plan without TensorRT: what a plan refuses, profiles from declared dims, the shell commands."""
+"""vss.deploy.backends.trt_plan without TensorRT: what a plan refuses, profiles, shell commands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from vss.core.errors import VssError
 from vss.deploy import BuildPlan, BuildSpec, Calibration, Span, spans
 from vss.deploy.backends import BACKENDS
-from vss.deploy.trt_plan import commands
+from vss.deploy.backends.trt_plan import commands
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.trt_bindings import VERSIONS, UnavailableError, bindings, cache, run
-from vss.deploy.trt_aot import ENTRIES, read_ptx
+from vss.deploy.backends.trt_aot import ENTRIES, read_ptx
 
 ROOT = Path(__file__).parents[2]
 PLUGINS = ["VssMaxPool", "VssMaxUnpool", "VssSegArgmax"]
@@ -114,7 +114,7 @@ def test_a_library_of_the_other_major_is_refused_by_name(host: tuple[int, Path])
     import ctypes
     from types import SimpleNamespace
 
-    from vss.deploy.trt_runner import EngineError, load_plugins
+    from vss.deploy.backends.trt_runner import EngineError, load_plugins
 
     major, folder = host
     path = library(folder, major)

@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.fuzz.mutate import MUTATIONS
 from vss.core.errors import VssError
-from vss.deploy.trt_runner import EngineError
+from vss.deploy.backends.trt_runner import EngineError
 
 SECONDS, WALL, MEMORY, SENTENCE = 10.0, 120.0, 4 << 30, 1500
 """Seconds of the processor's time, so that a busy machine is no hang, and of the clock, for what waits for ever."""

@@ -23,13 +23,13 @@ from vss.core.config import load_recipe
 from vss.core.files import read_array, sha256_tensors
 from vss.data import read_split_file
 from vss.data.images import open_rgb, read_header, read_stored_mask
-from vss.deploy.layers import read_onnx
+from vss.deploy.backends.trt_runner import read_about
 from vss.deploy.lint import lint
-from vss.deploy.profile.reading import Reading
 from vss.deploy.profile.table import LatencyTable, Sample
-from vss.deploy.ranges import Ranges
-from vss.deploy.sensitivity import Choice
-from vss.deploy.trt_runner import read_about
+from vss.deploy.profile.units import Reading
+from vss.deploy.quantize.layers import read_onnx
+from vss.deploy.quantize.ranges import Ranges
+from vss.deploy.quantize.sensitivity import Choice
 from vss.models.backbones import read_state_dict
 from vss.prune import Plan, apply_plan, make_plan
 from vss.run.page import write_page

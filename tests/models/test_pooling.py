@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vss.models.pooling import max_pool, max_pool_phases, max_unpool, max_unpool_phases
+from vss.models.segnet import max_pool, max_pool_phases, max_unpool, max_unpool_phases
 
 
 @pytest.mark.parametrize("size", [(2, 2), (8, 12), (7, 12), (8, 11), (9, 5), (2, 3)])

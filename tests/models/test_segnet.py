@@ -13,7 +13,7 @@ from torchvision.models import vgg16_bn
 from vss.core.errors import VssError
 from vss.deploy import export
 from vss.models import build, load_backbone, segnet
-from vss.models.pooling import max_pool_phases, max_unpool_phases
+from vss.models.segnet import max_pool_phases, max_unpool_phases
 from vss.prune import Groups, find_groups
 
 

@@ -18,7 +18,7 @@ import torch
 import vss
 from vss.core.config import load_recipe
 from vss.deploy.profile.table import LatencyTable
-from vss.deploy.ranges import Ranges
+from vss.deploy.quantize.ranges import Ranges
 from vss.prune import Plan, apply_plan
 from vss.run.page import write_page
 from vss.ship.check import verify

@@ -12,7 +12,7 @@ from vss import models
 from vss.core.errors import VssError
 from vss.core.files import sha256_tensors
 from vss.prune import Budget, Plan, apply_plan, find_groups, make_plan, verify
-from vss.prune.criteria.norm import L2
+from vss.prune.criteria.weights import L2
 
 from .nets import Chain, Heads, Residual, randomise
 from .scoring import batches_of, mean_loss

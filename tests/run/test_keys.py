@@ -1,4 +1,4 @@
-"""vss.run.keys: every key of a recipe, changed in turn, changes the key of a step or is listed with a reason; and
+"""vss.run.runner: every key of a recipe, changed in turn, changes the key of a step or is listed with a reason; and
 what is listed is not read while the step works."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vss.core import config
 from vss.core.config import Recipe, Section
 from vss.core.errors import VssError
 from vss.data import Preprocess, open_data
-from vss.run import keys
+from vss.run import runner as keys
 from vss.run.job import Job
 from vss.run.project import Project
 from vss.run.runner import Result, Runner

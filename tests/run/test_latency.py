@@ -16,7 +16,7 @@ from vss.core.config import LatencyConfig, PruneConfig, Recipe
 from vss.core.errors import VssError
 from vss.deploy.profile.build import Effort, build
 from vss.deploy.profile.setting import Setting
-from vss.prune.latency.target import Target
+from vss.prune.latency import Target
 from vss.prune.plan import Plan, plan_group
 from vss.run import latency as target
 from vss.run.latency import LatencyGoal, Measured, check_noise, correct

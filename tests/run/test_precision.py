@@ -17,7 +17,7 @@ from torch import nn
 import vss
 from vss.core.config import Recipe
 from vss.core.errors import VssError
-from vss.deploy.ranges import Ranges
+from vss.deploy.quantize.ranges import Ranges
 from vss.run import steps
 from vss.run.precision import Typing, judge, load_choice
 from vss.run.project import Project

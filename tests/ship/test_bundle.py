@@ -22,7 +22,7 @@ from vss.prune import Plan
 from vss.run.page import write_page
 from vss.ship import archive, read, ship, verify
 from vss.ship.manifest import walk
-from vss.ship.private import public
+from vss.ship.source import public
 from vss.ship.triton import parse
 
 from .conftest import make_run

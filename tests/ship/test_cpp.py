@@ -18,7 +18,7 @@ import pytest
 
 import vss.ship
 from vss.ship import read
-from vss.ship.samples import load_expected
+from vss.ship.check import load_expected
 from vss.ship.serve import pixels
 
 CPP = Path(vss.ship.__file__).parent / "cpp"

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from vss.cli.main import app
 from vss.core.errors import VssError
 from vss.core.files import read_json
-from vss.ship import client
+from vss.ship import load as client
 from vss.ship import load as load_module
 from vss.ship.load import Trace, drive, perf_analyzer, summary
 

@@ -21,9 +21,10 @@ from typer.testing import CliRunner
 from vss.cli.main import app
 from vss.core.errors import VssError
 from vss.deploy import Binding
-from vss.ship import read, server_env, verify
+from vss.ship import read, verify
+from vss.ship import server as server_env
 from vss.ship.check import open_engine
-from vss.ship.client import PROTOCOLS, Client
+from vss.ship.load import PROTOCOLS, Client
 from vss.ship.manifest import Manifest
 from vss.ship.serve import check_answers, load_bundle
 from vss.ship.server import HOST, Installation, Ports, Server, deploy, find, free_ports, refuse_taken, running

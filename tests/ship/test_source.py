@@ -14,12 +14,12 @@ import pytest
 from vss.core.errors import VssError
 from vss.core.files import sha256_artefact, sha256_file
 from vss.deploy import BACKENDS, BuildSpec
-from vss.deploy.layers import Net, read_onnx
-from vss.deploy.precision import Precision, convert
-from vss.deploy.qdq import observed
-from vss.deploy.ranges import Method, measure, ranges_of
-from vss.deploy.trt_plan import BuildPlan, spans
-from vss.deploy.trt_runner import KIND, SCHEMA
+from vss.deploy.backends.trt_plan import BuildPlan, spans
+from vss.deploy.backends.trt_runner import KIND, SCHEMA
+from vss.deploy.quantize.layers import Net, read_onnx
+from vss.deploy.quantize.precision import Precision, convert
+from vss.deploy.quantize.qdq import observed
+from vss.deploy.quantize.ranges import Method, measure, ranges_of
 from vss.ship import bundle as bundling
 from vss.ship import check, rebuild, ship, verify
 from vss.ship.check import open_engine

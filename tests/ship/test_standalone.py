@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from vss.data.transforms import Preprocess
-from vss.deploy import trt_runner
+from vss.deploy.backends import trt_runner
 from vss.ship import read
 from vss.ship.check import open_engine
 from vss.ship.manifest import seal

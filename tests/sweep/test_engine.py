@@ -12,8 +12,7 @@ from PIL import Image
 from vss.data import write_defects
 from vss.sweep import Grid, Settings, Store, sweep
 from vss.sweep import results as tables
-from vss.sweep.engine import EngineStudy
-from vss.sweep.prune import job_of
+from vss.sweep.prune import EngineStudy, job_of
 from vss.sweep.study import Place
 from vss.train import checkpoint
 

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from vss.sweep.statistics import holm, ranking, summary
+from vss.sweep.results import holm, ranking, summary
 
 
 def test_interval_of_a_mean_by_the_t_table() -> None:

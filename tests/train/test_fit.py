@@ -24,11 +24,10 @@ from vss.core.errors import VssError
 from vss.core.files import TEMPORARY, read_json, sha256_tensors
 from vss.core.locks import locked
 from vss.run import steps
-from vss.run.fits import check_fits, teacher_of
+from vss.run.preflight import check_fits, teacher_of
 from vss.run.project import Project
 from vss.train.fit import Moment, Phase, check_settings
-from vss.train.fit.checks import check_norms
-from vss.train.fit.folder import _damage, fit_folder
+from vss.train.fit.folder import _damage, check_norms, fit_folder
 
 CPU = {"precision": "32-true", "accelerator": "cpu", "devices": 1}
 

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from vss.train.learner import DefectLearner, Learner, SegLearner
-from vss.train.losses import SegLoss, distillation, divergence
+from vss.train.losses import DefectLearner, Learner, SegLearner, SegLoss, distillation, divergence
 from vss.train.metrics import SegMetrics
 
 

@@ -21,7 +21,7 @@ from vss.prune.plan import Plan
 from vss.run import steps
 from vss.run.project import Project
 from vss.train.fit import Moment
-from vss.train.learner import SegLearner
+from vss.train.losses import SegLearner
 from vss.train.search import SearchPhase, SparsePhase, ordered
 
 SIZE = (32, 48)

@@ -42,8 +42,8 @@ def build(
     """Make the artefact that a runtime loads. A TensorRT engine is named after GPU and version, its facts beside it."""
     from vss.deploy import BACKENDS, BuildPlan, BuildSpec, onnx_file
     from vss.deploy.backends import available
-    from vss.deploy.trt import declared, dry_commands
-    from vss.deploy.trt_plan import TRTEXEC_FLAGS, spans
+    from vss.deploy.backends.trt import declared, dry_commands
+    from vss.deploy.backends.trt_plan import TRTEXEC_FLAGS, spans
 
     target_of(save)
     if BACKENDS.canonical(backend) != "tensorrt":

@@ -179,7 +179,7 @@ def _onnxruntime() -> Iterable[Finding]:
 
 def _tensorrt() -> Iterable[Finding]:
     """Looked up, not imported. Distributions: tensorrt, or tensorrt-cu12 and tensorrt-cu13; JetPack has none."""
-    from vss.deploy.trt_runner import INSTALL
+    from vss.deploy.backends.trt_runner import INSTALL
 
     if importlib.util.find_spec("tensorrt") is None:
         fix = INSTALL if cuda_devices() else f"on a machine with an NVIDIA GPU: {INSTALL}"

@@ -68,7 +68,7 @@ def export(
     report: ReportFile = None,
 ) -> None:
     """Write typed ONNX and prove parity with torch at three shapes. INT8 takes ranges from training images."""
-    from vss.deploy.precision import Precision
+    from vss.deploy.quantize.precision import Precision
     from vss.run import command
 
     target_of(save)

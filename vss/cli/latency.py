@@ -134,8 +134,7 @@ def lut_show(
     table: Path, plot: Annotated[Path | None, typer.Option(help="write the width-cliff plot, SVG")] = None
 ) -> None:
     """Print what a table says."""
-    from vss.deploy.profile.charts import plot_cliffs
-    from vss.deploy.profile.table import LatencyTable
+    from vss.deploy.profile.table import LatencyTable, plot_cliffs
 
     known = LatencyTable.load(table)
     _shown(known)

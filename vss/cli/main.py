@@ -200,7 +200,7 @@ def finetune(
 ) -> None:
     """Train a (pruned) checkpoint further, with the same `fit` as training."""
     from vss.run import steps
-    from vss.run.fits import teacher_of
+    from vss.run.preflight import teacher_of
     from vss.train import checkpoint
 
     if ckpt.resolve().parent == save.resolve():

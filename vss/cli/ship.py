@@ -96,7 +96,7 @@ def serve(
 ) -> None:
     """Start a Triton server over bundles, wait until it is ready, check its answers, go on until interrupted."""
     from vss.core.errors import VssError
-    from vss.ship import server_env
+    from vss.ship import server as server_env
     from vss.ship.serve import serve as start
     from vss.ship.server import Ports
 

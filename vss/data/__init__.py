@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from vss.data.images import BadSampleError
-from vss.data.inspection import DefectSplit, Targets, choose_annotated, labels_of
 from vss.data.labels import IGNORE, LabelTable, UnknownLabelsError, require_classes
 from vss.data.loader import BalancedSampler, EpochSampler, make_loader
-from vss.data.pairs import DATASETS, Pair, SegData, guess_layout, open_data
-from vss.data.presence import check_labels
-from vss.data.split_file import read_split_file
-from vss.data.stats import class_frequencies, class_weights, count_classes
+from vss.data.presence import check_labels, class_frequencies, class_weights, count_classes
+from vss.data.readers import DATASETS, Pair, SegData, guess_layout, open_data, read_split_file
 from vss.data.synthetic import write_defects, write_street
-from vss.data.transforms import Augment, Preprocess, SegSplit
+from vss.data.transforms import Augment, DefectSplit, Preprocess, SegSplit, Targets, choose_annotated, labels_of
 
 __all__ = [
     "DATASETS",

@@ -11,10 +11,10 @@ import torch
 
 from vss.core.errors import VssError, unknown
 from vss.core.files import sha256_json
+from vss.data.base import Pair, SegData
 from vss.data.contents import sha256_files
 from vss.data.images import READING
-from vss.data.segdata import Pair, SegData
-from vss.data.stats import class_counts
+from vss.data.presence import class_counts
 from vss.data.transforms import Preprocess
 
 

@@ -13,13 +13,11 @@ import numpy as np
 from PIL import Image
 
 from vss.core.errors import VssError, counted
+from vss.data.base import DRAWINGS, Pair, SegData, absent_split, guess_layout
 from vss.data.images import BadSampleError, open_rgb, read_stored_mask, thread_map
 from vss.data.labels import UnknownLabelsError
-from vss.data.layouts import DRAWINGS, absent_split, guess_layout
-from vss.data.pairs import open_root
-from vss.data.presence import Present, doubts, refusals, shifted
-from vss.data.segdata import Pair, SegData
-from vss.data.stats import ClassCounts, Progress
+from vss.data.presence import ClassCounts, Present, Progress, doubts, refusals, shifted
+from vss.data.readers import open_root
 
 NEAR_BITS = 2
 """Two images are near duplicates when their 64-bit difference hashes differ in at most this many bits."""

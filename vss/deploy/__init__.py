@@ -1,9 +1,9 @@
 """From a network to an artefact that runs elsewhere: export, backends, bench, gate. Importing this needs no onnx."""
 
 from vss.deploy.backends import BACKENDS, Backend, Binding, BuildSpec, Session, TorchSession
+from vss.deploy.backends.trt_plan import BuildPlan, Calibration, Span, spans
 from vss.deploy.bench import bench, bench_end_to_end
 from vss.deploy.export import export
-from vss.deploy.trt_plan import BuildPlan, Calibration, Span, spans
 
 __all__ = [
     "BACKENDS",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vss.core.environment import environment
 from vss.core.errors import VssError
-from vss.deploy.session import Session
+from vss.deploy.backends.base import Session
 from vss.deploy.windows import Measure, Timing, Trace, interleave, speedup
 
 if TYPE_CHECKING:

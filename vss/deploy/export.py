@@ -17,10 +17,11 @@ from torch import nn
 from vss.core.errors import VssError, need
 from vss.core.files import atomic, sha256_file, sha256_tensors
 from vss.core.version import __version__
-from vss.deploy import stated, surgeon
-from vss.deploy.functions import add_bodies
+from vss.deploy import onnx_file as stated
+from vss.deploy import surgeon
 from vss.deploy.graph import SegGraph
 from vss.deploy.parity import Tolerance, parity
+from vss.deploy.surgeon import add_bodies
 from vss.ops.onnx_nodes import plugin_nodes
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def export(
         expects: where it is not in the graph: what images went through before; in the metadata either way.
         class_names, plan_sha256: written to the metadata.
         plugins: labels and pooling indices become nodes that TensorRT plugins implement, with bodies of standard ops
-            for every other runtime (`vss.deploy.functions`).
+            for every other runtime (`vss.deploy.surgeon`).
 
     Returns:
         JSON: onnx, sha256, bytes, opset, inputs, outputs, nodes_before, nodes_after, passes, plugins, parity, metadata.

@@ -15,7 +15,7 @@ import numpy as np
 
 from vss.core.closeness import ENGINE, refuse_not_finite
 from vss.core.errors import NotFinite, need
-from vss.deploy.session import Session
+from vss.deploy.backends.base import Session
 
 BEHIND_LABELS = ("Cast", "Squeeze", "Unsqueeze", "Reshape", "Identity", "Transpose")
 """Operators that may stand between the choice of a label and the output."""

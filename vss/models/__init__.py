@@ -4,12 +4,10 @@ A network that is not here takes part by `wrap(module, num_classes=...)`, or und
 package (`MODELS.register`, see `vss.core.registry`).
 """
 
-from vss.models import deeplabv3, fcn, lraspp, resnet_seg, segdecnet, segnet, unet  # noqa: F401  (registers)
+from vss.models import resnet_seg, segdecnet, segnet, torchvision, unet  # noqa: F401  (registers)
 from vss.models.adapter import wrap
 from vss.models.backbones import load_backbone, read_state_dict
-from vss.models.base import SegModel, check_multiple
-from vss.models.defect import DefectModel
-from vss.models.registry import MODELS, AtMost, build
+from vss.models.base import MODELS, AtMost, DefectModel, SegModel, build, check_multiple
 
 __all__ = [
     "MODELS",

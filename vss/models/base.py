@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vss import ops
-from vss.core.errors import VssError
+from vss.core.errors import VssError, one_line, shown, unknown
+from vss.core.registry import Registry, checked_options, keyword_options
 
 Width = Annotated[int, Field(ge=1, le=8192)]
 """Channels of a layer, as an option."""
@@ -87,3 +91,123 @@ def check_multiple(name: str, size: tuple[int, int], multiple: int) -> None:
             f"{name} needs an input height and width that are multiples of {multiple}, got {height}x{width}; "
             f"give --input-size {up[0]},{up[1]} (data.size of a recipe)."
         )
+
+
+# The few layers that several networks share.
+
+
+def conv_bn_relu(cin: int, cout: int, kernel: int = 3, *, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+    """Same-size convolution, batch norm, ReLU: (N, cin, H, W) -> (N, cout, H/stride, W/stride)."""
+    padding = dilation * (kernel // 2)
+    return nn.Sequential(
+        nn.Conv2d(cin, cout, kernel, stride=stride, padding=padding, dilation=dilation, bias=False),
+        nn.BatchNorm2d(cout),
+        nn.ReLU(inplace=True),
+    )
+
+
+def init_weights(module: nn.Module) -> None:
+    """He-normal convolutions (fan out, ReLU), unit batch norms; for networks trained from scratch."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.BatchNorm2d | nn.GroupNorm) and layer.affine:
+            nn.init.ones_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+
+# What every surface-defect network here is: one image in, one decision and one coarse defect map out.
+
+
+class DefectModel(SegModel):
+    """Base of networks that decide whether an image shows a defect, and where.
+
+    A subclass writes `forward_heads`. `forward` gives its pair: both are logits, the map stays at the network's own
+    resolution, as it is trained, exported and published.
+
+    Attributes:
+        stride: H / h and W / w of the map; it divides `size_multiple`.
+    """
+
+    task = "defect"
+    stride: int = 8
+
+    def __init__(self, num_classes: int = 1) -> None:
+        if num_classes != 1:
+            raise ValueError(f"a defect network has one class, the defect; got num_classes {num_classes}")
+        super().__init__(1)
+
+    def forward_heads(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x: (N, 3, H, W) float, normalised. Returns logits (N, 1) and (N, 1, h, w)."""
+        raise TypeError(f"{type(self).__name__} must define forward_heads")
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """x: (N, 3, H, W) float, normalised. Returns decision (N, 1) and seg (N, 1, h, w), logits."""
+        self.check_size(x)
+        return self.forward_heads(x)
+
+    def forward_logits(self, x: Tensor) -> Tensor:
+        """x: (N, 3, H, W). Returns the defect map alone: (N, 1, h, w) logits."""
+        return self.forward_heads(x)[1]
+
+    def forward_train(self, x: Tensor) -> dict[str, Tensor]:
+        """Both heads by name: `decision` (N, 1) and `seg` (N, 1, h, w), logits."""
+        decision, seg = self(x)
+        return {"decision": decision, "seg": seg}
+
+    def predict(self, x: Tensor) -> Tensor:
+        """x: (N, 3, H, W) float, normalised. Returns (N, H, W) uint8: 1 where the resized map is at least 0."""
+        self.check_size(x)
+        return (self.resize(self.forward_logits(x), x) >= 0).squeeze(1).to(torch.uint8)
+
+
+# The table of networks, and `build`.
+
+
+MODELS: Registry[Callable[..., SegModel]] = Registry("model")
+
+
+def build(name: str, /, num_classes: int, **options: Any) -> SegModel:
+    """Build a registered network.
+
+    Args:
+        name: a name in `MODELS`.
+        num_classes: K, 1 to 256 (labels are uint8).
+        options: keyword options of that network; an unknown one is refused with the closest name, and one that is not
+            what the annotation says by the value.
+    """
+    factory = MODELS[name]
+    known = keyword_options(factory)
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of model {name!r}", option, known)
+    if not isinstance(num_classes, int) or not 1 <= num_classes <= 256:
+        raise VssError(f"num_classes is {shown(num_classes)}; expected 1 to 256, since labels are uint8.")
+    options = checked_options(f"model {name!r}", known, options)
+    try:
+        model = factory(num_classes, **options)
+    except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, ArithmeticError, MemoryError) as error:
+        reason = one_line(str(error)).rstrip(".") or "out of memory"
+        raise VssError(f"model {name!r} refuses options {shown(options)}: {reason}.") from error
+    model.name, model.options = MODELS.canonical(name), dict(options)
+    return model
+
+
+class AtMost(TorchDispatchMode):
+    """Within it, tensors of at most so many elements altogether are made; more is a `VssError` before the memory is
+    taken. For networks whose options came in a file.
+    """
+
+    def __init__(self, elements: int) -> None:
+        super().__init__()
+        self.left = elements
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        first = func._schema.arguments[0].name if func._schema.arguments else ""
+        if first == "size":
+            self.left -= math.prod(args[0])
+            if self.left < 0:
+                raise VssError("its tensors would be larger than those in the file")
+        return func(*args, **(kwargs or {}))

@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vss.models.backbones import ResNetFeatures
-from vss.models.base import SegModel, Width
-from vss.models.blocks import conv_bn_relu, init_weights
-from vss.models.registry import MODELS
+from vss.models.base import MODELS, SegModel, Width, conv_bn_relu, init_weights
 
 
 class ResNetSeg(SegModel):

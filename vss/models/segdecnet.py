@@ -14,9 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vss.core.errors import VssError
-from vss.models.base import Width
-from vss.models.defect import DefectModel
-from vss.models.registry import MODELS
+from vss.models.base import MODELS, DefectModel, Width
 
 WIDTHS = (32, 64, 64, 64, 1024)
 EXTRACTOR = (8, 16, 32)

@@ -11,9 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from vss.models.base import SegModel, Width
-from vss.models.blocks import conv_bn_relu, init_weights
-from vss.models.registry import MODELS
+from vss.models.base import MODELS, SegModel, Width, conv_bn_relu, init_weights
 
 Depth = Annotated[int, Field(ge=0, le=8)]
 Up = Literal["transpose", "bilinear"]

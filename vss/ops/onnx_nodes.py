@@ -1,6 +1,6 @@
 """Nodes for ops that TensorRT has as plugins (`plugins_trt/`), written while a network is exported with `plugin_nodes`.
 
-A node has the plugin's name and the domain `vss`; `vss.deploy.functions` adds a body of standard ops to the file, so
+A node has the plugin's name and the domain `vss`; `vss.deploy.surgeon` adds a body of standard ops to the file, so
 that runtimes without the plugin run it all the same. Outside of such an export nothing here is called.
 """
 

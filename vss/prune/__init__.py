@@ -5,12 +5,10 @@
 """
 
 from vss.prune.apply import apply_plan, masked, recalibrate_bn
-from vss.prune.budget import Budget
-from vss.prune.cost import CostModel, count
+from vss.prune.budget import Budget, CostModel, count
 from vss.prune.criteria import CRITERIA, Criterion, make_criterion
-from vss.prune.groups import Group, Groups, Locked, Slot
 from vss.prune.make import make_plan, verify
-from vss.prune.plan import Plan
+from vss.prune.plan import Group, Groups, Locked, Plan, Slot
 from vss.prune.stats import COLLECTORS, Statistics, collect
 from vss.prune.trace import find_groups
 

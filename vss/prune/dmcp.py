@@ -25,10 +25,9 @@ from torch import Tensor, nn
 from vss.core.closeness import proven_difference
 from vss.core.errors import VssError
 from vss.prune.apply import apply_plan, masked
-from vss.prune.cost import CostModel
-from vss.prune.groups import Group, Slot
-from vss.prune.plan import Plan, plan_group
-from vss.prune.stats.members import BatchNorm, following_norm, norm_slots, owner
+from vss.prune.budget import CostModel
+from vss.prune.plan import Group, Plan, Slot, plan_group
+from vss.prune.stats.taps import BatchNorm, following_norm, norm_slots, owner
 from vss.prune.trace import default_forward, flatten
 
 Form = Literal["sigmoid", "exp"]

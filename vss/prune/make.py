@@ -12,11 +12,9 @@ from vss.core.closeness import AGREEMENT, duplicate, label_agreement, proven_dif
 from vss.core.errors import VssError
 from vss.core.files import sha256_tensors
 from vss.prune.apply import masked
-from vss.prune.budget import Budget, Rounding, search
-from vss.prune.cost import CostModel
+from vss.prune.budget import Budget, CostModel, Rounding, search
 from vss.prune.criteria import Criterion, make_criterion, score_groups
-from vss.prune.groups import Group, Groups
-from vss.prune.plan import Plan, plan_group
+from vss.prune.plan import Group, Groups, Plan, plan_group
 from vss.prune.stats import Batch, Loss, Statistics, Stats, collect
 from vss.prune.trace import find_groups
 

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from vss.core.closeness import alike
 from vss.core.errors import VssError
 from vss.prune.apply import apply_plan, masked
-from vss.prune.groups import Group
-from vss.prune.plan import Plan, plan_group
+from vss.prune.plan import Group, Plan, plan_group
 
 IMAGE_RANGE, ASLEEP = 128.0, 1e-3
 TOLERANCE = 1e-4  # relative to the spread of an output, as in `vss.prune.verify`

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from vss.core.closeness import duplicate
 from vss.core.errors import VssError
 from vss.prune.budget import top_channels
-from vss.prune.groups import Group
+from vss.prune.plan import Group
 from vss.prune.stats import Batch, Loss
-from vss.prune.stats.batch import images_of
+from vss.prune.stats.taps import images_of
 from vss.prune.trace import flatten
 
 Scores = Mapping[str, Tensor]

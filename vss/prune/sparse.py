@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from vss.core.errors import VssError
-from vss.prune.groups import Group, Slot
-from vss.prune.stats.members import norm_slots, slot_values
+from vss.prune.plan import Group, Slot
+from vss.prune.stats.taps import norm_slots, slot_values
 
 SCALES = ("weight", "scale")  # of batch, instance and group norm; of a feature norm
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vss.core.closeness import duplicate
 from vss.core.errors import VssError, unknown
 from vss.prune.apply import default_forward
-from vss.prune.groups import Group, Groups, Locked, Role, Slot
+from vss.prune.plan import Group, Groups, Locked, Role, Slot
 from vss.prune.probe import unsound
 from vss.prune.ties import find_components, is_depthwise
 

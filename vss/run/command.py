@@ -19,8 +19,8 @@ from vss.core.files import parse_json
 from vss.data import Preprocess, require_classes
 from vss.deploy import BACKENDS, Session, bench
 from vss.deploy.backends import available
-from vss.deploy.precision import Precision, export_as
 from vss.deploy.probe import check_finite
+from vss.deploy.quantize.precision import Precision, export_as
 from vss.prune import count
 from vss.run.project import Project, project_of
 from vss.train import checkpoint

@@ -20,7 +20,8 @@ from vss.deploy import bench, bench_end_to_end, export
 from vss.deploy.backends import available, build_spec, inspected
 from vss.deploy.bench import noise, pinned
 from vss.prune import Statistics
-from vss.run import keys, steps
+from vss.run import runner as keys
+from vss.run import steps
 from vss.run.frame import frame, write_failed
 from vss.run.page import write_page
 from vss.run.precision_step import merge, typed_engines, unpruned
@@ -123,7 +124,7 @@ class Job:
     def do(
         self, name: str, kind: str, after: list[str], outputs: list[str], work: Callable[[], Result], also: Any = None
     ) -> Result:
-        """A step of a kind of `vss.run.keys`; `also` is what it depends on beside recipe and earlier steps."""
+        """A step of a kind of `vss.run.runner`; `also` is what it depends on beside recipe and earlier steps."""
         return self.step(name, keys.depends(self.recipe, kind, also), after, outputs, work)
 
     def folder(self, name: str, *nets: nn.Module) -> Path:

@@ -21,19 +21,15 @@ from torch import Tensor, nn
 from vss.core.errors import NotMeasured, VssError
 from vss.core.files import sha256_json
 from vss.deploy import bench, export
-from vss.deploy.backends import build_spec
+from vss.deploy.backends import Session, build_spec
 from vss.deploy.profile.build import QUICK, Effort, build
 from vss.deploy.profile.setting import PLAIN, Setting, groups_and_key
 from vss.deploy.profile.subject import open_subject
 from vss.deploy.profile.table import LatencyTable
-from vss.deploy.session import Session
 from vss.prune.apply import apply_plan
 from vss.prune.budget import Rounding, top_channels
-from vss.prune.groups import Group
-from vss.prune.latency.fit import LatencyModel
-from vss.prune.latency.knapsack import Choices, choices, search
-from vss.prune.latency.target import Target
-from vss.prune.plan import Plan, plan_group
+from vss.prune.latency import Choices, LatencyModel, Target, choices, search
+from vss.prune.plan import Group, Plan, plan_group
 
 if TYPE_CHECKING:
     from vss.core.config import LatencyConfig, PruneConfig

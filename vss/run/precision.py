@@ -18,16 +18,15 @@ from torch import Tensor, nn
 from vss.core.config import PrecisionConfig
 from vss.core.errors import VssError
 from vss.core.files import sha256_tensors
+from vss.data.base import read_lines
 from vss.data.calibration import CalibrationSet, choose_calibration
-from vss.data.layouts import read_lines
 from vss.deploy import BACKENDS, bench, export
-from vss.deploy.bisect import first_diverging, sentence
 from vss.deploy.graph import SegGraph
-from vss.deploy.layers import Net, check_names, groups_of, read_onnx
-from vss.deploy.precision import ANY, GRAPH_OPTIONS, Precision, convert, graph_of, retype
-from vss.deploy.qdq import observed, place
-from vss.deploy.ranges import Method, Ranges, cache_key, measure, ranges_of
-from vss.deploy.sensitivity import Choice, retreat, scan
+from vss.deploy.quantize.layers import Net, check_names, groups_of, read_onnx
+from vss.deploy.quantize.precision import ANY, GRAPH_OPTIONS, Precision, convert, graph_of, retype
+from vss.deploy.quantize.qdq import observed, place
+from vss.deploy.quantize.ranges import Method, Ranges, cache_key, measure, ranges_of
+from vss.deploy.quantize.sensitivity import Choice, first_diverging, retreat, scan, sentence
 from vss.run.project import Project, export_options, project_with
 from vss.train import checkpoint
 from vss.train.evaluate import engine_predictor
@@ -138,7 +137,7 @@ class Typing:
         return Precision(kind, kept, config.elsewhere, config.first, config.last)
 
     def write(self, path: Path, kind: str, keep: Sequence[str] | None = None) -> dict[str, Any]:
-        """The file in a precision, see `vss.deploy.precision.retype`; how far it is from torch is for the gate."""
+        """The file in a precision; how far it is from torch is for the gate."""
         graph: SegGraph = graph_of(
             self.model, **{name: self.options[name] for name in GRAPH_OPTIONS if name in self.options}
         )

@@ -15,8 +15,8 @@ from vss.core.files import sha256_artefact
 from vss.deploy import BACKENDS, bench
 from vss.deploy.backends import build_spec
 from vss.deploy.bench import noise, pinned
-from vss.deploy.guard import decide
-from vss.run import keys
+from vss.deploy.quantize.precision import decide
+from vss.run import runner as keys
 from vss.run.precision import Typing, judge, refused
 from vss.run.project import Project, export_options
 from vss.run.runner import Result, Runner
@@ -48,7 +48,7 @@ def typed_engines(job: Job) -> dict[str, Any]:
     """Files, scores, times and the choice of every network in the precisions of the recipe; nothing when it has none.
 
     Returns:
-        {"nets": {title: {"kinds": {precision: facts}, "choice": see `vss.deploy.guard.decide`}}, "bench": of all}.
+        {"nets": {title: {"kinds": {precision: facts}, "choice": of `decide`}}, "bench": of all}.
     """
     kinds = job.recipe.precision.kinds
     if not kinds:

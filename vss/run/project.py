@@ -19,7 +19,7 @@ from vss.core.errors import VssError
 from vss.core.progress import steadily
 from vss.data import Augment, Preprocess, SegData, SegSplit, open_data, require_classes
 from vss.prune import CRITERIA, Budget, make_criterion
-from vss.prune.latency.target import Target
+from vss.prune.latency import Target
 from vss.train import checkpoint
 from vss.train.evaluate import Predictor
 from vss.train.tasks import TASKS, Task, task_of

@@ -33,9 +33,9 @@ from vss.prune import (
 from vss.prune.apply import norm_of_single_values, refuse_single_images
 from vss.prune.make import Choose, two_sizes
 from vss.prune.sparse import scale_facts
-from vss.run import keys
-from vss.run.fits import fit_data, train
+from vss.run import runner as keys
 from vss.run.latency import LatencyGoal
+from vss.run.preflight import fit_data, train
 from vss.run.project import Project
 
 log = logging.getLogger(__name__)

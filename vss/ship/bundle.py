@@ -20,21 +20,20 @@ from vss.core.files import TEMPORARY, atomic, sha256_file, write_json
 from vss.core.locks import at_rest, file_at_work
 from vss.core.report import write_report
 from vss.core.version import __version__
-from vss.data import pixels, require_classes
-from vss.deploy import Session, trt_runner
-from vss.deploy.backends import available
+from vss.data import images as pixels
+from vss.data import require_classes
+from vss.deploy import Session
+from vss.deploy.backends import available, trt_runner
+from vss.deploy.backends.trt_runner import read_about
 from vss.deploy.onnx_file import metadata
 from vss.deploy.probe import check_finite
-from vss.deploy.ranges import Ranges
-from vss.deploy.trt_runner import read_about
+from vss.deploy.quantize.ranges import Ranges
 from vss.run.page import render
 from vss.run.project import Project
 from vss.ship import archive, card
-from vss.ship.check import hash_of
+from vss.ship.check import hash_of, write_samples
 from vss.ship.manifest import NAME, Engine, Image, Link, Manifest, Samples, Tensor, seal
-from vss.ship.private import public
-from vss.ship.samples import write_samples
-from vss.ship.source import Source, open_run
+from vss.ship.source import Source, open_run, public
 from vss.ship.triton import FOR_BACKEND, Serving, write_repository
 from vss.train.tasks.base import PRUNED
 

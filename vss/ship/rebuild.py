@@ -13,12 +13,11 @@ from vss.core.errors import VssError
 from vss.core.files import atomic, sha256_file
 from vss.deploy import BuildSpec
 from vss.deploy.backends import available
-from vss.deploy.trt_plan import BuildPlan, Span
+from vss.deploy.backends.trt_plan import BuildPlan, Span
 from vss.ship import card
 from vss.ship.bundle import RUNTIME, beside, bound_to, copy_about
-from vss.ship.check import whole
+from vss.ship.check import check_samples, whole
 from vss.ship.manifest import Engine, Link, Manifest, inside, read, seal
-from vss.ship.samples import check_samples
 from vss.ship.triton import VARIANTS
 
 

@@ -12,11 +12,9 @@ import numpy as np
 
 from vss.core.errors import GateFailed, VssError, shown
 from vss.data.images import open_rgb
-from vss.ship.check import refuse_foreign, whole
-from vss.ship.client import Client
-from vss.ship.load import load
+from vss.ship.check import compare, load_expected, refuse_foreign, whole
+from vss.ship.load import Client, load
 from vss.ship.manifest import Manifest, inside, read
-from vss.ship.samples import compare, load_expected
 from vss.ship.server import HOST, Ports, Server, deploy, find, running
 from vss.ship.standalone import prepare, readable
 
@@ -35,7 +33,7 @@ def feeds(bundle: Path, manifest: Manifest) -> list[dict[str, np.ndarray]]:
 
 
 def check_answers(bundle: Path, manifest: Manifest, client: Client) -> float:
-    """Send every sample; the largest distance (see `vss.ship.samples.compare`) from the shipped answers.
+    """Send every sample; the largest distance (see `vss.ship.check.compare`) from the shipped answers.
 
     Raises `GateFailed` when it is out of tolerance.
     """

@@ -13,7 +13,7 @@ from vss.core.errors import VssError
 from vss.core.report import read_report
 from vss.data import require_classes
 from vss.sweep import results
-from vss.sweep.statistics import LEVEL, summary
+from vss.sweep.results import LEVEL, summary
 from vss.train.decisions import average_precision
 from vss.train.gate import comparable, drop_interval
 from vss.train.metrics import miou_pct
@@ -77,7 +77,7 @@ def judge(a: dict[str, Any], b: dict[str, Any], lower: bool) -> dict[str, Any]:
     """One figure by Welch's t-interval of the difference of two means.
 
     Args:
-        a, b: `vss.sweep.statistics.summary`.
+        a, b: `vss.sweep.results.summary`.
         lower: whether less is better.
     """
     change, half = b["mean"] - a["mean"], _half(a, b)

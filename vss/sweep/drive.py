@@ -12,7 +12,7 @@ from typing import Literal
 from vss.core.errors import VssError
 from vss.core.files import sha256_json
 from vss.core.progress import duration
-from vss.run import keys
+from vss.run import runner as keys
 from vss.sweep.grid import Cell
 from vss.sweep.local import Executor
 from vss.sweep.store import Store

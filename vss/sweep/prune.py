@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,20 +14,25 @@ import torch
 
 from vss import models
 from vss.core.config import PruneConfig, Recipe
-from vss.core.files import safe_name
+from vss.core.errors import VssError
+from vss.core.files import read_array, safe_name
 from vss.core.locks import locked
 from vss.deploy import BACKENDS, bench
+from vss.deploy.backends import available
 from vss.deploy.bench import unsteady
 from vss.prune import CRITERIA, make_criterion
-from vss.run import keys, steps
+from vss.run import runner as keys
+from vss.run import steps
 from vss.run.job import Job
+from vss.run.precision_step import unpruned
 from vss.run.preflight import check_run
 from vss.run.project import Project
-from vss.run.runner import Runner
+from vss.run.runner import Result, Runner
 from vss.sweep import calibrate
+from vss.sweep.after import to_tensorboard
 from vss.sweep.study import STUDIES, Json, Place, Study
-from vss.sweep.track import to_tensorboard
 from vss.train import checkpoint
+from vss.train.evaluate import engine_predictor
 from vss.train.pictures import spread, write_panels
 
 log = logging.getLogger(__name__)
@@ -257,3 +262,72 @@ def _link(target: Path, link: Path) -> None:
         return
     link.unlink(missing_ok=True)
     link.symlink_to(relative)
+
+
+# The experiment that ends in engines: every network is also exported, built, evaluated, gated and timed.
+
+
+ENGINES = {"baseline": "engine/baseline.engine.onnx", "cell": "engine/finetuned.engine.onnx"}
+
+
+class EngineStudy(PruneStudy):
+    """Networks x criteria x budgets x seeds, from training to engines that pass the gates or do not."""
+
+    shared_steps = ("train", "evaluate", "finetune", "engine")
+
+    def check(self, recipe: Recipe) -> None:
+        """Engines are made of fine-tuned networks."""
+        super().check(recipe)
+        if not recipe.finetune.epochs:
+            raise VssError("the study 'engine' fine-tunes every network; set finetune.epochs to 1 or more.")
+
+    def share_of(self, recipe: Recipe) -> Json:
+        """The control and the engine of the baseline are shared as well."""
+        return super().share_of(recipe) | {"control": recipe.control}
+
+    def finish_share(self, job: Job, found: Json) -> None:
+        """The row also has `engine_*` and, with a control, `control_*` figures."""
+        keys = found["row_keys"]
+        found["row"] |= _named("engine", job.engine("baseline", "train"), keys)
+        if job.recipe.control:
+            job.finetune("control", "baseline.safetensors", "train")
+            found["row"] |= _named("control", job.score("control", "control"), keys)
+
+    def finish_cell(self, job: Job, place: Place, shared: Json, found: Json) -> None:
+        """The row also has `engine_*` figures and `ships`: 1 where the engine passes all gates of the recipe, else 0;
+        the labels say which it does not."""
+        engine = job.engine("finetuned", "finetune")
+        steps = {"finetuned": "evaluate-finetuned", "engine": "engine-finetuned"}
+        results = {name: _result(job, place, step) for name, step in steps.items()}
+        common = Place(place.shared, place.shared, place.computed)
+        results |= {name: _result(job, common, f"evaluate-{name}") for name in unpruned(job.recipe)}
+        failed = [verdict for verdict in job.project.task.verdicts(results) if verdict["passed"] is False]
+        found["row"] |= _named("engine", engine, shared["row_keys"]) | {"ships": int(not failed)}
+        found["row"]["engine_mib"] = engine["size_mib"]
+        found["labels"] = [*found["labels"], *(f"{verdict['what']} {verdict['sentence']}" for verdict in failed)]
+
+    def time(self, recipe: Recipe, place: Place, seconds: float) -> Json:
+        """Latency of the cell's engine and of the baseline's, in turns, on an image of the reported split."""
+        project, backend = Project.open(recipe), available(recipe.build.backend)
+        paths = {"baseline": place.shared / ENGINES["baseline"], "cell": place.folder / ENGINES["cell"]}
+        sessions = {name: backend.open(path, threads=recipe.build.threads) for name, path in paths.items()}
+        image = torch.as_tensor(project.split(recipe.split)[0]["image"])[None]
+        feeds = {name: engine_predictor(each, project.preprocess).feed(image) for name, each in sessions.items()}
+        times = in_turns(recipe, sessions, feeds, seconds)
+        for session in sessions.values():
+            session.close()
+        return times
+
+
+STUDIES.add("engine", EngineStudy())
+
+
+def _named(prefix: str, step: Result, keys: Iterable[str]) -> Json:
+    return {f"{prefix}_{key}": step["metrics"][key] for key in keys}
+
+
+def _result(job: Job, place: Place, step: str) -> Json:
+    """Scores of a finished step of a cell or the shared part, with the array by image."""
+    metrics: Json = Runner(place.folder, lambda *_: None).result(step)["metrics"]
+    images = read_array(place.folder / "scores" / f"{step.removeprefix('evaluate-')}.npy")
+    return metrics | {job.project.task.per_image: images}

@@ -89,7 +89,7 @@ class Study(ABC):
 
 
 STUDIES: Registry[Study] = Registry("study")
-BUILT_IN = {"prune": "vss.sweep.prune", "engine": "vss.sweep.engine"}
+BUILT_IN = {"prune": "vss.sweep.prune", "engine": "vss.sweep.prune"}
 
 
 def study(name: str, plugins: Iterable[str] = ()) -> Study:

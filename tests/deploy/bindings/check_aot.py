@@ -17,11 +17,10 @@ from recording import Install
 from tensorrt.plugin import _tensor
 
 from vss.core.errors import VssError
-from vss.deploy import trt_aot
-from vss.deploy.functions import add_bodies
-from vss.deploy.session import BuildSpec
-from vss.deploy.trt import TensorRTBackend
-from vss.deploy.trt_plan import BuildPlan
+from vss.deploy.backends import BuildSpec, trt_aot
+from vss.deploy.backends.trt import TensorRTBackend
+from vss.deploy.backends.trt_plan import BuildPlan
+from vss.deploy.surgeon import add_bodies
 
 if trt.__version__.startswith("10.") and tuple(map(int, np.__version__.split(".")[:2])) >= (2, 4):
     pytest.skip("quick plugins of TensorRT 10 need numpy below 2.4", allow_module_level=True)

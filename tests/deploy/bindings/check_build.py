@@ -21,9 +21,9 @@ from recording import Install
 
 from vss.core.errors import VssError
 from vss.deploy import BACKENDS, BuildPlan, BuildSpec, Calibration, Span
-from vss.deploy.trt_cache import TimingCache
-from vss.deploy.trt_plan import PRECISION_FLAGS, TRTEXEC_FLAGS, commands, config_arguments, member
-from vss.deploy.trt_runner import Device
+from vss.deploy.backends.trt import TimingCache
+from vss.deploy.backends.trt_plan import PRECISION_FLAGS, TRTEXEC_FLAGS, commands, config_arguments, member
+from vss.deploy.backends.trt_runner import Device
 
 MAJOR = int(trt.__version__.split(".")[0])
 FULL: dict[str, Any] = {
@@ -95,7 +95,7 @@ def test_no_removed_symbol_of_the_module_is_touched(
             asked.add(name)
             return getattr(trt, name)
 
-    monkeypatch.setattr("vss.deploy.trt.load_tensorrt", Watched)
+    monkeypatch.setattr("vss.deploy.backends.trt.load_tensorrt", Watched)
     build(model, **FULL)
     expected = {
         "__version__", "get_plugin_registry", "init_libnvinfer_plugins", "Logger", "Runtime", "BuilderFlag",

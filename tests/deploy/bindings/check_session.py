@@ -19,8 +19,8 @@ from stub_driver import FakePycuda, Gpu
 
 from vss.core.errors import VssError
 from vss.deploy import BACKENDS
-from vss.deploy import trt_session as sessions
-from vss.deploy.trt_runner import Device, Driver, Engine, EngineError, PycudaMemory, check_about
+from vss.deploy.backends import trt_session as sessions
+from vss.deploy.backends.trt_runner import Device, Driver, Engine, EngineError, PycudaMemory, check_about
 
 
 def write(folder: Path, **changes: Any) -> Path:

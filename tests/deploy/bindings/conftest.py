@@ -18,9 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 from recording import Install, Recorder, engine
 from stub_driver import LIBCUDA, FakePycuda, Gpu, HostTorch
 
-from vss.deploy import trt_runner
-from vss.deploy import trt_session as sessions
-from vss.deploy.trt_runner import Device
+from vss.deploy.backends import trt_runner
+from vss.deploy.backends import trt_session as sessions
+from vss.deploy.backends.trt_runner import Device
 
 L4 = Device(0, "NVIDIA L4", (8, 9), 23034)
 
@@ -34,7 +34,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
             return L4
 
     monkeypatch.setattr(trt_runner, "Driver", Driver)
-    monkeypatch.setattr("vss.deploy.trt.Driver", Driver)
+    monkeypatch.setattr("vss.deploy.backends.trt.Driver", Driver)
     return L4
 
 

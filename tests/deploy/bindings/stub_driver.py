@@ -17,7 +17,7 @@ import tensorrt as trt
 import torch
 from recording import Log, Tensors
 
-from vss.deploy import trt_session as sessions
+from vss.deploy.backends import trt_session as sessions
 
 LIBCUDA = """
 #include <string.h>

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from vss.deploy.profile.reading import Reading
-from vss.deploy.profile.units import Shape
-from vss.prune.groups import Group, Slot
+from vss.deploy.profile.units import Reading, Shape
+from vss.prune.plan import Group, Slot
 
 
 class Clockwork:

@@ -13,9 +13,8 @@ import pytest
 from tests.deploy.profile.clockwork import Clockwork
 from vss.core.errors import VssError
 from vss.deploy.profile.build import Effort, build
-from vss.deploy.profile.charts import cliffs, plot_cliffs
-from vss.deploy.profile.reading import Reading
-from vss.deploy.profile.table import LatencyTable
+from vss.deploy.profile.table import LatencyTable, cliffs, plot_cliffs
+from vss.deploy.profile.units import Reading
 
 EFFORT = Effort(vectors=2, coarse=12, batch=6, limit=24, tests=30, cliffs=1)
 

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from vss.core.errors import VssError
-from vss.deploy.profile.reading import pinned, read_onnx, usable_threads
 from vss.deploy.profile.setting import Setting, table_key
 from vss.deploy.profile.subject import channels, open_subject
-from vss.deploy.profile.units import Graph
+from vss.deploy.profile.units import Graph, pinned, read_onnx, usable_threads
 from vss.deploy.profile.variants import SlicedVariants
 
 

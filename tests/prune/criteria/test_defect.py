@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from vss.core.errors import VssError
 from vss.prune import Group, find_groups, make_criterion
-from vss.prune.stats.defect import masked_means
+from vss.prune.stats.maps import masked_means
 
 from ..nets import randomise
 from .feeds import Mixed, raw_scores
@@ -123,7 +123,7 @@ def test_only_the_labels_that_are_defects_count() -> None:
 
 
 def test_small_defects_survive_the_resize_to_the_map() -> None:
-    from vss.prune.stats.defect import _resized
+    from vss.prune.stats.maps import _resized
 
     mask = torch.zeros(1, 1, 16, 16)
     mask[..., 0, 0] = 1

@@ -12,7 +12,7 @@ from vss.core.errors import VssError
 from vss.prune import Budget, CostModel, Group, Slot, collect, find_groups, make_criterion
 from vss.prune.budget import search
 from vss.prune.criteria import score_groups
-from vss.prune.criteria.fgp import before_in_order, class_shares, energy_prefix
+from vss.prune.criteria.activation import before_in_order, class_shares, energy_prefix
 from vss.prune.stats import Need, Stats
 
 from ..nets import Heads, MaxAvg, randomise

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vss.core.errors import VssError
 from vss.prune import find_groups, make_criterion
-from vss.prune.criteria.fpgm import distances
+from vss.prune.criteria.weights import distances
 from vss.prune.stats import Stats
 
 from ..nets import randomise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vss.prune.latency.fit import FILL, OTHER, START, Affine, LatencyModel
+from vss.prune.latency import FILL, OTHER, START, Affine, LatencyModel
 
 RNG = np.random.default_rng(0)
 FULL = np.array([64.0, 128.0])

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from vss.core.errors import VssError
-from vss.prune.groups import Group
-from vss.prune.latency.knapsack import choices, group_step, search, widths_of
+from vss.prune.latency import choices, group_step, search, widths_of
+from vss.prune.plan import Group
 
 GROUPS = [Group("a", 16, ()), Group("b", 24, ()), Group("c", 8, ())]
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vss.core.errors import VssError
-from vss.prune.stats.batch import heads_of, images_of, labels_of
+from vss.prune.stats.taps import heads_of, images_of, labels_of
 
 IMAGES, LABELS = torch.zeros(2, 3, 4, 4), torch.ones(2, 4, 4, dtype=torch.int64)
 

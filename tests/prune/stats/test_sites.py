@@ -9,8 +9,7 @@ from torch.nn import functional as F
 
 from vss.core.errors import VssError
 from vss.prune import Groups, find_groups
-from vss.prune.stats.members import following_norm
-from vss.prune.stats.sites import Layout, Tap
+from vss.prune.stats.taps import Layout, Tap, following_norm
 
 from ..criteria.feeds import Mixed
 from ..nets import Chain, Concat, FlattenLinear, MaxAvg, Twice, randomise

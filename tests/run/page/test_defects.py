@@ -11,7 +11,7 @@ from PIL import Image
 
 from vss.core.errors import VssError
 from vss.run.page import render
-from vss.run.page.defects import missed_defects
+from vss.run.page.panels import missed_defects
 
 
 def report(root: Path, scores: list[float], threshold: float = 0.4) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from vss.run.page import context
-from vss.run.page.tradeoff import NOBODY, Point, pareto, points_of, trade_off, worth
+from vss.run.page.charts import NOBODY, Point, pareto, points_of, trade_off, worth
 
 
 def test_pareto_is_what_no_other_point_beats() -> None:

@@ -24,11 +24,10 @@ from typing import Any
 import numpy as np
 
 from vss.core.errors import VssError
-from vss.deploy.profile.reading import Reading
 from vss.deploy.profile.subject import Subject, channels
 from vss.deploy.profile.table import FITTED, LatencyTable, Role, Sample
-from vss.prune.latency.fit import LatencyModel
-from vss.prune.latency.knapsack import widths_of
+from vss.deploy.profile.units import Reading
+from vss.prune.latency import LatencyModel, widths_of
 
 log = logging.getLogger(__name__)
 STEPS = (1, 2, 4, 8, 16, 32)

@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vss.deploy.eager import TorchSession, torch_threads
-from vss.deploy.profile.reading import WARM_RUNS, Reading, least_ms
+from vss.deploy.backends.eager import TorchSession, torch_threads
 from vss.deploy.profile.setting import Setting
-from vss.deploy.profile.units import Shape
+from vss.deploy.profile.units import WARM_RUNS, Reading, Shape, least_ms
 from vss.deploy.profile.variants import cut_to
-from vss.prune.cost import CostModel
-from vss.prune.groups import Group
+from vss.prune.budget import CostModel
+from vss.prune.plan import Group
 
 if TYPE_CHECKING:
     from vss.data.transforms import Preprocess
+
 
 CYCLES_PER_SECOND = 2e9
 HELD_BACK = 1.5
@@ -36,7 +36,7 @@ class TorchSubject:
 
     Args:
         model: the network.
-        groups, key: see `vss.deploy.profile.subject`.
+        groups, key: see `vss.deploy.profile.setting`.
         setting: where it runs.
         preprocess: size and normalisation.
         seconds: length of one reading.
@@ -164,3 +164,44 @@ def _cuda_mark() -> torch.cuda.Event:
 
 def _cuda_span(start: torch.cuda.Event, end: torch.cuda.Event) -> float:
     return float(start.elapsed_time(end))
+
+
+# How fast memory is, by copying: what a unit that only moves data can be compared with.
+
+
+COPIES = 5
+SIZES = {"cpu": 2**25, "cuda": 2**28}
+
+
+def bandwidth(device: str) -> float:
+    """Bytes read and written per millisecond by the fastest of some large copies on "cpu" (one thread) or "cuda"."""
+    size = SIZES[device]
+    copy = _on_gpu(size) if device == "cuda" else _on_cpu(size)
+    return 2 * size / max(min(copy() for _ in range(COPIES)), 1e-6)
+
+
+def _on_cpu(size: int) -> Callable[[], float]:
+    source = np.ones(size, np.uint8)
+    target = np.empty_like(source)
+
+    def copy() -> float:
+        start = time.thread_time_ns()
+        np.copyto(target, source)
+        return (time.thread_time_ns() - start) / 1e6
+
+    return copy
+
+
+def _on_gpu(size: int) -> Callable[[], float]:
+    source = torch.ones(size, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+
+    def copy() -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        target.copy_(source)
+        end.record()
+        torch.cuda.synchronize()
+        return float(start.elapsed_time(end))
+
+    return copy

@@ -17,17 +17,17 @@ from vss.core.errors import VssError
 from vss.core.files import sha256_file, sha256_json
 from vss.deploy import BACKENDS, BuildPlan, BuildSpec, onnx_file, spans
 from vss.deploy.backends import available
-from vss.deploy.eager import check_place
-from vss.deploy.layers import Net, read_onnx
-from vss.deploy.precision import Precision, convert
-from vss.deploy.profile.reading import pinned, usable_threads
+from vss.deploy.backends.base import Session
+from vss.deploy.backends.eager import check_place
+from vss.deploy.backends.trt import declared
+from vss.deploy.profile.units import pinned, usable_threads
 from vss.deploy.profile.variants import example_of
-from vss.deploy.qdq import observed
-from vss.deploy.ranges import Ranges
-from vss.deploy.session import Session
-from vss.deploy.trt import declared
+from vss.deploy.quantize.layers import Net, read_onnx
+from vss.deploy.quantize.precision import Precision, convert
+from vss.deploy.quantize.qdq import observed
+from vss.deploy.quantize.ranges import Ranges
 from vss.prune import find_groups
-from vss.prune.groups import Group
+from vss.prune.plan import Group
 
 if TYPE_CHECKING:
     from vss.data.transforms import Preprocess

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from torch import nn
 
-from vss.deploy.profile.reading import Reading, read_engine, read_onnx
 from vss.deploy.profile.setting import Setting, groups_and_key
-from vss.deploy.profile.units import Graph, Shape, anchor, unit_shapes
+from vss.deploy.profile.units import Graph, Reading, Shape, anchor, read_engine, read_onnx, unit_shapes
 from vss.deploy.profile.variants import SlicedVariants, Variants, make_variants
-from vss.prune.groups import Group
-from vss.prune.latency.fit import Affine
+from vss.prune.latency import Affine
+from vss.prune.plan import Group
 
 if TYPE_CHECKING:
     from vss.data.transforms import Preprocess

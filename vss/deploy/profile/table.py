@@ -6,7 +6,7 @@ resolution, batch or thread count is refused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -15,9 +15,9 @@ import numpy as np
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
 from vss.core.errors import VssError, fault
-from vss.core.files import read_json, write_json
-from vss.deploy.profile.reading import Reading
-from vss.prune.latency.fit import Affine, LatencyModel
+from vss.core.files import atomic, read_json, write_json
+from vss.deploy.profile.units import Reading
+from vss.prune.latency import Affine, LatencyModel
 
 KIND, SCHEMA = "vss.latency_table", 1
 Role = Literal["full", "align", "fit", "test", "cliff"]
@@ -79,7 +79,7 @@ class LatencyTable:
     """Everything measured, in the order it was.
 
     Attributes:
-        key: what it holds for; see `vss.deploy.profile.subject.table_key`.
+        key: what it holds for; see `vss.deploy.profile.setting.table_key`.
         groups: [id, channels, unit] of every group.
         floor: least fraction of a group that was measured.
         step: widths are best multiples of this; 0 before the alignment scan.
@@ -164,7 +164,7 @@ class LatencyTable:
         return units, widths, times, np.array([sample.reading.total for sample in chosen])
 
     def set_channels(self, units: Sequence[str], cin: Affine, cout: Affine) -> None:
-        """Keep what `vss.deploy.profile.subject.channels` found."""
+        """Keep what `vss.deploy.profile.setting.channels` found."""
         self.channels = {
             unit: [
                 cin.full[row],
@@ -212,3 +212,41 @@ def _broken(path: Path | str, what: str) -> VssError:
 def _short(value: Any) -> str:
     text = str(value)
     return text[:12] if len(text) == 64 else text
+
+
+# The width-cliff plot of a table: time of the network against the width of one group, as SVG.
+
+
+def cliffs(table: LatencyTable) -> dict[str, list[tuple[int, float]]]:
+    """Group id -> [(width, milliseconds of the units that it changes)], ascending, of every scanned group."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for sample in table.of_role("cliff"):
+        index = int(sample.name.split("-")[1])
+        units = [u for u, (_, _, slopes) in table.channels.items() if str(index) in slopes]
+        near = sum(sample.reading.units.get(unit, 0.0) for unit in units)
+        found.setdefault(table.groups[index][0], []).append((sample.widths[index], near))
+    return {name: sorted(points) for name, points in found.items()}
+
+
+def plot_cliffs(table: LatencyTable, path: Path, kept: Mapping[str, int] | None = None) -> Path:
+    """Write the plot, with a line at the width that a plan has `kept` of a group; needs matplotlib."""
+    try:
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise VssError("the width-cliff plot needs matplotlib: pip install matplotlib.") from error
+    found = cliffs(table)
+    if not found:
+        raise VssError("the table has no scanned widths; build it with at least one cliff.")
+    figure = Figure(figsize=(6, 3.2 * len(found)), layout="constrained")
+    for axes, (name, points) in zip(figure.subplots(len(found), squeeze=False)[:, 0], found.items(), strict=True):
+        axes.plot(*zip(*points, strict=True), marker="o", color="#2b6cb0")
+        axes.set(title=f"{name} on {table.key['backend']}", xlabel="width (channels)", ylabel="ms of its layers")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        if kept and name in kept:
+            axes.axvline(kept[name], color="#c05621", linestyle="--", label=f"kept: {kept[name]}")
+            axes.legend(frameon=False)
+    with atomic(path) as temporary:
+        FigureCanvasSVG(figure).print_svg(str(temporary), metadata={"Date": None})
+    return path

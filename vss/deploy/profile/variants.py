@@ -25,8 +25,7 @@ from vss.deploy import BACKENDS, export
 from vss.deploy.graph import SegGraph
 from vss.deploy.onnx_file import load
 from vss.prune.apply import apply_plan
-from vss.prune.groups import Group, Slot
-from vss.prune.plan import Plan, plan_group
+from vss.prune.plan import Group, Plan, Slot, plan_group
 
 if TYPE_CHECKING:
     from vss.data.transforms import Preprocess

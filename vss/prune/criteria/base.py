@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch import Tensor
 from vss.core.errors import VssError, unknown
 from vss.core.registry import Registry, checked_options
 from vss.prune.budget import Rounding
-from vss.prune.groups import Group
+from vss.prune.plan import Group
 from vss.prune.stats import COLLECTORS, Need, Stats
 
 Normalize = Literal["none", "mean", "max", "l2", "rank"]
@@ -180,3 +181,20 @@ def _checked(criterion: Criterion, group: Group, raw: Tensor) -> Tensor:
 def _l1(group: Group, stats: Stats) -> Tensor:
     filters = any(stats.tensor(slot.tensor).ndim > 1 for slot in group.by_role("producer"))
     return stats.filter_sums(group, 1).cpu() if filters else torch.ones(group.channels)
+
+
+# Random scores: the control that every method must beat.
+
+
+@CRITERIA.register("random")
+@dataclass(frozen=True, kw_only=True)
+class Random(Criterion):
+    """Uniform scores from a generator keyed by (seed, group id): independent of call order and of other groups."""
+
+    source = "control"
+
+    def __call__(self, group: Group, stats: Stats) -> Tensor:
+        """(C,) uniform in [0, 1)."""
+        digest = hashlib.sha256(f"{stats.seed}|{group.id}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        return torch.rand(group.channels, generator=generator, dtype=torch.float64)

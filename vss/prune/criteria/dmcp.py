@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vss.core.errors import VssError, unknown
 from vss.prune.criteria.base import CRITERIA, Criterion, make_criterion
-from vss.prune.groups import Group
+from vss.prune.plan import Group
 from vss.prune.stats import Need, Stats
 
 INDEX = "index"

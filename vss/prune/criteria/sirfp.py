@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vss import ops
 from vss.prune.criteria.base import CRITERIA, Criterion, normalized, rank_in_group
-from vss.prune.groups import Group
+from vss.prune.plan import Group
 from vss.prune.stats import Need, Stats
 
 _log = logging.getLogger(__name__)

@@ -12,11 +12,8 @@ from torch.utils.hooks import RemovableHandle
 
 from vss.core.errors import VssError
 from vss.core.registry import Registry
-from vss.prune.groups import Group
-from vss.prune.stats.batch import Batch
-from vss.prune.stats.filters import FilterNorms
-from vss.prune.stats.members import folding, norm_slots, slot_values
-from vss.prune.stats.sites import Layout, Tap
+from vss.prune.plan import Group
+from vss.prune.stats.taps import Batch, FilterNorms, Layout, Tap, folding, norm_slots, slot_values
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ class Collector:
 
 
 class TapCollector(Collector):
-    """A collector that looks at feature maps at the taps of one site (see `vss.prune.stats.sites`)."""
+    """A collector that looks at feature maps at the taps of one site (see `vss.prune.stats.taps`)."""
 
     layout = True
 
@@ -181,3 +178,58 @@ class Stats:
     def collected(self, need: Need | str, group: Group) -> Tensor:
         """The statistic that a collector found for a group."""
         return self._collected[str(need)][group.id]
+
+
+# Sums over the processes of a distributed run; every process must ask in the same order.
+
+
+def sum_over_processes(value: Tensor) -> Tensor:
+    """Sum over processes where a process group runs.
+
+    NCCL only moves device memory, so a value on the CPU travels by way of the current CUDA device.
+    """
+    return _reduce(value, "SUM")
+
+
+def max_over_processes(value: Tensor) -> Tensor:
+    """Largest value over processes, as `sum_over_processes`."""
+    return _reduce(value, "MAX")
+
+
+def _reduce(value: Tensor, operation: str) -> Tensor:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return value
+    home = value.device
+    if home.type == "cpu" and torch.distributed.get_backend() == "nccl":
+        value = value.cuda()
+    torch.distributed.all_reduce(value, op=getattr(torch.distributed.ReduceOp, operation))
+    return value.to(home)
+
+
+# Means over images, or moving averages over batches, that add up over processes.
+
+
+class Average:
+    """A mean of what is added; with `ema` a moving average over the calls, from zero and without bias correction.
+
+    Args:
+        total: a zero tensor to sum into.
+        ema: decay in [0, 1) or None.
+    """
+
+    def __init__(self, total: Tensor, ema: float | None = None) -> None:
+        self.total, self.ema = total, ema
+        self.count = total.new_zeros(())
+
+    def add(self, values: Tensor, count: float) -> None:
+        """Add a sum of `count` values."""
+        if self.ema is None:
+            self.total += values
+            self.count += count
+        else:
+            self.total.mul_(self.ema).add_(values / count, alpha=1 - self.ema)
+            self.count.fill_(1)
+
+    def result(self) -> Tensor:
+        """The mean over all processes; zeros where nothing was added."""
+        return sum_over_processes(self.total) / sum_over_processes(self.count).clamp(min=1e-300)

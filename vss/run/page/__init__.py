@@ -14,12 +14,9 @@ from typing import Any
 from vss.core.errors import VssError
 from vss.core.files import atomic
 from vss.core.report import read_report
-from vss.run.page.charts import curves
-from vss.run.page.defects import missed_defects
-from vss.run.page.gates import gates
-from vss.run.page.panels import panels
-from vss.run.page.text import block, label, number, show, signed
-from vss.run.page.tradeoff import NOBODY, points_of, trade_off, worth
+from vss.run.page.charts import NOBODY, curves, points_of, trade_off, worth
+from vss.run.page.panels import missed_defects, panels
+from vss.run.page.text import block, gates, label, number, show, signed
 from vss.run.page.verdict import Verdict, score_of, verdict
 
 __all__ = ["render", "write_page"]

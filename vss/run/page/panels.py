@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
+
 VOID = 255
 VOID_RGB = (36, 36, 36)
 FIXED_RGB, BROKEN_RGB, WRONG_RGB = (20, 184, 166), (239, 68, 68), (139, 120, 190)
@@ -171,3 +172,32 @@ def data_uri(picture: Image.Image) -> str:
 
 def _css(colour: tuple[int, ...] | list[int]) -> str:
     return "rgb({},{},{})".format(*colour)
+
+
+# Defects that the engine misses, worst first, and the weakest of those that it finds: image, mask and heat map.
+
+
+def missed_defects(report: Mapping[str, Any], root: Path) -> dict[str, Any] | None:
+    """{"sentence", "rows": [(id, note, missed, cells)]} in the order of the report; None for other reports."""
+    listed = report.get("defects")
+    if listed is None:
+        return None
+    engine: Mapping[str, Any] = next((row for row in report["rows"] if row["name"] == "engine pruned"), {})
+    missed, threshold = sum(row["missed"] for row in listed), engine.get("threshold")
+    total = sum(int(engine.get(key) or 0) for key in ("tp", "fn"))
+    limit = "" if threshold is None else f"; its threshold, chosen on validation, is {number(threshold, 4)}"
+    sentence = f"The engine misses {missed or 'none'} of {total} defective images{limit}. "
+    sentence += "Lowest score first, then the weakest that it finds." if missed else "These are the weakest it finds."
+    rows = []
+    for row in listed:
+        cells = [_cell(name, open_picture(root, path)) for name, path in row["files"].items()]
+        note = f"{'missed' if row['missed'] else 'found'}, score {number(row['score'], 4)}"
+        rows.append((row["id"], note, row["missed"], cells))
+    return {"sentence": sentence, "rows": rows}
+
+
+def _cell(name: str, picture: Image.Image | str) -> Cell:
+    """A picture, or the note on why there is none."""
+    if isinstance(picture, str):
+        return Cell(name, "", picture, False)
+    return Cell(name, data_uri(shrink(picture)), "", False)

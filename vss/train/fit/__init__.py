@@ -15,8 +15,8 @@ try:
 except ModuleNotFoundError as error:
     raise VssError(f"training needs {error.name}; install it with: pip install lightning tensorboard") from error
 
-from vss.train.fit.checks import check_norms, check_settings
+from vss.train.fit.folder import check_norms, check_settings
 from vss.train.fit.loop import fit
-from vss.train.fit.parts import FitData, Moment, Phase, precision_of
+from vss.train.fit.module import FitData, Moment, Phase, precision_of
 
 __all__ = ["FitData", "Moment", "Phase", "check_norms", "check_settings", "fit", "precision_of"]

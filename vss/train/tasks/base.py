@@ -25,7 +25,7 @@ from vss.core.registry import Registry
 from vss.data import Augment, Preprocess, SegData, SegSplit, check_labels, make_loader
 from vss.train.evaluate import Predictor
 from vss.train.gate import gate
-from vss.train.learner import Learner
+from vss.train.losses import Learner
 
 log = logging.getLogger(__name__)
 

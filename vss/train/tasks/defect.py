@@ -24,7 +24,7 @@ from vss.data import Augment, DefectSplit, SegSplit, Targets, choose_annotated, 
 from vss.train.decisions import MapScores, choose_threshold, decision_scores, draws, interval, resampled_ap
 from vss.train.evaluate import Predictor, torch_predictor
 from vss.train.gate import gate
-from vss.train.learner import DefectLearner
+from vss.train.losses import DefectLearner
 from vss.train.metrics import SegMetrics
 from vss.train.pictures import write_defects
 from vss.train.tasks.base import TASKS, Figures, Task

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from vss.core.config import FitConfig
 from vss.data import class_weights
 from vss.train.evaluate import Predictor, evaluate, torch_predictor
-from vss.train.learner import SegLearner
-from vss.train.losses import SegLoss
+from vss.train.losses import SegLearner, SegLoss
 from vss.train.pictures import spread, write_panels
 from vss.train.tasks.base import TASKS, Figures, Task
 

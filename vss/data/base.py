@@ -1,0 +1,247 @@
+"""The nouns of this room: a pair, a data set, and the matching of images to masks by name."""
+
+from __future__ import annotations
+
+import functools
+import unicodedata
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vss.core.errors import VssError, unknown
+from vss.core.files import MAX_JSON, require_file
+from vss.data.images import BadSampleError, open_rgb, read_stored_mask
+from vss.data.labels import IGNORE, folded
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One image and its mask; `id` is unique within the split."""
+
+    id: str
+    image: Path
+    mask: Path
+
+
+@dataclass(frozen=True)
+class Orphans:
+    """Files of a data root that belong to no pair; `strays` are copies such as `NAME (copy).png`."""
+
+    images_without_mask: tuple[Path, ...] = ()
+    masks_without_image: tuple[Path, ...] = ()
+    strays: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SegData:
+    """A segmentation data set on disk.
+
+    `class_names`: K names. `palette`: (K, 3) uint8 RGB. `splits`: name -> pairs sorted by id. `decode`: (H, W) stored
+    mask values -> (H, W) uint8 in 0..K-1 or `ignore_index`, every pixel by its value alone, raising `VssError` for
+    other values. `protocol`: the sentence to print beside every number. `orphans`: files that found
+    no partner, listed by `check`, refused by `open_data`.
+    """
+
+    name: str
+    root: Path
+    class_names: tuple[str, ...]
+    ignore_index: int = IGNORE
+    palette: np.ndarray
+    splits: dict[str, list[Pair]]
+    decode: Callable[[np.ndarray], np.ndarray]
+    protocol: str
+    orphans: Orphans = field(default_factory=Orphans)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.class_names)
+
+    def pairs(self, split: str) -> list[Pair]:
+        """The pairs of one split; raises `VssError` when there is no such split."""
+        if split not in self.splits:
+            if split in SPLITS:
+                raise VssError(f"{self.root} has {absent_split(self.name, split, self.splits)}.")
+            raise unknown(f"split of {self.root}", split, self.splits)
+        return self.splits[split]
+
+    def read_mask(self, path: Path) -> np.ndarray:
+        """(H, W) uint8, 0..K-1 or `ignore_index`. Raises `BadSampleError` with the file name."""
+        return self.decoded(path, read_stored_mask(path))
+
+    def decoded(self, path: Path, stored: np.ndarray) -> np.ndarray:
+        """The stored values of the mask `path` as classes, each by itself. Raises `BadSampleError` with the name."""
+        try:
+            return self.decode(stored)
+        except VssError as error:
+            raise BadSampleError(f"mask {path} {error}: fix the mask or the list of classes.") from error
+
+    @functools.cached_property
+    def meaning(self) -> list[Any]:
+        """JSON-able: the classes in order, and which class each stored value 0..255 is, None where no class owns it."""
+
+        def owner(value: int) -> int | None:
+            try:
+                return int(self.decode(np.full((1, 1), value, np.uint8))[0, 0])
+            except VssError:
+                return None
+
+        return [list(self.class_names), self.ignore_index, [owner(value) for value in range(256)]]
+
+    def read(self, pair: Pair) -> tuple[Image.Image, np.ndarray]:
+        """(8-bit RGB image, decoded mask) of one size. Raises `BadSampleError` with the file name."""
+        image, mask = open_rgb(pair.image), self.read_mask(pair.mask)
+        check_sizes(pair, image=(image.height, image.width), mask=(mask.shape[0], mask.shape[1]))
+        return image, mask
+
+
+def check_sizes(pair: Pair, *, image: tuple[int, int], mask: tuple[int, int]) -> None:
+    """Refuse a mask of another size (H, W) than its image."""
+    if image != mask:
+        raise BadSampleError(
+            f"mask {pair.mask} is {mask[0]}x{mask[1]} and its image {pair.image.name} is {image[0]}x{image[1]} "
+            "(height x width); expected equal sizes: export the mask again at the size of the image."
+        )
+
+
+@dataclass
+class Matcher:
+    """Collects pairs over the splits, with the files that found no partner."""
+
+    splits: dict[str, list[Pair]] = field(default_factory=dict)
+    images_without_mask: list[Path] = field(default_factory=list)
+    masks_without_image: list[Path] = field(default_factory=list)
+    strays: list[Path] = field(default_factory=list)
+
+    def add(self, split: str, *, images: dict[str, Path], masks: dict[str, Path]) -> None:
+        """Match two {stem: path} tables into one split."""
+        both = sorted(images.keys() & masks.keys())
+        self.splits[split] = [Pair(id=key, image=images[key], mask=masks[key]) for key in both]
+        self.images_without_mask += [images[key] for key in sorted(images.keys() - masks.keys())]
+        self.masks_without_image += [masks[key] for key in sorted(masks.keys() - images.keys())]
+
+    def orphans(self) -> Orphans:
+        """The files that found no partner."""
+        return Orphans(tuple(self.images_without_mask), tuple(self.masks_without_image), tuple(self.strays))
+
+
+def by_stem(paths: Iterable[Path], key: Callable[[Path], str] = lambda path: path.stem) -> dict[str, Path]:
+    """{key: path}; two files with one key (`a.jpg` and `a.png`) are a `VssError`.
+
+    Keys are in Unicode's composed form (NFC): archives made on macOS spell letters with accents otherwise.
+    """
+    table: dict[str, Path] = {}
+    for path in paths:
+        name = unicodedata.normalize("NFC", key(path))
+        if name in table:
+            other = path.name if path.parent == table[name].parent else path
+            raise VssError(f"{table[name]} and {other} share one name; keep one of the two files.")
+        table[name] = path
+    return table
+
+
+# Which layout a folder has, told from its names alone, and the list of classes beside it.
+
+
+SPLITS = ("train", "val", "test")
+
+LAYOUTS: dict[str, tuple[Callable[[Path], bool], str]] = {
+    "cityscapes": (
+        lambda root: (root / "leftImg8bit").is_dir(),
+        "leftImg8bit/{train,val,test}/CITY/*_leftImg8bit.png and gtFine/...",
+    ),
+    "masks": (
+        lambda root: (root / "images").is_dir() and (root / "masks").is_dir(),
+        "images/SPLIT/, masks/SPLIT/ and classes.txt",
+    ),
+    "camvid": (
+        lambda root: any((root / f"{split}annot").is_dir() for split in SPLITS),
+        "{train,val,test}/NAME.* and {train,val,test}annot/NAME.png",
+    ),
+    "ksdd2": (
+        lambda root: any(next((root / split).glob("*_GT*.*"), None) is not None for split in SPLITS),
+        "{train,test}/NAME.png and {train,test}/NAME_GT.png",
+    ),
+}
+"""Layout name -> (does a folder look like it, what it consists of)."""
+
+DRAWINGS = {name: f"expected {parts}" for name, (_, parts) in LAYOUTS.items()} | {
+    "masks": "expected images/train/NAME.*, images/val/NAME.*, images/test/NAME.*, the same names as PNG below "
+    "masks/train, masks/val and masks/test (8-bit grey or palette, values 0..K-1, 255 is ignored), and classes.txt "
+    "with K names, one a line, the first for 0"
+}
+"""Layout name -> what to put where, for sentences."""
+
+
+PLACES = {
+    "cityscapes": "leftImg8bit/{0} and gtFine/{0} with labels",
+    "masks": "images/{0} and masks/{0}",
+    "camvid": "{0} and {0}annot",
+    "ksdd2": "{0}/NAME.png and {0}/NAME_GT.png",
+}
+"""Layout name -> where a split lies."""
+
+
+def absent_split(layout: str, split: str, known: Iterable[str]) -> str:
+    """Half a sentence about one of `SPLITS` that a data set does not have: what there is, what to add or to change."""
+    known = list(known)
+    place = PLACES[layout].format(split) if layout in PLACES else f"images and masks for {split!r}"
+    needs = {"train": f"training needs {place}", "val": f"training (and --split val) needs {place}"}
+    other = ", or report on val with --split val (in a recipe, split: val)" if "val" in known else ""
+    return f"no split {split!r} (it has {', '.join(known) or 'none'}); " + needs.get(
+        split, f"the scores that are reported need {place}{other}"
+    )
+
+
+def guess_layout(root: Path | str) -> str | None:
+    """The name of the built-in layout that a folder looks like, or None."""
+    root = Path(root)
+    return next((name for name, (looks_like, _) in LAYOUTS.items() if looks_like(root)), None)
+
+
+def require_layout(root: Path, name: str) -> None:
+    """Refuse a folder that does not look like the layout `name`; says what it looks like instead."""
+    looks_like, expected = LAYOUTS[name]
+    if looks_like(root):
+        return
+    other = guess_layout(root)
+    inside = [child for child in sorted(root.iterdir()) if child.is_dir() and guess_layout(child)]
+    if other is not None:
+        advice = f"it looks like {other!r}: choose that dataset"
+    elif inside:
+        advice = f"{inside[0]} inside it looks like {guess_layout(inside[0])!r}: give that folder"
+    else:
+        advice = f"give the folder that holds these, or one of another layout ({', '.join(LAYOUTS)})"
+    raise VssError(f"{root} is not laid out as {name!r} ({expected}); {advice}.")
+
+
+def read_lines(path: Path, expected: str) -> list[str]:
+    """Stripped lines of a text file in UTF-8, with or without a byte order mark, in composed form (NFC)."""
+    if path.exists():
+        require_file(path, kind="text", limit=MAX_JSON)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise VssError(f"{path} cannot be read ({reason}); expected a text file in UTF-8 with {expected}.") from error
+    return [line.strip() for line in unicodedata.normalize("NFC", text).splitlines()]
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """One class name a line, the first that of value 0; blank lines may stand at the end alone, since they count."""
+    lines = read_lines(path, "one class name a line, the first for mask value 0")
+    while lines and not lines[-1]:
+        lines.pop()
+    if "" in lines:
+        raise VssError(
+            f"line {lines.index('') + 1} of {path} is blank, and mask values are line numbers from 0; name the class, "
+            "or remove the line if the masks count without it."
+        )
+    different = len({folded(name) for name in lines})
+    if not lines or different != len(lines) or len(lines) > IGNORE:
+        raise VssError(f"{path} holds {len(lines)} names, {different} different; expected 1..255 different names.")
+    return tuple(lines)

@@ -1,0 +1,397 @@
+"""Folders of images and masks: which files belong together, and what the stored mask values mean.
+
+A dataset is one function `open(root) -> SegData` in the registry `DATASETS`. It lists and matches files and reads no
+pixels (except `ksdd2`, which needs to know the masks that hold a defect). `open_data` adds the checks that a run needs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import pickle
+import pickletools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from vss.core.errors import VssError, counted
+from vss.core.files import require_file
+from vss.core.registry import Registry
+from vss.data.base import (
+    DRAWINGS,
+    SPLITS,
+    Matcher,
+    Pair,
+    SegData,
+    by_stem,
+    check_sizes,
+    guess_layout,
+    read_class_names,
+    require_layout,
+)
+from vss.data.contents import count_values
+from vss.data.images import BadSampleError, list_images, read_header, read_stored_mask, thread_map
+from vss.data.labels import (
+    CAMVID_NAMES,
+    CAMVID_PALETTE,
+    CITYSCAPES,
+    IGNORE,
+    LabelTable,
+    binary_table,
+    camvid_table,
+    cityscapes_table,
+    generic_palette,
+)
+
+__all__ = ["DATASETS", "Pair", "SegData", "guess_layout", "open_data", "open_root"]
+
+log = logging.getLogger(__name__)
+
+VAL_FRACTION = 0.15
+COPY = re.compile(r" \(copy( \d+)?\)$| - Copy( \(\d+\))?$", re.IGNORECASE)
+
+
+DATASETS: Registry[Callable[[Path], SegData]] = Registry("dataset")
+
+
+def _protocol(root: Path, layout: str, classes: str, splits: dict[str, list[Pair]]) -> str:
+    counts = ", ".join(f"{len(pairs)} {split}" for split, pairs in splits.items())
+    return (
+        f"{root.resolve().name} ({layout} layout): {classes}, {counts} images, "
+        "one confusion matrix over the whole split, at the stated resolution"
+    )
+
+
+@DATASETS.register("camvid")
+def camvid(root: Path) -> SegData:
+    """CamVid in the layout of SegNet: `{train,val,test}/NAME.*`, `{train,val,test}annot/NAME.png`, 0..10 and 11 = void.
+
+    An optional `classes.txt` (11 names, or 12 with void last) gives other names.
+    """
+    require_layout(root, "camvid")
+    names: tuple[str, ...] = CAMVID_NAMES
+    if (root / "classes.txt").is_file():
+        given = read_class_names(root / "classes.txt")
+        if len(given) not in (11, 12):
+            raise VssError(
+                f"{root / 'classes.txt'} names {len(given)} classes; the camvid layout has 11 and void: use the "
+                "'masks' layout for other classes."
+            )
+        names = given[:11]
+    matcher = Matcher()
+    for split in SPLITS:
+        if (root / split).is_dir() or (root / f"{split}annot").is_dir():
+            images, masks = by_stem(list_images(root / split)), by_stem(list_images(root / f"{split}annot"))
+            matcher.add(split, images=images, masks=masks)
+    return SegData(
+        name="camvid",
+        root=root,
+        class_names=names,
+        palette=np.array(CAMVID_PALETTE, np.uint8),
+        splits=matcher.splits,
+        decode=camvid_table(),
+        protocol=_protocol(root, "CamVid", "11 classes, void ignored", matcher.splits),
+        orphans=matcher.orphans(),
+    )
+
+
+def _cityscapes_masks(root: Path, split: str, kind: str) -> dict[str, Path]:
+    suffix = f"_gtFine_{kind}"
+    found = (path for path in list_images(root / "gtFine" / split, recursive=True) if path.stem.endswith(suffix))
+    return by_stem(found, lambda path: path.stem.removesuffix(suffix))
+
+
+def _is_placeholder(pair: Pair, decode: LabelTable) -> bool:
+    """Whether a mask holds ignored values only, as the published test masks do."""
+    try:
+        return bool((decode(read_stored_mask(pair.mask)) == IGNORE).all())
+    except VssError as error:  # a damaged mask is no placeholder; it is refused, by name, when it is read
+        log.warning("%s: %s", pair.mask, error)
+        return False
+
+
+@DATASETS.register("cityscapes")
+def cityscapes(root: Path) -> SegData:
+    """Cityscapes, 19 train classes, from `labelTrainIds` files where every image has one, else from `labelIds`.
+
+    The test split is left out when it has no masks or the published placeholders.
+    """
+    require_layout(root, "cityscapes")
+    images = {
+        split: by_stem(
+            list_images(root / "leftImg8bit" / split, recursive=True),
+            lambda path: path.stem.removesuffix("_leftImg8bit"),
+        )
+        for split in SPLITS
+        if (root / "leftImg8bit" / split).is_dir()
+    }
+    masks = {
+        kind: {split: _cityscapes_masks(root, split, kind) for split in images}
+        for kind in ("labelTrainIds", "labelIds")
+    }
+    covered = {
+        kind: sum(len(images[split].keys() & found[split].keys()) for split in images if split != "test")
+        for kind, found in masks.items()
+    }
+    kind = "labelTrainIds" if covered["labelTrainIds"] >= covered["labelIds"] else "labelIds"
+    decode = cityscapes_table(kind)
+    matcher = Matcher()
+    for split, found in images.items():
+        if split == "test" and not masks[kind][split]:
+            log.info("%s: the test split has no masks and is left out", root)
+            continue
+        matcher.add(split, images=found, masks=masks[kind][split])
+    test = matcher.splits.get("test")
+    if test and _is_placeholder(test[0], decode):
+        log.info("%s: the masks of the test split are placeholders; the split is left out", root)
+        del matcher.splits["test"]
+    return SegData(
+        name="cityscapes",
+        root=root,
+        class_names=tuple(name for name, _, _ in CITYSCAPES),
+        palette=np.array([colour for _, _, colour in CITYSCAPES], np.uint8),
+        splits=matcher.splits,
+        decode=decode,
+        protocol=_protocol(root, "Cityscapes", f"19 train classes from {kind}, the rest ignored", matcher.splits),
+        orphans=matcher.orphans(),
+    )
+
+
+def _has_defect(pair: Pair) -> bool:
+    try:
+        return bool(read_stored_mask(pair.mask).any())
+    except BadSampleError as error:  # the pair stays in its split and is refused, by name, when it is read
+        log.warning("%s", error)
+        return False
+
+
+def _defective(pairs: list[Pair]) -> list[bool]:
+    """Which masks hold another value than 0: remembered where all can be read, else one by one."""
+    try:
+        return [bool(counts.keys() - {0}) for _, counts in count_values([pair.mask for pair in pairs])]
+    except BadSampleError:
+        return list(thread_map(_has_defect, pairs))
+
+
+def carve_val(
+    pairs: list[Pair], defective: list[bool], *, fraction: float = VAL_FRACTION, seed: int = 0
+) -> tuple[list[Pair], list[Pair]]:
+    """(train, val): `fraction` of the defective and of the sound pairs, chosen by the SHA-256 of seed and id.
+
+    The choice is a pure function of the ids and the seed. A kind with two pairs or more gives one or more to each side.
+    """
+    chosen: set[str] = set()
+    for kind in (True, False):
+        ids = [pair.id for pair, is_defective in zip(pairs, defective, strict=True) if is_defective is kind]
+        ids.sort(key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+        count = max(1, round(fraction * len(ids))) if len(ids) > 1 else 0
+        chosen.update(ids[:count])
+    return [pair for pair in pairs if pair.id not in chosen], [pair for pair in pairs if pair.id in chosen]
+
+
+@DATASETS.register("ksdd2", aliases=["ksdd"])
+def ksdd2(root: Path) -> SegData:
+    """Surface defects in the layout of KolektorSDD2: `{train,test}/NAME.png`, `NAME_GT.png` with 0 and 255.
+
+    There is no published validation split: unless there is a folder `val`, 15 % of train become it, defective and sound
+    alike, deterministically; test is untouched. Stray `NAME (copy).png` files are named in a warning and left out.
+    """
+    require_layout(root, "ksdd2")
+    matcher = Matcher()
+    for split in SPLITS:
+        if not (root / split).is_dir():
+            continue
+        files = list_images(root / split)
+        strays = [path for path in files if COPY.search(path.stem)]
+        matcher.strays += strays
+        files = [path for path in files if path not in strays]
+        images = by_stem(path for path in files if not path.stem.endswith("_GT"))
+        masks = by_stem(
+            (path for path in files if path.stem.endswith("_GT")), lambda path: path.stem.removesuffix("_GT")
+        )
+        matcher.add(split, images=images, masks=masks)
+    if matcher.strays:
+        log.warning("left out stray copies: %s", ", ".join(str(path) for path in matcher.strays))
+    if len(matcher.splits.get("train", [])) > 1 and "val" not in matcher.splits:
+        train = matcher.splits["train"]
+        kept, val = carve_val(train, _defective(train))
+        tail = {split: pairs for split, pairs in matcher.splits.items() if split != "train"}
+        matcher.splits = {"train": kept, "val": val, **tail}
+    return SegData(
+        name="ksdd2",
+        root=root,
+        class_names=("background", "defect"),
+        palette=np.array([(0, 0, 0), (255, 64, 64)], np.uint8),
+        splits=matcher.splits,
+        decode=binary_table(),
+        protocol=_protocol(root, "KSDD2", "background and defect, val carved from train by id", matcher.splits),
+        orphans=matcher.orphans(),
+    )
+
+
+def _by_relative_path(folder: Path) -> dict[str, Path]:
+    paths = list_images(folder, recursive=True)
+    return by_stem(paths, lambda path: path.relative_to(folder).with_suffix("").as_posix())
+
+
+@DATASETS.register("masks")
+def masks(root: Path) -> SegData:
+    """Your own data: `images/SPLIT/**`, `masks/SPLIT/**` with the same names, `classes.txt` with one name a line.
+
+    Mask values are line numbers from 0; 255 is ignored.
+    """
+    require_layout(root, "masks")
+    if not (root / "classes.txt").exists():
+        raise VssError(f"{root} has no classes.txt; {DRAWINGS['masks']}.")
+    names = read_class_names(root / "classes.txt")
+    matcher = Matcher()
+    splits = sorted({path.name for kind in ("images", "masks") for path in (root / kind).iterdir() if path.is_dir()})
+    for split in sorted(splits, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name)):
+        images, annotations = (_by_relative_path(root / kind / split) for kind in ("images", "masks"))
+        matcher.add(split, images=images, masks=annotations)
+    return SegData(
+        name="masks",
+        root=root,
+        class_names=names,
+        palette=generic_palette(len(names)),
+        splits=matcher.splits,
+        decode=LabelTable.identity(len(names)),
+        protocol=_protocol(root, "masks", f"{counted(len(names), 'class', 'classes')}, 255 ignored", matcher.splits),
+        orphans=matcher.orphans(),
+    )
+
+
+def open_root(name: str, root: Path | str) -> SegData:
+    """The dataset as its reader finds it, orphans included; raises `VssError` for a wrong name or folder."""
+    root = Path(root)
+    reader = DATASETS[name]
+    if not root.exists():
+        raise VssError(f"data root {root} does not exist; give the folder that holds the {name!r} data.")
+    if not root.is_dir():
+        raise VssError(f"data root {root} is a file; give the folder that holds the {name!r} data.")
+    try:
+        return reader(root)
+    except OSError as error:
+        raise VssError(f"{error.filename or root} cannot be listed ({error.strerror or error}).") from error
+
+
+def _header_problem(pair: Pair) -> BadSampleError | None:
+    try:
+        check_sizes(pair, image=read_header(pair.image), mask=read_header(pair.mask, mask=True))
+    except BadSampleError as error:
+        return error
+    return None
+
+
+def open_data(name: str, root: Path | str) -> SegData:
+    """Open a dataset for use: every image has a mask of its size, no split is empty. Raises `VssError` otherwise.
+
+    Reads the headers of all files, not their pixels; label values are checked when a mask is read, and all at once by
+    `vss.data.check`.
+    """
+    data = open_root(name, root)
+    if data.orphans.images_without_mask:
+        first, count = data.orphans.images_without_mask[0], len(data.orphans.images_without_mask)
+        raise VssError(
+            f"image {first} has no mask ({counted(count, 'such image')} in {data.root}); expected one "
+            "mask per image with the same name: add the masks or move the images away."
+        )
+    if data.orphans.masks_without_image:
+        shown = ", ".join(str(path) for path in data.orphans.masks_without_image[:3])
+        count = len(data.orphans.masks_without_image)
+        log.warning("%s without an image, not used: %s", counted(count, "mask"), shown)
+    empty = [split for split, pairs in data.splits.items() if not pairs]
+    if empty or not data.splits:
+        what = f"split {empty[0]!r}" if empty else "every split"
+        loose = "" if data.splits else f" {DRAWINGS.get(data.name, '')}".rstrip()
+        raise VssError(f"{what} of {data.root} is empty; expected images with masks ({name} layout): add them.{loose}")
+    for problem in thread_map(_header_problem, [pair for pairs in data.splits.values() for pair in pairs]):
+        if problem is not None:
+            raise problem
+    return data
+
+
+# The published split files of mixed supervision (`split_weakly_N.pyb`), read without running what is in them.
+
+
+MAX_BYTES = 4 << 20
+HARMLESS = frozenset({
+    "PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "GET",
+    "BINGET", "LONG_BINGET", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "NEWTRUE", "NEWFALSE", "TUPLE",
+    "EMPTY_TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "LIST", "EMPTY_LIST", "APPEND", "APPENDS",
+})  # fmt: skip
+"""Instructions of the pickle format that only make or place numbers, booleans, lists and tuples."""
+
+PLACES = frozenset({"PUT", "LONG_BINPUT"})
+"""Those with a number that the standard reader makes room for: a large one would take all memory."""
+
+
+class _Plain(pickle.Unpickler):
+    """A second lock behind the first: no name is ever looked up."""
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+    def persistent_load(self, pid: Any) -> NoReturn:
+        raise pickle.UnpicklingError("it asks for an object outside the file")
+
+
+def read_split_file(path: Path | str) -> dict[str, dict[str, bool]]:
+    """{"train": {id: has a pixel annotation}, "test": ...}; ids are the numbers as text.
+
+    Raises:
+        VssError: a missing, large or damaged file, one that holds more than numbers, or one of another structure.
+    """
+    path = Path(path)
+    try:
+        data = require_file(path, kind="split (split_*.pyb)", limit=MAX_BYTES).read_bytes()
+    except OSError as error:
+        raise VssError(f"split file {path} cannot be read ({error.strerror or error}); give a split_*.pyb.") from error
+    value = _load(path, data)
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise _structure(path)
+    return {name: _part(path, part) for name, part in zip(("train", "test"), value, strict=True)}
+
+
+def _load(path: Path, data: bytes) -> Any:
+    try:
+        for code, value, _ in pickletools.genops(data):
+            if code.name in PLACES and int(str(value)) > MAX_BYTES:
+                raise VssError(f"split file {path} is damaged (place {value} in its table); get it again.")
+            if code.name not in HARMLESS:
+                raise VssError(
+                    f"split file {path} holds more than lists of numbers (instruction {code.name}) and was not "
+                    "loaded; get the published file, or give defect.annotated in its place."
+                )
+        return _Plain(io.BytesIO(data)).load()
+    except VssError:
+        raise
+    except (pickle.UnpicklingError, ValueError, IndexError, EOFError, KeyError, TypeError, AttributeError,
+            OverflowError, MemoryError, RecursionError) as error:  # fmt: skip
+        # what the standard reader raises for damaged files; it has no common class for them
+        raise VssError(f"split file {path} is damaged ({error}); get the published file again.") from error
+
+
+def _part(path: Path, part: Any) -> dict[str, bool]:
+    if not isinstance(part, list | tuple):
+        raise _structure(path)
+    found: dict[str, bool] = {}
+    for row in part:
+        if not isinstance(row, list | tuple) or len(row) != 2:
+            raise _structure(path)
+        number, annotated = row
+        if type(number) is not int or number < 0 or type(annotated) is not bool or str(number) in found:
+            raise _structure(path)
+        found[str(number)] = annotated
+    return found
+
+
+def _structure(path: Path) -> VssError:
+    return VssError(
+        f"split file {path} has another structure; expected two lists, train and test, of (image number, true or "
+        "false), each number once."
+    )

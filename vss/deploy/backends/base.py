@@ -1,0 +1,104 @@
+"""What a runtime is: a `Backend` builds and opens artefacts, a `Session` runs one and owns the checks of its feed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from vss.core.errors import VssError
+from vss.deploy.onnx_file import stated
+
+if TYPE_CHECKING:
+    from vss.deploy.backends.trt_plan import BuildPlan
+
+
+@dataclass(frozen=True)
+class Binding:
+    """One input or output of a session: shape with None for a dimension that is free, numpy dtype name."""
+
+    shape: tuple[int | None, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.dtype} ({', '.join('any' if side is None else str(side) for side in self.shape)})"
+
+    def accepts(self, array: np.ndarray) -> bool:
+        """Whether dtype, rank and every fixed dimension agree."""
+        if array.dtype.name != self.dtype or array.ndim != len(self.shape):
+            return False
+        return all(want in (None, have) for want, have in zip(self.shape, array.shape, strict=True))
+
+
+class Session(ABC):
+    """An opened artefact.
+
+    Attributes:
+        inputs, outputs: name -> Binding.
+    """
+
+    inputs: dict[str, Binding]
+    outputs: dict[str, Binding]
+
+    def run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run once; arrays in, arrays out, on the host. Raises `VssError` for a wrong name, dtype or shape."""
+        if feed.keys() != self.inputs.keys():
+            raise VssError(f"the engine takes the inputs {sorted(self.inputs)}, got {sorted(feed)}.")
+        for name, array in feed.items():
+            if not self.inputs[name].accepts(array):
+                got = f"{array.dtype.name} {tuple(array.shape)}"
+                raise VssError(f"input {name!r} takes {self.inputs[name]}, got {got}: convert or resize it first.")
+        return self._run(feed)
+
+    @abstractmethod
+    def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
+
+    def probe(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The numbers that hidden labels are chosen by, on a feed; empty where the runtime does not show them."""
+        return {}
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Backend, version, device, threads and the artefact's own metadata, as JSON-ready data."""
+
+    @property
+    def images(self) -> dict[str, Any] | None:
+        """{"size", "mean", "std"} of the images that the artefact was made for, by its own metadata; None where it says
+        nothing of them."""
+        return stated(self.describe().get("metadata", {}))
+
+    def close(self) -> None:  # noqa: B027  (most sessions free everything with the object)
+        """Free what the session holds; it is not used afterwards."""
+
+
+@dataclass(frozen=True)
+class BuildSpec:
+    """What an artefact is built for.
+
+    Args:
+        optimise: onnxruntime only. None keeps the ONNX as it is and optimises at every opening; "basic" or "extended"
+            optimises once, at build time. Levels beyond are tied to the machine and are not offered.
+        plan: tensorrt only; None is `BuildPlan()` with profiles from the file.
+    """
+
+    optimise: str | None = None
+    plan: BuildPlan | None = None
+
+
+class Backend(Protocol):
+    """A runtime, as the registry holds it."""
+
+    name: str
+
+    def unavailable(self) -> str | None:
+        """None when it can run here, else why not and what to install."""
+
+    def build(self, onnx: Path, out: Path, spec: BuildSpec) -> Path:
+        """Make the artefact `out` of an ONNX file; whole or absent."""
+
+    def open(self, artefact: Any, *, threads: int | None = None, **options: Any) -> Session:
+        """Open an artefact; `threads` of None leaves the choice to the runtime."""

@@ -1,0 +1,184 @@
+"""ONNX Runtime: opens an exported ONNX file on the CPU, or on CUDA when asked and there."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vss.core.errors import VssError, need
+from vss.core.files import atomic, sha256_file
+from vss.deploy.backends.base import Binding, BuildSpec, Session
+from vss.deploy.onnx_file import require_one_file
+from vss.deploy.probe import logits_of
+
+
+class OnnxRuntimeBackend:
+    """ONNX Runtime: the default, works wherever there is a CPU."""
+
+    name = "onnxruntime"
+
+    def unavailable(self) -> str | None:
+        """None, or the sentence that says what to install."""
+        try:
+            need("onnxruntime", "running ONNX files")
+        except VssError as error:
+            return str(error)
+        return None
+
+    def build(self, onnx: Path, out: Path, spec: BuildSpec) -> Path:
+        """Copy the ONNX (checked by opening it), or write the graph as onnxruntime optimises it."""
+        levels = {"basic": "ORT_ENABLE_BASIC", "extended": "ORT_ENABLE_EXTENDED"}
+        if spec.optimise is not None and spec.optimise not in levels:
+            raise VssError(f"optimise is {spec.optimise!r}; expected basic, extended or nothing.")
+        if spec.plan is not None:
+            raise VssError("a build plan is for backend tensorrt; onnxruntime takes optimise alone.")
+        with atomic(out) as temporary:
+            if spec.optimise is None:
+                self.open(onnx).close()
+                shutil.copyfile(onnx, temporary)
+            else:
+                OnnxRuntimeSession(Path(onnx), optimisation=spec.optimise, write=temporary).close()
+        return Path(out)
+
+    def open(self, artefact: Any, *, threads: int | None = None, **options: Any) -> Session:
+        """Open an ONNX file. Options: `provider` ("cpu" or "cuda"), `optimisation` (see `OnnxRuntimeSession`)."""
+        return OnnxRuntimeSession(Path(artefact), threads=threads, **options)
+
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+OPTIMISATION = {
+    "disabled": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+
+
+class OnnxRuntimeSession(Session):
+    """One ONNX file in ONNX Runtime.
+
+    Args:
+        path: the ONNX file.
+        threads: threads within an operator; None is one per physical core.
+        provider: "cpu" or "cuda"; a provider that is not there is an error, never a silent fallback.
+        optimisation: "disabled", "basic", "extended" or "all"; None is "all", and "disabled" for a file with float16
+            Q/DQ, whose accuracy onnxruntime's passes spoil: such a file is opened in no other way.
+        write: also write the optimised graph here.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        threads: int | None = None,
+        provider: str = "cpu",
+        optimisation: str | None = None,
+        write: Path | None = None,
+    ) -> None:
+        ort = need("onnxruntime", "running ONNX files")
+        _check_options(ort, threads, provider, optimisation or "all")
+        if not path.is_file():
+            raise VssError(f"{path} does not exist; expected an ONNX file.")
+        self._path, self._errors = path, _ort_errors()
+
+        def start(level: str) -> Any:
+            options = ort.SessionOptions()
+            options.log_severity_level = 3
+            options.intra_op_num_threads = threads or 0
+            options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, OPTIMISATION[level])
+            if write is not None:
+                options.optimized_model_filepath = str(write)
+            try:
+                return ort.InferenceSession(str(path), options, providers=[PROVIDERS[provider]])
+            except self._errors as error:
+                raise VssError(
+                    f"{path} cannot be opened as ONNX ({_first_line(error)}): "
+                    "the file is damaged or foreign; export it again."
+                ) from error
+
+        self._session: Any = start(optimisation or "all")
+        require_one_file(path)  # whose hash is that of all it computes with
+        if _runs_as_written(self._session) and optimisation != "disabled":
+            if optimisation is not None:
+                raise VssError(
+                    f"{path} holds float16 Q/DQ and must run as written, not with optimisation {optimisation!r}: leave "
+                    "that option off."
+                )
+            optimisation = "disabled"
+            self._session = start(optimisation)
+        if self._session.get_providers()[0] != PROVIDERS[provider]:
+            raise VssError(f"onnxruntime did not start {provider} (see its log); check the driver and CUDA version.")
+        self.inputs = {each.name: _ort_binding(each) for each in self._session.get_inputs()}
+        self.outputs = {each.name: _ort_binding(each) for each in self._session.get_outputs()}
+        self._about = {
+            "backend": "onnxruntime",
+            "version": ort.__version__,
+            "device": provider,
+            "threads": threads,
+            "optimisation": optimisation or "all",
+            "artefact_sha256": sha256_file(path),
+            "artefact_bytes": path.stat().st_size,
+            "metadata": dict(self._session.get_modelmeta().custom_metadata_map),
+        }
+
+    def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        try:
+            return dict(zip(self.outputs, self._session.run(None, dict(feed)), strict=True))
+        except self._errors as error:
+            raise VssError(f"onnxruntime failed on this input ({_first_line(error)}).") from error
+
+    def probe(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The logits, from the same file opened beside; slow."""
+        if "labels" not in self.outputs:
+            return {}
+        levels = need("onnxruntime", "running ONNX files").GraphOptimizationLevel
+        return logits_of(self._path, feed, getattr(levels, OPTIMISATION[self._about["optimisation"]]))
+
+    def describe(self) -> dict[str, Any]:
+        """Backend, version, device, threads, optimisation level, hash, size and ONNX metadata."""
+        return dict(self._about)
+
+    def close(self) -> None:
+        """Drop the native session."""
+        self._session = None
+
+
+def _runs_as_written(session: Any) -> bool:
+    """Whether a file says of itself that it has Q/DQ in float16."""
+    about = session.get_modelmeta().custom_metadata_map
+    return (about.get("vss.precision"), about.get("vss.elsewhere")) == ("int8", "fp16")
+
+
+def _check_options(ort: Any, threads: int | None, provider: str, optimisation: str) -> None:
+    if threads is not None and threads < 1:
+        raise VssError(f"threads is {threads}; expected 1 or more.")
+    if optimisation not in OPTIMISATION:
+        raise VssError(f"optimisation is {optimisation!r}; expected one of {', '.join(OPTIMISATION)}.")
+    if provider not in PROVIDERS:
+        raise VssError(f"provider is {provider!r}; expected one of {', '.join(PROVIDERS)}.")
+    if PROVIDERS[provider] not in ort.get_available_providers():
+        raise VssError(
+            f"this onnxruntime has no {PROVIDERS[provider]} (it has {', '.join(ort.get_available_providers())}); run: "
+            "pip uninstall onnxruntime && pip install onnxruntime-gpu"
+        )
+
+
+def _ort_errors() -> tuple[type[Exception], ...]:
+    """Every error class of the onnxruntime binding; they share no base but Exception."""
+    binding = need("onnxruntime", "running ONNX files").capi.onnxruntime_pybind11_state
+    found = (value for value in vars(binding).values() if isinstance(value, type))
+    return tuple(value for value in found if issubclass(value, Exception))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300].rstrip(".")
+
+
+def _ort_binding(value: Any) -> Binding:
+    names = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
+    dtype = names.get(value.type) or value.type.removeprefix("tensor(").removesuffix(")")
+    return Binding(tuple(side if isinstance(side, int) else None for side in value.shape), dtype)

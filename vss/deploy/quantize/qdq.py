@@ -1,0 +1,267 @@
+"""Explicit INT8: which edges of a graph carry Q/DQ, and their insertion by onnxruntime with what TensorRT allows.
+
+TensorRT wants INT8 with zero point 0, one scale per activation and one per output channel of a weight, no quantised
+bias, a pair in front of every layer, and of a residual addition the skip branch alone, so that layer, addition and
+activation become one kernel. onnxruntime inserts; the edges it should have left alone are given back afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vss.core.errors import VssError, need
+from vss.deploy.quantize.layers import Net, check_names, sort_nodes
+
+Edge = tuple[str, int]
+"""Name of a node and the index of one of its inputs."""
+LEGAL = {
+    "ActivationSymmetric": True,
+    "WeightSymmetric": True,
+    "QuantizeBias": False,
+    "AddQDQPairToWeight": False,  # weights are stored as INT8 and a DequantizeLinear: a quarter of the bytes
+}
+
+
+@dataclass
+class Placement:
+    """Where Q/DQ pairs stand.
+
+    Attributes:
+        layers: names of the layers that compute in INT8.
+        edges: the inputs that are quantised.
+        ties: sets of tensors that share one range, since a Concat or a MaxPool passes one on as the other.
+        skips: name of an addition -> index of its skip branch.
+    """
+
+    layers: list[str]
+    edges: set[Edge] = field(default_factory=set)
+    ties: list[set[str]] = field(default_factory=list)
+    skips: dict[str, int] = field(default_factory=dict)
+
+
+def place(net: Net, keep: Iterable[str] = (), *, first: bool = True, last: bool = False) -> Placement:
+    """Decide the edges.
+
+    Args:
+        keep: layers that stay in floating point.
+        first, last: whether the layers at the input and at the outputs are quantised.
+
+    Raises:
+        VssError: a layer that does not exist, or none left to quantise.
+    """
+    keep = set(keep)
+    check_names(net, keep)
+    spared = keep | (set() if first else net.first) | (set() if last else net.last)
+    chosen = [layer for layer in net.layers if layer.name not in spared]
+    if not chosen:
+        raise VssError(
+            f"no layer is left for INT8: {len(net.layers)} layers, all of them kept in floating point; keep fewer, or "
+            "export fp16 or fp32."
+        )
+    placement = Placement([layer.name for layer in chosen], {(layer.node, 0) for layer in chosen})
+    quantised = {layer.node for layer in chosen}
+    for node in reversed(net.nodes):
+        if node.op_type == "Concat" and all(_leads(net, placement, out) for out in node.output):
+            placement.edges |= {(node.name, index) for index in range(len(node.input))}
+            placement.ties.append({*node.input, *_passed_on(net, node.output[0])})
+        elif node.op_type == "Add":
+            skip = skip_of(net, node, quantised)
+            if skip is not None:
+                placement.edges.add((node.name, skip))
+                placement.skips[node.name] = skip
+    _through_pools(net, placement)
+    placement.ties = _merged(placement.ties)
+    return placement
+
+
+def _leads(net: Net, placement: Placement, tensor: str) -> bool:
+    """Whether everything that reads a tensor reads it quantised, perhaps behind a MaxPool."""
+    readers = net.consumers.get(tensor, [])
+    if not readers or tensor in net.outputs:
+        return False
+    return all(
+        _leads(net, placement, node.output[0])
+        if node.op_type == "MaxPool"
+        else all((node.name, index) in placement.edges for index, name in enumerate(node.input) if name == tensor)
+        for node in readers
+    )
+
+
+def _passed_on(net: Net, tensor: str) -> set[str]:
+    """A tensor and what MaxPools make of it."""
+    pools = (node for node in net.consumers.get(tensor, []) if node.op_type == "MaxPool")
+    return {tensor}.union(*(_passed_on(net, pool.output[0]) for pool in pools))
+
+
+def skip_of(net: Net, node: Any, quantised: set[str]) -> int | None:
+    """Index of the skip branch of a residual addition; None when it is none.
+
+    The other branch is the result of a quantised layer that nothing else reads; of two such layers the deeper one, so
+    that a projection on the skip path counts as the skip.
+    """
+    sources = [net.producer.get(name) for name in node.input]
+    if any(name in net.constants for name in node.input) or node.input[0] == node.input[1]:
+        return None
+    mains = [
+        index
+        for index, source in enumerate(sources)
+        if source is not None and source.name in quantised and len(net.consumers[node.input[index]]) == 1
+    ]
+    if not mains:
+        return None
+    main = max(mains, key=lambda index: net.depth[sources[index].name])  # type: ignore[union-attr]
+    return 1 - main
+
+
+def _through_pools(net: Net, placement: Placement) -> None:
+    """A MaxPool whose input is quantised for another reader and whose output is quantised computes in INT8 as well."""
+    for node in reversed(net.nodes):
+        if node.op_type != "MaxPool" or not _leads(net, placement, node.output[0]):
+            continue
+        source = node.input[0]
+        edges = {(n.name, i) for n in net.consumers[source] for i, name in enumerate(n.input) if name == source}
+        if edges & placement.edges:
+            placement.edges.add((node.name, 0))
+            placement.ties.append({source, *_passed_on(net, node.output[0])})
+
+
+def _merged(ties: Iterable[set[str]]) -> list[set[str]]:
+    """Sets that share a tensor become one."""
+    merged: list[set[str]] = []
+    for tie in ties:
+        touching = [other for other in merged if other & tie]
+        merged = [other for other in merged if not other & tie] + [tie.union(*touching)]
+    return merged
+
+
+def observed(net: Net) -> list[str]:
+    """Every tensor whose range any placement could ask for, in the order of the graph."""
+    placement = place(net, last=True)
+    nodes = {node for node, _ in placement.edges}
+    wanted = {name for node in net.nodes if node.name in nodes for name in _activations(net, node)}
+    wanted |= {tensor for tie in placement.ties for tensor in tie}
+    order = [*net.inputs, *(out for node in net.nodes for out in node.output)]
+    return [name for name in order if name in wanted]
+
+
+def _activations(net: Net, node: Any) -> list[str]:
+    return [name for name in node.input if name and name not in net.constants]
+
+
+def tied(placement: Placement, values: Mapping[str, float]) -> dict[str, float]:
+    """The ranges with every tie at its largest."""
+    result = dict(values)
+    for tie in placement.ties:
+        known = [values[name] for name in tie if name in values]
+        result |= dict.fromkeys(tie, max(known)) if known else {}
+    return result
+
+
+def insert(net: Net, placement: Placement, values: Mapping[str, float], path: Path) -> Any:
+    """The quantised ModelProto.
+
+    Args:
+        values: tensor -> range; every tensor that an edge of the placement reads.
+        path: of the float32 file, for messages.
+    """
+    onnx, quantization = need("onnx", "INT8"), need("onnxruntime.quantization", "INT8")
+    values = tied(placement, values)
+    touched = {node for node, _ in placement.edges}
+    nodes = [node for node in net.nodes if node.name in touched]
+    for node, index in placement.edges:
+        tensor = next(each for each in nodes if each.name == node).input[index]
+        if tensor not in values:
+            raise VssError(f"the ranges say nothing of tensor {tensor!r} of {path}; calibrate this file again.")
+    cached = {name: values.get(name, 1.0) for node in nodes for name in [*_activations(net, node), *node.output]}
+    types = sorted({node.op_type for node in nodes})
+    with tempfile.TemporaryDirectory(prefix="vss-int8-") as folder, _quiet():
+        cache, out = Path(folder) / "ranges.json", Path(folder) / "int8.onnx"
+        _write_ranges(cached, cache)
+        quantization.quantize_static(
+            net.model,
+            out,
+            None,
+            quant_format=quantization.QuantFormat.QDQ,
+            activation_type=quantization.QuantType.QInt8,
+            weight_type=quantization.QuantType.QInt8,
+            per_channel=True,
+            op_types_to_quantize=types,
+            nodes_to_quantize=[node.name for node in nodes],
+            extra_options=LEGAL | {"OpTypesToExcludeOutputQuantization": types},
+            calibration_cache_path=cache,
+        )
+        model = onnx.load(str(out))
+    return give_back(model, placement.edges, set(net.constants))
+
+
+def _write_ranges(values: Mapping[str, float], path: Path) -> None:
+    """Ranges in onnxruntime's own file, so that it measures nothing itself."""
+    calibrate = need("onnxruntime.quantization.calibrate", "INT8")
+    data = {
+        name: calibrate.TensorData(lowest=np.array(-value, np.float32), highest=np.array(value, np.float32))
+        for name, value in values.items()
+    }
+    calibrate.save_tensors_data(calibrate.TensorsData(calibrate.CalibrationMethod.MinMax, data), path)
+
+
+def give_back(model: Any, edges: set[Edge], constants: set[str]) -> Any:
+    """Connect every reader that is not among `edges` with the tensor as it was before its Q/DQ pair.
+
+    Pairs that nothing reads any more are removed, and nodes are put into an order in which they can run.
+    """
+    producer = {name: node for node in model.graph.node for name in node.output}
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        for index, name in enumerate(node.input):
+            source = _before_pair(producer, name)
+            if source is not None and source not in constants and (node.name, index) not in edges:
+                node.input[index] = source
+    _drop_dead_pairs(model)
+    sort_nodes(model)
+    return model
+
+
+def _before_pair(producer: Mapping[str, Any], name: str) -> str | None:
+    dequantize = producer.get(name)
+    if dequantize is None or dequantize.op_type != "DequantizeLinear":
+        return None
+    quantize = producer.get(dequantize.input[0])
+    return quantize.input[0] if quantize is not None and quantize.op_type == "QuantizeLinear" else None
+
+
+def _drop_dead_pairs(model: Any) -> None:
+    outputs = {value.name for value in model.graph.output}
+    while True:
+        read = outputs | {name for node in model.graph.node for name in node.input}
+        dead = [
+            node
+            for node in model.graph.node
+            if node.op_type in ("QuantizeLinear", "DequantizeLinear") and not read & set(node.output)
+        ]
+        if not dead:
+            break
+        for node in dead:
+            model.graph.node.remove(node)
+    used = {name for node in model.graph.node for name in node.input}
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in used]:
+        model.graph.initializer.remove(tensor)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """onnxruntime advises to pre-process, through the root logger; the exported graph is clean already."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,172 @@
+"""Activity of channels on defects (C2 of the KSDD2 study)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import NonNegativeFloat, NonNegativeInt
+from torch import Tensor
+
+from vss.core.errors import VssError
+from vss.prune.budget import Rounding
+from vss.prune.criteria.base import CRITERIA, Criterion, normalized
+from vss.prune.criteria.weights import Align, rounding_of
+from vss.prune.plan import Group
+from vss.prune.stats import Need, Stats
+
+
+@CRITERIA.register("defect", aliases=["c2", "ours_c2", "defect_aware"])
+@dataclass(frozen=True, kw_only=True)
+class Defect(Criterion):
+    """Mean over defective images of |A * dL/dA| on the defect's pixels, L the loss of the calibration pass.
+
+    The study describes this and runs |A| of convolution outputs, without any gradient (preset "faithful"). Gradient
+    multipliers of the network must be 1 while it is scored: with the training value 0 nothing arrives, and that is
+    refused. A global ranking compares scores after division by the group's mean.
+
+    Args:
+        mode: "grad_act" or "act".
+        site: where to look: "stream" (after the activation), "bn_out", "conv" or "mixed".
+        background: subtract this times the same mean over the other pixels.
+        resize: of masks to maps, "area" or "bilinear".
+        positive: labels that are defects; None takes all but 0 and void.
+        align: widths as in `hw_l1`.
+        ignore_index: label of void pixels.
+    """
+
+    needs = ("defect_activity",)
+    normalize = "mean"
+    source = "KSDD2 pruning study, criterion C2"
+    PRESETS = {  # noqa: RUF012
+        "faithful": {"mode": "act", "site": "conv", "resize": "bilinear", "align": "tiered"}
+    }
+
+    mode: Literal["grad_act", "act"] = "grad_act"
+    site: Literal["stream", "bn_out", "conv", "mixed"] = "stream"
+    background: NonNegativeFloat = 0.0
+    resize: Literal["area", "bilinear"] = "area"
+    positive: tuple[NonNegativeInt, ...] | None = None
+    align: Align = "none"
+    ignore_index: int = 255
+
+    def requests(self) -> tuple[Need, ...]:
+        """Activity on defects."""
+        return (
+            Need.of(
+                "defect_activity",
+                site=self.site,
+                mode=self.mode,
+                background=self.background,
+                resize=self.resize,
+                positive=None if self.positive is None else tuple(self.positive),
+                ignore_index=self.ignore_index,
+            ),
+        )
+
+    @property
+    def rounding(self) -> Rounding | None:
+        """The rule of `align`."""
+        return rounding_of(self.align)
+
+    def __call__(self, group: Group, stats: Stats) -> Tensor:
+        """(C,) mean activity."""
+        return stats.collected(self.requests()[0], group)
+
+
+# Support of channels for every class: feature-gradient pruning (FGP).
+
+
+def class_shares(support: Tensor, *, exclude: tuple[int, ...] = ()) -> Tensor:
+    """(classes present, C) shares q = s / sum s of each class's support; area and logit scale drop out.
+
+    Args:
+        support: (K, C), at least 0.
+        exclude: class numbers that do not count.
+    """
+    counts = support.sum(dim=1) > 0
+    counts[[c for c in exclude if c < len(counts)]] = False
+    chosen = support[counts]
+    return chosen / chosen.sum(dim=1, keepdim=True)
+
+
+def energy_prefix(share: Tensor, energy: float) -> Tensor:
+    """(C,) bool: the shortest prefix of the channels, best first, that holds `energy` of the sum; at least one.
+
+    Sums of floats are not exact: what is 1e-12 of the sum short of the energy holds it.
+    """
+    if energy >= 1:
+        return share > 0
+    before, total = before_in_order(share), float(share.sum())
+    return (before < (energy - 1e-12) * total) | (before == 0)
+
+
+def before_in_order(share: Tensor) -> Tensor:
+    """(C,) the sum of all shares that come before a channel's in descending order; of equal ones the higher first."""
+    order = torch.argsort(share, stable=True).flip(0)
+    before = torch.empty_like(share)
+    before[order] = share[order].cumsum(dim=0) - share[order]
+    return before
+
+
+@CRITERIA.register("fgp", aliases=["feature_gradient"])
+@dataclass(frozen=True, kw_only=True)
+class Fgp(Criterion):
+    """Share of a channel in the support of a class, averaged over classes.
+
+    The score with ranking "energy" is 1 minus the sum of the shares before the channel. Keeping every channel whose
+    score is above 1 - T is the published rule "the shortest prefix with T of the energy" in every layer (T = 0.8), so
+    a global budget finds the T that meets it.
+
+    The published script cannot run; what it must have computed is rebuilt in preset "faithful": convolution outputs
+    and predicted masks.
+
+    Args:
+        site: where to look: "stream" (after the activation), "bn_out", "conv" or "mixed".
+        masks: pixels of a class by "truth" or as "predicted".
+        classes: "mean" over classes, "min", or "mix": 0.7 mean + 0.3 min.
+        ranking: "energy", or the "share" itself, divided by the group's mean.
+        exclude: class numbers that do not count.
+        aux_weight: factor of auxiliary heads.
+        ignore_index: label of void pixels.
+    """
+
+    needs = ("class_support",)
+    source = "Lv et al., FGP: Feature-Gradient-Prune, 2024 (arXiv 2411.12781)"
+    PRESETS = {"faithful": {"site": "conv", "masks": "predicted"}}  # noqa: RUF012
+
+    site: Literal["stream", "bn_out", "conv", "mixed"] = "stream"
+    masks: Literal["truth", "predicted"] = "truth"
+    classes: Literal["mean", "min", "mix"] = "mean"
+    ranking: Literal["energy", "share"] = "energy"
+    exclude: tuple[NonNegativeInt, ...] = ()
+    aux_weight: NonNegativeFloat = 0.4
+    ignore_index: int = 255
+
+    def requests(self) -> tuple[Need, ...]:
+        """Support of every class."""
+        return (
+            Need.of(
+                "class_support",
+                site=self.site,
+                masks=self.masks,
+                aux_weight=self.aux_weight,
+                ignore_index=self.ignore_index,
+            ),
+        )
+
+    def __call__(self, group: Group, stats: Stats) -> Tensor:
+        """(C,) scores in [0, 1], or mean-1 shares."""
+        shares = class_shares(stats.collected(self.requests()[0], group), exclude=self.exclude)
+        if not len(shares):
+            raise VssError(
+                f"no class of the calibration set is supported by layer {group.id!r}; its channels are all dead, or "
+                "every class present is excluded."
+            )
+        mean, least = shares.mean(dim=0), shares.amin(dim=0)
+        share = {"mean": mean, "min": least, "mix": 0.7 * mean + 0.3 * least}[self.classes]
+        if self.ranking == "share":
+            return normalized(share, "mean")
+        total = share.sum()
+        return 1 - before_in_order(share) / total if total > 0 else torch.zeros_like(share)

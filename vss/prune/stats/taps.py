@@ -1,0 +1,364 @@
+"""Images, labels and heads of a calibration batch.
+
+A batch is `(images, labels, ...)`, a mapping with `image` and `mask`, or the images alone; images are what the network
+takes: (N, 3, H, W) float, normalised. Labels are (N, H, W) integers.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from vss import ops
+from vss.core.errors import VssError, unknown
+from vss.prune.plan import Group, Slot
+
+Batch = Any
+
+
+def images_of(batch: Batch, model: nn.Module) -> Tensor:
+    """The images of a batch, on the network's device."""
+    value: Any = batch
+    if isinstance(batch, Mapping):
+        value = batch.get("image", batch.get("images"))
+    elif isinstance(batch, Sequence) and len(batch):
+        value = batch[0]
+    if not isinstance(value, Tensor):
+        raise VssError(
+            f"a calibration batch must be images, (images, labels) or a mapping with 'image' and 'mask', got "
+            f"{type(batch).__name__}."
+        )
+    device = next((p.device for p in model.parameters()), value.device)
+    return value.to(device)
+
+
+def labels_of(batch: Batch) -> Tensor | None:
+    """(N, H, W) labels of a batch, or None where it has none."""
+    value: Any = None
+    if isinstance(batch, Mapping):
+        value = batch.get("mask", batch.get("labels"))
+    elif isinstance(batch, Sequence) and len(batch) > 1:
+        value = batch[1]
+    if not isinstance(value, Tensor):
+        return None
+    return value[:, 0] if value.ndim == 4 and value.shape[1] == 1 else value
+
+
+def require_labels(batch: Batch, what: str) -> Tensor:
+    """The labels of a batch, or one sentence that names who asks."""
+    labels = labels_of(batch)
+    if labels is None:
+        raise VssError(f"{what} needs labels, and the calibration batches have none; give (images, labels).")
+    return labels
+
+
+def heads_of(outputs: Any) -> list[Tensor]:
+    """The heads of a network as (N, K, h, w), the main one first: `out` of a mapping, else the first with positions."""
+    if isinstance(outputs, Tensor):
+        heads = [outputs]
+    elif isinstance(outputs, Mapping):
+        named = {name: value for name, value in outputs.items() if isinstance(value, Tensor)}
+        heads = [named[name] for name in sorted(named, key=lambda name: (name != "out", named[name].ndim != 4))]
+    else:
+        heads = [value for value in outputs if isinstance(value, Tensor)]
+        heads.sort(key=lambda value: value.ndim != 4)
+    heads = [head[:, :, None, None] if head.ndim == 2 else head for head in heads]
+    classes = {head.shape[1] for head in heads if head.ndim == 4}
+    if not heads or len(classes) != 1 or any(head.ndim != 4 for head in heads):
+        shapes = [tuple(head.shape) for head in heads]
+        raise VssError(f"a criterion that looks at classes needs heads of (N, K, h, w) with one K, got {shapes}.")
+    return heads
+
+
+# The layers of a group and their parameters, channel by channel.
+
+
+Conv = nn.modules.conv._ConvNd
+BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+def owner(model: nn.Module, tensor: str) -> nn.Module:
+    """The module that a parameter belongs to."""
+    return model.get_submodule(tensor.rpartition(".")[0])
+
+
+def gate_slots(model: nn.Module, group: Group) -> list[Any]:
+    """Affine parameters of the group's norm layers; where it has none, the producers' weights and biases."""
+    return norm_slots(model, group) or group.by_role("producer")
+
+
+def norm_slots(model: nn.Module, group: Group) -> list[Slot]:
+    """Affine parameters of the group's norm layers; depthwise convolutions, which cut like them, are left out."""
+    parameters = {name for name, _ in model.named_parameters()}
+    return [
+        slot
+        for slot in group.by_role("norm")
+        if slot.tensor in parameters and not isinstance(owner(model, slot.tensor), Conv)
+    ]
+
+
+def norm_modules(model: nn.Module, group: Group) -> list[str]:
+    """Names of the group's norm layers, in model order, affine or not."""
+    return [name for name in group.module_names("norm") if not isinstance(model.get_submodule(name), Conv)]
+
+
+def slot_values(value: Tensor, slot: Slot, channels: int) -> Tensor:
+    """(channels, D) view of what a slot holds of a tensor: one row a channel."""
+    index = slot.indices(torch.arange(channels)).to(value.device)
+    return value.index_select(slot.dim, index).movedim(slot.dim, 0).reshape(channels, -1)
+
+
+def following_norm(model: nn.Module, group: Group, producer: str) -> str | None:
+    """The group's norm layer that normalises what `producer` makes: the one defined next after it, of equal width.
+
+    Layers without parameters or buffers may lie between. None where another layer with weights comes first.
+    """
+    norms = set(norm_modules(model, group))
+    names = [
+        name
+        for name, module in model.named_modules()
+        if [*module.parameters(recurse=False), *module.buffers(recurse=False)] or name == producer
+    ]
+    after = names[names.index(producer) + 1 :]
+    return after[0] if after and after[0] in norms else None
+
+
+def folding(model: nn.Module, group: Group, slot: Slot) -> Tensor | None:
+    """(C, block) float64 factors gamma / sqrt(var + eps) of the batch norm behind a producer, None where there is none.
+
+    The batch norm's own slots say where the group's channels lie in it.
+    """
+    name = following_norm(model, group, slot.tensor.rpartition(".")[0])
+    norm = model.get_submodule(name) if name else None
+    if not isinstance(norm, BatchNorm) or norm.running_var is None:
+        return None
+    place = next(s for s in group.by_role("norm") if s.tensor.rpartition(".")[0] == name)
+    if place.block != slot.block:
+        return None
+    factor = (norm.running_var.detach().double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        factor = factor * norm.weight.detach().double()
+    return slot_values(factor, Slot(place.tensor, 0, place.offset, place.block), group.channels)
+
+
+# Where the channels of a group can be looked at.
+
+
+SITES = ("stream", "bn_out", "conv", "mixed")
+Side = Literal["input", "output"]
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Positions offset .. offset + channels * block of the channel dim of one layer's input or output."""
+
+    module: str
+    side: Side
+    channels: int
+    offset: int = 0
+    block: int = 1
+    features_last: bool = False
+
+    def maps(self, x: Tensor) -> Tensor:
+        """The group's maps as (N, C, H, W), a view where strides allow; a flattened map has H = block, W = 1."""
+        if self.features_last and x.ndim > 2:
+            x = x.movedim(-1, 1)
+        x = x[:, self.offset : self.offset + self.channels * self.block]
+        rest = tuple(x.shape[2:]) or (1,)
+        height, width = (rest[0], int(torch.Size(rest[1:]).numel())) if len(rest) > 1 else (rest[0], 1)
+        return x.reshape(x.shape[0], self.channels, self.block * height, width)
+
+    def hook(self, model: nn.Module, call: Callable[[nn.Module, Tensor], None]) -> RemovableHandle:
+        """Call `call(module, tensor)` at every forward."""
+        module = model.get_submodule(self.module)
+        if self.side == "input":
+            return module.register_forward_pre_hook(lambda m, inputs: call(m, inputs[0]))
+        return module.register_forward_hook(lambda m, inputs, output: call(m, output))
+
+
+@dataclass(frozen=True)
+class Call:
+    """One layer in one forward: when it ran last, and its shapes."""
+
+    order: int
+    input: tuple[int, ...]
+    output: tuple[int, ...]
+
+
+class Layout:
+    """Call order and shapes of a network's layers."""
+
+    def __init__(self, model: nn.Module, calls: dict[str, Call]) -> None:
+        self.model, self.calls = model, calls
+
+    @classmethod
+    def measure(cls, model: nn.Module, run: Callable[[], Any]) -> Layout:
+        """Watch one forward, made by `run`, which must not keep a graph."""
+        calls: dict[str, Call] = {}
+        clock = itertools.count()
+
+        def watch(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+                if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
+                    calls[name] = Call(next(clock), tuple(inputs[0].shape), tuple(output.shape))
+
+            return hook
+
+        handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
+        try:
+            with torch.no_grad():
+                run()
+        finally:
+            for handle in handles:
+                handle.remove()
+        return cls(model, calls)
+
+    def taps(self, group: Group, site: str) -> list[Tap]:
+        """Where to look at a group: one tap for a stream, one per member otherwise."""
+        if site not in SITES:
+            raise unknown("site", site, SITES)
+        if site == "mixed":
+            site = "stream" if len(group.module_names("producer")) > 1 else "bn_out"
+        if site == "stream":
+            readers = [slot for slot in group.by_role("consumer") if _layer(slot) in self.calls]
+            if readers:
+                best = max(readers, key=lambda slot: (self._positions(slot), self.calls[_layer(slot)].order))
+                first = next(slot for slot in readers if _layer(slot) == _layer(best))
+                return [self._tap(group, first, "input")]
+        taps = [self._tap(group, slot, "output") for slot in self._members(group, norms=site != "conv")]
+        if not taps:
+            raise VssError(f"no layer of the group {group.id!r} ran on the calibration images; keep it out of pruning.")
+        return taps
+
+    def positions(self, group: Group, site: str) -> int:
+        """The least number of positions of a map of this group, at its taps and at its producers' outputs."""
+        shapes = [(tap, self._shape(tap)) for tap in (*self.taps(group, site), *self.taps(group, "conv"))]
+        return min(_count(shape) * tap.block for tap, shape in shapes)
+
+    def _shape(self, tap: Tap) -> tuple[int, ...]:
+        call = self.calls[tap.module]
+        return call.input if tap.side == "input" else call.output
+
+    def _positions(self, slot: Slot) -> int:
+        return _count(self.calls[_layer(slot)].input) * slot.block
+
+    def _members(self, group: Group, *, norms: bool) -> list[Slot]:
+        """One slot for every norm layer that ran; where there is none, or none is wanted, for every producer."""
+        names = norm_modules(self.model, group) if norms else []
+        names = names or group.module_names("producer")
+        slots = {_layer(slot): slot for slot in reversed((*group.by_role("producer"), *group.by_role("norm")))}
+        return [slots[name] for name in names if name in self.calls]
+
+    def _tap(self, group: Group, slot: Slot, side: Side) -> Tap:
+        linear = isinstance(self.model.get_submodule(_layer(slot)), nn.Linear)
+        return Tap(_layer(slot), side, group.channels, slot.offset, slot.block, linear)
+
+
+def _layer(slot: Slot) -> str:
+    return slot.tensor.rpartition(".")[0]
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    """Positions of a map in a tensor of (N, C, ...)."""
+    return int(torch.Size(shape[2:]).numel())
+
+
+# Norms of the filters that make a channel, from one pass over all weights of a network.
+
+
+Mode = Literal["l1", "l2", "product", "abs_product"]
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def reduce_slots(
+    parameters: Mapping[str, Tensor], slots: Sequence[Slot], mode: Mode, grads: Mapping[str, Tensor] | None = None
+) -> list[Tensor]:
+    """`vss.ops.channel_reduce` along the dimension of every slot, all in one call.
+
+    Args:
+        parameters: by full name.
+        slots: of weights with two dimensions or more.
+        mode: as the op's.
+        grads: like `parameters`, for the modes that need them.
+
+    Returns:
+        Per slot (size of its dimension,) float64.
+    """
+    weights = [parameters[slot.tensor].detach() for slot in slots]
+    products = [grads[slot.tensor] for slot in slots] if grads is not None else []
+    if len({tensor.dtype for tensor in (*weights, *products)}) > 1 or any(w.dtype not in DTYPES for w in weights):
+        weights, products = [w.float() for w in weights], [g.float() for g in products]
+    found = ops.channel_reduce(weights, products, mode=mode, dims=[slot.dim for slot in slots])
+    return [value.double() for value in found]
+
+
+def spread_over(value: Tensor, slot: Slot, channels: int) -> Tensor:
+    """(channels, block) entries of a group in a vector along the slot's dimension."""
+    return slot_values(value, Slot(slot.tensor, 0, slot.offset, slot.block), channels)
+
+
+class FilterNorms:
+    """Per-channel norms of every layer's weight, computed when first asked for: one call of the op for each kind.
+
+    Args:
+        model: the network.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.parameters = dict(model.named_parameters())
+        self._found: dict[tuple[str, int, Mode], Tensor] = {}
+
+    def sums(self, group: Group, power: Literal[1, 2], *, fold_bn: bool, member_rms: bool) -> list[Tensor]:
+        """For each producer of a group (C,) float64, the sum of |w|^power over a channel's filter, biases left out.
+
+        Args:
+            group: whose producers.
+            power: 1 or 2.
+            fold_bn: multiply each filter by gamma / sqrt(var + eps) of the batch norm behind it, where there is one.
+            member_rms: divide each producer by the root of the mean square of its (folded) weights.
+        """
+        found = []
+        for slot in group.by_role("producer"):
+            weight = self.parameters[slot.tensor]
+            if weight.ndim < 2:
+                continue
+            factor = folding(self.model, group, slot) if fold_bn else None
+            value = self._power(slot, power, group.channels, factor)
+            if member_rms:
+                count = group.channels * slot.block * (weight.numel() // weight.shape[slot.dim])
+                rms = (self._power(slot, 2, group.channels, factor).sum() / count).sqrt() + 1e-12
+                value = value / rms**power
+            found.append(value)
+        return found
+
+    def _power(self, slot: Slot, power: Literal[1, 2], channels: int, factor: Tensor | None) -> Tensor:
+        value = spread_over(self._whole(slot, "l1" if power == 1 else "l2"), slot, channels)
+        value = value if factor is None else value * factor.abs()
+        return (value if power == 1 else value.square()).sum(dim=1)
+
+    def _whole(self, slot: Slot, mode: Mode) -> Tensor:
+        """(size,) norms along a slot's dimension; the first call of a mode does all layers."""
+        key = (slot.tensor, slot.dim, mode)
+        if key not in self._found:
+            known = {(slot.tensor, slot.dim), *((tensor, dim) for tensor, dim, kind in self._found if kind == mode)}
+            others = (s for s in _outputs(self.model) if s.tensor in self.parameters)  # a parametrised one has none
+            slots = [slot, *(s for s in others if (s.tensor, s.dim) not in known)]
+            values = reduce_slots(self.parameters, slots, mode)
+            self._found |= {(s.tensor, s.dim, mode): value for s, value in zip(slots, values, strict=True)}
+        return self._found[key]
+
+
+def _outputs(model: nn.Module) -> list[Slot]:
+    """The output dimension of every convolution and linear layer."""
+    return [
+        Slot(f"{name}.weight" if name else "weight", 1 if isinstance(layer, Conv) and layer.transposed else 0)
+        for name, layer in model.named_modules()
+        if isinstance(layer, Conv | nn.Linear)
+    ]
