@@ -1,6 +1,6 @@
 // Experimental: VssSegArgmax as kernels that TensorRT launches itself, from PTX that lies inside the engine. Arguments
-// are inputs, integers, outputs, as TensorRT's ahead-of-time Python plugins pass them; `vss.deploy.backends.trt_aot` launches
-// ceil(out_w / 512) * out_h * n blocks of 128 threads.
+// are inputs, integers, outputs, as TensorRT's ahead-of-time Python plugins pass them; `vss.deploy.backends.trt_aot`
+// launches ceil(out_w / 512) * out_h * n blocks of 128 threads.
 //
 //   nvcc -ptx -std=c++17 -arch=compute_80 -I csrc/kernels plugins_trt/seg_argmax_aot.cu -o seg_argmax.ptx
 #include "seg_argmax.cuh"
