@@ -19,7 +19,8 @@ from PIL import Image, features
 from vss.data import BadSampleError, Preprocess, open_data
 from vss.data import images as rule
 from vss.data.check import check
-from vss.data.images import list_images, open_rgb, read_header, read_stored_mask
+from vss.data.images import open_rgb, read_header, read_stored_mask
+from vss.data.pixels import list_images
 from vss.ship.standalone import names, prepare
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 10, 3), dtype=np.uint8)

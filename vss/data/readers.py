@@ -34,7 +34,7 @@ from vss.data.base import (
     require_layout,
 )
 from vss.data.contents import count_values
-from vss.data.images import BadSampleError, list_images, read_header, read_stored_mask, thread_map
+from vss.data.images import BadSampleError, read_header, read_stored_mask, thread_map
 from vss.data.labels import (
     CAMVID_NAMES,
     CAMVID_PALETTE,
@@ -46,6 +46,7 @@ from vss.data.labels import (
     cityscapes_table,
     generic_palette,
 )
+from vss.data.pixels import list_images
 
 __all__ = ["DATASETS", "Pair", "SegData", "guess_layout", "open_data", "open_root"]
 

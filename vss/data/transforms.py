@@ -28,8 +28,9 @@ from vss.core.errors import VssError
 from vss.core.files import sha256_json
 from vss.data.base import Pair, SegData
 from vss.data.contents import sha256_files
-from vss.data.images import READING, ImageKindError, open_rgb, to_rgb
+from vss.data.images import READING, open_rgb
 from vss.data.labels import IGNORE
+from vss.data.pixels import ImageKindError, to_rgb
 from vss.data.presence import class_counts
 
 __all__ = ["Augment", "Preprocess", "SegSplit", "open_rgb", "resize_image", "resize_mask", "sample_seed"]

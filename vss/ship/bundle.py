@@ -20,8 +20,7 @@ from vss.core.files import TEMPORARY, atomic, sha256_file, write_json
 from vss.core.locks import at_rest, file_at_work
 from vss.core.report import write_report
 from vss.core.version import __version__
-from vss.data import images as pixels
-from vss.data import require_classes
+from vss.data import pixels, require_classes
 from vss.deploy import Session
 from vss.deploy.backends import available, trt_runner
 from vss.deploy.backends.trt_runner import read_about

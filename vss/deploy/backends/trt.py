@@ -19,8 +19,7 @@ from typing import Any
 from vss.core.environment import folder_name
 from vss.core.errors import VssError, need
 from vss.core.files import atomic, sha256_file, write_json
-from vss.deploy import lint
-from vss.deploy import onnx_file
+from vss.deploy import lint, onnx_file
 from vss.deploy.backends import trt_aot
 from vss.deploy.backends.base import BuildSpec, Session
 from vss.deploy.backends.trt_plan import BuildPlan, commands, config_arguments, member, spans
