@@ -17,7 +17,7 @@ import torch
 from PIL import Image, features
 
 from vss.data import BadSampleError, Preprocess, open_data
-from vss.data import images as rule
+from vss.data import pixels as rule
 from vss.data.check import check
 from vss.data.images import open_rgb, read_header, read_stored_mask
 from vss.data.pixels import list_images
