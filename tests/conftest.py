@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from torch.onnx._internal._lazy_import import onnxscript_apis
 
 from vss.data.synthetic import write_defects, write_street
 
@@ -21,6 +23,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What is remembered of files is remembered for this session alone; processes that tests start inherit it."""
     os.environ["VSS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def torchlib_once() -> None:
+    """Every `torch.onnx.export` has onnxscript parse its 500 functions anew, a fifth of its time: here it does once."""
+    parse = onnxscript_apis.__getattr__
+    onnxscript_apis.get_torchlib_ops = functools.cache(lambda: parse("get_torchlib_ops")())
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,6 @@ from vss.core.config import Recipe
 from vss.core.environment import environment
 from vss.core.errors import VssError
 from vss.core.files import read_json, sha256_file, sha256_json, sha256_tensors, write_json
-from vss.prune import CRITERIA
 
 if TYPE_CHECKING:
     from torch import nn
@@ -187,6 +186,10 @@ UNREAD: dict[str, Reasons] = {
 def unread(recipe: Recipe, kind: str) -> Reasons:
     """Keys of this recipe, with all that is below them, that do not matter for a step, with the reasons."""
     found = LABELS | UNREAD[kind]
+    if kind not in ("prune", "sparse"):
+        return found
+    from vss.prune import CRITERIA  # brings torch: the driver and the workers of a sweep start without
+
     criterion = CRITERIA.canonical(recipe.prune.criterion)
     if kind == "prune":
         if not recipe.prune.epochs_between:
@@ -195,9 +198,9 @@ def unread(recipe: Recipe, kind: str) -> Reasons:
             found |= dict.fromkeys(("export", "build"), "no engine is built")
         if not CRITERIA[criterion].sparse_phase:
             found |= {"sparse": "the criterion has no sparse phase"}
-    if kind in ("prune", "sparse") and criterion == "dmcp":
+    if criterion == "dmcp":
         found |= {"sparse": "the criterion searches in place of a sparse phase"}
-    elif kind in ("prune", "sparse"):
+    else:
         found |= {"dmcp": "the criterion has no search"}
     if kind == "sparse" and criterion != "dmcp":
         names = ("options", "budget", "batches", "batch_size", "steps")
