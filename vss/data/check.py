@@ -14,9 +14,9 @@ from PIL import Image
 
 from vss.core.errors import VssError, counted
 from vss.data.base import DRAWINGS, Pair, SegData, absent_split, guess_layout
-from vss.data.images import BadSampleError, open_rgb, read_stored_mask, thread_map
+from vss.data.images import BadSampleError, Progress, open_rgb, read_stored_mask, thread_map
 from vss.data.labels import UnknownLabelsError
-from vss.data.presence import ClassCounts, Present, Progress, doubts, refusals, shifted
+from vss.data.presence import ClassCounts, Present, doubts, refusals, shifted
 from vss.data.readers import open_root
 
 NEAR_BITS = 2
@@ -207,11 +207,7 @@ def check(
         data = open_root(name or _guessed(Path(data)), data)
     jobs = [(split, pair) for split, pairs in data.splits.items() for pair in pairs]
     opened: SegData = data
-    findings: list[Finding] = []
-    for found in thread_map(lambda job: inspect(opened, *job), jobs, workers):
-        findings.append(found)
-        if progress is not None:
-            progress(len(findings), len(jobs))
+    findings = list(thread_map(lambda job: inspect(opened, *job), jobs, workers, progress))
     report: dict[str, Any] = {
         "dataset": data.name,
         "root": str(data.root),

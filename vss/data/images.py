@@ -20,6 +20,8 @@ __all__ = ["BadSampleError", "list_images", "open_rgb", "read_header", "read_sto
 
 T = TypeVar("T")
 R = TypeVar("R")
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
 
 READING = 2
 """What is made of the same file: raise this when it changes, and what was computed from images is computed anew."""
@@ -111,7 +113,13 @@ def read_header(path: Path, *, mask: bool = False) -> tuple[int, int]:
         raise _unreadable(path, error) from error
 
 
-def thread_map(function: Callable[[T], R], items: Iterable[T], workers: int | None = None) -> Iterator[R]:
+def thread_map(
+    function: Callable[[T], R], items: Iterable[T], workers: int | None = None, progress: Progress | None = None
+) -> Iterator[R]:
     """`map` in order over threads (Pillow releases the interpreter lock while it decodes); None: one per core."""
+    items = list(items)
     with ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1)) as pool:
-        yield from pool.map(function, items)
+        for done, result in enumerate(pool.map(function, items), start=1):
+            if progress is not None:
+                progress(done, len(items))
+            yield result

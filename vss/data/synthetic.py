@@ -1,4 +1,4 @@
-"""Generated data sets on disk: streets in the CamVid layout, and grey surfaces with defects in the KSDD2 layout."""
+"""Generated data sets: streets in the CamVid layout, and grey textured surfaces with defects in the KSDD2 layout."""
 
 from __future__ import annotations
 
@@ -14,13 +14,23 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from vss.core.errors import VssError
 from vss.core.files import read_json, write_json
-from vss.data.canvas import Point, smooth_noise
-from vss.data.images import thread_map
+from vss.data.images import Progress, thread_map
 from vss.data.labels import CAMVID_NAMES
-from vss.data.presence import Progress
-from vss.data.street import draw_street
+from vss.data.street import Point, draw_street, smooth_noise
 
-# Grey textured surfaces, some with a scratch, a crack or a blob, as in surface inspection.
+log = logging.getLogger(__name__)
+
+KIND, SCHEMA, MANIFEST = "vss.synthetic", 1, "synthetic.json"
+GENERATOR = 1
+"""Raise this when the drawing changes: sets of older generators are then not taken for new ones."""
+
+STREET_COUNTS = {"train": 200, "val": 40, "test": 60}
+DEFECT_COUNTS = {"train": 240, "test": 100}
+STREETS, DEFECTS = {"train": 0, "val": 1, "test": 2}, {"train": 10, "test": 11}
+"""Split -> number of its stream of random numbers."""
+Range = int | tuple[int, int]
+Files = dict[str, tuple[np.ndarray, dict[str, Any]]]
+"""Path in the set -> pixels and how Pillow saves them."""
 
 
 def _surface(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
@@ -107,36 +117,17 @@ def draw_surface(rng: np.random.Generator, size: tuple[int, int], *, defective: 
     return np.repeat(picture[..., None], 3, axis=2), mask
 
 
-# Write generated data sets to disk: a street set in the CamVid layout and a defect set in the KSDD2 layout.
+def _ranges(size: tuple[Range, Range]) -> list[tuple[int, int]]:
+    return [(side, side) if isinstance(side, int) else side for side in size]
 
 
-log = logging.getLogger(__name__)
-
-KIND, SCHEMA, MANIFEST = "vss.synthetic", 1, "synthetic.json"
-GENERATOR = 1
-"""Raise this when the drawing changes: sets of older generators are then not taken for new ones."""
-
-STREET_COUNTS = {"train": 200, "val": 40, "test": 60}
-DEFECT_COUNTS = {"train": 240, "test": 100}
-Range = int | tuple[int, int]
-
-
-def _draw_size(rng: np.random.Generator, size: tuple[Range, Range]) -> tuple[int, int]:
-    low_high = [(side, side) if isinstance(side, int) else side for side in size]
-    height, width = (int(rng.integers(low, high + 1)) for low, high in low_high)
-    return height, width
-
-
-def _check_arguments(counts: Mapping[str, int], size: tuple[Range, Range], splits: tuple[str, ...]) -> None:
-    wrong = [name for name in counts if name not in splits]
-    if wrong or not counts or min(counts.values()) < 1:
+def _check_arguments(counts: Mapping[str, int], size: tuple[Range, Range], splits: Mapping[str, int]) -> None:
+    if counts.keys() - splits or not counts or min(counts.values()) < 1:
         raise VssError(
             f"counts {dict(counts)} came; expected at least 1 image for each of some of {', '.join(splits)}."
         )
-    for side in size:
-        low, high = (side, side) if isinstance(side, int) else side
-        if not 32 <= low <= high:
-            raise VssError(f"size {size} came; expected (H, W), each a number or a (low, high) range of at least 32.")
+    if not all(32 <= low <= high for low, high in _ranges(size)):
+        raise VssError(f"size {size} came; expected (H, W), each a number or a (low, high) range of at least 32.")
 
 
 def _is_there(root: Path, manifest: Mapping[str, Any]) -> bool:
@@ -150,14 +141,18 @@ def _is_there(root: Path, manifest: Mapping[str, Any]) -> bool:
 
 def _write_set(
     root: Path,
-    manifest: dict[str, Any],
+    manifest: Mapping[str, Any],
+    draw: Callable[[np.random.Generator, tuple[int, int], str, int], Files],
     *,
-    jobs: list[tuple[Any, ...]],
-    write: Callable[[Path, tuple[Any, ...]], None],
+    streams: Mapping[str, int],
+    size: tuple[Range, Range],
     workers: int | None,
     progress: Progress | None,
+    texts: Mapping[str, str] | None = None,
 ) -> Path:
-    """Run `write(folder, job)` for all jobs in a temporary folder beside `root`, then rename it to `root`."""
+    """Write what `draw(rng, (H, W), split, number)` gives into a temporary folder beside `root`, then rename it."""
+    counts, sides = manifest["counts"], [side if isinstance(side, int) else list(side) for side in size]
+    manifest = {"kind": KIND, "schema": SCHEMA, "generator": GENERATOR, **manifest, "size": sides}
     if _is_there(root, manifest):
         log.info("%s holds this generated set already", root)
         return root
@@ -166,10 +161,21 @@ def _write_set(
         partial = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
     except OSError as error:
         raise VssError(f"{root} cannot be written ({error.strerror}); choose another place.") from error
+
+    def write(job: tuple[str, int]) -> None:
+        split, number = job
+        rng = np.random.default_rng([manifest["seed"], streams[split], number])
+        height, width = (int(rng.integers(low, high + 1)) for low, high in _ranges(size))
+        for name, (pixels, options) in draw(rng, (height, width), split, number).items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(partial / name, **options)
+
     try:
-        for done, _ in enumerate(thread_map(lambda job: write(partial, job), jobs, workers), start=1):
-            if progress is not None:
-                progress(done, len(jobs))
+        jobs = [(split, number) for split, count in counts.items() for number in range(count)]
+        for _ in thread_map(write, jobs, workers, progress):
+            pass
+        for name, text in (texts or {}).items():
+            (partial / name).write_text(text)
         write_json(partial / MANIFEST, manifest)
         partial.chmod(0o755)
         if root.exists():
@@ -180,17 +186,6 @@ def _write_set(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return root
-
-
-def _save(path: Path, array: np.ndarray, **options: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path, **options)
-
-
-def _manifest(what: str, seed: int, counts: Mapping[str, int], size: tuple[Range, Range]) -> dict[str, Any]:
-    sides = [side if isinstance(side, int) else list(side) for side in size]
-    head = {"kind": KIND, "schema": SCHEMA, "generator": GENERATOR, "set": what}
-    return head | {"seed": seed, "counts": dict(counts), "size": sides}
 
 
 def write_street(
@@ -208,22 +203,21 @@ def write_street(
     folder that holds this very set is left as it is; one that holds anything else is refused.
     """
     counts = dict(STREET_COUNTS if counts is None else counts)
-    splits = ("train", "val", "test")
-    _check_arguments(counts, size, splits)
+    _check_arguments(counts, size, STREETS)
 
-    def write(folder: Path, job: tuple[Any, ...]) -> None:
-        split, number = job
-        rng = np.random.default_rng([seed, splits.index(split), number])
-        image, labels = draw_street(rng, _draw_size(rng, size))
+    def draw(rng: np.random.Generator, size: tuple[int, int], split: str, number: int) -> Files:
+        image, labels = draw_street(rng, size)
         name = f"street_{split}_{number:05d}"
-        _save(folder / split / f"{name}.jpg", image, quality=92, subsampling=0)
-        _save(folder / f"{split}annot" / f"{name}.png", labels, compress_level=6)
-        if number == 0:
-            (folder / "classes.txt").write_text("\n".join([*CAMVID_NAMES, "Unlabelled"]) + "\n")
+        return {
+            f"{split}/{name}.jpg": (image, {"quality": 92, "subsampling": 0}),
+            f"{split}annot/{name}.png": (labels, {"compress_level": 6}),
+        }
 
-    jobs = [(split, number) for split in splits for number in range(counts.get(split, 0))]
-    manifest = _manifest("street", seed, counts, size)
-    return _write_set(Path(root), manifest, jobs=jobs, write=write, workers=workers, progress=progress)
+    manifest = {"set": "street", "seed": seed, "counts": counts}
+    texts = {"classes.txt": "\n".join([*CAMVID_NAMES, "Unlabelled"]) + "\n"}
+    return _write_set(
+        Path(root), manifest, draw, streams=STREETS, size=size, workers=workers, progress=progress, texts=texts
+    )
 
 
 def write_defects(
@@ -242,22 +236,18 @@ def write_defects(
     `write_street`.
     """
     counts = dict(DEFECT_COUNTS if counts is None else counts)
-    first = {"train": 10000, "test": 20000}
-    _check_arguments(counts, size, tuple(first))
+    _check_arguments(counts, size, DEFECTS)
     if not 0 < positives < 1:
         raise VssError(f"positives is {positives}; expected a share between 0 and 1.")
-
-    def write(folder: Path, job: tuple[Any, ...]) -> None:
-        split, number, defective = job
-        rng = np.random.default_rng([seed, 10 + list(first).index(split), number])
-        image, mask = draw_surface(rng, _draw_size(rng, size), defective=defective)
-        _save(folder / split / f"{first[split] + number}.png", image, compress_level=3)
-        _save(folder / split / f"{first[split] + number}_GT.png", mask, compress_level=6)
-
-    jobs = []
+    chosen = {}
     for index, (split, count) in enumerate(counts.items()):
         order = np.random.default_rng([seed, 20 + index]).permutation(count)
-        chosen = set(order[: max(1, round(positives * count))].tolist())
-        jobs += [(split, number, number in chosen) for number in range(count)]
-    manifest = _manifest("defects", seed, counts, size) | {"positives": positives}
-    return _write_set(Path(root), manifest, jobs=jobs, write=write, workers=workers, progress=progress)
+        chosen[split] = set(order[: max(1, round(positives * count))].tolist())
+
+    def draw(rng: np.random.Generator, size: tuple[int, int], split: str, number: int) -> Files:
+        image, mask = draw_surface(rng, size, defective=number in chosen[split])
+        name = f"{split}/{(10000 if split == 'train' else 20000) + number}"
+        return {f"{name}.png": (image, {"compress_level": 3}), f"{name}_GT.png": (mask, {"compress_level": 6})}
+
+    manifest = {"set": "defects", "seed": seed, "counts": counts, "positives": positives}
+    return _write_set(Path(root), manifest, draw, streams=DEFECTS, size=size, workers=workers, progress=progress)
