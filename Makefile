@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 NATIVE := setup.py $(wildcard csrc/kernels/* csrc/torch/*)
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: venv demo test server-test lint format bench clean
+.PHONY: venv demo test server-test docs lint format bench clean
 
 venv: $(VENV)/.native
 
@@ -35,6 +35,15 @@ test: venv
 server-test: venv
 	$(BIN)/vss serve --get-server
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ship -m server
+
+# The pages of docs/ as a site; a link, anchor or page that is wrong fails it. The packages come on the first call.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q
+	@echo "Open build/site/index.html"
+
+$(VENV)/.docs: $(VENV)/.packages
+	$(PIP) mkdocs mkdocs-material
+	@touch $@
 
 lint: venv
 	$(BIN)/ruff check .

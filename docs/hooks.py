@@ -192,7 +192,7 @@ def named(annotation: Any) -> str:
     if origin is tuple:
         if len(parts) == 2 and parts[1] is Ellipsis:
             return f"list of {named(parts[0])}"
-        return f"{len(parts)} × {named(parts[0])}"
+        return f"list of {len(parts)}, each {named(parts[0])}"
     if origin is dict:
         return "mapping"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -235,7 +235,12 @@ def commands() -> str:
             parts.append(f"## {here}\n")
             panel = here
         text = re.sub(r"\s*\n\s*\n\s*", "\n\n", (entry.command.help or "").strip())
-        parts += [f"### vss {entry.name}\n", cell_free(text) + "\n", f"```\n{usage(entry)}\n```\n", flags(entry.command)]
+        parts += [
+            f"### vss {entry.name}\n",
+            cell_free(text) + "\n",
+            f"```\n{usage(entry)}\n```\n",
+            flags(entry.command),
+        ]
     return "\n".join(parts)
 
 

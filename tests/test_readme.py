@@ -15,8 +15,9 @@ from vss.core.config import load_recipe, recipes
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = (ROOT / "docs/commands.md").read_text()
+TOP = ("README.md", "README.zh.md", "CONTRIBUTING.md", "CHANGELOG.md")
+PAGES = [*(ROOT / name for name in TOP), *sorted((ROOT / "docs").rglob("*.md"))]
+COMMANDS = (ROOT / "docs/reference/commands.md").read_text()
 
 
 def test_the_example_runs_and_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +47,7 @@ def test_commands_exist() -> None:
 
 
 def test_links_lead_somewhere_and_the_first_page_is_one_screen() -> None:
-    assert README.count("\n") < 150
+    assert README.count("\n") < 150 and (ROOT / "README.zh.md").read_text().count("\n") < 150
     for page in PAGES:
         text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
         for link in re.findall(r"\]\(([^)]+)\)", text):
@@ -60,10 +61,13 @@ def test_links_lead_somewhere_and_the_first_page_is_one_screen() -> None:
 
 
 def test_make_targets_and_folders_exist() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
-    assert set(re.findall(r"^make ([a-z]+)", README, re.M)) <= targets
-    table = README.split("## Where things live")[1].split("Your own networks")[0]
-    for path in re.findall(r"`((?:vss|csrc|benchmarks)[a-z_/.]*)`", table):
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    table = (ROOT / "CONTRIBUTING.md").read_text().split("## Where things live")[1].split("| You add")[0]
+    for page in PAGES:
+        assert set(re.findall(r"^make ([a-z-]+)", page.read_text(), re.M)) <= targets, page
+    paths = re.findall(r"`((?:vss|csrc|plugins_trt|tests|docs|benchmarks)[a-z_/.]*)`", table)
+    assert len(paths) > 15
+    for path in paths:
         assert (ROOT / path).exists(), path
 
 

@@ -48,9 +48,11 @@ class DataConfig(Section):
         description="H,W in pixels of every image that enters the network; null: that of the checkpoint, else 360x480 "
         "made larger to the next size that the network takes",
     )
-    augment: dict[str, Any] = {}
+    augment: dict[str, Any] = Field(
+        default={}, description="scale, crop, hflip, brightness, contrast, saturation and hue of training images"
+    )
     limit: int | None = Field(default=None, ge=1, description="use only the first images of each split")
-    workers: int = Field(default=0, ge=0, le=1024)
+    workers: int = Field(default=0, ge=0, le=1024, description="processes that read images; 0: the main one reads")
 
 
 class ModelConfig(Section):
@@ -74,27 +76,31 @@ class FitConfig(Section):
 
     epochs: int = Field(default=50, ge=0, description="passes over the training images")
     batch_size: int = Field(default=8, ge=1, description="images per process and step")
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="how weights are updated")
     lr: float = Field(default=0.01, ge=TINY, le=HUGE, description="highest learning rate")
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=5e-4, ge=0, le=1000)
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd")
+    weight_decay: float = Field(default=5e-4, ge=0, le=1000, description="pull of all weights towards zero")
     poly_power: float = Field(default=0.9, ge=0, le=100, description="lr falls as (1 - step/steps)^power")
-    warmup_steps: int = Field(default=0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0, description="steps over which the learning rate rises")
     grad_clip: float | None = Field(default=None, gt=0, description="largest norm of all gradients; null: none")
     ema: float | None = Field(default=None, gt=0, lt=1, description="decay of the averaged weights; null: off")
-    class_weights: Literal["none", "median", "log"] = "none"
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    aux_weight: Weight = 0.4
+    class_weights: Literal["none", "median", "log"] = Field(
+        default="none", description="of the loss, by frequency: median over frequency, or 1 / log(1.02 + frequency)"
+    )
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="of the loss: part of the truth that is uniform"
+    )
+    aux_weight: Weight = Field(default=0.4, description="weight of the loss of every auxiliary head")
     distill: Weight = Field(default=0.0, description="weight of the distillation loss from the unpruned network")
-    temperature: float = Field(default=2.0, ge=0.01, le=1e6)
+    temperature: float = Field(default=2.0, ge=0.01, le=1e6, description="of the distillation loss")
     val_every: int = Field(default=1, ge=1, description="epochs between validations")
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = Field(
         default="auto", description="auto: bf16-mixed where the hardware has it, else 32-true"
     )
-    accelerator: str = "auto"
+    accelerator: str = Field(default="auto", description="of Lightning: auto, cpu or gpu")
     devices: int | str = Field(default="auto", description="number of devices of each machine, or auto")
     num_nodes: int = Field(default=1, ge=1, description="number of machines")
-    strategy: str = "auto"
+    strategy: str = Field(default="auto", description="of Lightning, such as ddp, for many devices")
 
 
 class FinetuneConfig(FitConfig):
@@ -107,11 +113,13 @@ class FinetuneConfig(FitConfig):
 
 
 class BudgetConfig(Section):
-    """As `vss.prune.Budget`."""
+    """How much may stay after pruning."""
 
-    kind: Literal["channels", "params", "macs"] = "macs"
-    keep: float = Field(default=0.5, ge=0.001, le=1)
-    scope: Literal["global", "local"] = "global"
+    kind: Literal["channels", "params", "macs"] = Field(default="macs", description="what is counted")
+    keep: float = Field(default=0.5, ge=0.001, le=1, description="largest fraction that stays")
+    scope: Literal["global", "local"] = Field(
+        default="global", description="rank all channels together, or cut the same fraction of every group"
+    )
     floor: float = Field(default=0.1, ge=0, le=1, description="smallest fraction of a group that is kept")
     align: int = Field(default=1, ge=1, description="kept widths are multiples of this")
 
@@ -172,9 +180,11 @@ class DmcpConfig(Section):
     optimizer: Literal["adam", "sgd"] = Field(default="adam", description="of alpha; sgd is Nesterov with momentum 0.9")
     alpha_lr: float = Field(default=0.02, ge=TINY, le=HUGE, description="falls to a fifth of it as a cosine")
     mac_weight: Weight = Field(default=0.1, description="weight of the cost loss")
-    warmup: float = Field(default=0.2, ge=0, le=1)
-    joint: float = Field(default=0.6, ge=0, le=1)
-    final: Literal["expected", "sampled"] = "expected"
+    warmup: float = Field(default=0.2, ge=0, le=1, description="fraction of the steps that trains weights alone")
+    joint: float = Field(default=0.6, ge=0, le=1, description="fraction of the steps that trains widths too")
+    final: Literal["expected", "sampled"] = Field(
+        default="expected", description="how the widths are chosen at the end"
+    )
     tolerance: float = Field(default=0.01, gt=0, description="of sampled widths, relative to the budget")
     tries: int = Field(default=1000, ge=1, description="draws before the expected widths are taken instead")
 
@@ -197,7 +207,7 @@ class DefectConfig(Section):
     dilate: int = Field(
         default=15, ge=1, le=1023, description="training masks grow by a square of so many stored pixels, odd"
     )
-    distance_power: float = Field(default=2.0, ge=0, le=100)
+    distance_power: float = Field(default=2.0, ge=0, le=100, description="how fast weights fall off towards the edge")
     distance_max: float = Field(default=3.0, gt=0, le=1e6, description="largest weight of a pixel, mid-defect")
     annotated: int | None = Field(
         default=None, ge=0, description="mixed supervision: so many defective training images have a mask; null: all"
@@ -206,7 +216,7 @@ class DefectConfig(Section):
     threshold: Literal["f1", "fnr"] = Field(
         default="f1", description="chosen on validation: best F1, or highest with at most max_fnr_pct missed"
     )
-    max_fnr_pct: float = Field(default=0.0, ge=0, lt=100)
+    max_fnr_pct: float = Field(default=0.0, ge=0, lt=100, description="percent of defects that threshold fnr may miss")
 
     @model_validator(mode="after")
     def _one_choice(self) -> Self:
@@ -291,7 +301,7 @@ class BenchConfig(Section):
 
     cores: tuple[int, ...] | None = Field(default=None, description="numbers of the cores that threads are pinned to")
     spread: float = Field(default=0.03, gt=0, description="of window medians, up to which a time is stable and printed")
-    min_seconds: float = Field(default=2.0, gt=0)
+    min_seconds: float = Field(default=2.0, gt=0, description="seconds that measuring takes at least")
     max_seconds: float = Field(default=30.0, gt=0, le=86400, description="seconds after which measuring ends")
     batch_size: int = Field(default=1, ge=1, le=65536, description="images per call")
     images: int = Field(default=16, ge=1, description="real images that go round")
@@ -306,10 +316,10 @@ class BenchConfig(Section):
 class Recipe(Section):
     """A whole run: train, prune, fine-tune, evaluate, export, build, gate, bench, report."""
 
-    name: str = "run"
+    name: str = Field(default="run", description="of the run, in its report and folder")
     seed: int = Field(default=0, ge=0, lt=2**32, description="of everything that is random")
     split: Literal["val", "test"] = Field(default="test", description="split of the reported numbers")
-    eval_batch_size: int = Field(default=8, ge=1, le=65536)
+    eval_batch_size: int = Field(default=8, ge=1, le=65536, description="images of a batch while scoring")
     control: bool = Field(default=True, description="also fine-tune the unpruned net, for a fair comparison")
     panels: int = Field(default=4, ge=0, description="qualitative pictures in the report")
     data: DataConfig = DataConfig()
