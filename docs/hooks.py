@@ -87,7 +87,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         markdown, _ = rewritten(markdown, f"docs/{page.file.src_uri}")
     for marker, make in (("<!-- commands -->", commands), ("<!-- recipe -->", recipe)):
         if marker in markdown:
-            markdown = markdown.replace(marker, make())
+            made = f'<div class="reference" markdown>\n\n{make()}\n</div>'
+            markdown = markdown.replace(marker, made)
     return markdown
 
 
