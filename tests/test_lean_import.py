@@ -10,6 +10,8 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
+
 OPTIONAL = (
     "onnx", "onnxruntime", "onnxscript", "onnx_ir", "onnx_graphsurgeon", "polygraphy", "tensorrt", "lightning",
     "pytorch_lightning", "torch_pruning", "matplotlib", "jinja2", "ray", "pycuda", "tensorboard", "tritonclient",
@@ -102,3 +104,24 @@ def test_the_blocker_blocks() -> None:
     code += "except importlib.metadata.PackageNotFoundError:\n    found = False\n"
     code += "print(json.dumps({'spec': importlib.util.find_spec('jinja2') is not None, 'found': found}))"
     assert run(code) == {"spec": False, "found": False}
+
+
+LIGHT = """
+import json, sys
+from vss.cli.main import app
+try:
+    app({words!r}, prog_name="vss")
+except SystemExit as end:
+    code = int(end.code or 0)
+print()
+print(json.dumps({{"code": code, "heavy": sorted(set({heavy!r}) & {{name.split(".")[0] for name in sys.modules}})}}))
+"""
+HEAVY = (*OPTIONAL, "torch", "torchvision", "torchmetrics", "numpy", "scipy", "PIL")
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["prune", "--help"], ["--version"], ["run", "demo", "--dry-run"], ["export"]], ids=" ".join
+)
+def test_the_command_line_imports_nothing_heavy_before_it_works(words: list[str]) -> None:
+    got = run(LIGHT.format(words=words, heavy=HEAVY))
+    assert got == {"code": 2 if words == ["export"] else 0, "heavy": []}

@@ -44,12 +44,12 @@ def test_a_dry_run_prints_both_commands(
     ("words", "said"),
     [
         ([], "give smallest, usual and largest H x W"),
-        (["--batch", "1,2"], "--batch takes one number or three"),
+        (["--batch", "1,2"], "--batch takes smallest,usual,largest, or one number"),
         (["--batch", "a"], "--batch takes smallest,usual,largest"),
         (["--sizes", "8"], "--sizes takes HxW"),
-        (["--sizes", "8x8", "--hardware", "hopper"], "unknown hardware compatibility 'HOPPER'"),
+        (["--sizes", "8x8", "--hardware", "hopper"], "Invalid value for '--hardware'"),
         (["--sizes", "8x8", "--flag", "fp16"], "FP16 is no build option here"),
-        (["--optimise", "basic"], "--optimise is for backend onnxruntime"),
+        (["--optimise", "basic"], "--optimise is for --backend onnxruntime"),
     ],
 )
 def test_refusals(

@@ -17,8 +17,8 @@ import pytest
 import typer
 
 import vss.cli.__main__
-from vss.cli.console import Screen, listen, out, say
-from vss.cli.exits import Commands
+from vss.cli.console import Screen, out, print_step, set_output
+from vss.cli.main import Commands
 from vss.core.errors import GateFailed, NotMeasured, VssError
 from vss.run.frame import write_failed
 from vss.run.runner import Runner
@@ -106,14 +106,14 @@ def test_quiet_and_log(tmp_path: Path, capsys: pytest.CaptureFixture[str], monke
     monkeypatch.setattr(Screen, "copy", None)
     level = logging.getLogger().level
     try:
-        listen(file=tmp_path / "deep/all.log")
-        say("train", "ok", 1.0, "fine [sic]")
-        listen(quiet=True, file=tmp_path / "deep/all.log")
-        say("prune", "ok", 1.0, "")
-        say("bench", "failed", 1.0, "no")
+        set_output(file=tmp_path / "deep/all.log")
+        print_step("train", "ok", 1.0, "fine [sic]")
+        set_output(quiet=True, file=tmp_path / "deep/all.log")
+        print_step("prune", "ok", 1.0, "")
+        print_step("bench", "failed", 1.0, "no")
         out.print("a result")
     finally:
-        listen()
+        set_output()
         logging.getLogger().setLevel(level)
     shown = capsys.readouterr().out
     copy = (tmp_path / "deep/all.log").read_text()

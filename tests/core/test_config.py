@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from vss import models
-from vss.cli.console import options_of, recipe_of
+from vss.cli.options import options_of, recipe_of
 from vss.core import yaml12
 from vss.core.config import BudgetConfig, Recipe, load_recipe, recipes
 from vss.core.errors import VssError
@@ -110,8 +110,8 @@ def test_every_way_to_give_a_value_gives_the_same_one(tmp_path: Path, text: str,
         (options_of([f"x={text}"]) or {})["x"],
         load_recipe(path).prune.options["x"],
         load_recipe(path, [f"prune.options.x={text}"]).prune.options["x"],
-        recipe_of(None, [f"prune.options.x={text}"]).prune.options["x"],
-        recipe_of(None, None, prune={"options": {"x": value}}).prune.options["x"],
+        recipe_of({}, [f"prune.options.x={text}"]).prune.options["x"],
+        recipe_of({"prune.options": {"x": value}}).prune.options["x"],
         cells.cells()[0].recipe().prune.options["x"],
         load_grid(tmp_path / "grid.yaml").cells()[0].recipe().prune.options["x"],
         read(yaml12.dump({"x": value}))["x"],
@@ -125,19 +125,19 @@ def test_what_is_written_reads_the_same_under_both_versions_of_yaml() -> None:
 
 
 def test_a_setting_that_is_true_or_false_takes_on_and_off_and_a_number_takes_neither() -> None:
-    assert recipe_of(None, ["control=off", "export.labels=no", "precision.search=yes"]).control is False
+    assert recipe_of({}, ["control=off", "export.labels=no", "precision.search=yes"]).control is False
     for setting in ("train.epochs=true", "train.lr=false", "seed=true", "train.ema=true", "prune.budget.keep=true"):
         with pytest.raises(VssError, match="Input should be no truth value"):
-            recipe_of(None, [setting])
+            recipe_of({}, [setting])
 
 
 @pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "1e400", "nan"])
 @pytest.mark.parametrize("key", ["train.lr", "prune.budget.floor", "sparse.lambda", "gate.max_drop", "bench.spread"])
 def test_numbers_are_finite(key: str, value: str) -> None:
     with pytest.raises(VssError, match=rf"{key}.*(finite number|valid number)"):
-        recipe_of(None, [f"{key}={value}"])
+        recipe_of({}, [f"{key}={value}"])
     with pytest.raises(VssError, match=rf"{key} is inf; .*finite number"):
-        recipe_of(None, [(key, float("inf"))])
+        recipe_of({}, [(key, float("inf"))])
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from vss.cli.sweep import _end
+from vss.cli.sweep import print_summary
 from vss.core.errors import GateFailed, VssError
 from vss.core.locks import at_work
 from vss.sweep import Grid, Settings, Store, sweep
@@ -57,7 +57,7 @@ def test_a_latency_that_could_not_be_measured_is_named_and_no_success(tmp_path: 
     rows = {cell.id: (Store.read(tmp_path).record(cell.id) or {})["row"] for cell in Store.read(tmp_path).cells()}
     assert rows["0--a"]["latency_ms_p50"] == 1.5 and "latency_ms_p50" not in rows["0--b"]
     with pytest.raises(GateFailed, match="all cells are done, and 1 figures"):
-        _end(summary, tmp_path)
+        print_summary(summary, tmp_path)
 
 
 def test_unpruned_networks_have_their_time_and_cells_their_gain_per_mac(tmp_path: Path) -> None:

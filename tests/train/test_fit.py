@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import vss
 from vss import models
-from vss.cli.exits import Terminated, terminable
+from vss.cli.main import Terminated, terminable
 from vss.core.config import FinetuneConfig, FitConfig, Recipe
 from vss.core.errors import VssError
 from vss.core.files import TEMPORARY, read_json, sha256_tensors

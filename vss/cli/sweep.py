@@ -1,128 +1,119 @@
-"""`vss sweep`, `vss benchmark`, `vss finetune-batch`: many runs with one command."""
+"""`vss sweep`, `benchmark`, `finetune-batch` and `compare`: many runs with one command, and what they tell apart."""
 
 from __future__ import annotations
 
 import logging
-import shlex
-import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
-import typer
 from rich.progress import BarColumn, Progress, TextColumn
+from typer import Argument, Option
 
-from vss.cli.console import Data, ReportFile, Root, Set, bars, log, out, show_table, tell, write_figures
-from vss.core.errors import GateFailed, VssError
-from vss.core.yaml12 import assignment
+from vss.cli.console import bars, command_line, log, out, print_table, print_tagged, write_figures
+from vss.cli.options import DATA, Criteria, Given, OutFolder, ReportFile, Set, numbers_of, recipe_keys, takes
+from vss.core.config import Recipe
+from vss.core.errors import GateFailed
+from vss.core.yaml12 import Override, assignment
 
-if TYPE_CHECKING:
-    from vss.core.config import Recipe
-    from vss.sweep.drive import Summary
-    from vss.sweep.grid import Grid
-    from vss.sweep.run import Settings
-
-sweep_app = typer.Typer()
-
-Folder = Annotated[Path, typer.Option("--out", "--out-dir", help="folder of the sweep")]
-ExecutorName = Annotated[str, typer.Option("--executor", help="local or ray")]
-Workers = Annotated[int | None, typer.Option("--workers", help="cells at a time")]
-Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads of a cell")]
-Retries = Annotated[int, typer.Option("--retries", help="how often a failed cell is tried again")]
-Address = Annotated[str | None, typer.Option("--address", help="of a Ray cluster; without it one is started here")]
-Gpus = Annotated[float | None, typer.Option("--gpus", help="of a cell on Ray, may be a fraction")]
-Extend = Annotated[bool, typer.Option("--extend", help="go on in a folder that holds another sweep")]
-MlFlow = Annotated[bool, typer.Option("--mlflow", help="also write every cell as an MLflow run into OUT/mlruns")]
-Dry = Annotated[bool, typer.Option("--dry-run", help="list the cells and stop")]
-FinetuneEpochs = Annotated[int | None, typer.Option("--finetune-epochs", help="of every pruned network; 0: none")]
+Dry = Annotated[bool, Option("--dry-run", help="list the cells and stop")]
+Epochs = Option("--finetune-epochs", "--epochs", min=0, help="passes over the training images; 0: none")
 
 
-@sweep_app.command()
-def sweep(
-    grid: Annotated[Path, typer.Argument(help="a YAML file (networks, criteria, budgets, seeds), or a packaged grid")],
-    to: Folder = Path("runs/sweep"),
-    executor: ExecutorName = "local",
-    workers: Workers = None,
-    threads: Threads = None,
-    retries: Retries = 1,
-    address: Address = None,
-    gpus: Gpus = None,
-    extend: Extend = False,
-    mlflow: MlFlow = False,
-    overrides: Set = None,
+def executor_of(
+    executor: Annotated[Literal["local", "ray"], Option(help="this machine, or a Ray cluster")] = "local",
+    workers: Annotated[
+        int | None, Option(min=1, help="cells at a time; default: one a GPU, or one for two cores")
+    ] = None,
+    threads: Annotated[int | None, Option(min=1, help="CPU threads of a cell; default: its share of the cores")] = None,
+    retries: Annotated[int, Option(min=0, help="how often a failed cell is tried again")] = 1,
+    address: Annotated[str | None, Option(help="address of a Ray cluster; default: one is started here")] = None,
+    gpus: Annotated[float | None, Option(min=0, help="GPUs of a cell on Ray, may be a fraction")] = None,
+) -> Given:
+    """By whom a sweep is done, as `vss.sweep.Settings` takes it."""
+    return {
+        "executor": executor, "workers": workers, "threads": threads, "retries": retries, "address": address,
+        "gpus": gpus,
+    }  # fmt: skip
+
+
+def folder_of(
+    extend: Annotated[bool, Option("--extend", help="go on in a folder that holds another sweep")] = False,
+    mlflow: Annotated[bool, Option("--mlflow", help="write MLflow runs to SAVE/mlruns as well")] = False,
     dry_run: Dry = False,
+) -> Given:
+    """What is done with the folder of a sweep."""
+    return {"extend": extend, "mlflow": mlflow, "dry_run": dry_run}
+
+
+@takes(executor=executor_of, how=folder_of)
+def sweep(
+    grid: Annotated[Path, Argument(help="packaged grid or YAML file: networks, criteria, budgets, seeds")],
+    executor: Given,
+    how: Given,
+    to: OutFolder = Path("runs/sweep"),
+    overrides: Set = None,
 ) -> None:
-    """Do a grid of runs: networks x criteria x budgets x seeds. Resumes; a failed cell does not stop the rest."""
+    """Do a grid of runs: networks x criteria x budgets x seeds.
+
+    The same command goes on where it was stopped; a failed cell does not stop the rest.
+    """
     from vss.sweep import load_grid
 
-    settings = _settings(executor, workers, threads, retries, address, gpus)
-    _go(load_grid(grid, _dotted(overrides)), to, settings, extend=extend, mlflow=mlflow, dry_run=dry_run)
+    _run_cells(load_grid(grid, _dotted(overrides)), to, executor, **how)
 
 
-@sweep_app.command()
+@takes(given=recipe_keys(*DATA), executor=executor_of, how=folder_of)
 def benchmark(
-    methods: Annotated[str, typer.Option(help="criteria, with commas between; METHOD:PRESET takes a preset")],
-    baseline: Annotated[Path, typer.Option(help="folder of a run, or a checkpoint")],
-    ratios: Annotated[str, typer.Option(help="fractions to remove, with commas between")] = "0.5",
-    budget: Annotated[str, typer.Option(help="of what: macs, params or channels")] = "macs",
-    seeds: Annotated[int, typer.Option(help="how many")] = 1,
-    to: Folder = Path("runs/benchmark"),
-    finetune_epochs: FinetuneEpochs = None,
-    dataset: Data = None,
-    data_root: Root = None,
-    executor: ExecutorName = "local",
-    workers: Workers = None,
-    threads: Threads = None,
-    retries: Retries = 1,
-    address: Address = None,
-    gpus: Gpus = None,
-    extend: Extend = False,
-    mlflow: MlFlow = False,
+    criteria: Criteria,
+    baseline: Annotated[Path, Option("--ckpt", "--baseline", help="checkpoint to read, or folder of a run")],
+    given: Given,
+    executor: Given,
+    how: Given,
+    ratios: Annotated[str, Option(help="fractions to remove, with commas between, 0 to below 1")] = "0.5",
+    budget: Annotated[Literal["macs", "params", "channels"], Option(help="what fractions are of")] = "macs",
+    seeds: Annotated[int, Option(min=1, help="number of seeds")] = 1,
+    finetune_epochs: Annotated[int | None, Epochs] = None,
+    to: OutFolder = Path("runs/benchmark"),
     overrides: Set = None,
-    dry_run: Dry = False,
 ) -> None:
-    """A sweep over pruning methods on one trained network, all at equal cost."""
+    """Compare pruning criteria on one trained network, all at equal cost, as a sweep."""
     from vss.sweep.start import benchmark_grid
 
-    flags = {"data.dataset": dataset, "data.root": data_root, "finetune.epochs": finetune_epochs}
-    changes = {key: value for key, value in flags.items() if value is not None} | _dotted(overrides)
-    keep = [_removed(text) for text in ratios.split(",")]
-    grid = benchmark_grid(
-        to.name, baseline, [m.strip() for m in methods.split(",")], [f"{budget}:{k}" for k in keep], seeds, changes
-    )
-    settings = _settings(executor, workers, threads, retries, address, gpus)
-    _go(grid, to, settings, extend=extend, mlflow=mlflow, dry_run=dry_run)
+    epochs = {} if finetune_epochs is None else {"finetune.epochs": finetune_epochs}
+    removed = numbers_of(
+        "--ratios", ratios, "fractions to remove, with commas between (0.1,0.3), at least 0 and below 1,",
+        counts=range(1, 1000), low=0, high=1 - 1e-9, whole=False,
+    )  # fmt: skip
+    budgets = [f"{budget}:{round(1 - ratio, 6)}" for ratio in removed]
+    names = [name.strip() for name in criteria.split(",")]
+    grid = benchmark_grid(to.name, baseline, names, budgets, seeds, given | epochs | _dotted(overrides))
+    _run_cells(grid, to, executor, **how)
 
 
-@sweep_app.command("finetune-batch")
+@takes(executor=executor_of)
 def finetune_batch(
-    benchmark_dir: Annotated[Path, typer.Option(help="folder of a sweep")],
-    finetune_epochs: Annotated[int, typer.Option(help="of every pruned network")],
-    executor: ExecutorName = "local",
-    workers: Workers = None,
-    threads: Threads = None,
-    retries: Retries = 1,
-    address: Address = None,
-    gpus: Gpus = None,
+    folder: Annotated[Path, Option("--sweep", "--benchmark-dir", help="folder of a sweep, written in place")],
+    finetune_epochs: Annotated[int, Epochs],
+    executor: Given,
     overrides: Set = None,
 ) -> None:
     """Fine-tune every pruned network of a sweep by one recipe, in place; nothing else of it is computed again."""
     from vss.sweep.start import finetune_grid
 
-    grid = finetune_grid(benchmark_dir, {"finetune.epochs": finetune_epochs} | _dotted(overrides))
-    settings = _settings(executor, workers, threads, retries, address, gpus)
-    _go(grid, benchmark_dir, settings, extend=True)
+    grid = finetune_grid(folder, {"finetune.epochs": finetune_epochs} | _dotted(overrides))
+    _run_cells(grid, folder, executor, extend=True)
 
 
-@sweep_app.command()
 def compare(
-    a: Annotated[Path, typer.Argument(help="folder of a sweep or a run")],
-    b: Annotated[Path, typer.Argument(help="folder of another one, the newer")],
+    a: Annotated[Path, Argument(help="folder of a sweep or a run")],
+    b: Annotated[Path, Argument(help="folder of another one, the newer")],
     report: ReportFile = None,
 ) -> None:
     """Compare two sweeps, over seeds, or two runs, over images: what got better, what got worse, what is within noise.
 
-    Exit code 0 whatever the verdicts are: a gate is `vss evaluate --max-drop`. 2 where the two cannot be compared.
+    Exit code 0 whatever the verdicts are (a gate is `vss evaluate --max-drop`), 2 where the two cannot be compared.
     """
     from vss.sweep.compare import compare as compare_folders
     from vss.sweep.compare import summarise
@@ -133,7 +124,7 @@ def compare(
     spans = [
         {"span": "{:.2f} to {:.2f}".format(*row["interval"])} if "interval" in row else {} for row in figures["rows"]
     ]
-    show_table([row | span for row, span in zip(figures["rows"], spans, strict=True)], heads)
+    print_table([row | span for row, span in zip(figures["rows"], spans, strict=True)], heads)
     for row in figures["rows"]:
         if row.get("note") and row["verdict"] != "not judged":
             out.print(f"{row['name']}: {row['note']}", highlight=False)
@@ -144,73 +135,52 @@ def compare(
     write_figures(report, "vss.comparison", figures)
 
 
-def run_grid(name: str, folder: Path | None, overrides: list[str] | None, *, dry_run: bool) -> bool:
+def run_grid(name: str, folder: Path | None, overrides: Iterable[Override], *, dry_run: bool) -> bool:
     """Do a packaged grid on this machine, where `name` is one; whether it is."""
-    from vss.sweep import Settings, load_grid
+    from vss.sweep import load_grid
     from vss.sweep.grid import grids
 
     if name not in grids():
         return False
-    _go(load_grid(name, _dotted(overrides)), folder or Path("runs") / name, Settings(), dry_run=dry_run)
+    _run_cells(load_grid(name, _dotted(overrides)), folder or Path("runs") / name, {}, dry_run=dry_run)
     return True
 
 
-def row_recipe(name: str, overrides: list[str] | None) -> Recipe | None:
+def row_recipe(name: str, overrides: Iterable[Override]) -> Recipe | None:
     """The recipe of one row of a packaged grid, where `name` is one."""
-    from vss.core.config import recipes
     from vss.sweep.grid import named_recipe
 
-    if name in recipes() or Path(name).suffix in (".yaml", ".yml"):
-        return None
     return named_recipe(name, _dotted(overrides))
 
 
-def _settings(
-    executor: str, workers: int | None, threads: int | None, retries: int, address: str | None, gpus: float | None
-) -> Settings:
-    from vss.sweep import Settings
-
-    return Settings(executor=executor, workers=workers, threads=threads, retries=retries, address=address, gpus=gpus)
-
-
-def _dotted(overrides: list[str] | None) -> dict[str, Any]:
+def _dotted(overrides: Iterable[Override] | None) -> Given:
     """--set a.b=c as {"a.b": c}."""
-    return dict(assignment(setting) for setting in overrides or [])
+    return dict(assignment(each) if isinstance(each, str) else each for each in overrides or [])
 
 
-def _removed(text: str) -> float:
-    try:
-        ratio = float(text)
-    except ValueError as error:
-        raise VssError(f"--ratios takes fractions to remove (0.1,0.3) and got {text!r}.") from error
-    if not 0 <= ratio < 1:
-        raise VssError(f"--ratios takes fractions to remove, at least 0 and below 1, and got {text}.")
-    return round(1 - ratio, 6)
-
-
-def _go(
-    grid: Grid, folder: Path, settings: Settings, *, extend: bool = False, mlflow: bool = False, dry_run: bool = False
+def _run_cells(
+    grid: Any, folder: Path, executor: Given, *, extend: bool = False, mlflow: bool = False, dry_run: bool = False
 ) -> None:
+    from vss.sweep import Settings
     from vss.sweep import sweep as run_sweep
     from vss.sweep.drive import Summary
 
     if dry_run:
         cells = grid.cells()
-        show_table([{"name": cell.id, **cell.coords, "fault": cell.fault or None} for cell in cells],
-                   {"name": "cell", "network": "network", "criterion": "criterion", "budget": "budget",
-                    "seed": "seed", "variant": "variant", "fault": "cannot be run"}, grid.name)  # fmt: skip
+        print_table([{"name": cell.id, **cell.coords, "fault": cell.fault or None} for cell in cells],
+                    {"name": "cell", "network": "network", "criterion": "criterion", "budget": "budget",
+                     "seed": "seed", "variant": "variant", "fault": "cannot be run"}, grid.name)  # fmt: skip
         out.print(f"{len(cells)} cells")
         return
-    summary = Summary()
-    command = "vss " + shlex.join(sys.argv[1:])
+    summary, settings = Summary(), Settings(**executor)
     with _Bar(summary) as bar:
         try:
-            run_sweep(grid, folder, settings=settings, tell=bar.tell, summary=summary, extend=extend, command=command,
-                      mlflow=mlflow)  # fmt: skip
+            run_sweep(grid, folder, settings=settings, tell=bar.print, summary=summary, extend=extend,
+                      command=command_line(), mlflow=mlflow)  # fmt: skip
         except KeyboardInterrupt as error:
             error.add_note(summary.sentence())
             raise
-    _end(summary, folder)
+    print_summary(summary, folder)
 
 
 class _Bar:
@@ -218,7 +188,7 @@ class _Bar:
 
     COLOURS: ClassVar = {"ok": "green", "failed": "red", "lost": "yellow", "retry": "yellow", "skipped": "cyan"}
 
-    def __init__(self, summary: Summary) -> None:
+    def __init__(self, summary: Any) -> None:
         self.summary = summary
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"))
         self.bar = Progress(*columns, console=out, transient=True, disable=not bars())
@@ -231,33 +201,33 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def tell(self, what: str, name: str, detail: str) -> None:
-        """What `vss.sweep.drive` says."""
+    def print(self, what: str, name: str, detail: str) -> None:
+        """An event of a sweep."""
         known = self.summary
         if what == "plan":
             out.print(detail, highlight=False)
         elif what == "page":
             out.print(f"report: {name}", highlight=False)
         elif what != "start" and (what not in ("ok", "skipped") or log.isEnabledFor(logging.INFO)):
-            tell(out, f"{time.strftime('%H:%M:%S')} {what:>7}", self.COLOURS[what], f"{name}  {detail}")
+            tag = f"{time.strftime('%H:%M:%S')} {what:>7}"
+            print_tagged(out, tag, self.COLOURS[what], f"{name}  {detail}")
         done = known.ok + known.skipped + len(known.failed)
-        text = f"{done}/{known.total} cells"
-        self.bar.update(
-            self.line, description=text, total=known.total or None, completed=done, left=f"{known.left()} left"
-        )
+        text, left = f"{done}/{known.total} cells", f"{known.left()} left"
+        self.bar.update(self.line, description=text, total=known.total or None, completed=done, left=left)
         out.file.flush()
 
 
-def _end(summary: Summary, folder: Path) -> None:
+def print_summary(summary: Any, folder: Path) -> None:
+    """How a sweep ended; `GateFailed` where a cell or a time of one is missing."""
     out.print(summary.sentence(), highlight=False)
     for name, reason in summary.failed.items():
-        tell(out, "failed:", "red", f"{name}: {reason}")
-        log = folder / "logs" / f"{name}.log"
-        if log.is_file():
-            out.print("".join(f"    {line}\n" for line in log.read_text().splitlines()[-12:]), highlight=False)
+        print_tagged(out, "failed:", "red", f"{name}: {reason}")
+        file = folder / "logs" / f"{name}.log"
+        if file.is_file():
+            out.print("".join(f"    {line}\n" for line in file.read_text().splitlines()[-12:]), highlight=False)
     for name, reason in summary.unmeasured.items():
-        tell(out, "failed:", "red", f"{name}: {reason}")
-    if summary.unmeasured and not summary.failed:
-        raise GateFailed(f"all cells are done, and {len(summary.unmeasured)} figures of them could not be measured.")
+        print_tagged(out, "failed:", "red", f"{name}: {reason}")
     if summary.failed:
         raise GateFailed(f"{len(summary.failed)} of {summary.total} cells; the others are done, see {folder}.")
+    if summary.unmeasured:
+        raise GateFailed(f"all cells are done, and {len(summary.unmeasured)} figures of them could not be measured.")

@@ -77,7 +77,7 @@ class FitConfig(Section):
     epochs: int = Field(default=50, ge=0, description="passes over the training images")
     batch_size: int = Field(default=8, ge=1, description="images per process and step")
     optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="how weights are updated")
-    lr: float = Field(default=0.01, ge=TINY, le=HUGE, description="highest learning rate")
+    lr: float = Field(default=0.01, ge=TINY, le=HUGE, description="highest learning rate, above 0")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd")
     weight_decay: float = Field(default=5e-4, ge=0, le=1000, description="pull of all weights towards zero")
     poly_power: float = Field(default=0.9, ge=0, le=100, description="lr falls as (1 - step/steps)^power")
@@ -108,7 +108,7 @@ class FinetuneConfig(FitConfig):
     undo more of it than the cut did."""
 
     epochs: int = Field(default=20, ge=0, description="passes over the training images")
-    lr: float = Field(default=0.005, ge=TINY, le=HUGE, description="highest learning rate")
+    lr: float = Field(default=0.005, ge=TINY, le=HUGE, description="highest learning rate, above 0")
     grad_clip: float | None = Field(default=1.0, gt=0, description="largest norm of all gradients; null: none")
 
 
@@ -302,7 +302,7 @@ class BenchConfig(Section):
     cores: tuple[int, ...] | None = Field(default=None, description="numbers of the cores that threads are pinned to")
     spread: float = Field(default=0.03, gt=0, description="of window medians, up to which a time is stable and printed")
     min_seconds: float = Field(default=2.0, gt=0, description="seconds that measuring takes at least")
-    max_seconds: float = Field(default=30.0, gt=0, le=86400, description="seconds after which measuring ends")
+    max_seconds: float = Field(default=30.0, gt=0, le=86400, description="seconds after which measuring ends, above 0")
     batch_size: int = Field(default=1, ge=1, le=65536, description="images per call")
     images: int = Field(default=16, ge=1, description="real images that go round")
 
@@ -317,7 +317,7 @@ class Recipe(Section):
     """A whole run: train, prune, fine-tune, evaluate, export, build, gate, bench, report."""
 
     name: str = Field(default="run", description="of the run, in its report and folder")
-    seed: int = Field(default=0, ge=0, lt=2**32, description="of everything that is random")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="seed of everything that is random")
     split: Literal["val", "test"] = Field(default="test", description="split of the reported numbers")
     eval_batch_size: int = Field(default=8, ge=1, le=65536, description="images of a batch while scoring")
     control: bool = Field(default=True, description="also fine-tune the unpruned net, for a fair comparison")

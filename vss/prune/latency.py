@@ -344,7 +344,7 @@ class Target:
         value = float(match[1]) if match else 0.0
         if match is None or not value > 0 or (match[2] == "x" and value > 1):
             raise VssError(
-                f"the latency target is {text!r}; expected a fraction as 0.5x (at most 1x) or a time as 12ms."
+                f"prune.latency.target (--latency) is {text!r}; expected 0.5x (at most 1x) or a time as 12ms."
             )
         return cls(value, match[2] == "x")
 

@@ -30,7 +30,6 @@ from vss.train.gate import gate
 CHECKPOINT = ".safetensors"
 Statistics = dict[str, list[float]]
 """{"mean", "std"} of images, R, G, B in units of 0..1."""
-MOST = {"--batch-size": 65536, "--threads": 4096, "--max-seconds": 86400}
 ONNX_FIRST, PLAN_MAGIC = b"\x08", b"ftrt"
 """How an ONNX file (protobuf, field 1, the IR version) and a TensorRT engine begin."""
 TENSORRT = (".engine", ".plan", ".trt")  # how TensorRT engines are called
@@ -289,11 +288,6 @@ def bench_engines(
     """Time one or two files; checkpoints run in torch on `device` in `precision`, artefacts in `backend` (None: the one
     that they are for)."""
     paths = {"baseline": baseline, "candidate": candidate}
-    for flag, value in (("--batch-size", batch), ("--threads", threads)):
-        if value is not None and not 1 <= value <= MOST[flag]:
-            raise VssError(f"{flag} is {value}; expected 1 to {MOST[flag]}.")
-    if not 0 < max_seconds <= MOST["--max-seconds"]:
-        raise VssError(f"--max-seconds is {max_seconds}; expected more than 0 and at most {MOST['--max-seconds']}.")
     engines = [path for path in paths.values() if path is not None and path.suffix != CHECKPOINT]
     if backend is not None and not engines:
         raise VssError(f"--backend {backend} is for engines, and a checkpoint runs in torch; leave it off.")

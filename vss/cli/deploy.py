@@ -1,0 +1,291 @@
+"""`vss export`, `calibrate`, `sensitivity`, `build` and `lint`: ONNX files, their precision, and engines."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import Progress
+from typer import Argument, Option
+
+from vss.cli.console import err, out, print_table, write_figures
+from vss.cli.options import (
+    DATA,
+    TENSORRT,
+    Cache,
+    Ckpt,
+    Given,
+    PrecisionName,
+    ReportFile,
+    Save,
+    Set,
+    numbers_of,
+    recipe_keys,
+    recipe_of,
+    refuse_given,
+    takes,
+)
+from vss.core.errors import GateFailed, VssError, shown, unknown
+from vss.core.files import require_file, target_of
+
+GRAPH = (("export.labels", False), ("export.preprocess", False), "export.opset")
+CALIBRATION = ("precision.method", "precision.images", *DATA, "seed")
+OF_INT8 = ("choice", "cache", "overrides", "precision.elsewhere", *CALIBRATION)
+RANGES = Path("runs/ranges")
+MAX_BATCH = 65536
+THREE = f"smallest,usual,largest, or one number for all three, that do not fall, each from 1 to {MAX_BATCH},"
+ForTensorRT = functools.partial(Option, rich_help_panel="TensorRT")
+
+
+@takes(
+    given=recipe_keys(*GRAPH, "export.labels_dtype", "data.size", "precision.keep", "precision.elsewhere", *CALIBRATION)
+)
+def export(
+    ctx: typer.Context,
+    ckpt: Ckpt,
+    given: Given,
+    save: Save = Path("model.onnx"),
+    precision: PrecisionName = "fp32",
+    dynamic_size: Annotated[bool, Option(help="leave H and W open, as the batch is")] = False,
+    plugins: Annotated[bool, Option("--plugins", help="use the nodes of the TensorRT plugins")] = False,
+    choice: Annotated[Path | None, Option(help="int8: file of `vss sensitivity` to read")] = None,
+    cache: Cache = RANGES,
+    overrides: Set = None,
+    report: ReportFile = None,
+) -> None:
+    """Write an ONNX file and check it against the network at three shapes.
+
+    INT8 takes its ranges from training images.
+    """
+    from vss.deploy.quantize.precision import Precision
+    from vss.run import command
+
+    target_of(save)
+    job = recipe_of(given, overrides)
+    more = {"dynamic_size": dynamic_size, "plugins": plugins}
+    if not job.export.labels:
+        refuse_given(ctx, ["export.labels_dtype"], "is for --labels")
+    if precision == "int8":
+        from vss.run.precision import load_choice
+
+        chosen = load_choice(choice, ckpt)
+        with tempfile.TemporaryDirectory(prefix="vss-export-") as folder:
+            typed = _float32(ckpt, job, given, Path(folder), cache, **more)
+            figures = typed.write(save, "int8", list(dict.fromkeys([*typed.config.keep, *chosen])))
+    else:
+        refuse_given(ctx, OF_INT8, "is for --precision int8")
+        if precision == "fp32":
+            refuse_given(ctx, ["precision.keep"], "is for --precision fp16 and int8")
+        wanted, size = Precision(precision, job.precision.keep), given.get("data.size")
+        figures = command.export_checkpoint(ckpt, save, precision=wanted, size=size, **job.export.model_dump(), **more)
+    shapes = figures["parity"]["shapes"]
+    print_table(shapes, {key: key for key in shapes[0]}, "parity with torch")
+    out.print(f"{figures['nodes_before']} nodes, {figures['nodes_after']} after clean-up; wrote {save}")
+    if "precision" in figures:
+        _print_precision(figures)
+    write_figures(report, "vss.export", figures)
+
+
+@takes(given=recipe_keys(*GRAPH, "precision.split", "precision.image_list", *CALIBRATION))
+def calibrate(
+    ckpt: Ckpt,
+    given: Given,
+    save: Annotated[Path | None, Option("--save", help="file to write the ranges to as well")] = None,
+    cache: Cache = RANGES,
+    overrides: Set = None,
+) -> None:
+    """Measure INT8 ranges on training images of every class.
+
+    Ranges are kept by the hash of their inputs, so nothing is measured twice.
+    """
+    if save:
+        target_of(save)
+    job = recipe_of(given, overrides)
+    with tempfile.TemporaryDirectory(prefix="vss-export-") as folder:
+        typed = _float32(ckpt, job, given, Path(folder), cache)
+        known = {path.name for path in cache.glob("*.json")}
+        ranges = typed.calibrate()
+        measured = {path.name for path in cache.glob("*.json")} - known
+    counts = ranges.calibration["images_per_class"].items()
+    print_table([{"name": name, "images": count} for name, count in counts], {"name": "class", "images": "images"})
+    how = f"measured, kept in {cache}" if measured else f"taken from {cache}"
+    out.print(f"{len(ranges.values)} ranges by {ranges.method['method']}, {how}; images {ranges.calibration['sha256']}")
+    if save:
+        out.print(f"wrote {ranges.save(save)}")
+
+
+LAYERS = ("precision.max_drop", "precision.groups", "precision.elsewhere", "precision.keep")
+
+
+@takes(given=recipe_keys(*LAYERS, *GRAPH, *CALIBRATION))
+def sensitivity(
+    ckpt: Ckpt,
+    given: Given,
+    save: Annotated[Path, Option("--save", help="file to write, for vss export --choice")] = Path("choice.json"),
+    timed: Annotated[bool, Option(help="try layers that save no time first")] = True,
+    cache: Cache = RANGES,
+    overrides: Set = None,
+) -> None:
+    """Find which layers must stay in floating point, by the metric of the task and measured times."""
+    target_of(save)
+    job = recipe_of(given, overrides)
+    with tempfile.TemporaryDirectory(prefix="vss-export-") as folder, Progress(console=err, transient=True) as bar:
+        typed = _float32(ckpt, job, given, Path(folder), cache)
+        task = bar.add_task("groups of layers", total=typed.config.groups)
+        choice = typed.search(lambda: bar.advance(task), timed=timed)
+    facts = choice.facts
+    rows = [{"name": row["group"], **row} for row in facts["groups"]]
+    heads = {"name": "only this group in INT8", "metric": facts["by"], "drop": "drop", "gain_ms": "saves ms"}
+    print_table(rows, heads, f"float32: {facts['baseline']:.2f} on {facts['images']} validation images")
+    choice.save(save)
+    if not facts["within"]:
+        raise VssError(
+            f"no layer can be INT8 within --max-drop {facts['max_drop']} points; {save} says what was tried: export "
+            "fp16 or fp32."
+        )
+    freed = ", ".join(facts["freed"]) or "nothing"
+    out.print(f"kept in floating point: {freed}; drop {facts['drop']:.3f} of {facts['max_drop']} allowed; wrote {save}")
+
+
+def _float32(ckpt: Path, job: Any, given: Given, folder: Path, cache: Path, **more: Any) -> Any:
+    """The checkpoint's network with its data and its float32 file in `folder`."""
+    from vss.run.precision import Typing
+    from vss.run.preflight import check_calibration
+    from vss.run.project import Project, project_of
+    from vss.train import checkpoint
+
+    target_of(cache / "ranges.json")
+    where = {"data_root": given.get("data.root"), "dataset": given.get("data.dataset")}
+    project = project_of(ckpt, **where, recipe=job)
+    check_calibration(project)
+    if size := given.get("data.size"):
+        resized = project.preprocess.model_copy(update={"size": tuple(size)})
+        project = Project(project.recipe, project.data, resized)
+    images = ("preprocess", "expects") if job.export.preprocess else ("expects", "preprocess")
+    changes = job.export.model_dump() | more | dict(zip(images, (project.preprocess, None), strict=True))
+    return Typing.export(project, checkpoint.load(ckpt), project.recipe.precision, folder, cache, **changes)
+
+
+def _print_precision(figures: dict[str, Any]) -> None:
+    facts = figures["precision"]
+    size, before = figures["bytes"] / 2**20, facts["fp32"]["bytes"] / 2**20
+    kept = ", ".join(f"{name} ({why})" for name, why in facts["kept"].items()) or "none"
+    if facts["kind"] == "int8":
+        out.print(f"INT8 in {len(facts['int8'])} of {facts['layers']} layers; in floating point: {kept}")
+    out.print(f"{size:.2f} MiB, in float32 {before:.2f} MiB")
+
+
+@takes(given=recipe_keys("build.backend", *TENSORRT))
+def build(
+    ctx: typer.Context,
+    onnx: Annotated[Path, Option(help="ONNX file to read")],
+    given: Given,
+    save: Save = Path("model.engine"),
+    optimise: Annotated[str | None, Option(help="onnxruntime: basic or extended, once at build time")] = None,
+    batch: Annotated[str, ForTensorRT(help="smallest, usual and largest batch, or one for all three")] = "1,1,8",
+    sizes: Annotated[
+        str | None, ForTensorRT(help="smallest, usual and largest HxW in pixels of a free size, or one for all three")
+    ] = None,
+    timing_cache: Annotated[Path | None, ForTensorRT(help="file of measured layer times to read and write")] = None,
+    plugin: Annotated[list[Path] | None, ForTensorRT("--plugin-library", help="plugin library to read")] = None,
+    aot: Annotated[Path | None, ForTensorRT("--aot-ptx", help="experimental: PTX of VssSegArgmax to read")] = None,
+    dry_run: Annotated[bool, ForTensorRT(help="print the plan as shell commands, build nothing")] = False,
+) -> None:
+    """Make what a runtime loads of an ONNX file.
+
+    A TensorRT engine is named after GPU and version, with its facts beside it.
+    """
+    from vss.deploy import BACKENDS, BuildPlan, BuildSpec, onnx_file
+    from vss.deploy.backends import available, build_spec
+    from vss.deploy.backends.trt import declared, dry_commands
+    from vss.deploy.backends.trt_plan import TRTEXEC_FLAGS, spans
+
+    target_of(save)
+    job = recipe_of(given)
+    backend = job.build.backend
+    if BACKENDS.canonical(backend) != "tensorrt":
+        own = ("batch", "sizes", "timing_cache", "plugin", "aot", "dry_run")
+        refuse_given(ctx, (*TENSORRT, *own), f"is for --backend tensorrt, and the backend is {backend}")
+        out.print(f"wrote {available(backend).build(onnx, save, BuildSpec(optimise))}")
+        return
+    if optimise is not None:
+        raise VssError("--optimise is for --backend onnxruntime; tensorrt takes --level.")
+    inputs = declared(onnx_file.load(onnx))
+    _check_files(ctx, inputs, timing_cache, plugin or [], aot)
+    plan = dataclasses.replace(
+        build_spec(job.build).plan or BuildPlan(),
+        profiles=(spans(inputs, _three("--batch", batch), _sizes(sizes)),),
+        timing_cache=timing_cache,
+        plugins=tuple(plugin or []),
+        aot=aot,
+    )
+    if dry_run:
+        for name in set(plan.flags) - TRTEXEC_FLAGS.keys():
+            raise unknown("--flag of trtexec and polygraphy", name, TRTEXEC_FLAGS)
+        for line in dry_commands(plan, onnx, save).values():
+            out.print(line, highlight=False, soft_wrap=True)
+        return
+    runtime = available(backend)
+    path = runtime.build(onnx, runtime.named(save), BuildSpec(plan=plan))
+    out.print(f"wrote {path} and, beside it, .json, .layers.json and .sh")
+
+
+def _check_files(
+    ctx: typer.Context, inputs: dict[str, list[int | str]], cache: Path | None, plugins: list[Path], aot: Path | None
+) -> None:
+    """Refuse flags that the file's inputs have no use for, and files that are none."""
+    if not any(isinstance(side, str) for dims in inputs.values() for side in dims[:1]):
+        refuse_given(ctx, ["batch"], "is for a free batch, and the file's is fixed")
+    if not any(isinstance(side, str) for dims in inputs.values() for side in dims[1:]):
+        refuse_given(ctx, ["sizes"], "is for a free size, and the file's is fixed")
+    for path in plugins:
+        require_file(path, kind="plugin library")
+    if aot:
+        require_file(aot, kind="PTX")
+    if cache:
+        target_of(cache)
+
+
+def _three(flag: str, text: str) -> list[int]:
+    numbers = numbers_of(flag, text, THREE, counts=[1, 3], low=1, high=MAX_BATCH)
+    if numbers != sorted(numbers):
+        raise VssError(f"{flag} takes {THREE} and got {shown(text)}.")
+    return numbers * (3 // len(numbers))
+
+
+def _sizes(text: str | None) -> list[tuple[int, int]] | None:
+    if text is None:
+        return None
+    parts = [part.split("x") for part in text.lower().split(",")]
+    if any(len(part) != 2 for part in parts):
+        raise VssError(f"--sizes takes HxW, or three of them with commas between, and got {shown(text)}.")
+    sides = (_three("--sizes", ",".join(each)) for each in zip(*parts, strict=True))
+    return list(zip(*sides, strict=True))
+
+
+def lint(
+    onnx: Annotated[Path, Argument(help="ONNX file, from here or from elsewhere")],
+    plugin_op: Annotated[list[str] | None, Option(help="further op that a TensorRT plugin implements")] = None,
+    report: ReportFile = None,
+) -> None:
+    """Check an ONNX file against TensorRT's rules, those of quantisation too.
+
+    Exit code 1 where an error is among the findings.
+    """
+    from vss.deploy import lint as judge
+
+    found = judge.lint(onnx, plugins=(*judge.PLUGINS, *(plugin_op or [])))
+    rows = judge.rows(found)
+    errors = sum(finding.severity == "error" for finding in found)
+    if rows:
+        heads = {"rule": "rule", "severity": "severity", "node": "node", "detail": "what is there", "reason": "why",
+                 "fix": "fix"}  # fmt: skip
+        print_table([{"name": row["rule"], **row} for row in rows], heads)
+    out.print(f"{onnx}: {errors} errors, {len(found) - errors} warnings")
+    write_figures(report, "vss.lint", {"onnx": str(onnx), "errors": errors, "findings": rows})
+    if errors:
+        raise GateFailed(f"TensorRT would not build {onnx}: {found[0]}")

@@ -1,0 +1,276 @@
+"""`vss run`, `train`, `finetune`, `prune`, `methods` and `quality`: from data to a smaller network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.progress import Progress
+from typer import Argument, Option
+
+from vss.cli.console import (
+    COLUMNS,
+    bars,
+    command_line,
+    err,
+    out,
+    print_gates,
+    print_step,
+    print_table,
+    write_figures,
+)
+from vss.cli.options import (
+    DATA,
+    Ckpt,
+    Criteria,
+    Given,
+    RecipeName,
+    ReportFile,
+    Save,
+    Set,
+    options_of,
+    recipe_keys,
+    recipe_of,
+    takes,
+)
+from vss.core import yaml12
+from vss.core.config import recipes
+from vss.core.errors import GateFailed, NotMeasured, VssError
+from vss.core.files import safe_name
+from vss.core.locks import at_work
+from vss.core.yaml12 import Override
+
+MIN_KEPT = 0.001
+"""Smallest fraction that a budget may keep, as `prune.budget.keep`."""
+
+
+@takes(given=recipe_keys("gate.max_fnr_increase", "gate.max_ap_drop"))
+def run(
+    recipe: Annotated[str, Argument(help="packaged recipe or YAML file")],
+    given: Given,
+    to: Annotated[Path | None, Option("--save", "--out", help="folder to write; default: runs/RECIPE")] = None,
+    overrides: Set = None,
+    dry_run: Annotated[bool, Option(help="print the recipe in full and stop")] = False,
+) -> None:
+    """Do a whole recipe: train, prune, fine-tune, evaluate, export, build, gate, bench, report.
+
+    The same command goes on where it was stopped. A packaged grid (ksdd_sweep) is a sweep; CRITERION_BUDGET
+    (ours_c4_r40) is one row of such a grid by itself.
+    """
+    job = None
+    if recipe not in recipes() and Path(recipe).suffix not in (".yaml", ".yml"):
+        from vss.cli.sweep import row_recipe, run_grid
+
+        settings: list[Override] = [*given.items(), *(overrides or [])]
+        if run_grid(recipe, to, settings, dry_run=dry_run):
+            return
+        job = row_recipe(recipe, settings)
+    job = job or recipe_of(given, overrides, recipe)
+    if dry_run:
+        out.print(yaml12.dump(job.model_dump(mode="json")), highlight=False)
+        return
+
+    from vss.core.report import read_report
+    from vss.run.job import run as run_recipe
+
+    folder = to or Path("runs") / safe_name(job.name)
+    try:
+        result = run_recipe(job, folder, say=print_step, progress=bars(), command=command_line())
+    except GateFailed:
+        _print_result(read_report(folder / "report.json"), job.name)
+        raise
+    _print_result(result, job.name)
+    page = folder / "report.html"
+    out.print(f"report: {page}")
+    if noisy := result["bench"]["noise"]:
+        raise NotMeasured(f"all but the times is done and stands in {page}. {noisy} The same command times again.")
+
+
+def _print_result(report: dict[str, Any], name: str) -> None:
+    print_table(report["rows"], COLUMNS, name)
+    print_gates(report["gate"])
+
+
+TRAIN = ("train.epochs", "train.batch_size", "train.lr", "train.devices", "train.num_nodes")
+FINETUNE = ("finetune.distill", "finetune.epochs", "finetune.batch_size", "finetune.lr")
+
+
+@takes(given=recipe_keys(*DATA, "data.size", "model.name", "model.options", *TRAIN, "seed"))
+def train(given: Given, save: Save = Path("runs/train"), recipe: RecipeName = None, overrides: Set = None) -> None:
+    """Train a network and write its best epoch to SAVE/best.safetensors.
+
+    The same command goes on where it was stopped.
+    """
+    from vss.run import steps
+    from vss.run.project import Project
+
+    job = recipe_of(given, overrides, recipe)
+    project = Project.open(job)
+    _print_fit(steps.train(project, project.build_model(), job.train, save, progress=bars()), project.task.title)
+
+
+@takes(given=recipe_keys(*FINETUNE, *DATA, "seed"))
+def finetune(
+    ckpt: Ckpt,
+    given: Given,
+    save: Save = Path("runs/finetune"),
+    recipe: RecipeName = None,
+    teacher: Annotated[Path | None, Option(help="checkpoint of the unpruned network, to distil from")] = None,
+    overrides: Set = None,
+) -> None:
+    """Train a checkpoint further, pruned or not, alone or with a teacher.
+
+    The same command goes on where it was stopped.
+    """
+    from vss.run import steps
+    from vss.run.preflight import teacher_of
+    from vss.run.project import project_of
+    from vss.train import checkpoint
+
+    if ckpt.resolve().parent == save.resolve():
+        raise VssError(f"--ckpt {ckpt} lies in the folder that is written; choose another --save than {save}.")
+    job = recipe_of(given, overrides, recipe)
+    project = project_of(ckpt, **_own_data(given), recipe=job)
+    net = checkpoint.load(ckpt)
+    source = teacher_of(teacher, project, net) if teacher else None
+    fit = job.finetune
+    if source and "finetune.distill" not in given and not fit.distill:
+        fit = fit.model_copy(update={"distill": 1.0})
+    _print_fit(steps.train(project, net, fit, save, teacher=source, progress=bars()), project.task.title)
+
+
+def _own_data(given: Given) -> dict[str, Any]:
+    """Data set and folder of the flags; None is that of the checkpoint or recipe."""
+    return {"dataset": given.get("data.dataset"), "data_root": given.get("data.root")}
+
+
+def _print_fit(result: dict[str, Any], title: str) -> None:
+    score, epoch = result[f"best_{result['metric']}"], result["best_epoch"] + 1
+    out.print(f"best val {title} {score:.2f} in epoch {epoch} of {result['epochs']}: {result['best']}")
+
+
+def budget_of(
+    global_ratio: Annotated[float | None, Option(help="fraction of all channels to remove, 0 to 0.999")] = None,
+    local_ratio: Annotated[float | None, Option(help="fraction of every group to remove, 0 to 0.999")] = None,
+    macs: Annotated[float | None, Option(help="fraction of the MACs to keep, 0.001 to 1")] = None,
+    params: Annotated[float | None, Option(help="fraction of the parameters to keep, 0.001 to 1")] = None,
+    latency: Annotated[str | None, Option(help="time to reach, measured: 0.5x of the uncut network's, or 12ms")] = None,
+    lut: Annotated[Path | None, Option(help="latency table to read; default: one is made in SAVE")] = None,
+) -> Given:
+    """The one budget that flags ask for, as keys of the recipe."""
+    given: list[tuple[str, float | str | None, str]] = [
+        ("--global-ratio", global_ratio, "channels global"),
+        ("--local-ratio", local_ratio, "channels local"),
+        ("--macs", macs, "macs global"),
+        ("--params", params, "params global"),
+        ("--latency", latency, ""),
+    ]
+    chosen = [each for each in given if each[1] is not None]
+    if len(chosen) != 1:
+        raise VssError("give exactly one of --global-ratio, --local-ratio, --macs, --params and --latency.")
+    [(flag, value, meaning)] = chosen
+    if isinstance(value, str):
+        return {"prune.latency": {"target": value, "lut": str(lut) if lut else None}}
+    if lut:
+        raise VssError("--lut is the table of --latency; give both.")
+    kind, scope = meaning.split()
+    value = float(value or 0.0)
+    keep = 1 - value if kind == "channels" else value
+    if not MIN_KEPT <= keep <= 1:
+        wanted = f"remove, 0 to {1 - MIN_KEPT}" if kind == "channels" else f"keep, {MIN_KEPT} to 1"
+        raise VssError(f"{flag} is {value}; expected a fraction to {wanted}.")
+    return {"prune.budget.kind": kind, "prune.budget.scope": scope, "prune.budget.keep": keep}
+
+
+SCORED = ("prune.criterion", "prune.options")
+CUT = ("prune.budget.align", "prune.budget.floor", "prune.steps", "prune.batches")
+
+
+@takes(given=recipe_keys(*SCORED, *CUT, *DATA, "data.size", "seed"), budget=budget_of)
+def prune(
+    budget: Given,
+    given: Given,
+    ckpt: Annotated[Path | None, Option(help="checkpoint to read, .safetensors")] = None,
+    model: Annotated[str | None, Option(help="name of a network, with --weights, in place of --ckpt")] = None,
+    weights: Annotated[Path | None, Option(help="weights of --model to read: .safetensors, .pt or .pth")] = None,
+    preset: Annotated[str | None, Option(help="named options of the criterion; `vss methods` lists them")] = None,
+    save: Save = Path("runs/prune"),
+    overrides: Set = None,
+    dry_run: Annotated[bool, Option(help="print widths and locked layers, write nothing")] = False,
+) -> None:
+    """Score channels on training images, cut the network and check the cut.
+
+    Writes plan.json and pruned.safetensors, whose outputs equal those of the masked network.
+    """
+    from vss.run import command, steps
+
+    if dry_run and "prune.latency" in budget:
+        raise VssError("--latency builds and measures engines, which is no dry run; leave --dry-run off.")
+    if preset:
+        options = given.get("prune.options", {})
+        if "preset" in options:
+            raise VssError("--option 'preset' is given twice, as --preset too; give it once.")
+        given["prune.options"] = options_of([f"preset={preset}"]) | options
+    job = recipe_of(given | budget, overrides)
+    project, net = command.network_to_prune(job, ckpt, model, weights, **_own_data(given), size=given.get("data.size"))
+    if dry_run:
+        groups, limits = steps.groups_of(project, net), steps.Budget.make(**job.prune.budget.model_dump())
+        figures = steps.describe(steps.plan_once(project, net, job.prune, limits, groups=groups), groups)
+    else:
+        with at_work(save, deep=False):
+            _, figures = steps.prune(project, net, job.prune, save, progress=bars())
+    widths = [{"name": g, "before": a, "after": b} for g, (a, b) in figures["widths"].items()]
+    print_table(widths, {"name": "group", "before": "before", "after": "after"})
+    for lock in figures["locked"]:
+        out.print(f"locked: {lock['layer']}: {lock['reason']}")
+    out.print("kept: " + ", ".join(f"{share:.1%} of the {kind}" for kind, share in figures["kept"].items()))
+    if not dry_run:
+        out.print(f"masked == sliced to {figures['checks']['masked_max_rel']:.1e} (relative); wrote {save}/plan.json")
+
+
+def methods() -> None:
+    """List pruning criteria: what each needs, how its paper ranks, its presets and its source."""
+    from vss.run.quality import method_rows
+
+    heads = {
+        "name": "criterion", "aliases": "also", "needs": "needs", "sparse_phase": "sparse phase", "ranking": "ranking",
+        "presets": "presets", "source": "source",
+    }  # fmt: skip
+    print_table(method_rows(), heads)
+
+
+@takes(given=recipe_keys(("prune.batches", 4), ("prune.batch_size", 8), *DATA, "seed"))
+def quality(
+    ckpt: Ckpt,
+    criteria: Criteria,
+    given: Given,
+    channels: Annotated[
+        int, Option("--oracle-channels", "--channels", min=1, max=100_000, help="channels left out one by one")
+    ] = 64,
+    macs: Annotated[float, Option(min=0.001, max=1, help="fraction of the MACs to keep, for the output error")] = 0.5,
+    sensitivity: Annotated[str | None, Option(help="criterion to cut every group with, one by one")] = None,
+    report: ReportFile = None,
+) -> None:
+    """Judge criteria without fine-tuning: overlap with an oracle, output error, correlations, sensitivity."""
+    from vss.run import quality as judge
+
+    names = criteria.split(",")
+    judge.parse_methods([*names, *([sensitivity] if sensitivity else [])])
+    subject = judge.Subject.open(ckpt, recipe_of(given), **_own_data(given), channels=channels)
+    out.print(subject.cost_sentence(), highlight=False)
+    with Progress(console=err, transient=True) as bar:
+        task = bar.add_task("oracle", total=len(subject.sample))
+        figures = judge.compare(subject, names, keep=macs, tick=lambda: bar.advance(task))
+    if sensitivity:
+        figures["sensitivity"] = judge.scan(subject, sensitivity)
+    heads = {
+        "name": "criterion", "overlap_25": "top 25 %", "overlap_50": "top 50 %", "rank_correlation": "oracle rank",
+        "relative_error": "output error", "note": "note",
+    }  # fmt: skip
+    print_table(figures["methods"], heads, "against the oracle (chance: 0.25, 0.50, 0, -)")
+    pairs = [{"name": row["name"], **row["correlations"]} for row in figures["methods"]]
+    print_table(pairs, {"name": "rank correlation", **{row["name"]: row["name"] for row in pairs}})
+    if sensitivity:
+        rows = [{"name": row["group"], **row} for row in figures["sensitivity"]]
+        print_table(rows, {"name": "group", "ratio": "removed", "value": "loss", "change": "change"}, "sensitivity")
+    write_figures(report, "vss.quality", figures)
