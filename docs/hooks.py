@@ -97,8 +97,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 def cell(text: str) -> str:
     """Text in a cell of a table; what would be HTML or a column is none."""
-    parts = re.split(r"(`[^`]*`)", " ".join(text.split()).replace("|", "\\|"))
-    return "".join(p if p.startswith("`") else p.replace("<", "&lt;").replace("*", "\\*") for p in parts)
+    parts = re.split(r"(`[^`]*`)", " ".join(text.split()))
+    return "".join(p if p.startswith("`") else re.sub(r"([|*])", r"\\\1", p).replace("<", "&lt;") for p in parts)
 
 
 def table(heads: list[str], rows: list[list[str]]) -> str:
