@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import onnx
@@ -15,6 +12,8 @@ from onnx import helper
 from typer.testing import CliRunner, Result
 
 import vss
+from tests.command import cli, full_disk
+from tests.command import refused as no_space
 from vss import models
 from vss.cli.main import app
 from vss.core.errors import VssError
@@ -115,11 +114,9 @@ def test_bad_requests(ckpt: Path, street_root: Path, tmp_path: Path) -> None:
 
 def test_a_full_disk_is_a_sentence_and_leaves_nothing(ckpt: Path, street_root: Path, tmp_path: Path) -> None:
     words = ["calibrate", "--ckpt", ckpt, "--data-root", street_root, "--images", "6", "--cache", tmp_path / "ranges"]
-    limited = "ulimit -f 16; trap '' XFSZ; exec \"$@\""  # files of at most 16 KiB, as a disk that fills up
-    command = ["bash", "-c", limited, "bash", sys.executable, "-m", "vss.cli", *map(str, words)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
-    assert ended.returncode == 2 and "Traceback" not in ended.stderr, ended.stderr
-    assert "free some space" in " ".join(ended.stderr.split())
+    with full_disk(16):
+        ended = cli(*words)
+    no_space(ended, "free some space")
     assert not (tmp_path / "ranges").exists()
 
 

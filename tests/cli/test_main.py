@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import os
 import shutil
 import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,43 +12,11 @@ import torch
 from PIL import Image
 
 import vss
+from tests.command import cli, full_disk, refused
 from vss import models
-from vss.cli.main import main
 from vss.data import Preprocess
 from vss.data.labels import CAMVID_NAMES
 from vss.train import checkpoint
-
-
-@dataclass
-class Done:
-    """What a command came to."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def cli(*words: object) -> Done:
-    """`vss WORDS` through its real entry point, in this process; what it raises is not caught here."""
-    streams, code = (io.StringIO(), io.StringIO()), 0
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.redirect_stdout(streams[0]),
-        contextlib.redirect_stderr(streams[1]),
-    ):
-        patch.setattr(sys, "argv", ["vss", *map(str, words)])
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-    return Done(code, streams[0].getvalue(), streams[1].getvalue())
-
-
-def refused(done: Done, *parts: str) -> None:
-    """Exit code 2 and one sentence that holds all the parts."""
-    text = " ".join(done.stderr.split())
-    assert done.returncode == 2, (done.returncode, done.stdout[-500:], done.stderr[-1500:])
-    assert all(part in text for part in parts), text
 
 
 @pytest.fixture(scope="module")
@@ -206,13 +169,9 @@ def test_files_that_are_wrong(ckpt: Path, street_root: Path, tmp_path: Path) -> 
 
 
 def test_a_full_disk_is_a_sentence_and_leaves_nothing(ckpt: Path, tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "vss.cli", "export", "--ckpt", str(ckpt), "--save", str(tmp_path / "m.onnx")]
-    limited = "ulimit -f 16; trap '' XFSZ; exec \"$@\""  # files of at most 16 KiB, as a disk that fills up
-    done = subprocess.run(
-        ["bash", "-c", limited, "bash", *words], capture_output=True, text=True, check=False, env=os.environ
-    )
-    assert "Traceback" not in done.stderr
-    refused(Done(done.returncode, done.stdout, done.stderr), "m.onnx", "free some space")
+    with full_disk(16):
+        done = cli("export", "--ckpt", ckpt, "--save", tmp_path / "m.onnx")
+    refused(done, "m.onnx", "free some space")
     assert not list(tmp_path.iterdir())
 
 

@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from vss.sweep import Settings
+from vss.sweep.tasks import perform
 
 HERE = str(Path(__file__).resolve().parent)
 
@@ -18,6 +22,33 @@ def dry_study(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(HERE)
     __import__("dry_study")
     assert "dry_study" in sys.modules
+
+
+class InProcess:
+    """An executor without workers: a task is done where it is submitted. For what a study computes."""
+
+    slots = 1
+
+    def __init__(self) -> None:
+        self.threads = torch.get_num_threads()
+        self.outcomes: list[dict[str, Any]] = []
+
+    def submit(self, task: dict[str, Any]) -> None:
+        self.outcomes.append(perform(task))
+
+    def wait(self, timeout: float) -> list[dict[str, Any]]:
+        found, self.outcomes = self.outcomes, []
+        return found
+
+    def close(self) -> None:
+        assert self.outcomes == []
+
+
+class Here(Settings):
+    """Settings of a sweep that is done in this process."""
+
+    def open(self) -> InProcess:
+        return InProcess()
 
 
 def dry_grid(variants: dict[str, dict[str, Any]], seeds: int = 1, **more: Any) -> dict[str, Any]:

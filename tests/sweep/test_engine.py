@@ -16,6 +16,8 @@ from vss.sweep.prune import EngineStudy, job_of
 from vss.sweep.study import Place
 from vss.train import checkpoint
 
+from .conftest import Here
+
 FIT = {"batch_size": 4, "lr": 0.02, "precision": "32-true", "accelerator": "cpu", "epochs": 1}
 
 
@@ -109,5 +111,5 @@ def test_table_and_picture(finished: Store) -> None:
 
 def test_again_nothing_is_computed(finished: Store) -> None:
     before = len(finished.computed())
-    summary = sweep(finished.grid, finished.root, settings=Settings(workers=1, threads=1))
+    summary = sweep(finished.grid, finished.root, settings=Here())
     assert (summary.ok, summary.skipped) == (0, 2) and len(finished.computed()) == before

@@ -21,6 +21,8 @@ from vss.sweep.run import checked
 from vss.sweep.start import benchmark_grid, finetune_grid
 from vss.train import checkpoint
 
+from .conftest import Here
+
 FIT = {"batch_size": 4, "precision": "32-true", "accelerator": "cpu"}
 
 
@@ -73,8 +75,7 @@ def test_the_shared_pass_gives_the_plan_of_a_single_run(finished: Store, criteri
 def test_finetune_batch_keeps_the_plans_and_redoes_the_fine_tuning(finished: Store) -> None:
     before = finished.computed()
     again = finetune_grid(finished.root, {"finetune.epochs": 2})
-    sweep(again, finished.root, settings=Settings(workers=1, threads=1, retries=0), extend=True)
-    new = [line["step"] for line in finished.computed()[len(before) :]]
+    sweep(again, finished.root, settings=Here(retries=0), extend=True)
     new = [line["step"] for line in finished.computed() if line not in before]
     assert sorted(new) == ["evaluate-finetuned"] * 3 + ["finetune"] * 3
     assert finished.repeated() == []
@@ -85,7 +86,7 @@ def test_benchmark_of_a_run_folder(finished: Store, street_root: Path, tmp_path:
     baseline = finished.root / "shared" / finished.share(cell)
     changes = {"data.root": str(street_root), "finetune.epochs": 0, "prune.recalibrate": 2, "prune.batches": 2}
     chosen = benchmark_grid("b", baseline, ["random"], ["macs:0.7", "macs:0.5"], 2, changes)
-    summary = sweep(chosen, tmp_path / "b", settings=Settings(workers=1, threads=1))
+    summary = sweep(chosen, tmp_path / "b", settings=Here())
     store = Store.read(tmp_path / "b")
     records = [store.record(cell.id) for cell in store.cells()]
     assert summary.ok == 4 and all(r is not None and r["stage"] == "pruned" for r in records)
