@@ -140,7 +140,7 @@ def test_kill_9_and_again_equals_an_unbroken_run(street_root: Path, tmp_path: Pa
     quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}, **quiet)
     resume = broken / "lightning" / "resume.ckpt"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not resume.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     assert process.poll() is None, "the training ended before it could be killed"
