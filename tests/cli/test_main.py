@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import torch
 from PIL import Image
 
 import vss
-from tests.command import cli, full_disk, refused
+from tests.command import Done, cli, full_disk, refused
 from vss import models
 from vss.data import Preprocess
 from vss.data.labels import CAMVID_NAMES
@@ -122,7 +121,7 @@ def damaged(street_root: Path, tmp_path: Path) -> Path:
     return root
 
 
-def train(root: Path, save: Path) -> subprocess.CompletedProcess[str]:
+def train(root: Path, save: Path) -> Done:
     return cli("train", "--data-root", root, "--option", "width=4", "--option", "depth=2", "--input-size", "48,64",
                "--epochs", 1, "--batch-size", 4, "--save", save)  # fmt: skip
 
