@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from measure import facts, write
 
-from vss.data import contents
-from vss.data.contents import Memory
+from vss.data import images
+from vss.data.images import Memory
 
 FILES, BYTES, ROUNDS = 10_000, 40 * 1024, 5
 
@@ -48,7 +48,7 @@ def main() -> None:
         files = [Path(folder) / f"{number:05d}.png" for number in range(FILES)]
         for path in files:
             path.write_bytes(rng.bytes(BYTES))
-        time.sleep(contents.SETTLED + 0.5)  # younger files are not remembered
+        time.sleep(images.SETTLED + 0.5)  # younger files are not remembered
         rounds = [round_of(files, Path(folder) / f"memory-{number}" / "c.sqlite") for number in range(ROUNDS + 1)][1:]
     rows = {}
     for name in rounds[0]:

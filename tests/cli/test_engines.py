@@ -15,7 +15,7 @@ import vss
 from tests.deploy.test_probe import spoiled
 from vss import models
 from vss.cli.main import app
-from vss.data.labels import CAMVID_NAMES
+from vss.data.readers import CAMVID_NAMES
 from vss.deploy.onnx_file import KEY
 from vss.run import command
 

@@ -18,7 +18,7 @@ from vss import models
 from vss.cli.main import app
 from vss.core.errors import VssError
 from vss.data import Preprocess
-from vss.data.labels import CAMVID_NAMES
+from vss.data.readers import CAMVID_NAMES
 from vss.deploy.onnx_file import stated
 from vss.deploy.quantize.ranges import Ranges
 

@@ -17,7 +17,7 @@ from vss import models
 from vss.cli.main import app, main
 from vss.core.errors import VssError
 from vss.data import Preprocess
-from vss.data.labels import CAMVID_NAMES
+from vss.data.readers import CAMVID_NAMES
 from vss.deploy.profile.table import LatencyTable, Sample
 from vss.deploy.profile.units import Reading
 from vss.prune import Plan

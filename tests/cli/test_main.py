@@ -17,7 +17,7 @@ import vss
 from tests.command import Done, cli, refused
 from vss import models
 from vss.data import Preprocess
-from vss.data.labels import CAMVID_NAMES
+from vss.data.readers import CAMVID_NAMES
 from vss.train import checkpoint
 
 

@@ -1,4 +1,4 @@
-"""vss.data.calibration: every class is shown, the choice is seeded, and test images never get in."""
+"""vss.data.counts: every class is shown, the choice is seeded, and test images never get in."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from vss.core.errors import VssError
 from vss.core.files import sha256_file
 from vss.data import Preprocess, open_data
-from vss.data.calibration import choose_calibration
+from vss.data.counts import choose_calibration
 
 
 def rare_root(root: Path, *, images: int = 40, rare: int = 2) -> Path:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from vss.core.errors import VssError
 from vss.data import Augment, DefectSplit, Preprocess, Targets, choose_annotated, labels_of, open_data
-from vss.data.transforms import distance_weights, shrink
+from vss.data.defects import distance_weights, shrink
 
 SIZE = (96, 48)
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from vss.core.errors import VssError
-from vss.data.base import read_class_names
-from vss.data.labels import require_classes
+from vss.data.base import read_class_names, require_classes
 
 
 @pytest.mark.parametrize(

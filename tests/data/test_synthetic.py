@@ -41,7 +41,7 @@ def test_defects_are_a_function_of_the_seed(tmp_path: Path) -> None:
 
 def test_street_statistics(street_root: Path) -> None:
     data = open_data("camvid", street_root)
-    counts = count_classes(data, "train")
+    counts = count_classes(data, data.pairs("train"))
     share = dict(zip(data.class_names, counts.pixels / counts.pixels.sum(), strict=True))
     assert counts.images.min() >= 6, "every class is in a quarter of the training images at least"
     assert all(share[name] < 0.04 for name in ("Pole", "SignSymbol", "Pedestrian", "Bicyclist", "Fence"))

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from vss.core.errors import VssError
 from vss.data import Augment, Preprocess, SegSplit, open_data
-from vss.data.transforms import sample_seed
+from vss.data.loader import sample_seed
 
 OFF = {"scale": (1.0, 1.0), "hflip": 0.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
 
@@ -29,7 +29,6 @@ def test_normalise_is_the_formula() -> None:
     got = preprocess.normalise(x)
     assert got.dtype == torch.float32
     assert np.abs(got.numpy() - expected).max() < 1e-6
-    assert torch.equal(preprocess.denormalise(got), x)
     with pytest.raises(VssError, match=r"shape \(1, 16, 16, 3\) came; expected \(\.\.\., 3, H, W\)"):
         preprocess.normalise(x.permute(0, 2, 3, 1))
 

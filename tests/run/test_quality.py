@@ -15,7 +15,7 @@ from vss.cli.main import app
 from vss.core.config import Recipe
 from vss.core.errors import VssError
 from vss.data import Preprocess
-from vss.data.labels import CAMVID_NAMES
+from vss.data.readers import CAMVID_NAMES
 from vss.prune import CRITERIA, make_criterion, make_plan, masked
 from vss.prune import quality as measures
 from vss.run import quality, steps

@@ -10,7 +10,7 @@ import torch
 import vss
 from vss import models
 from vss.data import Preprocess
-from vss.data.labels import CAMVID_NAMES
+from vss.data.readers import CAMVID_NAMES
 from vss.run import command
 from vss.sweep import pair
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from vss.data.base import IGNORE, LabelTable, Pair, SegData, UnknownLabelsError, guess_layout, require_classes
+from vss.data.check import check_labels
+from vss.data.counts import class_weights, count_classes
+from vss.data.defects import DefectSplit, Targets, choose_annotated, labels_of, read_split_file
 from vss.data.images import BadSampleError
-from vss.data.labels import IGNORE, LabelTable, UnknownLabelsError, require_classes
-from vss.data.loader import BalancedSampler, EpochSampler, make_loader
-from vss.data.presence import check_labels, class_frequencies, class_weights, count_classes
-from vss.data.readers import DATASETS, Pair, SegData, guess_layout, open_data, read_split_file
+from vss.data.loader import BalancedSampler, EpochSampler, SegSplit, make_loader
+from vss.data.readers import DATASETS, open_data
 from vss.data.synthetic import write_defects, write_street
-from vss.data.transforms import Augment, DefectSplit, Preprocess, SegSplit, Targets, choose_annotated, labels_of
+from vss.data.transforms import Augment, Preprocess
 
 __all__ = [
     "DATASETS",
@@ -27,7 +29,6 @@ __all__ = [
     "UnknownLabelsError",
     "check_labels",
     "choose_annotated",
-    "class_frequencies",
     "class_weights",
     "count_classes",
     "guess_layout",

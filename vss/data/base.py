@@ -1,10 +1,13 @@
-"""The nouns of this room: a pair, a data set, and the matching of images to masks by name."""
+"""The nouns of this room: label tables, pairs, data sets, and which layout a folder has.
+
+A data set's classes are in one order everywhere, and `IGNORE` is what no class owns.
+"""
 
 from __future__ import annotations
 
 import functools
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +15,100 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vss.core.errors import VssError, unknown
+from vss.core.errors import VssError, counted, shown, unknown
 from vss.core.files import MAX_JSON, require_file
 from vss.data.images import BadSampleError, open_rgb, read_stored_mask
-from vss.data.labels import IGNORE, folded
+
+IGNORE = 255
+
+
+class UnknownLabelsError(VssError):
+    """A mask holds values that no class owns; `values` lists them."""
+
+    def __init__(self, values: Iterable[int], expected: str) -> None:
+        self.values = sorted(int(value) for value in values)
+        self.expected = expected
+        listed = ", ".join(map(str, self.values[:8])) + (", ..." if len(self.values) > 8 else "")
+        super().__init__(f"holds label values {listed} that no class owns; expected {expected}")
+
+
+@dataclass(frozen=True, eq=False)
+class LabelTable:
+    """A table from stored mask values to class indices; calling it decodes a mask and refuses other values.
+
+    `table`: (256,) uint8, class index or `IGNORE`. `known`: (256,) bool, which stored values are legal.
+    """
+
+    table: np.ndarray
+    known: np.ndarray
+    expected: str
+
+    @classmethod
+    def of(cls, pairs: Mapping[int, int], *, expected: str) -> LabelTable:
+        """From {stored value: class index or IGNORE}."""
+        table = np.full(256, IGNORE, np.uint8)
+        known = np.zeros(256, np.bool_)
+        table[list(pairs)] = list(pairs.values())
+        known[list(pairs)] = True
+        return cls(table=table, known=known, expected=expected)
+
+    @classmethod
+    def identity(cls, num_classes: int, *, void: Iterable[int] = (IGNORE,)) -> LabelTable:
+        """0..num_classes-1 as they are, the `void` values to IGNORE."""
+        void = sorted(set(void))
+        pairs = {index: index for index in range(num_classes)} | dict.fromkeys(void, IGNORE)
+        return cls.of(pairs, expected=f"0..{num_classes - 1} or {' or '.join(map(str, void))} (ignored)")
+
+    def __call__(self, stored: np.ndarray) -> np.ndarray:
+        """(H, W) stored integers -> (H, W) uint8, 0..K-1 or IGNORE; raises `UnknownLabelsError`."""
+        if stored.dtype != np.uint8:
+            outside = np.unique(stored[(stored < 0) | (stored > 255)])
+            if outside.size:
+                raise UnknownLabelsError(outside, self.expected)
+            stored = stored.astype(np.uint8)
+        counts = np.bincount(stored.ravel(), minlength=256)
+        unknown = np.flatnonzero((counts > 0) & ~self.known)
+        if unknown.size:
+            raise UnknownLabelsError(unknown, self.expected)
+        return self.table[stored]
+
+
+def folded(name: str) -> str:
+    """A class name as it is compared: Unicode's composed form, single spaces, no difference of case."""
+    return " ".join(unicodedata.normalize("NFC", name).casefold().split())
+
+
+def require_classes(source: str, theirs: Sequence[str], data: str, ours: Sequence[str], *, count: int = 0) -> None:
+    """Refuse a network (or report, or bundle) whose classes are not those of the data, in their order.
+
+    Names are compared by `folded`. A source that knows no names is judged by its `count` of classes alone, and not at
+    all without one.
+
+    Args:
+        source: what carries the classes, as the sentence calls it.
+        theirs: its class names in label order; empty where it has none.
+        data: what it meets, as the sentence calls it.
+        ours: class names there.
+        count: how many classes the network has.
+    """
+    advice = "give the data that it was trained for, or a network trained for these classes."
+    number = len(theirs) or count
+    if number and number != len(ours):
+        some = f" ({shown(list(theirs))})" if theirs else ""
+        raise VssError(
+            f"{source} has {counted(number, 'class', 'classes')}{some} and {data} has {len(ours)} "
+            f"({shown(list(ours))}); {advice}"
+        )
+    differs = [i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if folded(a) != folded(b)]
+    if not differs:
+        return
+    first = differs[0]
+    same = sorted(map(folded, theirs)) == sorted(map(folded, ours))
+    what = "the same names in another order" if same else f"{len(differs)} other names"
+    raise VssError(
+        f"the classes of {source} are not those of {data} ({what}): class {first} is {shown(theirs[first])} there and "
+        f"{shown(ours[first])} here; {advice}"
+    )
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
-"""Look at every file of a data root and say what is wrong with it, all at once."""
+"""What is wrong with a data set: every file of a folder at once, or the labels of the splits that a run uses."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vss.core.errors import VssError, counted
-from vss.data.base import DRAWINGS, Pair, SegData, absent_split, guess_layout
-from vss.data.images import BadSampleError, Progress, open_rgb, read_stored_mask, thread_map
-from vss.data.labels import UnknownLabelsError
-from vss.data.presence import ClassCounts, Present, doubts, refusals, shifted
+from vss.core.errors import VssError, counted, listed, shown
+from vss.data.base import DRAWINGS, Pair, SegData, UnknownLabelsError, absent_split, guess_layout
+from vss.data.counts import ClassCounts, count_classes
+from vss.data.images import BadSampleError, Progress, count_values, open_rgb, read_stored_mask, thread_map
 from vss.data.readers import open_root
 
 NEAR_BITS = 2
@@ -75,22 +74,17 @@ def inspect(data: SegData, split: str, pair: Pair) -> Finding:
     return found
 
 
-def _class_table(data: SegData, findings: list[Finding]) -> tuple[dict[str, dict[str, float]], float]:
-    rows = [found.counts for found in findings if found.counts is not None]
-    table = np.array(rows, np.int64).reshape(-1, 256)
-    counts = ClassCounts.of(table[:, : data.num_classes], ignored=int(table[:, data.ignore_index].sum()))
-    total = max(1, int(counts.pixels.sum()))
-    classes = {
-        name: {"pixels": int(pixels), "pixels_pct": 100 * int(pixels) / total, "images": int(images)}
-        for name, pixels, images in zip(data.class_names, counts.pixels, counts.images, strict=True)
-    }
-    return classes, 100 * counts.ignored / max(1, total + counts.ignored)
+def _counts(data: SegData, findings: list[Finding]) -> ClassCounts:
+    """What the masks hold, as far as they can be read."""
+    usable = [found for found in findings if found.counts is not None]
+    rows = np.array([found.counts for found in usable], np.int64).reshape(-1, 256)
+    return ClassCounts.of(data, rows, {value for found in usable for value in found.values})
 
 
-def _split_report(data: SegData, findings: list[Finding]) -> dict[str, Any]:
-    classes, ignored_pct = _class_table(data, findings)
+def _split_report(data: SegData, findings: list[Finding], counts: ClassCounts) -> dict[str, Any]:
     sides = [found.size for found in findings if found.size]
     sizes = Counter(f"{height}x{width}" for height, width in sides)
+    total = max(1, int(counts.pixels.sum()))
     return {
         "pairs": len(findings),
         "sizes": {
@@ -99,8 +93,11 @@ def _split_report(data: SegData, findings: list[Finding]) -> dict[str, Any]:
             "width": [min(side[1] for side in sides), max(side[1] for side in sides)] if sides else [],
             "common": dict(sizes.most_common(5)),
         },
-        "classes": classes,
-        "ignored_pct": ignored_pct,
+        "classes": {
+            name: {"pixels": int(pixels), "pixels_pct": 100 * int(pixels) / total, "images": int(images)}
+            for name, pixels, images in zip(data.class_names, counts.pixels, counts.images, strict=True)
+        },
+        "ignored_pct": 100 * counts.ignored / max(1, total + counts.ignored),
     }
 
 
@@ -140,7 +137,9 @@ def _summaries(*kinds: tuple[str, str, list[str]]) -> list[str]:
     ]
 
 
-def _problems(data: SegData, report: dict[str, Any], findings: list[Finding]) -> list[str]:
+def _problems(
+    data: SegData, report: dict[str, Any], findings: list[Finding], counts: Mapping[str, ClassCounts]
+) -> list[str]:
     sizes = [found.mismatch for found in findings if found.mismatch]
     labels = [found.bad_mask for found in findings if found.bad_mask]
     equal = [" = ".join(group) for group in report["duplicates"]]
@@ -155,7 +154,7 @@ def _problems(data: SegData, report: dict[str, Any], findings: list[Finding]) ->
     if report["unknown_labels"] and (hint := shifted(data, values)):
         problems.append(hint.strip())
     problems += [f"split {split!r} is empty" for split, pairs in data.splits.items() if not pairs]
-    problems += refusals(data, _present(data, findings))
+    problems += refusals(data, counts)
     if not data.splits:
         return [*problems, f"there is no split; {DRAWINGS.get(data.name, 'expected one')}"]
     return problems + _absent(data, "train", "val")
@@ -165,17 +164,7 @@ def _absent(data: SegData, *splits: str) -> list[str]:
     return [absent_split(data.name, split, data.splits) for split in splits if split not in data.splits]
 
 
-def _present(data: SegData, findings: list[Finding]) -> dict[str, Present]:
-    """What the masks of every split hold, as far as they can be read."""
-    found = {}
-    for split in data.splits:
-        own = [each for each in findings if each.split == split and each.counts is not None]
-        rows = np.array([each.counts for each in own], np.int64).reshape(-1, 256)
-        found[split] = Present.of(data, rows, frozenset(value for each in own for value in each.values))
-    return found
-
-
-def _warnings(data: SegData, report: dict[str, Any], findings: list[Finding]) -> list[str]:
+def _warnings(data: SegData, report: dict[str, Any], counts: Mapping[str, ClassCounts]) -> list[str]:
     near = [" ~ ".join(group) for group in report.get("near_duplicates", [])]
     warnings = _summaries(
         ("mask without an image, not used", "masks without an image, not used", report["masks_without_image"]),
@@ -184,7 +173,7 @@ def _warnings(data: SegData, report: dict[str, Any], findings: list[Finding]) ->
     )
     if data.splits:
         warnings += _absent(data, "test")
-    return warnings + doubts(data, _present(data, findings))
+    return warnings + doubts(data, counts)
 
 
 def check(
@@ -208,12 +197,14 @@ def check(
     jobs = [(split, pair) for split, pairs in data.splits.items() for pair in pairs]
     opened: SegData = data
     findings = list(thread_map(lambda job: inspect(opened, *job), jobs, workers, progress))
+    by_split = {split: [found for found in findings if found.split == split] for split in data.splits}
+    counts = {split: _counts(data, found) for split, found in by_split.items()}
     report: dict[str, Any] = {
         "dataset": data.name,
         "root": str(data.root),
         "classes": list(data.class_names),
         "protocol": data.protocol,
-        "splits": {s: _split_report(data, [found for found in findings if found.split == s]) for s in data.splits},
+        "splits": {s: _split_report(data, found, counts[s]) for s, found in by_split.items()},
         "images_without_mask": [str(path) for path in data.orphans.images_without_mask],
         "masks_without_image": [str(path) for path in data.orphans.masks_without_image],
         "strays": [str(path) for path in data.orphans.strays],
@@ -224,8 +215,8 @@ def check(
     }
     if near:
         report["near_duplicates"] = near_duplicates(findings)
-    report["problems"] = _problems(data, report, findings)
-    report["warnings"] = _warnings(data, report, findings)
+    report["problems"] = _problems(data, report, findings, counts)
+    report["warnings"] = _warnings(data, report, counts)
     return report | {"ok": not report["problems"]}
 
 
@@ -237,3 +228,134 @@ def _guessed(root: Path) -> str:
             f"data goes like this: {DRAWINGS['masks']}."
         )
     return name
+
+
+def check_labels(data: SegData, splits: Mapping[str, Sequence[Pair]]) -> list[str]:
+    """What is doubtful about the masks of the splits in use, as sentences without a full stop.
+
+    Raises:
+        VssError: a mask with labels of no class, or what `refusals` says.
+    """
+    found = {}
+    for split, pairs in splits.items():
+        try:
+            found[split] = count_classes(data, pairs)
+        except VssError as error:
+            values = {value for _, counts in count_values([pair.mask for pair in pairs]) for value in counts}
+            raise VssError(f"{error}{shifted(data, frozenset(values))}") from error
+    for sentence in refusals(data, found):
+        raise VssError(f"{data.root}: {sentence}.")
+    return doubts(data, found)
+
+
+def shifted(data: SegData, values: frozenset[int]) -> str:
+    """A hint where the stored values are 1..K in place of 0..K-1, else nothing."""
+    inside = values - {data.ignore_index}
+    if not inside or min(inside) != 1 or max(inside) != data.num_classes:
+        return ""
+    return (
+        f" The values run from 1 to {data.num_classes}, as if shifted by one: the first class is stored as 0; subtract "
+        "1 from the masks, or name what 0 is in a first line of the list of classes."
+    )
+
+
+def refusals(data: SegData, found: Mapping[str, ClassCounts]) -> list[str]:
+    """Why these masks cannot be trained on or judged by, without a full stop."""
+    sentences = []
+    for split, present in found.items():
+        if len(present.rows) and not present.pixels.sum():
+            sentences.append(
+                f"split {split!r} has no labelled pixel: {_all(len(present.rows))} ignored throughout (stored "
+                f"values {shown(sorted(present.values)[:8])}); give masks with classes, or remove the split"
+            )
+    train = found.get("train")
+    if train and data.num_classes > 1 and (train.pixels > 0).sum() == 1:
+        name = data.class_names[int(train.pixels.argmax())]
+        sentences.append(
+            f"the training masks hold one class alone, {shown(name)} of {data.num_classes}, so that nothing can be "
+            f"learned{_ignored(data, train) or ': check how the masks were saved'}"
+        )
+    return sentences
+
+
+def doubts(data: SegData, found: Mapping[str, ClassCounts]) -> list[str]:
+    """What may be meant and may be a mistake, without a full stop."""
+    held = {split: set(np.flatnonzero(present.pixels).tolist()) for split, present in found.items()}
+    held = {split: classes for split, classes in held.items() if classes}
+    if not held:
+        return []
+    train = held.get("train", set())
+    hint = _ignored(data, found["train"]) if train else ""
+    sentences = []
+    nowhere = set(range(data.num_classes)).difference(*held.values())
+    if nowhere:
+        sentences.append(_lacking(data, list(held), nowhere))
+    foreign = _foreign(data, held) if train else []
+    sentences += foreign
+    if sentences:
+        sentences[0] += hint
+    for split, classes in held.items():
+        missing = set(range(data.num_classes)) - classes - nowhere
+        if missing and split != "train" and not (foreign and _offset(train, classes)):
+            sentences.append(_lacking(data, [split], missing))
+    for split, classes in held.items():
+        if classes == set(range(1, data.num_classes)) and data.num_classes in found[split].values:
+            sentences.append(
+                f"no {_masks([split])} holds the value 0 and all of 1 to {data.num_classes} occur: if the labels are "
+                "shifted by one, subtract 1 from the masks"
+            )
+    return sentences
+
+
+def _all(images: int) -> str:
+    return "its one mask is" if images == 1 else f"all {images} masks are"
+
+
+def _masks(splits: Sequence[str]) -> str:
+    if len(splits) > 1:
+        return f"mask of {listed(splits)}"
+    return "training mask" if splits[0] == "train" else f"mask of {splits[0]!r}"
+
+
+def _lacking(data: SegData, splits: Sequence[str], missing: set[int]) -> str:
+    names = [data.class_names[index] for index in sorted(missing)]
+    some = ", ".join(names[:3]) + (" and more" if len(names) > 3 else "")
+    return f"{counted(len(names), 'class', 'classes')} that no {_masks(splits)} holds: {some}"
+
+
+def _offset(train: set[int], classes: set[int]) -> int:
+    """1 or -1 where the classes are those of train moved by that, else 0."""
+    return next((by for by in (1, -1) if len(train) > 1 and classes == {index + by for index in train}), 0)
+
+
+def _foreign(data: SegData, held: Mapping[str, set[int]]) -> list[str]:
+    """Classes that other splits hold and no training mask shows, one sentence for those of the same splits."""
+    train, groups = held["train"], defaultdict[tuple[str, ...], list[str]](list)
+    for index in sorted(set().union(*held.values()) - train):
+        groups[tuple(split for split in held if index in held[split])].append(shown(data.class_names[index]))
+    sentences = []
+    for splits, names in groups.items():
+        one, some = len(names) == 1, names if len(names) < 4 else [*names[:3], "more"]
+        text = f"{'class' if one else 'classes'} {listed(some)} {'is' if one else 'are'} in {listed(splits)} and in no "
+        moved = [split for split in splits if _offset(train, held[split])]
+        if moved:
+            ranges = [f"{split} holds {min(held[split])} to {max(held[split])}" for split in ("train", *moved)]
+            why = f"the labels of {listed(moved)} look shifted by one against those of train ({', '.join(ranges)})"
+        else:
+            why = f"{'its' if one else 'their'} labels may be shifted"
+        sentences.append(f"{text}training mask: {why}")
+    return sentences
+
+
+def _ignored(data: SegData, present: ClassCounts) -> str:
+    """The hint for masks whose class is stored as 255."""
+    if 255 not in present.values or data.meaning[2][255] != data.ignore_index:
+        return ""
+    share = 100 * present.ignored / max(1, present.ignored + int(present.pixels.sum()))
+    names = "classes.txt" if data.name == "masks" else "the list of classes"
+    which = f"class {shown(data.class_names[1])} as 1" if data.num_classes == 2 else f"it as its place in {names}"
+    first = "" if data.num_classes == 2 else ", where the first is 0"
+    return (
+        f"; 255 is ignored in this layout, and {share:.1f} % of the pixels are: where 255 stands for a class (masks of "
+        f"0 and 255), save {which}{first}"
+    )

@@ -1,15 +1,89 @@
-"""Batches in an order that is a pure function of seed and epoch, shared out over processes."""
+"""The split as a torch Dataset, and batches in an order that is a pure function of seed and epoch.
+
+The randomness of a sample is a pure function of (seed, epoch, index): it does not depend on the order of reading, the
+number of workers or processes, or the state of the global generators.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vss.core.errors import VssError
-from vss.data.transforms import SegSplit
+from vss.core.files import sha256_json
+from vss.data.base import Pair, SegData
+from vss.data.images import READING, sha256_files
+from vss.data.transforms import Augment, Preprocess
+
+Key = int | tuple[int, int]
+
+
+def sample_seed(seed: int, epoch: int, index: int) -> int:
+    """A 63-bit seed, well mixed, from three integers."""
+    words = np.random.SeedSequence([seed, epoch, index]).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(1))
+
+
+def _limited(pairs: list[Pair], limit: int | None) -> list[Pair]:
+    if limit is None or limit >= len(pairs):
+        return list(pairs)
+    return [pairs[index * len(pairs) // limit] for index in range(limit)]
+
+
+class SegSplit(Dataset[dict[str, Any]]):
+    """One split as a torch Dataset of `{"image": (3, H, W) uint8, "mask": (H, W) int64, "index": int}`.
+
+    A key is an index, or (index, epoch): with `augment`, the randomness of a sample is a pure function of
+    (seed, epoch, index). `limit` keeps that many pairs, spread evenly over the split.
+    """
+
+    def __init__(
+        self,
+        data: SegData,
+        split: str,
+        preprocess: Preprocess,
+        augment: Augment | None = None,
+        seed: int = 0,
+        limit: int | None = None,
+    ) -> None:
+        if limit is not None and limit < 1:
+            raise VssError(f"limit is {limit}; expected 1 or more images, or no limit.")
+        self.data, self.split, self.preprocess, self.augment, self.seed = data, split, preprocess, augment, seed
+        self.pairs = _limited(data.pairs(split), limit)
+        if not self.pairs:
+            raise VssError(f"split {split!r} of {data.root} is empty; expected images with masks: add them.")
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        index, epoch = key if isinstance(key, tuple) else (key, 0)
+        index = range(len(self.pairs))[index]
+        image, mask = self.read(self.pairs[index])
+        if self.augment is None:
+            return {"image": self.preprocess.image(image), "mask": self.preprocess.mask(mask), "index": index}
+        x, y = self.augment(image, mask, preprocess=self.preprocess, seed=sample_seed(self.seed, epoch, index))
+        return {"image": x, "mask": y, "index": index}
+
+    def read(self, pair: Pair) -> tuple[Image.Image, np.ndarray]:
+        """(8-bit RGB image, decoded mask) before anything is resized."""
+        return self.data.read(pair)
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of the pairs, in index order."""
+        return [pair.id for pair in self.pairs]
+
+    def sha256(self) -> str:
+        """Hex SHA-256 over the split's ids, the contents of images and masks, and what the masks' values mean."""
+        digests = sha256_files([path for pair in self.pairs for path in (pair.image, pair.mask)])
+        rows = zip(self.ids, digests[::2], digests[1::2], strict=True)
+        return sha256_json([READING, self.data.meaning, list(rows)])
 
 
 class EpochSampler(Sampler[tuple[int, int]]):

@@ -7,23 +7,20 @@ pixels (except `ksdd2`, which needs to know the masks that hold a defect). `open
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
-import pickle
-import pickletools
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
 
 import numpy as np
 
 from vss.core.errors import VssError, counted
-from vss.core.files import require_file
 from vss.core.registry import Registry
 from vss.data.base import (
     DRAWINGS,
+    IGNORE,
     SPLITS,
+    LabelTable,
     Matcher,
     Pair,
     SegData,
@@ -33,19 +30,7 @@ from vss.data.base import (
     read_class_names,
     require_layout,
 )
-from vss.data.contents import count_values
-from vss.data.images import BadSampleError, read_header, read_stored_mask, thread_map
-from vss.data.labels import (
-    CAMVID_NAMES,
-    CAMVID_PALETTE,
-    CITYSCAPES,
-    IGNORE,
-    LabelTable,
-    binary_table,
-    camvid_table,
-    cityscapes_table,
-    generic_palette,
-)
+from vss.data.images import BadSampleError, count_values, read_header, read_stored_mask, thread_map
 from vss.data.pixels import list_images
 
 __all__ = ["DATASETS", "Pair", "SegData", "guess_layout", "open_data", "open_root"]
@@ -54,6 +39,72 @@ log = logging.getLogger(__name__)
 
 VAL_FRACTION = 0.15
 COPY = re.compile(r" \(copy( \d+)?\)$| - Copy( \(\d+\))?$", re.IGNORECASE)
+
+
+CAMVID_NAMES = (
+    "Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist",
+)  # fmt: skip
+"""The 11 classes of the SegNet split of CamVid (Badrinarayanan et al., 2017); stored value 11 is void."""
+
+CAMVID_PALETTE = (
+    (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0), (192, 128, 128),
+    (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
+)  # fmt: skip
+
+CITYSCAPES = (
+    ("road", 7, (128, 64, 128)),
+    ("sidewalk", 8, (244, 35, 232)),
+    ("building", 11, (70, 70, 70)),
+    ("wall", 12, (102, 102, 156)),
+    ("fence", 13, (190, 153, 153)),
+    ("pole", 17, (153, 153, 153)),
+    ("traffic light", 19, (250, 170, 30)),
+    ("traffic sign", 20, (220, 220, 0)),
+    ("vegetation", 21, (107, 142, 35)),
+    ("terrain", 22, (152, 251, 152)),
+    ("sky", 23, (70, 130, 180)),
+    ("person", 24, (220, 20, 60)),
+    ("rider", 25, (255, 0, 0)),
+    ("car", 26, (0, 0, 142)),
+    ("truck", 27, (0, 0, 70)),
+    ("bus", 28, (0, 60, 100)),
+    ("train", 31, (0, 80, 100)),
+    ("motorcycle", 32, (0, 0, 230)),
+    ("bicycle", 33, (119, 11, 32)),
+)
+"""(name, labelId, colour) of the 19 train classes, in trainId order (cityscapesScripts, helpers/labels.py)."""
+
+CITYSCAPES_LABEL_IDS = 34
+"""labelIds run from 0 to 33; those that are no train class are ignored."""
+
+
+def camvid_table() -> LabelTable:
+    """0..10 as they are; 11 (void) and 255 ignored."""
+    return LabelTable.identity(len(CAMVID_NAMES), void=(11, IGNORE))
+
+
+def cityscapes_table(kind: str) -> LabelTable:
+    """The table for `labelIds` or `labelTrainIds` files."""
+    if kind == "labelTrainIds":
+        return LabelTable.identity(len(CITYSCAPES))
+    pairs = dict.fromkeys([*range(CITYSCAPES_LABEL_IDS), IGNORE], IGNORE)
+    pairs |= {label_id: index for index, (_, label_id, _) in enumerate(CITYSCAPES)}
+    return LabelTable.of(pairs, expected="labelIds 0..33 or 255 (ignored)")
+
+
+def binary_table() -> LabelTable:
+    """0 is background; 255 (or 1, as in files of one bit) is the defect."""
+    return LabelTable.of({0: 0, 1: 1, 255: 1}, expected="0 (background) or 255 (defect)")
+
+
+def generic_palette(num_classes: int) -> np.ndarray:
+    """(K, 3) uint8: distinct colours by the bit-reversal rule of the Pascal VOC development kit."""
+    index = np.arange(num_classes, dtype=np.int64)
+    palette = np.zeros((num_classes, 3), np.int64)
+    for bit in range(8):
+        for channel in range(3):
+            palette[:, channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
+    return palette.astype(np.uint8)
 
 
 DATASETS: Registry[Callable[[Path], SegData]] = Registry("dataset")
@@ -314,85 +365,3 @@ def open_data(name: str, root: Path | str) -> SegData:
         if problem is not None:
             raise problem
     return data
-
-
-# The published split files of mixed supervision (`split_weakly_N.pyb`), read without running what is in them.
-
-
-MAX_BYTES = 4 << 20
-HARMLESS = frozenset({
-    "PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "GET",
-    "BINGET", "LONG_BINGET", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "NEWTRUE", "NEWFALSE", "TUPLE",
-    "EMPTY_TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "LIST", "EMPTY_LIST", "APPEND", "APPENDS",
-})  # fmt: skip
-"""Instructions of the pickle format that only make or place numbers, booleans, lists and tuples."""
-
-PLACES = frozenset({"PUT", "LONG_BINPUT"})
-"""Those with a number that the standard reader makes room for: a large one would take all memory."""
-
-
-class _Plain(pickle.Unpickler):
-    """A second lock behind the first: no name is ever looked up."""
-
-    def find_class(self, module: str, name: str) -> NoReturn:
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-    def persistent_load(self, pid: Any) -> NoReturn:
-        raise pickle.UnpicklingError("it asks for an object outside the file")
-
-
-def read_split_file(path: Path | str) -> dict[str, dict[str, bool]]:
-    """{"train": {id: has a pixel annotation}, "test": ...}; ids are the numbers as text.
-
-    Raises:
-        VssError: a missing, large or damaged file, one that holds more than numbers, or one of another structure.
-    """
-    path = Path(path)
-    try:
-        data = require_file(path, kind="split (split_*.pyb)", limit=MAX_BYTES).read_bytes()
-    except OSError as error:
-        raise VssError(f"split file {path} cannot be read ({error.strerror or error}); give a split_*.pyb.") from error
-    value = _load(path, data)
-    if not isinstance(value, list | tuple) or len(value) != 2:
-        raise _structure(path)
-    return {name: _part(path, part) for name, part in zip(("train", "test"), value, strict=True)}
-
-
-def _load(path: Path, data: bytes) -> Any:
-    try:
-        for code, value, _ in pickletools.genops(data):
-            if code.name in PLACES and int(str(value)) > MAX_BYTES:
-                raise VssError(f"split file {path} is damaged (place {value} in its table); get it again.")
-            if code.name not in HARMLESS:
-                raise VssError(
-                    f"split file {path} holds more than lists of numbers (instruction {code.name}) and was not "
-                    "loaded; get the published file, or give defect.annotated in its place."
-                )
-        return _Plain(io.BytesIO(data)).load()
-    except VssError:
-        raise
-    except (pickle.UnpicklingError, ValueError, IndexError, EOFError, KeyError, TypeError, AttributeError,
-            OverflowError, MemoryError, RecursionError) as error:  # fmt: skip
-        # what the standard reader raises for damaged files; it has no common class for them
-        raise VssError(f"split file {path} is damaged ({error}); get the published file again.") from error
-
-
-def _part(path: Path, part: Any) -> dict[str, bool]:
-    if not isinstance(part, list | tuple):
-        raise _structure(path)
-    found: dict[str, bool] = {}
-    for row in part:
-        if not isinstance(row, list | tuple) or len(row) != 2:
-            raise _structure(path)
-        number, annotated = row
-        if type(number) is not int or number < 0 or type(annotated) is not bool or str(number) in found:
-            raise _structure(path)
-        found[str(number)] = annotated
-    return found
-
-
-def _structure(path: Path) -> VssError:
-    return VssError(
-        f"split file {path} has another structure; expected two lists, train and test, of (image number, true or "
-        "false), each number once."
-    )

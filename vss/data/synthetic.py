@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from vss.core.errors import VssError
 from vss.core.files import read_json, write_json
 from vss.data.images import Progress, thread_map
-from vss.data.labels import CAMVID_NAMES
+from vss.data.readers import CAMVID_NAMES
 from vss.data.street import Point, draw_street, smooth_noise
 
 log = logging.getLogger(__name__)

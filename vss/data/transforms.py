@@ -1,43 +1,28 @@
-"""From a file to a tensor: one preprocessing object for every consumer, joint augmentation, and the split as a Dataset.
+"""From a picture to a tensor: one preprocessing object for every consumer, and joint augmentation.
 
 Images stay uint8 RGB until `Preprocess.normalise`, so that training, calibration, evaluation, the exported graph and an
-engine share one definition of the input. Randomness is a pure function of (seed, epoch, index): it does not depend on
-the order of reading, the number of workers or the state of the global generators.
+engine share one definition of the input.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
-from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
-from scipy import ndimage
-from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from vss.core.errors import VssError
 from vss.core.files import sha256_json
-from vss.data.base import Pair, SegData
-from vss.data.contents import sha256_files
-from vss.data.images import READING, open_rgb
-from vss.data.labels import IGNORE
+from vss.data.base import IGNORE
 from vss.data.pixels import ImageKindError, to_rgb
-from vss.data.presence import class_counts
-
-__all__ = ["Augment", "Preprocess", "SegSplit", "open_rgb", "resize_image", "resize_mask", "sample_seed"]
 
 Triple = tuple[float, float, float]
 Size = tuple[PositiveInt, PositiveInt]
-Key = int | tuple[int, int]
 
 
 def resize_image(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
@@ -87,19 +72,10 @@ class Preprocess(BaseModel):
 
     def normalise(self, x: torch.Tensor) -> torch.Tensor:
         """(..., 3, H, W) uint8 -> float32, (x / 255 - mean) / std, on the device of `x`."""
-        mean, std = self._statistics(x)
-        return (x.float() / 255 - mean) / std
-
-    def denormalise(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., 3, H, W) float -> uint8, the inverse of `normalise`, rounded and clamped."""
-        mean, std = self._statistics(x)
-        return ((x.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-
-    def _statistics(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if x.ndim < 3 or x.shape[-3] != 3:
             raise VssError(f"images of shape {tuple(x.shape)} came; expected (..., 3, H, W) in RGB.")
-        mean = torch.tensor(self.mean, dtype=torch.float32, device=x.device).view(3, 1, 1)
-        return mean, torch.tensor(self.std, dtype=torch.float32, device=x.device).view(3, 1, 1)
+        mean, std = (torch.tensor(v, dtype=torch.float32, device=x.device).view(3, 1, 1) for v in (self.mean, self.std))
+        return (x.float() / 255 - mean) / std
 
     @property
     def sha256(self) -> str:
@@ -162,187 +138,3 @@ def _pipeline(augment: Augment, preprocess: Preprocess) -> v2.Transform:
         jitter = {name: getattr(augment, name) for name in ("brightness", "contrast", "saturation", "hue")}
         steps.append(v2.ColorJitter(**jitter))
     return v2.Compose(steps)
-
-
-def sample_seed(seed: int, epoch: int, index: int) -> int:
-    """A 63-bit seed, well mixed, from three integers."""
-    words = np.random.SeedSequence([seed, epoch, index]).generate_state(1, np.uint64)
-    return int(words[0] >> np.uint64(1))
-
-
-def _limited(pairs: list[Pair], limit: int | None) -> list[Pair]:
-    if limit is None or limit >= len(pairs):
-        return list(pairs)
-    return [pairs[index * len(pairs) // limit] for index in range(limit)]
-
-
-class SegSplit(Dataset[dict[str, Any]]):
-    """One split as a torch Dataset of `{"image": (3, H, W) uint8, "mask": (H, W) int64, "index": int}`.
-
-    A key is an index, or (index, epoch): with `augment`, the randomness of a sample is a pure function of
-    (seed, epoch, index). `limit` keeps that many pairs, spread evenly over the split.
-    """
-
-    def __init__(
-        self,
-        data: SegData,
-        split: str,
-        preprocess: Preprocess,
-        augment: Augment | None = None,
-        seed: int = 0,
-        limit: int | None = None,
-    ) -> None:
-        if limit is not None and limit < 1:
-            raise VssError(f"limit is {limit}; expected 1 or more images, or no limit.")
-        self.data, self.split, self.preprocess, self.augment, self.seed = data, split, preprocess, augment, seed
-        self.pairs = _limited(data.pairs(split), limit)
-        if not self.pairs:
-            raise VssError(f"split {split!r} of {data.root} is empty; expected images with masks: add them.")
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, key: Key) -> dict[str, Any]:
-        index, epoch = key if isinstance(key, tuple) else (key, 0)
-        index = range(len(self.pairs))[index]
-        image, mask = self.read(self.pairs[index])
-        if self.augment is None:
-            return {"image": self.preprocess.image(image), "mask": self.preprocess.mask(mask), "index": index}
-        x, y = self.augment(image, mask, preprocess=self.preprocess, seed=sample_seed(self.seed, epoch, index))
-        return {"image": x, "mask": y, "index": index}
-
-    def read(self, pair: Pair) -> tuple[Image.Image, np.ndarray]:
-        """(8-bit RGB image, decoded mask) before anything is resized."""
-        return self.data.read(pair)
-
-    @property
-    def ids(self) -> list[str]:
-        """The ids of the pairs, in index order."""
-        return [pair.id for pair in self.pairs]
-
-    def sha256(self) -> str:
-        """Hex SHA-256 over the split's ids, the contents of images and masks, and what the masks' values mean."""
-        digests = sha256_files([path for pair in self.pairs for path in (pair.image, pair.mask)])
-        rows = zip(self.ids, digests[::2], digests[1::2], strict=True)
-        return sha256_json([READING, self.data.meaning, list(rows)])
-
-
-# A split of defect images: is there a defect, where, and how much each position of the map counts in training.
-
-
-DEFECT = 1
-
-
-def labels_of(data: SegData, pairs: Collection[Pair]) -> np.ndarray:
-    """(n,) bool, True where the stored mask shows a defect; masks are read once."""
-    return class_counts(data, list(pairs))[:, DEFECT] > 0
-
-
-def distance_weights(mask: np.ndarray, *, power: float = 2.0, maximum: float = 3.0) -> np.ndarray:
-    """How much each pixel counts in the loss of the map (Bozic et al. 2021, section 3.2).
-
-    Inside each defect (8-connected) the distance to its edge, divided by the largest one there, to the `power`, times
-    `maximum`; 1 elsewhere, and where an image is all defect.
-
-    Args:
-        mask: (H, W) bool.
-
-    Returns:
-        (H, W) float32, from 0 to `maximum`.
-    """
-    weights = np.ones(mask.shape, np.float32)
-    if not mask.any() or mask.all():
-        return weights
-    distance = ndimage.distance_transform_edt(mask)
-    regions, count = ndimage.label(mask, structure=np.ones((3, 3)))
-    tops = np.concatenate([[1.0], ndimage.maximum(distance, regions, range(1, count + 1))])
-    weights[mask] = (maximum * (distance / tops[regions]) ** power)[mask]
-    return weights
-
-
-def shrink(x: Tensor, stride: int) -> Tensor:
-    """(H, W) float -> (H / stride, W / stride): mean over windows of 2 stride + 1, reflected at the border.
-
-    This is how the published code brings mask and weights to the size of the map; a mask becomes soft.
-    """
-    padded = F.pad(x[None, None], (stride,) * 4, mode="reflect")
-    return F.avg_pool2d(padded, 2 * stride + 1, stride=stride)[0, 0]
-
-
-@dataclass(frozen=True)
-class Targets:
-    """How masks become targets of the map.
-
-    Attributes:
-        stride: image size / map size.
-        dilate: side in stored pixels of the square by which masks grow, odd; 1 leaves them.
-        power, maximum: see `distance_weights`.
-        annotated: ids of the images whose mask may be used (mixed supervision); None: all.
-    """
-
-    stride: int = 8
-    dilate: int = 1
-    power: float = 2.0
-    maximum: float = 3.0
-    annotated: frozenset[str] | None = None
-
-    def __post_init__(self) -> None:
-        if self.dilate < 1 or self.dilate % 2 == 0:
-            raise VssError(f"defect.dilate is {self.dilate}; expected an odd number of pixels, 1 for none.")
-
-    def of(self, mask: Tensor) -> dict[str, Tensor]:
-        """(H, W) int64 with 0, 1 and 255 for void -> `target` and `weight`, (H / stride, W / stride) float32."""
-        defect = mask == DEFECT
-        weight = torch.from_numpy(distance_weights(defect.numpy(), power=self.power, maximum=self.maximum))
-        weight[mask == 255] = 0
-        return {"target": shrink(defect.float(), self.stride), "weight": shrink(weight, self.stride)}
-
-
-class DefectSplit(SegSplit):
-    """A `SegSplit` whose samples also have `label`: float32, 1 for a defect.
-
-    With `targets` (training) samples have `target` and `weight`, see `Targets.of`, and `annotated`: float32, 0 where
-    the map is not to be taught; their mask is the dilated one.
-    """
-
-    def __init__(
-        self,
-        data: SegData,
-        split: str,
-        preprocess: Preprocess,
-        augment: Augment | None = None,
-        seed: int = 0,
-        limit: int | None = None,
-        targets: Targets | None = None,
-    ) -> None:
-        super().__init__(data, split, preprocess, augment, seed, limit)
-        self.targets = targets
-        self.labels = labels_of(data, self.pairs)
-
-    def read(self, pair: Pair) -> tuple[Image.Image, np.ndarray]:
-        """As stored; in training the mask is dilated."""
-        image, mask = super().read(pair)
-        if self.targets is not None and self.targets.dilate > 1:
-            mask = ndimage.maximum_filter(mask, size=self.targets.dilate, mode="constant")
-        return image, mask
-
-    def __getitem__(self, key: Key) -> dict[str, Any]:
-        item = super().__getitem__(key)
-        item["label"] = torch.tensor(float(self.labels[item["index"]]))
-        if self.targets is not None:
-            known = self.targets.annotated
-            taught = known is None or self.pairs[item["index"]].id in known
-            item |= {**self.targets.of(item["mask"]), "annotated": torch.tensor(float(taught))}
-        return item
-
-
-def choose_annotated(data: SegData, pairs: Collection[Pair], count: int, *, seed: int = 0) -> frozenset[str]:
-    """Ids whose masks may be used when `count` defective images have one: those, chosen by SHA-256 of seed and id,
-    and all sound ones, whose masks are known to be empty."""
-    labels = labels_of(data, pairs)
-    defective = [pair.id for pair, label in zip(pairs, labels, strict=True) if label]
-    if not 0 <= count <= len(defective):
-        raise VssError(f"defect.annotated is {count}; expected 0..{len(defective)}, the defective training images.")
-    defective.sort(key=lambda name: hashlib.sha256(f"annotated:{seed}:{name}".encode()).digest())
-    sound = [pair.id for pair, label in zip(pairs, labels, strict=True) if not label]
-    return frozenset(defective[:count]) | frozenset(sound)

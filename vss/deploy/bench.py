@@ -120,7 +120,7 @@ def _engine(session: Session, feed: Mapping[str, np.ndarray]) -> Measure:
 
 
 def _whole_way(predictor: StagedPredictor, paths: Sequence[Path], preprocess: Preprocess) -> Measure:
-    from vss.data.transforms import open_rgb
+    from vss.data.images import open_rgb
 
     files = itertools.cycle(paths)
 

@@ -19,7 +19,7 @@ from vss.core.config import PrecisionConfig
 from vss.core.errors import VssError
 from vss.core.files import sha256_tensors
 from vss.data.base import read_lines
-from vss.data.calibration import CalibrationSet, choose_calibration
+from vss.data.counts import CalibrationSet, choose_calibration
 from vss.deploy import BACKENDS, bench, export
 from vss.deploy.graph import SegGraph
 from vss.deploy.quantize.layers import Net, check_names, groups_of, read_onnx

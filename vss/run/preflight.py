@@ -12,7 +12,7 @@ from vss import models
 from vss.core.config import FitConfig, Recipe
 from vss.core.errors import VssError, shown, unknown
 from vss.data import require_classes
-from vss.data.calibration import choose_calibration
+from vss.data.counts import choose_calibration
 from vss.deploy.backends import BACKENDS, available, build_spec
 from vss.deploy.backends.trt_plan import member
 from vss.deploy.backends.trt_runner import load_tensorrt

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vss.data.labels import CAMVID_NAMES
+from vss.data.readers import CAMVID_NAMES
 from vss.sweep.results import ranking, summary
 
 NETWORKS = {"unet": (1.94, 0.83, 43.1), "resnet18_seg": (11.7, 1.46, 47.9), "lraspp": (3.2, 0.21, 44.6)}

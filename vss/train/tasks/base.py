@@ -78,7 +78,7 @@ class Task(ABC):
 
         Splits that were looked at together need no second look.
 
-        Masks are read once and remembered by their contents, see `vss.data.contents`.
+        Masks are read once and remembered by their contents, see `vss.data.images`.
         """
         if any(set(splits) <= earlier for earlier in self._checked):
             return

@@ -1,8 +1,9 @@
-"""Which training images ranges are measured on: few, seeded, and every class among them, rare ones and defects too."""
+"""How often classes occur in a split: counts, loss weights, and the images that INT8 ranges are measured on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +13,78 @@ import torch
 from vss.core.errors import VssError, unknown
 from vss.core.files import sha256_json
 from vss.data.base import Pair, SegData
-from vss.data.contents import sha256_files
-from vss.data.images import READING
-from vss.data.presence import class_counts
+from vss.data.images import READING, count_values, sha256_files
 from vss.data.transforms import Preprocess
+
+WEIGHT_MODES = ("median", "log", "none")
+
+
+@dataclass(frozen=True, eq=False)
+class ClassCounts:
+    """What the masks of a split hold.
+
+    `rows`: (n, K) int64, pixels of each class in each mask at its own resolution. `ignored`: pixels that no class owns.
+    `values`: the stored values that occur.
+    """
+
+    rows: np.ndarray
+    ignored: int = 0
+    values: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, data: SegData, rows: np.ndarray, values: Iterable[int]) -> ClassCounts:
+        """From (n, 256) int64 counts of decoded values."""
+        return cls(rows[:, : data.num_classes], int(rows[:, data.ignore_index].sum()), frozenset(values))
+
+    @functools.cached_property
+    def pixels(self) -> np.ndarray:
+        """(K,) int64."""
+        return self.rows.sum(0, dtype=np.int64)
+
+    @property
+    def images(self) -> np.ndarray:
+        """(K,) int64: images that hold the class."""
+        return (self.rows > 0).sum(0)
+
+    @property
+    def in_images(self) -> np.ndarray:
+        """(K,) int64: labelled pixels of the images that hold the class."""
+        return ((self.rows > 0) * self.rows.sum(1, keepdims=True)).sum(0)
+
+
+def count_classes(data: SegData, pairs: Sequence[Pair]) -> ClassCounts:
+    """Counts of every class; masks are read once and remembered. Raises `VssError` for a bad mask."""
+    rows = np.zeros((len(pairs), 256), np.int64)
+    found = count_values([pair.mask for pair in pairs])
+    for row, pair, (dtype, counts) in zip(rows, pairs, found, strict=True):
+        stored = np.array([list(counts)], np.dtype(dtype))
+        np.add.at(row, data.decoded(pair.mask, stored)[0], list(counts.values()))
+    return ClassCounts.of(data, rows, {value for _, counts in found for value in counts})
+
+
+def weights_from_counts(counts: ClassCounts, mode: str) -> np.ndarray:
+    """(K,) float64 loss weights; an absent class, which no pixel can ask for, has weight 1.
+
+    `median`: median frequency balancing (Eigen and Fergus, 2015, as in SegNet): median(f) / f(c), where f(c) is the
+    share of c in the images that hold it. `log`: 1 / ln(1.02 + share of c) (Paszke et al., ENet, 2016). `none`: ones.
+    """
+    if mode not in WEIGHT_MODES:
+        raise unknown("class weight mode", mode, WEIGHT_MODES)
+    present = counts.pixels > 0
+    weights = np.ones(len(counts.pixels))
+    if mode == "median" and present.any():
+        frequency = counts.pixels[present] / counts.in_images[present]
+        weights[present] = np.median(frequency) / frequency
+    elif mode == "log" and present.any():
+        weights[present] = 1 / np.log(1.02 + counts.pixels[present] / counts.pixels.sum())
+    return weights
+
+
+def class_weights(data: SegData, split: str = "train", mode: str = "median") -> torch.Tensor:
+    """(K,) float32 loss weights from the masks of a split; `mode` as in `weights_from_counts`."""
+    if mode == "none":
+        return torch.ones(data.num_classes)
+    return torch.from_numpy(weights_from_counts(count_classes(data, data.pairs(split)), mode)).float()
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +159,7 @@ def choose_calibration(
     pairs = data.pairs(split) if ids is None else _listed(data, ids)
     if not pairs or count < 1:
         raise VssError(f"the calibration set of {data.root} is empty; give at least one training image.")
-    present = _presence(data, pairs)
+    present = count_classes(data, pairs).rows > 0
     picked = list(range(len(pairs))) if ids is not None else _stratified(present, count, seed, data.class_names)
     chosen = tuple(pairs[index] for index in picked)
     shown = present[picked].sum(0)
@@ -118,11 +187,6 @@ def _listed(data: SegData, ids: Sequence[str]) -> list[Pair]:
         if key not in known:
             raise unknown(f"training image of {data.root}", key, list(known)[:5])
     return [known[key] for key in sorted(set(ids))]
-
-
-def _presence(data: SegData, pairs: Sequence[Pair]) -> np.ndarray:
-    """(n, K) bool: which classes each image shows."""
-    return class_counts(data, pairs)[:, : data.num_classes] > 0
 
 
 def _stratified(present: np.ndarray, count: int, seed: int, names: Sequence[str]) -> list[int]:
