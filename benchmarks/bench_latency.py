@@ -207,7 +207,8 @@ def artefact(project: Project, setting: Setting, model: nn.Module, stem: Path) -
         return stem.with_suffix(".safetensors")
     onnx = stem.with_suffix(".onnx")
     export(model, onnx, parity_batches=(1,), **export_options(project, model))
-    setting.engine(onnx, stem).close()
+    with setting.engine(onnx, stem):  # leaves what it has built
+        pass
     return stem.with_name(stem.name + (".engine" if setting.backend == "tensorrt" else ".engine.onnx"))
 
 

@@ -18,6 +18,7 @@ import itertools
 import json
 import logging
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -125,13 +126,14 @@ def rows_of(name: str, path: Path, arguments: argparse.Namespace, folder: Path) 
 
 def times(typing: Typing, files: dict[str, Path], arguments: argparse.Namespace) -> dict[str, Any]:
     """One interleaved run over the files of a network, one image."""
-    sessions = {kind: BACKENDS["onnxruntime"].open(path, threads=arguments.threads) for kind, path in files.items()}
     feed = {"image": typing.images(1, typing.project.preprocess.size, 0).numpy()}
     seconds = 3.0 if arguments.quick else 40.0
-    found = bench(sessions, dict.fromkeys(sessions, feed), min_seconds=min(4.0, seconds), max_seconds=seconds)
-    for session in sessions.values():
-        session.close()
-    return found
+    with ExitStack() as stack:
+        sessions = {
+            kind: stack.enter_context(BACKENDS["onnxruntime"].open(path, threads=arguments.threads))
+            for kind, path in files.items()
+        }
+        return bench(sessions, dict.fromkeys(sessions, feed), min_seconds=min(4.0, seconds), max_seconds=seconds)
 
 
 def _scores(project: Project, result: dict[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from vss.core.environment import environment
 from vss.core.errors import GateFailed, VssError
 from vss.core.files import read_json, write_json
 from vss.core.version import __version__
-from vss.deploy import BACKENDS, Session
+from vss.deploy import BACKENDS
 from vss.run.command import export_checkpoint
 from vss.ship import read, verify
 from vss.ship.check import compare, open_engine
@@ -124,19 +124,19 @@ def write(part: str, found: dict[str, Any]) -> Path:
 def equality(bundle: Path, ports: Ports) -> dict[str, Any]:
     """Largest distance (1 is the tolerance) and share of unequal values, server against local engine, by protocol."""
     manifest = read(bundle)
-    session, names, found = open_engine(bundle, manifest), list(manifest.served()[1]), {}
-    for protocol in PROTOCOLS:
-        client, worst, unequal = Client(protocol, f"{HOST}:{getattr(ports, protocol)}"), 0.0, 0.0
-        for feed in feeds(bundle, manifest):
-            want = readable(session.run(feed))
-            got = client.infer(manifest.name, feed, names)
-            worst = max(worst, compare({name: want[name] for name in names}, got))
-            unequal = max(unequal, *(float((want[name] != got[name]).mean()) for name in names))
-        client.close()
-        found[protocol] = {"distance": worst, "unequal": unequal}
-        if worst > 1:
-            raise GateFailed(f"{manifest.name} over {protocol} is {worst:.2f} tolerances from local inference.")
-    session.close()
+    names, found = list(manifest.served()[1]), {}
+    with open_engine(bundle, manifest) as session:
+        for protocol in PROTOCOLS:
+            client, worst, unequal = Client(protocol, f"{HOST}:{getattr(ports, protocol)}"), 0.0, 0.0
+            for feed in feeds(bundle, manifest):
+                want = readable(session.run(feed))
+                got = client.infer(manifest.name, feed, names)
+                worst = max(worst, compare({name: want[name] for name in names}, got))
+                unequal = max(unequal, *(float((want[name] != got[name]).mean()) for name in names))
+            client.close()
+            found[protocol] = {"distance": worst, "unequal": unequal}
+            if worst > 1:
+                raise GateFailed(f"{manifest.name} over {protocol} is {worst:.2f} tolerances from local inference.")
     return found
 
 
@@ -239,13 +239,12 @@ def write_outside(folder: Path, ckpt: Path, manifest: Manifest) -> None:
     export_checkpoint(
         ckpt, onnx, labels=False, labels_dtype="int32", preprocess=False, size=None, dynamic_size=False, opset=20
     )
-    session: Session = BACKENDS["onnxruntime"].open(onnx)
-    setting = Serving(
-        "plain", session.inputs, session.outputs, manifest.image.mean, manifest.image.std, manifest.classes,
-        **manifest.serving,
-    )  # fmt: skip
+    with BACKENDS["onnxruntime"].open(onnx) as session:
+        setting = Serving(
+            "plain", session.inputs, session.outputs, manifest.image.mean, manifest.image.std, manifest.classes,
+            **manifest.serving,
+        )  # fmt: skip
     write_repository(folder / "plain", "python", setting, onnx)
-    session.close()
 
 
 def _outside(bundle: Path, manifest: Manifest, address: str) -> dict[str, Callable[..., dict[str, Any]]]:

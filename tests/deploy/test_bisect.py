@@ -12,8 +12,7 @@ from onnx import numpy_helper
 
 from tests.deploy.nets import conv_graph
 from vss.core.errors import VssError
-from vss.deploy.quantize.fp16 import kept_nodes, to_fp16
-from vss.deploy.quantize.layers import Net
+from vss.deploy.quantize.layers import Net, kept_nodes, to_fp16
 from vss.deploy.quantize.sensitivity import first_diverging, halve, relative_error, sentence
 
 NAMES = ["stem", "main.0", "main.1", "project", "down", "mix", "head"]

@@ -1,4 +1,4 @@
-"""vss.deploy.quantize.fp16: what is converted, what stays, and that what stays is never rounded on its way."""
+"""vss.deploy.quantize.layers: what is converted, what stays, and that what stays is never rounded on its way."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from onnx import helper, numpy_helper
 from tests.deploy.nets import FLOAT, conv_graph
 from vss.core.errors import NotFinite, VssError
 from vss.deploy import export
-from vss.deploy.quantize.fp16 import kept_nodes, to_fp16
-from vss.deploy.quantize.layers import Net, read_onnx
+from vss.deploy.quantize.layers import Net, kept_nodes, read_onnx, to_fp16
 from vss.deploy.quantize.precision import Precision, export_as
 from vss.models import build
 

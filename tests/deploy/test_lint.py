@@ -35,9 +35,8 @@ from tests.deploy.lint_graphs import (
     value,
 )
 from vss.core.errors import VssError
-from vss.deploy.lint import PLUGINS, Finding, lint
-from vss.deploy.lint.quant import QUANT_RULES
-from vss.deploy.lint.rules import RULES
+from vss.deploy.lint import PLUGINS, QUANT_RULES, Finding, lint
+from vss.deploy.lint_rules import RULES
 
 PLANTED: dict[str, tuple[str, str, Case]] = {
     # rule: (node, words of the detail, graph)

@@ -14,7 +14,8 @@ import torch
 
 from vss.core.errors import NotFinite
 from vss.deploy import BACKENDS, TorchSession, export
-from vss.deploy.probe import check_finite, deciding
+from vss.deploy.backends.base import check_finite
+from vss.deploy.backends.ort import deciding
 
 from .conftest import SIZE
 

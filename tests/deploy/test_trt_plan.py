@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from vss.core.config import parse
 from vss.core.errors import VssError
-from vss.deploy import BuildPlan, BuildSpec, Calibration, Span, spans
+from vss.deploy import BuildPlan, BuildSpec, Span, spans
 from vss.deploy.backends import BACKENDS
-from vss.deploy.backends.trt_plan import commands
+from vss.deploy.backends.trt_plan import OPTIONS, commands
 
 
 @pytest.mark.parametrize(
@@ -48,15 +49,15 @@ def test_a_span_that_is_none(shapes: tuple) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"hardware": "AMPERE"}, r"unknown hardware compatibility 'AMPERE'\. Did you mean 'AMPERE_PLUS'"),
-        ({"workspace_mib": 0}, "workspace_mib is 0; expected a number of MiB"),
-        ({"optimisation_level": 6}, "optimisation_level is 6; expected 0 to 5"),
+        ({"hardware": "AMPERE"}, r"--hardware is 'AMPERE'; Input should be 'NONE', 'SAME_COMPUTE_CAPABILITY' or 'AMPE"),
+        ({"workspace_mib": 0}, "--workspace-mib is 0; Input should be greater than or equal to 1"),
+        ({"optimisation_level": 6}, "--level is 6; Input should be less than or equal to 5"),
         ({"flags": ("INT8",)}, "INT8 is no build option here: the precision is that of the ONNX file"),
     ],
 )
 def test_plans_that_are_refused(arguments: dict, words: str) -> None:
     with pytest.raises(VssError, match=words):
-        BuildPlan(**arguments)
+        parse(BuildPlan, arguments, source="the build plan", flags=OPTIONS)
 
 
 def options(line: str) -> dict[str, list[str]]:
@@ -78,7 +79,7 @@ def test_both_commands_say_the_same() -> None:
         {"a": Span((8, 3), (8, 3), (8, 3)), "b": Span((8,), (8,), (8,))},
     )
     plan = BuildPlan(
-        profiles,
+        profiles=profiles,
         workspace_mib=256,
         optimisation_level=5,
         tf32=False,
@@ -113,25 +114,19 @@ def test_both_commands_say_the_same() -> None:
     ) and "--tf32" not in polygraphy
 
 
-def test_the_commands_of_a_calibrated_build_are_weakly_typed() -> None:
-    plan = BuildPlan(calibration=Calibration([], cache=Path("ranges")))
-    made = commands(plan, Path("m.onnx"), Path("m.engine"), Path("t.cache"))
-    assert {"--int8", "--fp16"} <= set(options(made["trtexec"])) and options(made["trtexec"])["--calib"] == ["ranges"]
-    assert options(made["polygraphy"])["--calibration-cache"] == ["ranges"]
-    assert "--stronglyTyped" not in made["trtexec"] and "--strongly-typed" not in made["polygraphy"]
-
-
 def test_a_plan_as_json_names_files_and_no_folders() -> None:
     plan = BuildPlan(
-        ({"x": Span((1,), (2,), (3,))},), timing_cache=Path("/somewhere/t.cache"), plugins=(Path("/there/p.so"),)
+        profiles=({"x": Span((1,), (2,), (3,))},),
+        timing_cache=Path("/somewhere/t.cache"),
+        plugins=(Path("/there/p.so"),),
     )
     data = plan.to_json()
     assert data["profiles"] == [{"x": {"low": [1], "best": [2], "high": [3]}}]
-    assert (data["timing_cache"], data["plugins"], data["calibration"]) == ("t.cache", ["p.so"], None)
+    assert (data["timing_cache"], data["plugins"]) == ("t.cache", ["p.so"])
 
 
 def test_specs_of_the_wrong_runtime(tmp_path: Path) -> None:
     with pytest.raises(VssError, match="a build plan is for backend tensorrt"):
         BACKENDS["onnxruntime"].build(tmp_path / "m.onnx", tmp_path / "m", BuildSpec(plan=BuildPlan()))
     with pytest.raises(VssError, match="optimise is for backend onnxruntime"):
-        BACKENDS["tensorrt"].build(tmp_path / "m.onnx", tmp_path / "m", BuildSpec("basic"))
+        BACKENDS["tensorrt"].build(tmp_path / "m.onnx", tmp_path / "m", BuildSpec(optimise="basic"))

@@ -1,4 +1,4 @@
-"""vss.deploy.windows: order, stability and ratios, with measures whose times are made up."""
+"""vss.deploy.bench: order, stability and ratios, with measures whose times are made up."""
 
 from __future__ import annotations
 
@@ -10,9 +10,15 @@ import numpy as np
 import pytest
 
 from vss.core.errors import VssError
-from vss.deploy.windows import Timing, interleave, speedup, spread_of
+from vss.deploy.bench import Timing, bench, interleave, speedup, spread_of
 
 FAST = Timing(warmup=2, window_seconds=1e-9, windows=4, spread=0.1, min_seconds=0.0, max_seconds=5.0)
+
+
+def timing(warmup: int, seconds: float, windows: int, spread: float, least: float, most: float) -> Timing:
+    return Timing(
+        warmup=warmup, window_seconds=seconds, windows=windows, spread=spread, min_seconds=least, max_seconds=most
+    )
 
 
 def test_order_is_abba_after_the_warm_up() -> None:
@@ -41,7 +47,7 @@ def test_it_goes_on_until_the_medians_stand_still() -> None:
     def settling() -> tuple[int, ...]:
         return (1000 + max(0, 500 - 10 * next(drift)),)  # constant from call 50 on
 
-    trace = interleave({"a": settling}, Timing(2, 1e-9, 4, 0.01, 0.0, 5.0))
+    trace = interleave({"a": settling}, timing(2, 1e-9, 4, 0.01, 0.0, 5.0))
     assert trace.stable
     assert len(trace.windows["a"]) > 12
     assert trace.spread["a"] <= 0.01
@@ -50,20 +56,32 @@ def test_it_goes_on_until_the_medians_stand_still() -> None:
 def test_what_never_settles_ends_and_says_so() -> None:
     noise = itertools.cycle([1000] * 4 + [3000] * 4)
     start = time.perf_counter()
-    trace = interleave({"a": lambda: (next(noise),)}, Timing(2, 1e-9, 4, 0.05, 0.0, 0.2))
+    trace = interleave(
+        {"a": lambda: (next(noise),)},
+        timing(2, 1e-9, 4, 0.05, 0.0, 0.2),
+    )
     assert not trace.stable
     assert trace.spread["a"] > 0.05
     assert 0.2 <= trace.seconds <= time.perf_counter() - start < 5
 
 
 def test_min_seconds_is_kept() -> None:
-    assert interleave({"a": lambda: (5,)}, Timing(0, 1e-3, 2, 0.5, 0.1, 1.0)).seconds >= 0.1
+    assert (
+        interleave(
+            {"a": lambda: (5,)},
+            timing(0, 1e-3, 2, 0.5, 0.1, 1.0),
+        ).seconds
+        >= 0.1
+    )
 
 
 def test_garbage_collection_is_off_inside_and_back_on_after() -> None:
     seen: set[bool] = set()
     assert gc.isenabled()
-    interleave({"a": lambda: (seen.add(gc.isenabled()) or 7,)}, Timing(0, 1e-9, 2, 0.5, 0.0, 1.0))
+    interleave(
+        {"a": lambda: (seen.add(gc.isenabled()) or 7,)},
+        timing(0, 1e-9, 2, 0.5, 0.0, 1.0),
+    )
     assert seen == {False}
     assert gc.isenabled()
 
@@ -96,7 +114,7 @@ def test_warm_up_of_slow_calls_is_cut_short() -> None:
         time.sleep(0.03)
         return (1,)
 
-    interleave({"a": slow}, Timing(100, 1e-9, 2, 0.5, 0.0, 0.5))
+    interleave({"a": slow}, timing(100, 1e-9, 2, 0.5, 0.0, 0.5))
     assert len(calls) <= 2 + 2 * 2  # the warm-up ends after 50 ms, then two rounds
 
 
@@ -110,8 +128,8 @@ def test_common_drift_cancels() -> None:
 
 @pytest.mark.parametrize("bad", [{"windows": 1}, {"warmup": -1}, {"spread": 0}, {"min_seconds": 9, "max_seconds": 1}])
 def test_bad_settings(bad: dict) -> None:
-    with pytest.raises(VssError):
-        Timing(**bad)
+    with pytest.raises(VssError, match=f"the timing: .*{next(iter(bad))}"):
+        bench({}, {}, **bad)
 
 
 def test_nothing_to_measure() -> None:

@@ -17,9 +17,8 @@ from vss.core.errors import VssError
 from vss.core.files import sha256_file, write_json
 from vss.data.transforms import Preprocess
 from vss.deploy import BACKENDS, export
-from vss.deploy.profile.setting import Setting
+from vss.deploy.profile.setting import Setting, cut_to, first_channels
 from vss.deploy.profile.units import Reading, Shape
-from vss.deploy.profile.variants import cut_to, first_channels
 from vss.prune import find_groups
 from vss.run.explain import Facts, _in_turns, causes, explain, finished, measure, request, rows, summary
 

@@ -106,7 +106,7 @@ def test_float16_that_would_overflow_is_not_kept(
     finished: tuple[Path, dict[str, Any]], street_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(finished[0], tmp_path / "copy")
-    monkeypatch.setattr("vss.deploy.quantize.fp16.LARGEST", 1e-3)
+    monkeypatch.setattr("vss.deploy.quantize.layers.LARGEST", 1e-3)
     report = run(recipe(street_root, kinds=["fp16"], max_drop=6.0), tmp_path / "copy", progress=False)
     for title in TITLES:
         facts = report["precision"][title]

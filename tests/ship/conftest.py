@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,7 @@ def make_run(out: Path, root: Path, *, defect: bool = False, graph: bool = True,
     start = {"miou_pct": metrics["miou_pct"] + (0 if passed else 5)}
     verdict = gate(start, {"miou_pct": metrics["miou_pct"]}, max_drop=1, interval=[4.0, 6.5])
     checks = [{"what": "engine equals its network", **equal}, {"what": "pruned against baseline", **verdict}]
-    artefact = {"backend": "onnxruntime", "spec": asdict(BuildSpec()), "files": files}
+    artefact = {"backend": "onnxruntime", "spec": BuildSpec().model_dump(mode="json"), "files": files}
     row = "engine pruned"
     artefacts = {row: sha256_artefact(out, artefact)}
     if not defect:
@@ -82,7 +81,7 @@ def baseline_engine(out: Path, project: Project, net: torch.nn.Module) -> dict[s
         class_names=project.data.class_names,
     )  # fmt: skip
     BACKENDS["onnxruntime"].build(out / names["onnx"], out / names["engine"], BuildSpec())
-    return sha256_artefact(out, {"backend": "onnxruntime", "spec": asdict(BuildSpec()), "files": names})
+    return sha256_artefact(out, {"backend": "onnxruntime", "spec": BuildSpec().model_dump(mode="json"), "files": names})
 
 
 @pytest.fixture(scope="session")

@@ -81,9 +81,8 @@ def test_a_file_that_must_run_as_written_does_so_everywhere(int8_run: Path, tmp_
     assert parse(bundle / "triton/python/street/config.pbtxt").parameters["as_written"].string_value == "1"
     done = start(bundle, str(bundle / "samples/images"), "--out", str(tmp_path / "out"))
     assert done.returncode == 0 and len(rows(done)) == 2, done.stderr
-    session = open_engine(bundle, manifest)
-    assert session.describe()["optimisation"] == "disabled"
-    session.close()
+    with open_engine(bundle, manifest) as session:
+        assert session.describe()["optimisation"] == "disabled"
 
 
 def test_ranges_that_are_gone_are_named(int8_run: Path, tmp_path: Path) -> None:
@@ -179,8 +178,8 @@ def test_a_plan_comes_back_from_what_was_written_beside_the_engine(tmp_path: Pat
     library.parent.mkdir()
     library.touch()
     profiles = (spans({"image": ["batch", 32, 48, 3]}, batches=(1, 4, 16)),)
-    plan = BuildPlan(profiles, workspace_mib=512, hardware="AMPERE_PLUS", flags=("REFIT",), plugins=(library,))
+    plan = BuildPlan(profiles=profiles, workspace_mib=512, hardware="AMPERE_PLUS", flags=("REFIT",), plugins=(library,))
     assert build_spec({"plan": json.loads(json.dumps(plan.to_json()))}, tmp_path) == BuildSpec(plan=plan)
-    assert build_spec({"optimise": "basic"}, tmp_path) == BuildSpec("basic")
+    assert build_spec({"optimise": "basic"}, tmp_path) == BuildSpec(optimise="basic")
     with pytest.raises(VssError, match="does not know"):
         build_spec({"plan": plan.to_json() | {"magic": 1}}, tmp_path)

@@ -181,12 +181,11 @@ def test_logits_engines_run_too(logits_bundle: Path, tmp_path: Path) -> None:
     manifest = read(logits_bundle)
     done = start(logits_bundle, str(logits_bundle / "samples/images"), "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    session = open_engine(logits_bundle, manifest)
-    for path in manifest.samples.images:
-        pixels = prepare(Image.open(logits_bundle / path).convert("RGB"), manifest.image.model_dump(), False)
-        want = session.run({"image": pixels[None]})["logits"].argmax(1)[0]
-        assert np.array_equal(np.array(Image.open(tmp_path / f"{Path(path).stem}-labels.png")), want)
-    session.close()
+    with open_engine(logits_bundle, manifest) as session:
+        for path in manifest.samples.images:
+            pixels = prepare(Image.open(logits_bundle / path).convert("RGB"), manifest.image.model_dump(), False)
+            want = session.run({"image": pixels[None]})["logits"].argmax(1)[0]
+            assert np.array_equal(np.array(Image.open(tmp_path / f"{Path(path).stem}-labels.png")), want)
 
 
 @pytest.mark.server

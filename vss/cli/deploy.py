@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import tempfile
 from pathlib import Path
@@ -210,19 +209,15 @@ def build(
     if BACKENDS.canonical(backend) != "tensorrt":
         own = ("batch", "sizes", "timing_cache", "plugin", "aot", "dry_run")
         refuse_given(ctx, (*TENSORRT, *own), f"is for --backend tensorrt, and the backend is {backend}")
-        out.print(f"wrote {available(backend).build(onnx, save, BuildSpec(optimise))}")
+        out.print(f"wrote {available(backend).build(onnx, save, BuildSpec(optimise=optimise))}")
         return
     if optimise is not None:
         raise VssError("--optimise is for --backend onnxruntime; tensorrt takes --level.")
     inputs = declared(onnx_file.load(onnx))
     _check_files(ctx, inputs, timing_cache, plugin or [], aot)
-    plan = dataclasses.replace(
-        build_spec(job.build).plan or BuildPlan(),
-        profiles=(spans(inputs, _three("--batch", batch), _sizes(sizes)),),
-        timing_cache=timing_cache,
-        plugins=tuple(plugin or []),
-        aot=aot,
-    )
+    added: dict[str, Any] = {"timing_cache": timing_cache, "plugins": tuple(plugin or []), "aot": aot}
+    added["profiles"] = (spans(inputs, _three("--batch", batch), _sizes(sizes)),)
+    plan = (build_spec(job.build).plan or BuildPlan()).model_copy(update=added)
     if dry_run:
         for name in set(plan.flags) - TRTEXEC_FLAGS.keys():
             raise unknown("--flag of trtexec and polygraphy", name, TRTEXEC_FLAGS)

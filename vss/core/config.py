@@ -15,8 +15,6 @@ from vss.core.yaml12 import Override, overridden, read_yaml
 
 RECIPES = Path(__file__).parent.parent / "run" / "recipes"
 TINY, HUGE = 2.0**-126, 3.4e38  # what float32, in which networks learn, can hold
-
-
 Weight = Annotated[float, Field(ge=0, le=1e6)]  # of a part of a loss in 32 bits
 Side = Annotated[int, Field(ge=1, le=16384)]
 
@@ -256,7 +254,7 @@ class PrecisionConfig(Section):
 
 
 class TensorRTConfig(Section):
-    """How a TensorRT engine is built; see `vss.deploy.BuildPlan`. Precision is none of it."""
+    """How a TensorRT engine is built. Precision is none of it: it is that of the ONNX file."""
 
     workspace_mib: int | None = Field(
         default=None, ge=1, le=1 << 20, description="scratch memory of a layer in MiB; null: all there is"
@@ -296,21 +294,29 @@ class GateConfig(Section):
     )
 
 
-class BenchConfig(Section):
-    """How long to measure, and where."""
+class TimeLimits(Section):
+    """How long to measure."""
 
-    cores: tuple[int, ...] | None = Field(default=None, description="numbers of the cores that threads are pinned to")
     spread: float = Field(default=0.03, gt=0, description="of window medians, up to which a time is stable and printed")
     min_seconds: float = Field(default=2.0, gt=0, description="seconds that measuring takes at least")
     max_seconds: float = Field(default=30.0, gt=0, le=86400, description="seconds after which measuring ends, above 0")
-    batch_size: int = Field(default=1, ge=1, le=65536, description="images per call")
-    images: int = Field(default=16, ge=1, description="real images that go round")
 
     @model_validator(mode="after")
     def _there_is_time(self) -> Self:
         if self.min_seconds > self.max_seconds:
             raise ValueError(f"min_seconds {self.min_seconds} is above max_seconds {self.max_seconds}")
         return self
+
+    def limits(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in TimeLimits.model_fields}
+
+
+class BenchConfig(TimeLimits):
+    """How long to measure, and where."""
+
+    cores: tuple[int, ...] | None = Field(default=None, description="numbers of the cores that threads are pinned to")
+    batch_size: int = Field(default=1, ge=1, le=65536, description="images per call")
+    images: int = Field(default=16, ge=1, description="real images that go round")
 
 
 class Recipe(Section):
@@ -383,8 +389,7 @@ def parse(kind: type[BaseModel], data: dict[str, Any], *, source: str, flags: Ma
 
 
 def _keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
-    """All dotted keys of a section, sub-sections and what is in them included."""
-    keys = []
+    keys = []  # dotted, of sub-sections too
     for field_name, field in kind.model_fields.items():
         name = field.alias or field_name
         nested = field.annotation

@@ -1,7 +1,7 @@
 """From a network to an artefact that runs elsewhere: export, backends, bench, gate. Importing this needs no onnx."""
 
 from vss.deploy.backends import BACKENDS, Backend, Binding, BuildSpec, Session, TorchSession
-from vss.deploy.backends.trt_plan import BuildPlan, Calibration, Span, spans
+from vss.deploy.backends.trt_plan import BuildPlan, Span, spans
 from vss.deploy.bench import bench, bench_end_to_end
 from vss.deploy.export import export
 
@@ -11,7 +11,6 @@ __all__ = [
     "Binding",
     "BuildPlan",
     "BuildSpec",
-    "Calibration",
     "Session",
     "Span",
     "TorchSession",

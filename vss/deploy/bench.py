@@ -1,28 +1,155 @@
-"""Latency of sessions that take turns in one run: the engine alone, and the whole way from a file to labels."""
+"""Latency of sessions that are timed interleaved, in short windows, A B B A, until their medians are stable.
+
+`bench` times the engine alone, `bench_end_to_end` everything from an image file to labels.
+"""
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from pydantic import Field
 from torch import Tensor
 
+from vss.core.config import TimeLimits, parse
 from vss.core.environment import environment
 from vss.core.errors import VssError
 from vss.deploy.backends.base import Session
-from vss.deploy.windows import Measure, Timing, Trace, interleave, speedup
 
 if TYPE_CHECKING:
     from vss.data.transforms import Preprocess
 
+
+MIN_ROUNDS = 4
 STAGES = ("decode", "resize", "feed", "engine", "labels")
+Measure = Callable[[], tuple[int, ...]]
+"""One timed call: nanoseconds per stage."""
+
+
+class Timing(TimeLimits):
+    """How long to measure, and in which windows.
+
+    The warm-up is cut short, to one call at least, when it takes longer than a tenth of `max_seconds`; one more untimed
+    call opens every window, so that the threads of the runtime that ran before have stopped spinning. At `max_seconds`
+    the measurement ends unstable.
+    """
+
+    min_seconds: float = Field(default=2.0, ge=0)
+    max_seconds: float = Field(default=60.0, gt=0, le=86400)
+    warmup: int = Field(default=10, ge=0, description="untimed calls per session before anything is timed")
+    window_seconds: float = Field(
+        default=0.25, gt=0, description="of one session; shorter where `windows` of them do not fit into max_seconds"
+    )
+    windows: int = Field(default=8, ge=2, description="the last so many of each session decide on stability")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What was measured, by session.
+
+    Attributes:
+        windows: one (calls, stages) int64 array of nanoseconds per window, in order; equal counts.
+        stable: whether `spread` is within the limit for every session.
+        spread: interquartile range of the medians of the last windows over their median.
+        seconds: wall time without the warm-up.
+        cold: nanoseconds of the very first call here; None without a warm-up.
+    """
+
+    windows: dict[str, list[np.ndarray]]
+    stable: bool
+    spread: dict[str, float]
+    seconds: float
+    cold: dict[str, int | None]
+
+
+def interleave(measures: Mapping[str, Measure], timing: Timing) -> Trace:
+    """Time all measures interleaved; the order is reversed in every second round, so that drift cancels (A B B A)."""
+    if not measures:
+        raise VssError("nothing to measure: give at least one session.")
+    windows: dict[str, list[np.ndarray]] = {name: [] for name in measures}
+    cold = {name: _warm_up(measure, timing) for name, measure in measures.items()}
+    names, stable, spread = list(measures), False, dict.fromkeys(measures, float("inf"))
+    window = min(timing.window_seconds, timing.max_seconds / (2 * timing.windows * len(measures)))
+    with _no_collection():
+        start = time.perf_counter()
+        while True:
+            for order in (names, names[::-1]):
+                for name in order:
+                    windows[name].append(_window(measures[name], window))
+            elapsed = time.perf_counter() - start
+            if len(next(iter(windows.values()))) >= timing.windows:
+                spread = {name: spread_of(each[-timing.windows :]) for name, each in windows.items()}
+                stable = max(spread.values()) <= timing.spread
+            if (stable and elapsed >= timing.min_seconds) or elapsed >= timing.max_seconds:
+                return Trace(windows, stable, spread, elapsed, cold)
+
+
+def _warm_up(measure: Measure, timing: Timing) -> int | None:
+    """Nanoseconds of the first call."""
+    end, first = time.perf_counter() + timing.max_seconds / 10, None
+    for _ in range(timing.warmup):
+        took = sum(measure())
+        first = took if first is None else first
+        if time.perf_counter() > end:
+            break
+    return first
+
+
+def spread_of(windows: list[np.ndarray]) -> float:
+    """Interquartile range of the window medians over their median; (calls, stages) arrays of nanoseconds."""
+    medians = np.array([np.median(window.sum(1)) for window in windows])
+    low, middle, high = np.percentile(medians, [25, 50, 75])
+    return float((high - low) / middle)
+
+
+def _window(measure: Measure, seconds: float) -> np.ndarray:
+    measure()
+    end = time.perf_counter_ns() + int(seconds * 1e9)
+    calls = [measure()]
+    while time.perf_counter_ns() < end:
+        calls.append(measure())
+    return np.array(calls, dtype=np.int64)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection inside of a timed window, as timeit does it."""
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def speedup(
+    baseline: list[np.ndarray], candidate: list[np.ndarray], *, samples: int = 500, seed: int = 0
+) -> dict[str, float | None]:
+    """`ratio` of the pooled medians over windows of the same rounds, above 1 when the candidate is faster, and its 95 %
+    bootstrap interval over rounds, `low` and `high`, None below `MIN_ROUNDS`, where it would look narrower than it is.
+    """
+    rounds = len(baseline)
+    before, after = ([window.sum(1) for window in each] for each in (baseline, candidate))
+    if rounds < MIN_ROUNDS:
+        return {"ratio": _ratio(before, after), "low": None, "high": None}
+    picks = np.random.default_rng(seed).integers(0, rounds, (samples, rounds))
+    ratios = [_ratio([before[i] for i in pick], [after[i] for i in pick]) for pick in picks]
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return {"ratio": _ratio(before, after), "low": float(low), "high": float(high)}
+
+
+def _ratio(before: list[np.ndarray], after: list[np.ndarray]) -> float:
+    return float(np.median(np.concatenate(before)) / np.median(np.concatenate(after)))
 
 
 class StagedPredictor(Protocol):
@@ -38,12 +165,7 @@ def bench(
     feeds: Mapping[str, Mapping[str, np.ndarray]],
     *,
     against: Mapping[str, str] | None = None,
-    warmup: int = 10,
-    window_seconds: float = 0.25,
-    windows: int = 8,
-    spread: float = 0.03,
-    min_seconds: float = 2.0,
-    max_seconds: float = 60.0,
+    **timing: float,
 ) -> dict[str, Any]:
     """Time `session.run` (with the copies it makes), all sessions interleaved in one run.
 
@@ -51,7 +173,7 @@ def bench(
         sessions: name -> session; the first is the baseline of the speed-ups.
         feeds: name -> what to feed that session; the same images for all, or the ratio means nothing.
         against: name -> another name, for further speed-ups than those over the first.
-        warmup, window_seconds, windows, spread, min_seconds, max_seconds: see `vss.deploy.windows.Timing`.
+        timing: fields of `Timing`: spread, min_seconds, max_seconds, warmup, window_seconds, windows.
 
     Returns:
         JSON-ready: `kind` "vss.bench", `schema`, `mode` "engine", `stable`, `baseline`, `rounds`, `seconds`, `timing`,
@@ -68,10 +190,10 @@ def bench(
     batches = {name: len(next(iter(feed.values()))) for name, feed in feeds.items()}
     if len(set(batches.values())) > 1:
         raise VssError(f"batches differ ({batches}); a speed-up compares equal work.")
-    timing = Timing(warmup, window_seconds, windows, spread, min_seconds, max_seconds)
+    settings: Timing = parse(Timing, timing, source="the timing")
     before = environment()
-    trace = interleave({name: _engine(session, feeds[name]) for name, session in sessions.items()}, timing)
-    result = _result("engine", trace, timing, batches, before)
+    trace = interleave({name: _engine(session, feeds[name]) for name, session in sessions.items()}, settings)
+    result = _result("engine", trace, settings, batches, before)
     for name, row in result["sessions"].items():
         row["describe"] = sessions[name].describe()
     if against:
@@ -82,26 +204,25 @@ def bench(
 
 
 def bench_end_to_end(
-    predictors: Mapping[str, StagedPredictor], paths: Sequence[Path], preprocess: Preprocess, **timing: Any
+    predictors: Mapping[str, StagedPredictor], paths: Sequence[Path], preprocess: Preprocess, **timing: float
 ) -> dict[str, Any]:
-    """Time the way from an image file to labels, one image at a time, predictors interleaved in one run.
+    """Time everything from an image file to labels, one image at a time, predictors interleaved in one run.
 
     Stages: `decode` (file to RGB), `resize` (to uint8 at the engine's size), `feed` (normalise or reorder, copy),
     `engine` (`session.run` with its copies), `labels` (argmax, when the engine gives logits).
 
     Args:
         predictors: name -> `vss.train.evaluate.engine_predictor(...)`; the first is the baseline.
-        paths: image files, taken in turn; each predictor goes through all of them in the same order.
-        timing: arguments of `vss.deploy.windows.Timing`.
+        paths: image files; each predictor goes through all of them in the same order.
 
     Returns:
         As `bench`, with `mode` "end_to_end" and per session `stages_ms_p50` {stage: ms}.
     """
     if not paths:
         raise VssError("no image files to measure with.")
-    settings = Timing(**timing)
+    settings: Timing = parse(Timing, timing, source="the timing")
     before = environment()
-    measures = {name: _whole_way(predictor, paths, preprocess) for name, predictor in predictors.items()}
+    measures = {name: _end_to_end(predictor, paths, preprocess) for name, predictor in predictors.items()}
     trace = interleave(measures, settings)
     result = _result("end_to_end", trace, settings, dict.fromkeys(predictors, 1), before)
     for name, row in result["sessions"].items():
@@ -119,7 +240,7 @@ def _engine(session: Session, feed: Mapping[str, np.ndarray]) -> Measure:
     return measure
 
 
-def _whole_way(predictor: StagedPredictor, paths: Sequence[Path], preprocess: Preprocess) -> Measure:
+def _end_to_end(predictor: StagedPredictor, paths: Sequence[Path], preprocess: Preprocess) -> Measure:
     from vss.data.images import open_rgb
 
     files = itertools.cycle(paths)
@@ -155,7 +276,7 @@ def _result(
         "baseline": baseline,
         "rounds": len(trace.windows[baseline]),
         "seconds": trace.seconds,
-        "timing": asdict(timing),
+        "timing": timing.model_dump(),
         "sessions": {
             name: {
                 **latency(windows, batches[name]),
@@ -200,10 +321,8 @@ def unsteady(result: Mapping[str, Any]) -> dict[str, float]:
 
 @contextmanager
 def pinned(cores: Sequence[int] | None) -> Iterator[None]:
-    """All threads of this process on these cores, and back; threads that start inside stay there. None: as it is.
-
-    Raises:
-        VssError: a core that this process may not use, or a system that cannot pin.
+    """All threads of this process on these cores, and back; threads that start inside stay there. None: as it is. Cores
+    that this process may not use, and systems that cannot pin, are refused.
     """
     if cores is None:
         yield

@@ -13,6 +13,10 @@ from vss.ops import onnx_nodes
 if TYPE_CHECKING:
     from vss.data.transforms import Preprocess
 
+Declared = tuple[str, tuple[int | str, ...]]
+"""What a file declares of an input or output: dtype name, and an int or a symbol per dimension."""
+PREFIX = "model."
+"""Of the names of parameters in an exported file: they belong to `SegGraph.model`."""
 LABEL_DTYPES = {"int32": torch.int32, "uint8": torch.uint8}
 
 
@@ -75,9 +79,12 @@ class SegGraph(nn.Module):
         if self.half_in:
             image = image.to(torch.float16, memory_format=torch.channels_last)
         if not self.labels:
-            return _float(self.model(image)) if self.half_in else self.model(image)
+            found: Tensor | tuple[Tensor, Tensor] = self.model(image)
+            return _float(found) if self.half_in else found
+        labels: Tensor
         if self.native:
-            return self.model.predict(image).to(self.dtype)
+            labels = self.model.predict(image)
+            return labels.to(self.dtype)
         if onnx_nodes.writes_nodes():
             logits = self.model.forward_logits(image)
             labels = onnx_nodes.seg_argmax_node(logits, image, self.model.align_corners)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vss.core.errors import VssError, need
+from vss.deploy.graph import Declared
 from vss.ops.onnx_nodes import DOMAIN
 
 FLOAT, UINT8 = 1, 2  # onnx.TensorProto
@@ -38,11 +39,9 @@ def clean(model: Any, metadata: Mapping[str, str]) -> tuple[Any, dict[str, Any]]
 
 
 def resize_by_scales(graph: Any) -> int:
-    """Give every Resize constant scales instead of sizes computed from the batch, where that is exact.
-
-    The exporter writes sizes as Concat(Shape(x)[0:2], (H, W)): shape arithmetic at run time. With known H and W the
-    ratio is a constant; it replaces the sizes when float32 holds it exactly, so that the sampled coordinates stay the
-    same bit for bit.
+    """Give every Resize constant scales instead of sizes computed from the batch, where float32 holds the ratio
+    exactly, so that the sampled coordinates stay the same bit for bit. (The exporter writes Concat(Shape(x)[0:2], (H,
+    W)).)
     """
     gs = need("onnx_graphsurgeon", "export")
     changed = 0
@@ -149,10 +148,9 @@ def _drop_notes(model: Any) -> None:
     del graph.metadata_props[:]
 
 
-def check(model: Any, inputs: Mapping[str, tuple], outputs: Mapping[str, tuple]) -> None:
-    """onnx.checker with shape inference, and the declared dims: (dtype name, dims) with int or symbol name per dim.
-
-    Raises `VssError` when a dimension that was asked to be dynamic came out fixed, or the other way round.
+def check(model: Any, inputs: Mapping[str, Declared], outputs: Mapping[str, Declared]) -> None:
+    """onnx.checker with shape inference, and the declared (dtype name, dims), int or symbol per dim, as they were asked
+    for.
     """
     onnx = need("onnx", "export")
     try:
@@ -165,7 +163,7 @@ def check(model: Any, inputs: Mapping[str, tuple], outputs: Mapping[str, tuple])
             raise VssError(f"the exported graph declares {declared}; expected {dict(wanted)}.")
 
 
-def _declared(onnx: Any, value: Any) -> tuple[str, tuple[int | str, ...]]:
+def _declared(onnx: Any, value: Any) -> Declared:
     tensor = value.type.tensor_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
     return dtype, tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)
@@ -176,155 +174,143 @@ def _declared(onnx: Any, value: Any) -> tuple[str, tuple[int | str, ...]]:
 
 def add_bodies(model: Any) -> list[str]:
     """Give every plugin node of a ModelProto its body; returns the names of the ops. Raises where there is none."""
-    onnx = need("onnx", "export")
-    nodes = [node for node in model.graph.node if node.domain == DOMAIN]
+    parser = need("onnx", "export").parser
+    nodes = {node.op_type: node for node in reversed(model.graph.node) if node.domain == DOMAIN}
     if not nodes:
         raise VssError(
             "nothing in this graph has a plugin: end it in labels, or export a network with pooling indices (segnet)."
         )
     opset = next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
-    for name in sorted({node.op_type for node in nodes}):
-        first = next(node for node in nodes if node.op_type == name)
-        model.functions.append(BODIES[name](_Body(onnx, name, opset), first))
-    return sorted({node.op_type for node in nodes})
+    for name in sorted(nodes):
+        text = BODIES[name](nodes[name])
+        model.functions.append(parser.parse_function(f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n{text}'))
+    return sorted(nodes)
 
 
-class _Body:
-    """Collects the nodes of one function; a name of a tensor is its meaning."""
-
-    def __init__(self, onnx: Any, name: str, opset: int) -> None:
-        self._onnx, self._helper, self._name, self._opset = onnx, onnx.helper, name, opset
-        self._nodes: list[Any] = []
-
-    def op(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        self._nodes.append(self._helper.make_node(kind, inputs, [output], **attributes))
-        return output
-
-    def ints(self, values: list[int], output: str) -> str:
-        return self.op("Constant", [], output, value_ints=values)
-
-    def attribute(self, name: str) -> str:
-        """An integer attribute of the node as a tensor of one element."""
-        node = self._helper.make_node("Constant", [], [f"{name}_scalar"])
-        kind = self._onnx.AttributeProto
-        node.attribute.append(kind(name="value_int", ref_attr_name=name, type=kind.INT))
-        self._nodes.append(node)
-        return self.op("Reshape", [f"{name}_scalar", "one"], name)
-
-    def function(self, inputs: list[str], outputs: list[str], attributes: list[str]) -> Any:
-        opsets = [self._helper.make_opsetid("", self._opset)]
-        return self._helper.make_function(DOMAIN, self._name, inputs, outputs, self._nodes, opsets, attributes)
-
-
-def _seg_argmax(body: _Body, node: Any) -> Any:
+def _seg_argmax(node: Any) -> str:
     """Resize, ArgMax, Cast; the size from attributes, or from a second input."""
-    settings = {each.name: each.i for each in node.attribute}
-    inputs = ["logits", "like"][: len(node.input)]
-    if len(inputs) == 2:
-        body.op("Shape", ["like"], "size", start=2, end=4)
-    else:
-        body.ints([1], "one")
-        body.op("Concat", [body.attribute("out_h"), body.attribute("out_w")], "size", axis=0)
-    body.op("Shape", ["logits"], "maps", start=0, end=2)
-    body.op("Concat", ["maps", "size"], "sizes", axis=0)
-    rule = "align_corners" if settings["align_corners"] else "half_pixel"
-    body.op("Resize", ["logits", "", "", "sizes"], "scores", mode="linear", coordinate_transformation_mode=rule)
-    body.op("ArgMax", ["scores"], "wide", axis=1, keepdims=0)
-    body.op("Cast", ["wide"], "labels", to=6)  # INT32
-    return body.function(inputs, ["labels"], ["out_h", "out_w", "align_corners"])
+    corners = next(each.i for each in node.attribute if each.name == "align_corners")
+    text = SEG_ARGMAX_LIKE if len(node.input) == 2 else SEG_ARGMAX
+    return text + LABELS.replace("RULE", "align_corners" if corners else "half_pixel")
 
 
-def _max_pool(body: _Body, node: Any) -> Any:
-    """The four values of a 2x2 window side by side: their maximum, and where it is."""
-    body.ints([1], "one")
-    body.ints([2], "two")
-    body.ints([2, 2], "pair")
-    body.ints([0, 0], "start")
-    body.ints([2, 3], "sides")
-    body.ints([4], "four")
-    body.ints([0], "nil")
-    body.op("Shape", ["x"], "maps", start=0, end=2)
-    body.op("Shape", ["x"], "size", start=2, end=4)
-    body.op("Div", ["size", "pair"], "small")
-    body.op("Mul", ["small", "pair"], "even")
-    body.op("Slice", ["x", "start", "even", "sides"], "filled")
-    body.op("Slice", ["small", "nil", "one"], "rows")
-    body.op("Slice", ["small", "one", "two"], "columns")
-    body.op("Concat", ["maps", "rows", "two", "columns", "two"], "split", axis=0)
-    body.op("Reshape", ["filled", "split"], "windows")
-    body.op("Transpose", ["windows"], "gathered", perm=[0, 1, 2, 4, 3, 5])
-    body.op("Concat", ["maps", "small", "four"], "flat", axis=0)
-    body.op("Reshape", ["gathered", "flat"], "phases")
-    body.ints([-1], "last")
-    body.op("ReduceMax", ["phases", "last"], "y", keepdims=0)
-    body.op("ArgMax", ["phases"], "phase", axis=4, keepdims=0)
-    return _places(body)
-
-
-def _places(body: _Body) -> Any:
-    """place = (2 row + phase / 2) * W + 2 column + phase % 2, in int64 until the end."""
-    body.op("Constant", [], "zero", value_int=0)
-    body.op("Constant", [], "step", value_int=1)
-    body.op("Constant", [], "double", value_int=2)
-    body.op("Slice", ["size", "one", "two"], "width")
-    for side, shape in (("rows", [-1, 1]), ("columns", [1, -1])):
-        body.op("Squeeze", [side], f"{side}_count")
-        body.op("Range", ["zero", f"{side}_count", "step"], f"{side}_line")
-        body.ints(shape, f"{side}_shape")
-        body.op("Reshape", [f"{side}_line", f"{side}_shape"], f"{side}_at")
-        body.op("Mul", [f"{side}_at", "double"], f"{side}_twice")
-    body.op("Div", ["phase", "double"], "down")
-    body.op("Mod", ["phase", "double"], "right")
-    body.op("Add", ["rows_twice", "down"], "line")
-    body.op("Mul", ["line", "width"], "line_start")
-    body.op("Add", ["columns_twice", "right"], "column")
-    body.op("Add", ["line_start", "column"], "place")
-    body.op("Cast", ["place"], "places", to=6)  # INT32
-    return body.function(["x"], ["y", "places"], ["kernel"])
-
-
-def _max_unpool(body: _Body, node: Any) -> Any:
-    """Each value in its phase of a 2x2 window and zero in the other three; odd sizes are padded."""
-    body.ints([1], "one")
-    body.ints([2], "two")
-    body.ints([3], "three")
-    body.ints([4], "four")
-    body.ints([-1], "last")
-    body.ints([0], "nil")
-    body.op("Shape", ["x"], "shape")
-    body.op("Slice", ["shape", "three", "four"], "columns")
-    body.op("Mul", ["columns", "two"], "even_width")
-    body.op("Add", ["even_width", body.attribute("extra_w")], "width")
-    body.op("Cast", ["places"], "place", to=7)  # INT64
-    body.op("Div", ["place", "width"], "row")
-    body.op("Mod", ["place", "width"], "column")
-    body.op("Mod", ["row", "two"], "down")
-    body.op("Mod", ["column", "two"], "right")
-    body.op("Mul", ["down", "two"], "down_twice")
-    body.op("Add", ["down_twice", "right"], "phase")
-    body.op("Unsqueeze", ["phase", "last"], "phase_at")
-    body.ints([0, 1, 2, 3], "each")
-    body.op("Equal", ["phase_at", "each"], "here")
-    body.op("Unsqueeze", ["x", "last"], "value")
-    body.op("Constant", [], "nought", value_float=0.0)
-    body.op("CastLike", ["nought", "x"], "nothing")
-    body.op("Where", ["here", "value", "nothing"], "phases")
-    body.op("Concat", ["shape", "two", "two"], "split", axis=0)
-    body.op("Reshape", ["phases", "split"], "windows")
-    body.op("Transpose", ["windows"], "gathered", perm=[0, 1, 2, 4, 3, 5])
-    body.op("Slice", ["shape", "nil", "two"], "maps")
-    body.op("Slice", ["shape", "two", "four"], "small")
-    body.op("Mul", ["small", "two"], "even")
-    body.op("Concat", ["maps", "even"], "whole", axis=0)
-    body.op("Reshape", ["gathered", "whole"], "filled")
-    body.ints([0, 0, 0, 0, 0, 0], "before")
-    body.op("Concat", ["before", body.attribute("extra_h"), "extra_w"], "pads", axis=0)
-    body.op("Pad", ["filled", "pads", "nothing"], "y")
-    return body.function(["x", "places"], ["y"], ["extra_h", "extra_w"])
-
-
-BODIES: dict[str, Callable[[_Body, Any], Any]] = {
-    "VssMaxPool": _max_pool,
-    "VssMaxUnpool": _max_unpool,
+# In ONNX's own text syntax; Cast to 6 is INT32, to 7 INT64.
+SEG_ARGMAX = """\
+VssSegArgmax <out_h, out_w, align_corners> (logits) => (labels) {
+    one = Constant <value_ints = [1]> ()
+    out_h_scalar = Constant <value_int: int = @out_h> ()
+    out_h = Reshape (out_h_scalar, one)
+    out_w_scalar = Constant <value_int: int = @out_w> ()
+    out_w = Reshape (out_w_scalar, one)
+    size = Concat <axis = 0> (out_h, out_w)
+"""
+SEG_ARGMAX_LIKE = """\
+VssSegArgmax <out_h, out_w, align_corners> (logits, like) => (labels) {
+    size = Shape <end = 4, start = 2> (like)
+"""
+LABELS = """\
+    maps = Shape <end = 2, start = 0> (logits)
+    sizes = Concat <axis = 0> (maps, size)
+    scores = Resize <coordinate_transformation_mode = "RULE", mode = "linear"> (logits, , , sizes)
+    wide = ArgMax <axis = 1, keepdims = 0> (scores)
+    labels = Cast <to = 6> (wide)
+}
+"""
+MAX_POOL = """\
+VssMaxPool <kernel> (x) => (y, places) {
+    one = Constant <value_ints = [1]> ()
+    two = Constant <value_ints = [2]> ()
+    pair = Constant <value_ints = [2, 2]> ()
+    start = Constant <value_ints = [0, 0]> ()
+    sides = Constant <value_ints = [2, 3]> ()
+    four = Constant <value_ints = [4]> ()
+    nil = Constant <value_ints = [0]> ()
+    maps = Shape <end = 2, start = 0> (x)
+    size = Shape <end = 4, start = 2> (x)
+    small = Div (size, pair)
+    even = Mul (small, pair)
+    filled = Slice (x, start, even, sides)
+    rows = Slice (small, nil, one)
+    columns = Slice (small, one, two)
+    split = Concat <axis = 0> (maps, rows, two, columns, two)
+    windows = Reshape (filled, split)
+    gathered = Transpose <perm = [0, 1, 2, 4, 3, 5]> (windows)
+    flat = Concat <axis = 0> (maps, small, four)
+    phases = Reshape (gathered, flat)
+    last = Constant <value_ints = [-1]> ()
+    y = ReduceMax <keepdims = 0> (phases, last)
+    phase = ArgMax <axis = 4, keepdims = 0> (phases)
+    zero = Constant <value_int = 0> ()
+    step = Constant <value_int = 1> ()
+    double = Constant <value_int = 2> ()
+    width = Slice (size, one, two)
+    rows_count = Squeeze (rows)
+    rows_line = Range (zero, rows_count, step)
+    rows_shape = Constant <value_ints = [-1, 1]> ()
+    rows_at = Reshape (rows_line, rows_shape)
+    rows_twice = Mul (rows_at, double)
+    columns_count = Squeeze (columns)
+    columns_line = Range (zero, columns_count, step)
+    columns_shape = Constant <value_ints = [1, -1]> ()
+    columns_at = Reshape (columns_line, columns_shape)
+    columns_twice = Mul (columns_at, double)
+    down = Div (phase, double)
+    right = Mod (phase, double)
+    line = Add (rows_twice, down)
+    line_start = Mul (line, width)
+    column = Add (columns_twice, right)
+    place = Add (line_start, column)
+    places = Cast <to = 6> (place)
+}
+"""
+"""The four values of a 2x2 window side by side: their maximum, and where it is, (2 row + phase / 2) * W + 2 column +
+phase % 2."""
+MAX_UNPOOL = """\
+VssMaxUnpool <extra_h, extra_w> (x, places) => (y) {
+    one = Constant <value_ints = [1]> ()
+    two = Constant <value_ints = [2]> ()
+    three = Constant <value_ints = [3]> ()
+    four = Constant <value_ints = [4]> ()
+    last = Constant <value_ints = [-1]> ()
+    nil = Constant <value_ints = [0]> ()
+    shape = Shape (x)
+    columns = Slice (shape, three, four)
+    even_width = Mul (columns, two)
+    extra_w_scalar = Constant <value_int: int = @extra_w> ()
+    extra_w = Reshape (extra_w_scalar, one)
+    width = Add (even_width, extra_w)
+    place = Cast <to = 7> (places)
+    row = Div (place, width)
+    column = Mod (place, width)
+    down = Mod (row, two)
+    right = Mod (column, two)
+    down_twice = Mul (down, two)
+    phase = Add (down_twice, right)
+    phase_at = Unsqueeze (phase, last)
+    each = Constant <value_ints = [0, 1, 2, 3]> ()
+    here = Equal (phase_at, each)
+    value = Unsqueeze (x, last)
+    nought = Constant <value_float = 0.0> ()
+    nothing = CastLike (nought, x)
+    phases = Where (here, value, nothing)
+    split = Concat <axis = 0> (shape, two, two)
+    windows = Reshape (phases, split)
+    gathered = Transpose <perm = [0, 1, 2, 4, 3, 5]> (windows)
+    maps = Slice (shape, nil, two)
+    small = Slice (shape, two, four)
+    even = Mul (small, two)
+    whole = Concat <axis = 0> (maps, even)
+    filled = Reshape (gathered, whole)
+    before = Constant <value_ints = [0, 0, 0, 0, 0, 0]> ()
+    extra_h_scalar = Constant <value_int: int = @extra_h> ()
+    extra_h = Reshape (extra_h_scalar, one)
+    pads = Concat <axis = 0> (before, extra_h, extra_w)
+    y = Pad (filled, pads, nothing)
+}
+"""
+"""Each value in its phase of a 2x2 window and zero in the other three; odd sizes are padded."""
+BODIES: dict[str, Callable[[Any], str]] = {
+    "VssMaxPool": lambda node: MAX_POOL,
+    "VssMaxUnpool": lambda node: MAX_UNPOOL,
     "VssSegArgmax": _seg_argmax,
 }

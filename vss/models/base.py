@@ -33,7 +33,7 @@ class SegModel(nn.Module):
         dynamic_multiple: `size_multiple` must be a multiple of this in an export of one graph for many sizes.
         align_corners: the corner rule of the final resize.
         jumps: rounding can move whole values to another pixel (pooling indices at near-ties), so that a few outputs
-            of an engine may differ by more than rounding; `vss.deploy.parity` compares accordingly.
+            of an engine may differ by more than rounding; `vss.deploy.export` compares accordingly.
         task: "segmentation", or "defect" for networks that give a decision and a map (`DefectModel`).
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from vss.core.files import parse_json
 from vss.data import Preprocess, require_classes
 from vss.deploy import BACKENDS, Session, bench
 from vss.deploy.backends import available
-from vss.deploy.probe import check_finite
+from vss.deploy.backends.base import check_finite
 from vss.deploy.quantize.precision import Precision, export_as
 from vss.prune import count
 from vss.run.project import Project, project_of
@@ -299,16 +300,17 @@ def bench_engines(
             f"{candidate} has its precision and its place in it; --device and --precision are of checkpoints."
         )
     in_torch = {"device": device, "precision": precision, "cuda_graph": device.startswith("cuda")}
-    sessions = {name: _session(path, backend, threads, in_torch) for name, path in paths.items() if path is not None}
     rng = np.random.default_rng(0)
-    feeds = {name: {key: _noise(rng, b, batch) for key, b in s.inputs.items()} for name, s in sessions.items()}
-    try:
+    with ExitStack() as stack:
+        sessions = {
+            name: stack.enter_context(_session(path, backend, threads, in_torch))
+            for name, path in paths.items()
+            if path is not None
+        }
+        feeds = {name: {key: _noise(rng, b, batch) for key, b in s.inputs.items()} for name, s in sessions.items()}
         for name, session in sessions.items():
             check_finite(session, feeds[name], str(paths[name]))
         return bench(sessions, feeds, max_seconds=max_seconds, min_seconds=min(2.0, max_seconds))
-    finally:
-        for session in sessions.values():
-            session.close()
 
 
 def _session(path: Path, backend: str | None, threads: int | None, in_torch: dict[str, Any]) -> Session:

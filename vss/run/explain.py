@@ -24,12 +24,10 @@ from vss.core.files import sha256_file
 from vss.core.report import read_report
 from vss.deploy.backends import build_spec
 from vss.deploy.onnx_file import load
-from vss.deploy.profile.modules import bandwidth
-from vss.deploy.profile.setting import PLAIN, Setting
-from vss.deploy.profile.subject import read_file
+from vss.deploy.profile.setting import PLAIN, Setting, SlicedVariants
+from vss.deploy.profile.subject import bandwidth, read_file
 from vss.deploy.profile.table import LatencyTable, plot_cliffs
 from vss.deploy.profile.units import Graph, Reading, Shape, anchor, unit_shapes, usable_threads
-from vss.deploy.profile.variants import SlicedVariants
 from vss.prune.plan import Group, Plan
 
 ROUNDED = {"up 4": (4, True), "up 8": (8, True), "up 16": (16, True), "down 8": (8, False), "down 16": (16, False)}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -201,16 +202,15 @@ class Job:
             exported = export(model, self.out / onnx, **export_options(project, model))
             backend, spec = available(recipe.build.backend), build_spec(recipe.build)
             backend.build(self.out / onnx, self.out / artefact, spec)
-            session = backend.open(self.out / artefact, threads=recipe.build.threads)
-            metrics = project.score(engine_predictor(session, project.preprocess))
-            session.close()
+            with backend.open(self.out / artefact, threads=recipe.build.threads) as session:
+                metrics = project.score(engine_predictor(session, project.preprocess))
             self.write_images(images, metrics)
             return {
                 "export": exported,
                 "metrics": metrics,
                 "artefact": {
                     "backend": backend.name,
-                    "spec": asdict(spec),
+                    "spec": spec.model_dump(mode="json"),
                     "files": {"onnx": onnx, "engine": artefact, "scores": images},
                 },
                 "inspector": inspected(self.out / artefact),
@@ -253,21 +253,21 @@ class Job:
             backend = available(recipe.build.backend)
             paths = {"engine baseline": "engine/baseline.engine.onnx", "engine pruned": "engine/finetuned.engine.onnx"}
             paths |= references
-            sessions = {
-                name: backend.open(self.out / path, threads=recipe.build.threads) for name, path in paths.items()
-            }
             split = project.split(recipe.split)
             pixels = np.stack([split[i % len(split)]["image"].numpy() for i in range(config.batch_size)])
-            predictors = {name: engine_predictor(s, project.preprocess) for name, s in sessions.items()}
+            limits = config.limits()
+            files = [split.pairs[i].image for i in spread(split.pairs, config.images)]
             import torch
 
-            feeds = {name: p.feed(torch.from_numpy(pixels)) for name, p in predictors.items()}
-            limits: dict[str, Any] = {key: getattr(config, key) for key in ("min_seconds", "max_seconds", "spread")}
-            engine = bench(sessions, feeds, **limits)
-            files = [split.pairs[i].image for i in spread(split.pairs, config.images)]
-            whole = bench_end_to_end(predictors, files, project.preprocess, **limits)
-            for session in sessions.values():
-                session.close()
+            with ExitStack() as stack:
+                sessions = {
+                    name: stack.enter_context(backend.open(self.out / path, threads=recipe.build.threads))
+                    for name, path in paths.items()
+                }
+                predictors = {name: engine_predictor(s, project.preprocess) for name, s in sessions.items()}
+                feeds = {name: p.feed(torch.from_numpy(pixels)) for name, p in predictors.items()}
+                engine = bench(sessions, feeds, **limits)
+                whole = bench_end_to_end(predictors, files, project.preprocess, **limits)
             ratio = engine["speedup"]["engine pruned"]["ratio"]
             noisy = noise(engine) or noise(whole)
             detail = noisy or f"{ratio:.2f}x on {backend.name}"
@@ -284,15 +284,13 @@ class Job:
         recipe, project = self.recipe, self.project
 
         def work() -> Result:
-            session = available(recipe.build.backend).open(
-                self.out / "engine/finetuned.engine.onnx", threads=recipe.build.threads
-            )
             nets = {name: checkpoint.load(self.out / f"{name}.safetensors") for name in ("baseline", "pruned")}
             predictors = {name: project.task.predictor(net) for name, net in nets.items()}
-            predictors["engine"] = engine_predictor(session, project.preprocess)
             scores = {"engine": self.step.result("engine-finetuned")["metrics"]}
-            pictures = project.task.pictures(self.out, predictors, scores)
-            session.close()
+            path, backend = self.out / "engine/finetuned.engine.onnx", available(recipe.build.backend)
+            with backend.open(path, threads=recipe.build.threads) as session:
+                predictors["engine"] = engine_predictor(session, project.preprocess)
+                pictures = project.task.pictures(self.out, predictors, scores)
             return pictures | {"detail": f"{len(pictures['files'])} pictures"}
 
         after = ["evaluate-baseline", "evaluate-pruned", "engine-finetuned"]

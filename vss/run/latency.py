@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -163,18 +163,20 @@ class LatencyGoal:
         floor = float(predict(options.at(np.zeros(len(groups), np.int64)))[0]) / whole
         self.record = self._head(settings, whole, floor)
         rows, tried, found = self.record["iterations"], [], []
-        with tempfile.TemporaryDirectory() as name, self.setting.held():
-            folder = Path(name)
-            uncut = self._engine(self.model, folder / "uncut")
+        with (
+            tempfile.TemporaryDirectory() as name,
+            self.setting.held(),
+            self._engine(self.model, Path(name) / "uncut") as uncut,
+        ):
             goal = target.ratio(whole)
             asked = goal * whole
             while len(rows) < settings.iterations:
                 self._check_floor(goal, floor, asked / whole, settings.target)
                 widths = search(options, predict, max(asked, floor * whole))
                 plan = self._plan(groups, scores, widths)
-                cut = self._engine(apply_plan(self.model, plan, check_weights=False), folder / f"cut-{len(rows)}")
-                seen = measure(uncut, cut, self._feed(uncut), settings.max_seconds, settings.noise)
-                cut.close()
+                small = apply_plan(self.model, plan, check_weights=False)
+                with self._engine(small, Path(name) / f"cut-{len(rows)}") as cut:
+                    seen = measure(uncut, cut, self._feed(uncut), settings.max_seconds, settings.noise)
                 goal = target.ratio(seen.uncut_ms)
                 rows.append(_row(asked, float(predict(widths)[0]), goal, seen, widths))
                 log.info("asked for %.3f ms: predicted %.3f, measured %.3f ms, %.3fx of the uncut (target %.3fx)",
@@ -184,42 +186,10 @@ class LatencyGoal:
                 if abs(seen.ratio / goal - 1) <= settings.tolerance or self._repeats(found):
                     break
                 asked = correct(asked, seen.ratio, goal, tried)
-            uncut.close()
         errors = [abs(row["ratio"] / row["goal"] - 1) for row in rows]
         self.record["chosen"] = int(np.argmin(errors))
         self.record["met"] = min(errors) <= settings.tolerance
         return found[self.record["chosen"]]
-
-    def twin(self, goal: float, plan_of: Callable[[float], Plan]) -> tuple[Plan, list[dict[str, float]]]:
-        """A plan of another budget whose engine takes the same measured time, for a comparison at equal latency.
-
-        Args:
-            goal: share of the uncut network's time.
-            plan_of: fraction that a budget keeps -> plan.
-
-        Returns:
-            The plan measured nearest to the goal, and what was tried: `keep`, `ms`, `ratio`, `low`, `high`, `off`
-            (relative distance of the ratio from the goal), the nearest last.
-        """
-        settings = self.config.latency
-        assert settings is not None
-        keep, rows, plans = goal, list[dict[str, float]](), list[Plan]()
-        with tempfile.TemporaryDirectory() as name, self.setting.held():
-            uncut = self._engine(self.model, Path(name) / "uncut")
-            while len(rows) < settings.iterations:
-                plans.append(plan_of(min(keep, 1.0)))
-                cut = self._engine(apply_plan(self.model, plans[-1], check_weights=False), Path(name) / f"{len(rows)}")
-                seen = measure(uncut, cut, self._feed(uncut), settings.max_seconds, settings.noise)
-                cut.close()
-                rows.append({"keep": min(keep, 1.0), "ms": seen.ms, "ratio": seen.ratio, "low": seen.low,
-                             "high": seen.high, "off": abs(seen.ratio / goal - 1)})  # fmt: skip
-                log.info("kept %.3f: %.3fx of the uncut (wanted %.3fx)", keep, seen.ratio, goal)
-                if rows[-1]["off"] <= settings.tolerance or plans[-1].widths() in [p.widths() for p in plans[:-1]]:
-                    break
-                keep = correct(keep, seen.ratio, goal, [(row["keep"], row["ratio"]) for row in rows])
-            uncut.close()
-        order = sorted(range(len(rows)), key=lambda index: -rows[index]["off"])
-        return plans[order[-1]], [rows[index] for index in order]
 
     def _head(self, settings: LatencyConfig, whole: float, floor: float) -> dict[str, Any]:
         table, setting = self.table, self.setting

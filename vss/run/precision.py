@@ -7,6 +7,7 @@ import functools
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,11 +150,8 @@ class Typing:
 
     def score(self, path: Path, split: str | None = None) -> dict[str, Any]:
         """The task's scores of a file in onnxruntime."""
-        session = BACKENDS["onnxruntime"].open(path, threads=self.project.recipe.build.threads)
-        try:
+        with BACKENDS["onnxruntime"].open(path, threads=self.project.recipe.build.threads) as session:
             return self.project.score(engine_predictor(session, self.project.preprocess), split=split)
-        finally:
-            session.close()
 
     # -- search -------------------------------------------------------------------------------------------------------
 
@@ -198,15 +196,15 @@ class Typing:
     def times(self, files: dict[str, Path]) -> dict[str, float]:
         """Milliseconds a call (p50) of files in one interleaved run, one image."""
         recipe = self.project.recipe
-        sessions = {name: BACKENDS["onnxruntime"].open(p, threads=recipe.build.threads) for name, p in files.items()}
         feed = {"image": self.images(1, self.project.preprocess.size, 0).numpy()}
         limit = recipe.bench.max_seconds
-        try:
-            timing: dict[str, Any] = {"window_seconds": 0.05, "windows": 4, "warmup": 2}
+        timing: dict[str, Any] = {"window_seconds": 0.05, "windows": 4, "warmup": 2}
+        with ExitStack() as stack:
+            sessions = {
+                name: stack.enter_context(BACKENDS["onnxruntime"].open(path, threads=recipe.build.threads))
+                for name, path in files.items()
+            }
             found = bench(sessions, dict.fromkeys(sessions, feed), min_seconds=0.0, max_seconds=limit, **timing)
-        finally:
-            for session in sessions.values():
-                session.close()
         return {name: row["latency_ms_p50"] for name, row in found["sessions"].items()}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -131,26 +131,25 @@ def _attempt(
     exported = typing.write(job.out / files["onnx"], kind, keep)
     backend, spec = BACKENDS[recipe.build.backend], build_spec(recipe.build)
     backend.build(job.out / files["onnx"], job.out / files["engine"], spec)
-    session = backend.open(job.out / files["engine"], threads=recipe.build.threads)
     settings: dict[str, Any] = {"max_drop": recipe.precision.max_drop, "metric": recipe.gate.metric}
     try:
         if exported["precision"]["overflow"]:  # which onnxruntime's CPU does not show
             raise NotFinite(exported["precision"]["overflow"])
-        metrics = project.score(engine_predictor(session, project.preprocess))
+        with backend.open(job.out / files["engine"], threads=recipe.build.threads) as session:
+            metrics = project.score(engine_predictor(session, project.preprocess))
         verdict = judge(typing, job.out / files["onnx"], {**references, "engine": metrics}, **settings)
         if "finetuned" in files["onnx"]:
             verdict = _shipped(job, verdict, metrics)
     except NotFinite as error:  # float16 that overflows is a precision that is not kept
         metrics = {project.task.per_image: np.empty(0)}
         verdict = refused(typing, job.out / files["onnx"], references, str(error), **settings)
-    session.close()
     job.write_images(files["scores"], metrics)
     return {
         "export": exported,
         "metrics": metrics,
         "gate": verdict,
         "size_mib": (job.out / files["engine"]).stat().st_size / 2**20,
-        "artefact": {"backend": backend.name, "spec": asdict(spec), "files": files},
+        "artefact": {"backend": backend.name, "spec": spec.model_dump(mode="json"), "files": files},
     }
 
 
@@ -188,14 +187,16 @@ def _time(job: Job, nets: Mapping[str, Result]) -> Result:
         import torch
 
         backend = BACKENDS[recipe.build.backend]
-        sessions = {name: backend.open(job.out / path, threads=recipe.build.threads) for name, path in paths.items()}
         split = project.split(recipe.split)
         pixels = np.stack([split[i % len(split)]["image"].numpy() for i in range(config.batch_size)])
-        feed = engine_predictor(next(iter(sessions.values())), project.preprocess).feed(torch.from_numpy(pixels))
-        limits: dict[str, Any] = {key: getattr(config, key) for key in ("min_seconds", "max_seconds", "spread")}
-        found = bench(sessions, dict.fromkeys(sessions, feed), against=own, **limits)
-        for session in sessions.values():
-            session.close()
+        limits = config.limits()
+        with ExitStack() as stack:
+            sessions = {
+                name: stack.enter_context(backend.open(job.out / path, threads=recipe.build.threads))
+                for name, path in paths.items()
+            }
+            feed = engine_predictor(next(iter(sessions.values())), project.preprocess).feed(torch.from_numpy(pixels))
+            found = bench(sessions, dict.fromkeys(sessions, feed), against=own, **limits)
         ratios = ", ".join(f"{name} {each['ratio']:.2f}x" for name, each in found["speedup_against"].items())
         return {**found, "again": not found["stable"], "detail": noise(found) or ratios}
 

@@ -23,9 +23,9 @@ from vss.core.version import __version__
 from vss.data import pixels, require_classes
 from vss.deploy import Session
 from vss.deploy.backends import available, trt_runner
+from vss.deploy.backends.base import check_finite
 from vss.deploy.backends.trt_runner import read_about
 from vss.deploy.onnx_file import metadata
-from vss.deploy.probe import check_finite
 from vss.deploy.quantize.ranges import Ranges
 from vss.run.page import render
 from vss.run.project import Project
@@ -140,8 +140,7 @@ def _write(
     serving: dict[str, Any],
 ) -> Manifest:
     files = _copy(folder, source)
-    session = available(source.backend).open(source.files["engine"])
-    try:
+    with available(source.backend).open(source.files["engine"]) as session:
         zeros = {n: np.zeros([side or 1 for side in b.shape], b.dtype) for n, b in session.inputs.items()}
         check_finite(session, zeros, str(source.files["engine"]))
         manifest = _manifest(folder, source, session, files, name, forced, licences)
@@ -152,8 +151,6 @@ def _write(
             manifest.triton[variant] = place
         manifest.serving.update({key: getattr(setting, key) for key in SERVING_KEYS})
         manifest.samples = _samples(folder, source, session, manifest, data_root, amount)
-    finally:
-        session.close()
     _texts(folder, manifest, source, [files["plugins"]] if "plugins" in files else [])
     return seal(folder, manifest)
 

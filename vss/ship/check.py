@@ -186,12 +186,9 @@ def verify(bundle: Path, *, run: bool = True) -> list[Row]:
     check("server repositories", lambda: _repositories(bundle, manifest))
     if not run:
         return [*rows, {"name": "engine", "status": "skipped", "detail": "asked not to run it"}]
-    session = open_engine(bundle, manifest)
-    try:
+    with open_engine(bundle, manifest) as session:
         check("engine", lambda: _smoke(session, manifest))
         check("samples", lambda: _samples(bundle, manifest, session))
-    finally:
-        session.close()
     return rows
 
 

@@ -8,12 +8,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from vss.core.environment import environment, package_version
-from vss.core.errors import VssError
+from vss.core.errors import VssError, fault
 from vss.core.files import atomic, sha256_file
 from vss.deploy import BuildSpec
 from vss.deploy.backends import available
-from vss.deploy.backends.trt_plan import BuildPlan, Span
+from vss.deploy.backends.trt_plan import BuildPlan
 from vss.ship import card
 from vss.ship.bundle import RUNTIME, beside, bound_to, copy_about
 from vss.ship.check import check_samples, whole
@@ -44,11 +46,8 @@ def rebuild(bundle: Path, *, max_drop: float = 0.1, options: dict[str, Any] | No
         copy = Path(folder) / "bundle"
         shutil.copytree(bundle, copy)
         built = backend.build(inside(copy, manifest.onnx), Path(folder) / f"built{suffix}", build_spec(spec, copy))
-        session = backend.open(built)
-        try:
+        with backend.open(built) as session:
             verdict = check_samples(copy, manifest, session, max_drop=max_drop)
-        finally:
-            session.close()
         fresh = _written(copy, manifest, built, spec, verdict)
         bundle.resolve().rename(Path(folder) / "old")
         copy.rename(bundle.resolve())
@@ -60,24 +59,20 @@ def build_spec(values: dict[str, Any], bundle: Path) -> BuildSpec:
     try:
         plan = values.get("plan")
         return BuildSpec(**{**values, "plan": _build_plan(plan, bundle) if plan else None})
-    except TypeError as error:
+    except ValidationError as error:
         raise VssError(
-            f"the bundle was built with settings that this version of vss does not know ({error})."
+            f"the bundle was built with settings that this version of vss does not know ({fault(error)})."
         ) from error
 
 
 def _build_plan(values: dict[str, Any], bundle: Path) -> BuildPlan:
-    if values.get("calibration"):
+    if values.get("calibration"):  # plans of older versions
         raise VssError(
             "the engine was calibrated inside of TensorRT 10, which is not repeated; ship an ONNX with Q/DQ."
         )
-    spans = [
-        {name: Span(*(tuple(span[key]) for key in ("low", "best", "high"))) for name, span in profile.items()}
-        for profile in values["profiles"]
-    ]
-    libraries = tuple(sorted((bundle / "engine").glob("*.so")))
-    own = {"profiles": tuple(spans), "plugins": libraries, "timing_cache": None, "flags": tuple(values["flags"])}
-    return BuildPlan(**{**values, **own, "calibration": None})
+    values = {key: value for key, value in values.items() if key != "calibration"}
+    libraries = sorted((bundle / "engine").glob("*.so"))
+    return BuildPlan(**{**values, "plugins": libraries, "timing_cache": None})
 
 
 def _written(copy: Path, manifest: Manifest, built: Path, spec: dict[str, Any], verdict: dict[str, Any]) -> Manifest:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -310,13 +311,14 @@ class EngineStudy(PruneStudy):
         """Latency of the cell's engine and of the baseline's, in turns, on an image of the reported split."""
         project, backend = Project.open(recipe), available(recipe.build.backend)
         paths = {"baseline": place.shared / ENGINES["baseline"], "cell": place.folder / ENGINES["cell"]}
-        sessions = {name: backend.open(path, threads=recipe.build.threads) for name, path in paths.items()}
         image = torch.as_tensor(project.split(recipe.split)[0]["image"])[None]
-        feeds = {name: engine_predictor(each, project.preprocess).feed(image) for name, each in sessions.items()}
-        times = in_turns(recipe, sessions, feeds, seconds)
-        for session in sessions.values():
-            session.close()
-        return times
+        with ExitStack() as stack:
+            sessions = {
+                name: stack.enter_context(backend.open(path, threads=recipe.build.threads))
+                for name, path in paths.items()
+            }
+            feeds = {name: engine_predictor(each, project.preprocess).feed(image) for name, each in sessions.items()}
+            return in_turns(recipe, sessions, feeds, seconds)
 
 
 STUDIES.add("engine", EngineStudy())

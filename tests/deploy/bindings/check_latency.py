@@ -20,10 +20,9 @@ from vss.core.errors import VssError
 from vss.data.transforms import Preprocess
 from vss.deploy import BuildPlan, export
 from vss.deploy.profile.build import Effort, build
-from vss.deploy.profile.setting import Setting, groups_and_key
+from vss.deploy.profile.setting import Setting, cut_to, first_channels, groups_and_key
 from vss.deploy.profile.subject import open_subject
 from vss.deploy.profile.table import LatencyTable
-from vss.deploy.profile.variants import cut_to, first_channels
 from vss.prune import find_groups
 from vss.run import explain
 from vss.run.latency import LatencyGoal, Measured

@@ -39,9 +39,8 @@ def write(folder: Path, **changes: Any) -> Path:
 def session(
     request: pytest.FixtureRequest, gpu: Gpu, pycuda: FakePycuda, host_torch: None, tmp_path: Path
 ) -> Iterator[Any]:
-    opened = BACKENDS["tensorrt"].open(write(tmp_path), memory=request.param)
-    yield opened
-    opened.close()
+    with BACKENDS["tensorrt"].open(write(tmp_path), memory=request.param) as opened:
+        yield opened
 
 
 def feed(batch: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -98,20 +97,18 @@ def test_a_failed_launch_is_a_sentence(session: Any, gpu: Gpu) -> None:
 def test_cuda_graphs_are_recorded_per_shape_and_replayed(
     memory: str, gpu: Gpu, pycuda: FakePycuda, host_torch: None, tmp_path: Path
 ) -> None:
-    opened = BACKENDS["tensorrt"].open(write(tmp_path), memory=memory, cuda_graph=True)
-    for step, batch in enumerate((8, 2, 8, 2, 8)):
-        assert np.array_equal(opened.run(feed(batch, step))["y"], 2 * feed(batch, step)["x"])
-    assert (gpu.enqueued, gpu.replayed, len(gpu.recorded)) == (2, 5, 2)
-    opened.close()
+    with BACKENDS["tensorrt"].open(write(tmp_path), memory=memory, cuda_graph=True) as opened:
+        for step, batch in enumerate((8, 2, 8, 2, 8)):
+            assert np.array_equal(opened.run(feed(batch, step))["y"], 2 * feed(batch, step)["x"])
+        assert (gpu.enqueued, gpu.replayed, len(gpu.recorded)) == (2, 5, 2)
     assert gpu.cuda.live_graphs() == 0
 
 
 def test_graphs_are_dropped_when_a_buffer_moves(gpu: Gpu, host_torch: None, tmp_path: Path) -> None:
-    opened = BACKENDS["tensorrt"].open(write(tmp_path), cuda_graph=True)
-    for step, batch in enumerate((1, 8, 1)):
-        assert np.array_equal(opened.run(feed(batch, step))["y"], 2 * feed(batch, step)["x"])
-    assert len(gpu.recorded) == 3
-    opened.close()
+    with BACKENDS["tensorrt"].open(write(tmp_path), cuda_graph=True) as opened:
+        for step, batch in enumerate((1, 8, 1)):
+            assert np.array_equal(opened.run(feed(batch, step))["y"], 2 * feed(batch, step)["x"])
+        assert len(gpu.recorded) == 3
 
 
 def test_tensors_in_and_out(gpu: Gpu, host_torch: None, tmp_path: Path) -> None:

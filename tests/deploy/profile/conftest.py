@@ -12,7 +12,7 @@ from tests.deploy.profile.clockwork import Clockwork
 from tests.prune.nets import randomise
 from vss import models
 from vss.data.transforms import Preprocess
-from vss.deploy.profile.variants import SlicedVariants, make_variants
+from vss.deploy.profile.setting import SlicedVariants, make_variants
 from vss.prune import find_groups
 
 SIZE = (48, 64)

@@ -10,17 +10,16 @@ import numpy as np
 import pytest
 
 from vss.core.errors import VssError
-from vss.deploy.profile.setting import Setting, table_key
+from vss.deploy.profile.setting import Setting, SlicedVariants, table_key
 from vss.deploy.profile.subject import channels, open_subject
-from vss.deploy.profile.units import Graph, pinned, read_onnx, usable_threads
-from vss.deploy.profile.variants import SlicedVariants
+from vss.deploy.profile.units import Graph, pinned, read_onnxruntime, usable_threads
 
 
 def test_a_profile_names_every_layer_and_adds_up(variants: SlicedVariants, net: Any, tmp_path: Path) -> None:
     widths = [group.channels for group in variants.groups]
     path = variants.write(widths, tmp_path / "v.onnx")
     feed = {"image": np.zeros((1, 48, 64, 3), np.uint8)}
-    reading = read_onnx(path, feed, threads=1, graph=Graph.of(variants.model), seconds=0.2)
+    reading = read_onnxruntime(path, feed, threads=1, graph=Graph.of(variants.model), seconds=0.2)
     layers = {name.removesuffix(".weight") for name, p in net.named_parameters() if p.ndim == 4}
     assert layers <= set(reading.units)
     assert all(ms > 0 for ms in reading.units.values())

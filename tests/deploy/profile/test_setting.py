@@ -12,10 +12,9 @@ import torch
 
 from vss.core.errors import VssError
 from vss.deploy import BACKENDS
-from vss.deploy.profile.setting import Setting, table_key
+from vss.deploy.profile.setting import Setting, SlicedVariants, table_key
 from vss.deploy.profile.subject import open_subject
 from vss.deploy.profile.units import usable_threads
-from vss.deploy.profile.variants import SlicedVariants
 
 
 def test_the_usual_device_is_that_of_the_backend() -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from vss.deploy.profile.setting import SlicedVariants, cut_to
 from vss.deploy.profile.units import Graph, anchor, unit_shapes
-from vss.deploy.profile.variants import SlicedVariants, cut_to
 from vss.prune import CostModel
 
 

@@ -15,7 +15,7 @@ from vss import models
 from vss.data.transforms import Preprocess
 from vss.deploy import BACKENDS, export
 from vss.deploy.graph import SegGraph
-from vss.deploy.profile.variants import ExportedVariants, SlicedVariants, cut_to, make_variants
+from vss.deploy.profile.setting import ExportedVariants, SlicedVariants, cut_to, make_variants
 from vss.prune import find_groups
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from vss.core.config import BuildConfig, parse
 from vss.core.errors import VssError, need
 from vss.core.files import parse_json, read_text
 from vss.core.registry import Registry
@@ -12,10 +13,7 @@ from vss.deploy.backends.base import Backend, Binding, BuildSpec, Session
 from vss.deploy.backends.eager import TorchBackend, TorchSession
 from vss.deploy.backends.ort import OnnxRuntimeBackend, OnnxRuntimeSession
 from vss.deploy.backends.trt import TensorRTBackend
-from vss.deploy.backends.trt_plan import BuildPlan
-
-if TYPE_CHECKING:
-    from vss.core.config import BuildConfig
+from vss.deploy.backends.trt_plan import OPTIONS, BuildPlan
 
 __all__ = [
     "BACKENDS",
@@ -53,7 +51,9 @@ def build_spec(config: BuildConfig) -> BuildSpec:
     """What a recipe asks of its runtime; profiles of a TensorRT engine come from the file."""
     if BACKENDS.canonical(config.backend) != "tensorrt":
         return BuildSpec()
-    return BuildSpec(plan=BuildPlan(**config.tensorrt.model_dump()))
+    flags = {key: f"{option} (build.tensorrt.{key})" for key, option in OPTIONS.items()}
+    plan = parse(BuildPlan, config.tensorrt.model_dump(), source="build.tensorrt", flags=flags)
+    return BuildSpec(plan=plan)
 
 
 def inspected(artefact: Path) -> dict[str, Any] | None:

@@ -6,15 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
+from pydantic import Field
 
+from vss.core.closeness import ENGINE, refuse_not_finite
+from vss.core.config import Section
 from vss.core.errors import VssError
+from vss.deploy.backends.trt_plan import BuildPlan
 from vss.deploy.onnx_file import stated
-
-if TYPE_CHECKING:
-    from vss.deploy.backends.trt_plan import BuildPlan
 
 
 @dataclass(frozen=True)
@@ -74,19 +75,30 @@ class Session(ABC):
     def close(self) -> None:  # noqa: B027  (most sessions free everything with the object)
         """Free what the session holds; it is not used afterwards."""
 
+    def __enter__(self) -> Self:
+        return self
 
-@dataclass(frozen=True)
-class BuildSpec:
-    """What an artefact is built for.
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
-    Args:
-        optimise: onnxruntime only. None keeps the ONNX as it is and optimises at every opening; "basic" or "extended"
-            optimises once, at build time. Levels beyond are tied to the machine and are not offered.
-        plan: tensorrt only; None is `BuildPlan()` with profiles from the file.
-    """
 
-    optimise: str | None = None
-    plan: BuildPlan | None = None
+def check_finite(session: Session, feed: Mapping[str, np.ndarray], what: str = "the engine") -> dict[str, np.ndarray]:
+    """Run once and give the outputs; raises `NotFinite` where they, or the logits behind labels, are not finite."""
+    found = session.run(feed)
+    floats = {name: value for name, value in found.items() if value.dtype.kind == "f"}
+    refuse_not_finite((floats or session.probe(feed)).values(), what, ENGINE)
+    return found
+
+
+class BuildSpec(Section):
+    """What an artefact is built for."""
+
+    optimise: str | None = Field(
+        default=None,
+        description="onnxruntime: null keeps the ONNX as it is and optimises at every opening; basic or extended "
+        "optimises once, at build time; levels beyond are tied to the machine and are not offered",
+    )
+    plan: BuildPlan | None = Field(default=None, description="tensorrt: null is a plan with profiles from the file")
 
 
 class Backend(Protocol):

@@ -27,11 +27,9 @@ class TorchBackend:
     name = "torch"
 
     def unavailable(self) -> str | None:
-        """None: torch is what this package is made of."""
         return None
 
     def build(self, onnx: Path, out: Path, spec: BuildSpec) -> Path:
-        """Refused: torch runs checkpoints."""
         raise VssError(f"the torch backend runs checkpoints, it does not build {onnx}; use backend onnxruntime.")
 
     def open(
@@ -112,7 +110,6 @@ class TorchSession(Session):
             return {name: value.cpu().numpy() for name, value in zip(self.outputs, values, strict=True)}
 
     def probe(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The logits of the same network."""
         graph = copy.copy(self.graph)
         graph.labels = False
         with torch.inference_mode(), torch_threads(self.threads):
@@ -129,7 +126,6 @@ class TorchSession(Session):
         return found
 
     def describe(self) -> dict[str, Any]:
-        """Backend, version, device, threads, precision, and the network's name and options."""
         model = self.graph.model
         return {
             "backend": "torch",

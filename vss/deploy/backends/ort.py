@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vss.core.errors import VssError, need
+from vss.core.closeness import ENGINE
+from vss.core.errors import NotFinite, VssError, need
 from vss.core.files import atomic, sha256_file
 from vss.deploy.backends.base import Binding, BuildSpec, Session
 from vss.deploy.onnx_file import require_one_file
-from vss.deploy.probe import logits_of
 
 
 class OnnxRuntimeBackend:
@@ -22,7 +23,6 @@ class OnnxRuntimeBackend:
     name = "onnxruntime"
 
     def unavailable(self) -> str | None:
-        """None, or the sentence that says what to install."""
         try:
             need("onnxruntime", "running ONNX files")
         except VssError as error:
@@ -38,10 +38,11 @@ class OnnxRuntimeBackend:
             raise VssError("a build plan is for backend tensorrt; onnxruntime takes optimise alone.")
         with atomic(out) as temporary:
             if spec.optimise is None:
-                self.open(onnx).close()
-                shutil.copyfile(onnx, temporary)
+                with self.open(onnx):
+                    shutil.copyfile(onnx, temporary)
             else:
-                OnnxRuntimeSession(Path(onnx), optimisation=spec.optimise, write=temporary).close()
+                with OnnxRuntimeSession(Path(onnx), optimisation=spec.optimise, write=temporary):
+                    pass  # opening it writes the optimised graph
         return Path(out)
 
     def open(self, artefact: Any, *, threads: int | None = None, **options: Any) -> Session:
@@ -49,6 +50,8 @@ class OnnxRuntimeBackend:
         return OnnxRuntimeSession(Path(artefact), threads=threads, **options)
 
 
+BEHIND_LABELS = ("Cast", "Squeeze", "Unsqueeze", "Reshape", "Identity", "Transpose")
+"""Operators that may stand between the choice of a label and the output."""
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 OPTIMISATION = {
     "disabled": "ORT_DISABLE_ALL",
@@ -139,11 +142,9 @@ class OnnxRuntimeSession(Session):
         return logits_of(self._path, feed, getattr(levels, OPTIMISATION[self._about["optimisation"]]))
 
     def describe(self) -> dict[str, Any]:
-        """Backend, version, device, threads, optimisation level, hash, size and ONNX metadata."""
         return dict(self._about)
 
     def close(self) -> None:
-        """Drop the native session."""
         self._session = None
 
 
@@ -182,3 +183,39 @@ def _ort_binding(value: Any) -> Binding:
     names = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
     dtype = names.get(value.type) or value.type.removeprefix("tensor(").removesuffix(")")
     return Binding(tuple(side if isinstance(side, int) else None for side in value.shape), dtype)
+
+
+def logits_of(path: Path, feed: Mapping[str, np.ndarray], level: Any) -> dict[str, np.ndarray]:
+    """What an ONNX file chooses its labels by, on a feed; empty where no such choice is found.
+
+    Args:
+        path: the file; weights that are NaN are refused as they are.
+        feed: of its inputs.
+        level: `onnxruntime.GraphOptimizationLevel` that the engine runs at.
+    """
+    onnx, ort = need("onnx", "looking into ONNX files"), need("onnxruntime", "running ONNX files")
+    model = onnx.load(str(path))
+    for tensor in model.graph.initializer:
+        value = onnx.numpy_helper.to_array(tensor)
+        if value.dtype.kind == "f" and np.isnan(value).any():
+            raise NotFinite(f"{path} holds NaN in {tensor.name}; {ENGINE}.")
+    source = deciding(model.graph, "labels")
+    if source is None:
+        return {}
+    model.graph.output.extend([onnx.ValueInfoProto(name=source)])
+    options = ort.SessionOptions()
+    options.log_severity_level, options.graph_optimization_level = 3, level
+    with tempfile.TemporaryDirectory(prefix="vss-probe-") as folder:
+        tapped = Path(folder) / "tapped.onnx"
+        onnx.save(model, str(tapped))
+        session = ort.InferenceSession(str(tapped), options, providers=["CPUExecutionProvider"])
+        return {source: session.run([source], dict(feed))[0]}
+
+
+def deciding(graph: Any, output: str) -> str | None:
+    """The tensor that labels are chosen by: the first input of the last node that does more than cast and reshape."""
+    makers = {name: node for node in graph.node for name in node.output}
+    node = makers.get(output)
+    while node is not None and node.op_type in BEHIND_LABELS:
+        node = makers.get(node.input[0])
+    return str(node.input[0]) if node is not None and node.input else None

@@ -1,9 +1,11 @@
-"""TensorRT's timing cache on disk: one file per device and version, shared by builds that run at the same time."""
+"""TensorRT 10 and 11 as a runtime: one way to build, whatever the version; what was built says so beside the file.
+
+Its timing cache is one file per device and version, shared by builds that run at the same time.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import logging
@@ -35,6 +37,7 @@ from vss.deploy.backends.trt_runner import (  # fmt: skip
 )
 
 CACHE_KIND, CACHE_SCHEMA = "vss.timing_cache", 1
+LOG = logging.getLogger(__name__)
 
 
 def default_folder() -> Path:
@@ -47,11 +50,7 @@ class TimingCache:
     """A file in TensorRT's own format, so that trtexec and polygraphy read it, with a JSON of its hash beside it.
 
     The JSON is written first and names the old and the new content, so that a process killed between the two writes
-    leaves a pair that agrees.
-
-    Args:
-        path: the file; need not exist.
-        wait: seconds to wait for another process's lock.
+    leaves a pair that agrees. Another process's lock is waited for `wait` seconds.
     """
 
     def __init__(self, path: Path, *, wait: float = 10.0) -> None:
@@ -140,19 +139,13 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-# TensorRT 10 and 11 as a runtime: one way to build, whatever the version; what was built says so beside the file.
-
-
-LOG = logging.getLogger(__name__)
-
-
 class TensorRTBackend:
     """TensorRT. Building and running need an NVIDIA GPU; an engine belongs to its GPU and its TensorRT."""
 
     name = "tensorrt"
 
     def unavailable(self) -> str | None:
-        """None, or the sentence that says what to install. Looks at the driver before TensorRT is asked anything."""
+        """Looks at the driver before TensorRT is asked anything."""
         try:
             need("polygraphy", "building TensorRT engines")
             load_tensorrt()
@@ -162,13 +155,12 @@ class TensorRTBackend:
         return None
 
     def build(self, onnx: Path, out: Path, spec: BuildSpec) -> Path:
-        """Build the engine `out`, for the GPU and the TensorRT of this machine; `named` gives it a name that says so.
+        """Build the engine `out`, for the GPU and the TensorRT of this machine; `named` gives it a name that tells
+        both.
 
         Beside it: `.json` (hashes, plan, device, version, metadata), `.layers.json` (engine inspector) and `.sh` (the
-        same build by trtexec and by polygraphy).
-
-        Raises:
-            VssError: nothing to build with; a finding of the lint; a bad option, cache, calibration set or disk.
+        same build by trtexec and by polygraphy). Raises `VssError`: nothing to build with; a finding of the lint; a bad
+        option, cache or disk.
         """
         if spec.optimise is not None:
             raise VssError("optimise is for backend onnxruntime; tensorrt takes a BuildPlan.")
@@ -186,7 +178,7 @@ class TensorRTBackend:
             raise VssError(str(error)) from error
 
     def open(self, artefact: Any, *, threads: int | None = None, **options: Any) -> Session:
-        """Open an engine; `threads` means nothing here. Options: those of `TensorRTSession`."""
+        """`threads` means nothing here; other options are those of `TensorRTSession`."""
         from vss.deploy.backends.trt_session import TensorRTSession
 
         return TensorRTSession(Path(artefact), **options)
@@ -246,11 +238,11 @@ def complete(plan: BuildPlan, model: Any, device: Device, version: str) -> Build
     if plan.timing_cache is None:
         name = f"{folder_name(device.name)}-sm{device.capability[0]}{device.capability[1]}-trt{version}.cache"
         changes["timing_cache"] = default_folder() / name
-    return dataclasses.replace(plan, **changes)
+    return plan.model_copy(update=changes)
 
 
 def declared(model: Any) -> dict[str, list[int | str]]:
-    """Input name -> dims, int or symbol, as a ModelProto declares them."""
+    """Input name -> dims, int or symbol."""
     constants = {each.name for each in model.graph.initializer}
     return {
         value.name: [dim.dim_value or dim.dim_param or "?" for dim in value.type.tensor_type.shape.dim]
@@ -320,7 +312,7 @@ def _serialised(trt: Any, onnx: Path, plan: BuildPlan) -> tuple[bytes, Mapping[s
     arguments = config_arguments(trt, plan)
     try:
         with G_LOGGER.verbosity(G_LOGGER.WARNING):
-            builder, network, parser = network_from_onnx_path(str(onnx), strongly_typed=plan.calibration is None)
+            builder, network, parser = network_from_onnx_path(str(onnx), strongly_typed=True)
             config = create_config(builder, network, **arguments)
             for flag in plan.flags:
                 config.set_flag(member(trt.BuilderFlag, flag))

@@ -1,31 +1,37 @@
 """What TensorRT is asked to build, as data: shapes, limits and flags by name, and the same as shell commands.
 
-A network is always strongly typed: its precision is that of the ONNX file, on TensorRT 10 as on 11. The one exception
-is `Calibration`, the int8 path of TensorRT 10 for files without Q/DQ (Jetson, DLA). Names are looked up in the enums of
-the TensorRT that is installed, so that nothing here knows which of them a version has.
+A network is always strongly typed: its precision is that of the ONNX file, on TensorRT 10 as on 11. Names are looked up
+in the enums of the TensorRT that is installed, so that nothing here knows which of them a version has.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from pydantic import Field, field_validator
 
+from vss.core.config import TensorRTConfig
 from vss.core.errors import VssError, need, unknown
 
 Shape = tuple[int, ...]
-Feed = Mapping[str, np.ndarray]
 HARDWARE = {"NONE": "none", "SAME_COMPUTE_CAPABILITY": "sameComputeCapability", "AMPERE_PLUS": "ampere+"}
-CALIBRATORS = {"entropy": "IInt8EntropyCalibrator2", "minmax": "IInt8MinMaxCalibrator"}
 PRECISION_FLAGS = (
     *("FP16", "BF16", "INT8", "FP8", "INT4", "FP4"),
     *("OBEY_PRECISION_CONSTRAINTS", "PREFER_PRECISION_CONSTRAINTS"),
 )
+OPTIONS = {
+    "flags": "--flag",
+    "workspace_mib": "--workspace-mib",
+    "optimisation_level": "--level",
+    "hardware": "--hardware",
+    "version_compatible": "--version-compatible",
+    "tf32": "--tf32",
+}
+"""Field of `TensorRTConfig` -> option of `vss build` and `vss lut build`."""
 TRTEXEC_FLAGS = {  # BuilderFlag -> option of trtexec and of polygraphy
     "SPARSE_WEIGHTS": ("--sparsity=enable", "--sparse-weights"),
     "REFIT": ("--refit", "--refittable"),
@@ -58,94 +64,55 @@ class Span:
             )
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """The int8 path of TensorRT 10 for an ONNX without Q/DQ. TensorRT 11 has none.
+class BuildPlan(TensorRTConfig):
+    """How to build an engine: the options of a recipe, and what a single build adds to them."""
 
-    Args:
-        feeds: batches, each input name -> array of one batch at the shape to be fast at; may be lazy, is read once.
-        cache: file of the ranges; where it exists, `feeds` is not read.
-        method: "entropy" or "minmax".
-        fp16: layers that are not int8 may run in float16.
-    """
+    profiles: tuple[dict[str, Span], ...] = Field(
+        default=(), description="optimisation profiles: input -> shapes; an input with fixed dimensions may be left out"
+    )
+    timing_cache: Path | None = Field(
+        default=None, description="file of measured layer times; null: one per device and version in the user's cache"
+    )
+    auxiliary_streams: int | None = Field(default=None, description="null: TensorRT's choice")
+    verbosity: str = Field(default="DETAILED", description="of the engine inspector: also LAYER_NAMES_ONLY or NONE")
+    plugins: tuple[Path, ...] = Field(
+        default=(), description="libraries; ops that they implement replace function bodies of the ONNX"
+    )
+    aot: Path | None = Field(
+        default=None, description="experimental: PTX of VssSegArgmax; the engine needs no plugin library then"
+    )
 
-    feeds: Iterable[Feed]
-    cache: Path | None = None
-    method: str = "entropy"
-    fp16: bool = True
-
-    def __post_init__(self) -> None:
-        if self.method not in CALIBRATORS:
-            raise unknown("calibrator", self.method, CALIBRATORS)
-
-
-@dataclass(frozen=True)
-class BuildPlan:
-    """How to build an engine.
-
-    Args:
-        profiles: per optimisation profile, input name -> Span; an input with fixed dimensions may be left out.
-        workspace_mib: largest scratch memory of a layer; None is all of the device.
-        optimisation_level: 0 (quick build) to 5 (long search); None is TensorRT's default of 3.
-        tf32: float32 layers may use TF32 tensor cores.
-        hardware: NONE, SAME_COMPUTE_CAPABILITY or AMPERE_PLUS: on which other GPUs the engine may run.
-        version_compatible: the engine also loads in newer releases of the same major version; it carries host code.
-        timing_cache: file of measured layer times; None is one per device and version in the user's cache folder.
-        flags: further names of trt.BuilderFlag. Precision is none of them.
-        auxiliary_streams: None is TensorRT's choice.
-        verbosity: DETAILED for the engine inspector, LAYER_NAMES_ONLY or NONE.
-        plugins: libraries with plugins; ops that they implement replace function bodies of the ONNX.
-        aot: experimental: PTX of VssSegArgmax (`trt_aot`); the engine needs no plugin library then.
-        calibration: see `Calibration`.
-    """
-
-    profiles: tuple[Mapping[str, Span], ...] = ()
-    workspace_mib: int | None = None
-    optimisation_level: int | None = None
-    tf32: bool = True
-    hardware: str = "NONE"
-    version_compatible: bool = False
-    timing_cache: Path | None = None
-    flags: tuple[str, ...] = ()
-    auxiliary_streams: int | None = None
-    verbosity: str = "DETAILED"
-    plugins: tuple[Path, ...] = ()
-    aot: Path | None = None
-    calibration: Calibration | None = field(default=None, compare=False)
-
-    def __post_init__(self) -> None:
-        if self.hardware not in HARDWARE:
-            raise unknown("hardware compatibility", self.hardware, HARDWARE)
-        if self.workspace_mib is not None and self.workspace_mib < 1:
-            raise VssError(f"workspace_mib is {self.workspace_mib}; expected a number of MiB, 1 or more.")
-        if self.optimisation_level is not None and not 0 <= self.optimisation_level <= 5:
-            raise VssError(f"optimisation_level is {self.optimisation_level}; expected 0 to 5.")
-        for flag in self.flags:
+    @field_validator("flags")
+    @classmethod
+    def _precision_is_no_flag(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for flag in value:
             if flag in PRECISION_FLAGS:
-                raise VssError(
+                raise ValueError(
                     f"{flag} is no build option here: the precision is that of the ONNX file, in every TensorRT; "
-                    "export with --precision fp16 or int8."
+                    "export with --precision fp16 or int8"
                 )
+        return value
+
+    def to_options(self) -> list[str]:
+        """The options of `vss lut build` for what a recipe can ask of TensorRT, where it is not the default."""
+        words: list[str] = []
+        for name, option in OPTIONS.items():
+            value = getattr(self, name)
+            if value == type(self).model_fields[name].default:
+                continue
+            if isinstance(value, bool):
+                words.append(option if value else f"--no-{option.removeprefix('--')}")
+            elif isinstance(value, tuple):
+                words += [word for each in value for word in (option, each)]
+            else:
+                words += [option, str(value).lower()]
+        return words
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as JSON values; calibration as method and cache."""
-        data = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
-        data["profiles"] = [
-            {name: {"low": list(s.low), "best": list(s.best), "high": list(s.high)} for name, s in profile.items()}
-            for profile in self.profiles
-        ]
-        data["flags"] = list(self.flags)
-        data["plugins"] = [path.name for path in self.plugins]
-        data["aot"] = self.aot.name if self.aot else None
-        data["timing_cache"] = self.timing_cache.name if self.timing_cache else None
-        if self.calibration:
-            cache = self.calibration.cache
-            data["calibration"] = {
-                "method": self.calibration.method,
-                "fp16": self.calibration.fp16,
-                "cache": cache.name if cache else None,
-            }
-        return data
+        """The plan as JSON values; files by name, without their folders."""
+        names = {"plugins": [path.name for path in self.plugins]}
+        names |= {key: path.name if path else None for key in ("aot", "timing_cache") for path in [getattr(self, key)]}
+        return self.model_dump(mode="json") | names
 
 
 def member(enum: Any, name: str) -> Any:
@@ -176,41 +143,7 @@ def config_arguments(trt: Any, plan: BuildPlan) -> dict[str, Any]:
     }
     if plan.workspace_mib is not None:
         arguments["memory_pool_limits"] = {member(trt.MemoryPoolType, "WORKSPACE"): plan.workspace_mib << 20}
-    if plan.calibration is not None:
-        arguments |= {"int8": True, "fp16": plan.calibration.fp16, "calibrator": calibrator(trt, plan.calibration)}
     return arguments
-
-
-def calibrator(trt: Any, calibration: Calibration) -> Any:
-    """Polygraphy's calibrator over the feeds; only TensorRT 10 has the class it stands on."""
-    base = getattr(trt, CALIBRATORS[calibration.method], None)
-    if base is None:
-        raise VssError(
-            f"TensorRT {trt.__version__} has no calibrators: export the ONNX with --precision int8, which writes the "
-            "same ranges as Q/DQ."
-        )
-    from polygraphy.backend.trt import Calibrator
-
-    feeds, cache = calibration.feeds, calibration.cache
-    if cache is None or not cache.exists():
-        feeds = _checked(feeds)
-    elif not cache.read_bytes().startswith(b"TRT-"):
-        raise VssError(f"{cache} is no calibration cache of TensorRT; remove it to calibrate again.")
-    return Calibrator(feeds, cache=None if cache is None else str(cache), BaseClass=base)
-
-
-def _checked(feeds: Iterable[Feed]) -> Iterable[Feed]:
-    """The batches, unless there is none; the first is looked at now."""
-    rest = iter(feeds)
-    first = next(rest, None)
-    if first is None:
-        raise VssError("the calibration set is empty; give at least one batch of training images.")
-
-    def batches() -> Iterable[Feed]:
-        yield first
-        yield from rest
-
-    return batches()
 
 
 def spans(
@@ -253,12 +186,6 @@ def commands(plan: BuildPlan, onnx: Path, engine: Path, timing_cache: Path) -> d
     """The same build by NVIDIA's own programs: {"trtexec": ..., "polygraphy": ...}, run in the engine's folder."""
     trtexec = [f"--onnx={onnx}", f"--saveEngine={engine.name}", "--stronglyTyped", "--skipInference"]
     polygraphy = [str(onnx), "-o", engine.name, "--strongly-typed"]
-    if plan.calibration is not None:
-        trtexec[2:3] = ["--int8", *(["--fp16"] if plan.calibration.fp16 else [])]
-        polygraphy[3:] = ["--int8", *(["--fp16"] if plan.calibration.fp16 else [])]
-        if plan.calibration.cache is not None:
-            trtexec.append(f"--calib={plan.calibration.cache}")
-            polygraphy += ["--calibration-cache", str(plan.calibration.cache)]
     for index, profile in enumerate(plan.profiles):
         trtexec += [f"--profile={index}"] if len(plan.profiles) > 1 else []
         for step, low in (("low", "min"), ("best", "opt"), ("high", "max")) if profile else ():
@@ -272,7 +199,7 @@ def commands(plan: BuildPlan, onnx: Path, engine: Path, timing_cache: Path) -> d
     return {name: shlex.join(words) for name, words in programs.items()}
 
 
-def _limits(plan: BuildPlan, timing_cache: Path) -> Iterable[tuple[list[str], list[str]]]:
+def _limits(plan: BuildPlan, timing_cache: Path) -> Iterator[tuple[list[str], list[str]]]:
     """Pairs of trtexec and polygraphy options for everything but files and shapes."""
     yield [f"--timingCacheFile={timing_cache}"], [f"--{kind}-timing-cache={timing_cache}" for kind in ("load", "save")]
     yield [f"--profilingVerbosity={plan.verbosity.lower()}"], ["--profiling-verbosity", plan.verbosity.lower()]

@@ -50,7 +50,7 @@ class ProfiledEngine(Engine):
 
 
 class TorchMemory:
-    """Buffers that are torch tensors, on a stream of their own; see `vss.deploy.backends.trt_runner.Memory`."""
+    """Buffers that are torch tensors, on a stream of their own: a `Memory` of the runner."""
 
     def __init__(self, index: int = 0) -> None:
         if not torch.cuda.is_available():
@@ -61,7 +61,6 @@ class TorchMemory:
         self._buffers: dict[str, Tensor] = {}
 
     def reserve(self, name: str, size: int) -> int:
-        """See `Memory`."""
         if name not in self._buffers or self._buffers[name].numel() < size:
             self._buffers[name] = torch.empty(max(size, 1), dtype=torch.uint8, device=self._device)
         return self._buffers[name].data_ptr()
@@ -72,19 +71,17 @@ class TorchMemory:
         return self._buffers[name][: math.prod(shape) * kind.itemsize].view(kind).view(shape)
 
     def upload(self, name: str, values: Any) -> None:
-        """See `Memory`; takes a torch tensor too."""
+        """Takes a torch tensor too."""
         source = values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))
         dtype = str(source.dtype).removeprefix("torch.")
         with torch.cuda.stream(self._stream):
             self.tensor(name, tuple(source.shape), dtype).copy_(source, non_blocking=True)
 
     def download(self, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        """See `Memory`."""
         with torch.cuda.stream(self._stream):
             return self.tensor(name, shape, dtype).to("cpu", non_blocking=True).numpy()
 
     def synchronise(self) -> None:
-        """See `Memory`."""
         self._stream.synchronize()
 
     def after_current(self) -> None:
@@ -96,17 +93,12 @@ class TorchMemory:
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
     def close(self) -> None:
-        """See `Memory`."""
         self._buffers.clear()
 
 
 class TensorRTSession(Session):
-    """An opened engine.
-
-    Args:
-        path: the engine.
-        memory: "torch" or "pycuda".
-        options: device, plugins, cuda_graph, profile; see `vss.deploy.backends.trt_runner.Engine`.
+    """An opened engine on "torch" or "pycuda" memory; `options` are device, plugins, cuda_graph and profile of
+    `Engine`.
     """
 
     def __init__(self, path: Path, *, memory: str = "torch", **options: Any) -> None:
@@ -148,7 +140,6 @@ class TensorRTSession(Session):
             raise VssError(str(error)) from error
 
     def layers(self) -> dict[str, Any]:
-        """What TensorRT's engine inspector says."""
         return self._engine.layers()
 
     def describe(self) -> dict[str, Any]:
@@ -167,5 +158,4 @@ class TensorRTSession(Session):
         }
 
     def close(self) -> None:
-        """Free the engine and its memory."""
         self._engine.close()

@@ -87,12 +87,9 @@ def build(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> LatencyTable:
-    """Measure what `path` does not hold yet, and return the whole table.
+    """Measure what the table `path` does not hold yet, and return the whole table; it is written after every reading.
 
     Args:
-        subject: the network.
-        path: the table; written after every reading.
-        effort: how much to measure.
         step: alignment to use in place of the discovered one.
         seed: of the random widths.
         progress: called with (readings done, most that may be needed, seconds left at most).
@@ -310,7 +307,7 @@ def heaviest_groups(table: LatencyTable) -> list[int]:
 def _nearest(group: Any, share: float, step: int) -> int:
     """The multiple of `step` (and of the group's unit) nearest to a share of the group, at least one, at most all."""
     step = int(np.lcm(step, group.unit))
-    return min(group.channels, max(step, round(group.channels * share / step) * step))
+    return int(min(group.channels, max(step, round(group.channels * share / step) * step)))
 
 
 def _at(widths: np.ndarray, share: float) -> int:

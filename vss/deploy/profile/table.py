@@ -26,7 +26,7 @@ FITTED = ("full", "fit")
 
 @dataclass(frozen=True)
 class Sample:
-    """One measured width vector; `name` says for what it was taken and is unique, `reads` how often it was read."""
+    """One measured width vector; `name` tells for what it was taken and is unique, `reads` how often it was read."""
 
     name: str
     role: Role
@@ -35,11 +35,10 @@ class Sample:
     reads: int = 1
 
     def again(self, reading: Reading) -> Sample:
-        """With the least of one more reading."""
+        """With the minimum over one more reading."""
         return replace(self, reading=self.reading.least(reading), reads=self.reads + 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
         what = {"name": self.name, "role": self.role, "widths": list(self.widths), "reads": self.reads}
         return what | self.reading.to_dict()
 
@@ -105,14 +104,12 @@ class LatencyTable:
     # -- file ---------------------------------------------------------------------------------------------------------
 
     def save(self, path: Path | str) -> Path:
-        """Write atomically."""
         body = {name: value for name, value in vars(self).items() if name != "samples"}
         samples = [sample.to_dict() for sample in self.samples]
         return write_json(path, {"kind": KIND, "schema": SCHEMA, **body, "samples": samples}, sealed=True)
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Read a table file."""
         data = read_json(path, kind=KIND, schema=SCHEMA, sealed=True)
         try:
             _File.model_validate(data)
@@ -139,7 +136,6 @@ class LatencyTable:
     # -- model --------------------------------------------------------------------------------------------------------
 
     def of_role(self, *roles: str) -> list[Sample]:
-        """Samples of some roles, in order."""
         return [sample for sample in self.samples if sample.role in roles]
 
     @property
@@ -148,7 +144,7 @@ class LatencyTable:
         return [channels for _, channels, _ in self.groups]
 
     def full_ms(self) -> float:
-        """Least measured milliseconds of the uncut network."""
+        """Minimum measured milliseconds of the uncut network."""
         return self.uncut_range()[0]
 
     def uncut_range(self) -> tuple[float, float]:
@@ -212,9 +208,6 @@ def _broken(path: Path | str, what: str) -> VssError:
 def _short(value: Any) -> str:
     text = str(value)
     return text[:12] if len(text) == 64 else text
-
-
-# The width-cliff plot of a table: time of the network against the width of one group, as SVG.
 
 
 def cliffs(table: LatencyTable) -> dict[str, list[tuple[int, float]]]:

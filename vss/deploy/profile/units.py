@@ -24,7 +24,7 @@ import numpy as np
 
 from vss.core.errors import VssError, need
 from vss.deploy.bench import pinned as on_cores
-from vss.deploy.profile.variants import PREFIX
+from vss.deploy.graph import PREFIX
 
 if TYPE_CHECKING:
     from vss.deploy.backends.trt_session import TensorRTSession
@@ -36,6 +36,8 @@ SUFFIXES = ("_nchwc",)
 ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 FUSED = re.compile(r"\s+\+\s+|\s+\|\|\s+|\.\.\.|[\[\](){},\s]+")
 COPIES = "Reformatting CopyNode"
+WARM_RUNS = 2
+MOST_PROFILED = 200
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,8 @@ class Graph:
         return f"{node.op_type}:{node.output[0]}"
 
     def resolve(self, name: str, op: str, tensors: Sequence[str] = ()) -> str:
-        """The unit of a timed node of an optimised graph.
-
-        Args:
-            name: node name there; onnxruntime names blocked nodes after the tensor that they make.
-            op: its operator there.
-            tensors: names that it reads and writes there; those that the exported graph has tell inserted nodes apart.
+        """The unit of a timed node `name` of an optimised graph. onnxruntime names blocked nodes after the tensor that
+        they make; those of the `tensors` at a node that the exported graph has tell inserted nodes apart.
         """
         for suffix in SUFFIXES:
             name = name.removesuffix(suffix)
@@ -96,13 +94,11 @@ class Graph:
         return f"{op}:{known[0] if known else 'other'}"
 
     def engine_layer(self, layer: Mapping[str, Any], shapes: Callable[[], Mapping[str, Shape]]) -> dict[str, float]:
-        """The units that a layer of a TensorRT engine does the work of -> their shares of its time.
+        """The units that a layer of a TensorRT engine, as its inspector describes it, does the work of -> shares of its
+        time.
 
-        A layer with weights takes what is fused with it; several of them in one engine layer share by their MACs.
-
-        Args:
-            layer: as the engine inspector describes it, or its name alone.
-            shapes: sizes of the units.
+        A layer with weights takes what is fused with it; several of them in one engine layer share by their MACs, for
+        which `shapes` is asked.
         """
         text = layer.get("Metadata") or ""
         named = ONNX_LAYER.findall(text) or FUSED.split(layer["Name"])
@@ -128,12 +124,8 @@ class Graph:
 
 
 def unit_shapes(model: Any, batch: int, item: int = 4) -> dict[str, Shape]:
-    """Every unit and every tensor (`tensor:NAME`) of an exported graph with static sizes and the given batch.
-
-    Args:
-        model: ModelProto; initializers may be declared as inputs without values (`SlicedVariants.graph(empty=True)`).
-        batch: images.
-        item: bytes of an element.
+    """Every unit and every tensor (`tensor:NAME`) of an exported graph with static sizes and `batch` images of `item`
+    bytes an element; initializers may be declared as inputs without values (`SlicedVariants.graph(empty=True)`).
     """
     onnx = need("onnx", "latency tables")
     model = copy.deepcopy(model)
@@ -181,32 +173,24 @@ def anchor(unit: str, shapes: dict[str, Shape]) -> Shape | None:
     return shapes.get(unit) or shapes.get(f"tensor:{unit.partition(':')[2]}")
 
 
-# Times of every unit of one network in one run: the profile of onnxruntime or of TensorRT, or hooks on torch modules.
-
-
-WARM_RUNS = 2
-MOST_PROFILED = 200
-
-
 @dataclass(frozen=True)
 class Reading:
-    """Milliseconds of one network: `units` name -> least time of all runs, `total` of a whole run, likewise."""
+    """Milliseconds of one network: `units` name -> minimum over all passes, `total` of a whole pass, likewise."""
 
     units: dict[str, float]
     total: float
 
     def least(self, other: Reading) -> Reading:
-        """The least of two readings of the same network, unit by unit."""
+        """The minimum of two readings of the same network, unit by unit."""
         both = self.units | other.units
         units = {name: min(self.units.get(name, ms), other.units.get(name, ms)) for name, ms in both.items()}
         return Reading(units, min(self.total, other.total))
 
     def rounded(self) -> Reading:
-        """To a nanosecond."""
+        """To a nanosecond, as a table holds it."""
         return Reading({name: round(ms, 6) for name, ms in self.units.items()}, round(self.total, 6))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
         return {"total": self.total, "units": self.units}
 
 
@@ -229,18 +213,10 @@ def usable_threads(asked: int | None) -> int:
     return asked or usable
 
 
-def read_onnx(
+def read_onnxruntime(
     path: Path, feed: Mapping[str, np.ndarray], *, threads: int, graph: Graph, seconds: float = 0.4, least: int = 8
 ) -> Reading:
-    """Profile one ONNX file in onnxruntime on the CPU.
-
-    Args:
-        path: the file.
-        feed: its input.
-        threads: within an operator.
-        graph: the exported graph by which units are named; widths do not matter.
-        seconds, least: measured for so long, and at least so many runs.
-    """
+    """Profile one ONNX file in onnxruntime on the CPU, for so long and at least so many runs; `graph` names units."""
     ort, onnx = need("onnxruntime", "latency tables"), need("onnx", "latency tables")
     with tempfile.TemporaryDirectory() as folder:
         options = ort.SessionOptions()
@@ -277,14 +253,8 @@ def read_engine(
     seconds: float = 0.4,
     least: int = 8,
 ) -> Reading:
-    """Profile an engine by TensorRT's own profiler; the whole is timed without it, with the host's copies.
-
-    Args:
-        session: the engine, built with detailed verbosity.
-        feed: its input.
-        graph: the exported graph by which units are named; widths do not matter.
-        shapes: sizes of its units; asked for where one engine layer does the work of several.
-        seconds, least: measured for so long, and at least so many runs.
+    """Profile an engine, built with detailed verbosity, by TensorRT's own profiler; the whole is timed without it, with
+    the host's copies. `graph` names its units, and `shapes` is asked where one engine layer does the work of several.
     """
     total = least_ms(lambda: session.run(feed), seconds, least, alone=False)
     runs = max(least, min(MOST_PROFILED, int(seconds * 1e3 / total))) + WARM_RUNS
@@ -298,7 +268,7 @@ def read_engine(
 
 
 def least_ms(call: Callable[[], Any], seconds: float, least: int, *, alone: bool) -> float:
-    """Least milliseconds of a call, after a warm-up; CPU time of this thread when it does all the work `alone`."""
+    """Minimum milliseconds of a call, after a warm-up; CPU time of this thread when it does all the work `alone`."""
     clock = time.thread_time_ns if alone else time.perf_counter_ns
     for _ in range(WARM_RUNS):
         call()

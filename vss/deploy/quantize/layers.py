@@ -1,30 +1,43 @@
-"""What quantisation sees of an ONNX graph: layers with weights, what feeds them, where the graph begins and ends."""
+"""What a change of precision sees of an ONNX graph: layers with weights, what feeds them, where it begins and ends.
+
+float16 is made by onnxruntime's converter, with a list of what stays in float32: normalisation, resize, ends like
+softmax.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from vss.core.errors import VssError, need, unknown
 from vss.deploy.onnx_file import load
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 STANDARD = ("", "ai.onnx")
+KEEP = (
+    "BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "LpNormalization",
+    "ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2", "Sqrt", "Pow", "Div", "Reciprocal",
+    "Exp", "Log", "Softmax", "LogSoftmax", "Sigmoid", "Resize",
+)  # fmt: skip
+"""Sums over a map and exponentials leave the 11 bits or the 65504 of float16; resizing adds an error of its own."""
+NORMS = frozenset(KEEP[:14])
+FLOAT, FLOAT16 = 1, 10  # onnx.TensorProto
+LARGEST = 65504.0  # in float16
+ELEMENTWISE = ("Add", "Sub", "Mul", "Abs", "Neg", "Min", "Max", "Clip")
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A node with constant weights.
-
-    Attributes:
-        name: path of the module in the network, read off the name of its weight; of a foreign file the node's name.
-        node: name of the ONNX node.
-        op: its type.
-        source, output: names of the tensors that it reads and writes.
-        weight: name of its weight.
+    """A node with constant weights. `name` is the path of the module in the network, read off the name of its weight;
+    of a foreign file that of the node. `source` and `output` are the tensors that it reads and writes.
     """
 
     name: str
@@ -129,9 +142,9 @@ def _free(name: str, taken: set[str]) -> str:
 
 def _layer_name(node: Any) -> str:
     """`model.encoder.0.weight` -> `encoder.0`."""
-    weight = node.input[1]
+    weight = str(node.input[1])
     path = weight.removeprefix("model.").removesuffix(".weight")
-    return path if weight.endswith(".weight") and path else node.name
+    return path if weight.endswith(".weight") and path else str(node.name)
 
 
 def read_onnx(path: Path | str) -> Any:
@@ -178,7 +191,6 @@ def sort_nodes(model: Any) -> None:
 
 
 def check_names(net: Net, names: Iterable[str]) -> None:
-    """Refuse a layer name that the graph does not have."""
     known = [layer.name for layer in net.layers]
     for name in names:
         if name not in known:
@@ -187,8 +199,7 @@ def check_names(net: Net, names: Iterable[str]) -> None:
 
 def groups_of(net: Net, most: int = 16) -> dict[str, list[str]]:
     """Layers by the longest module path that gives at most `most` groups: name of the group -> names of its layers.
-
-    A graph of foreign names, which cannot be grouped by path, is cut into `most` runs of neighbouring layers.
+    Foreign names, which have no paths, are cut into `most` runs of neighbouring layers.
     """
     names = [layer.name for layer in net.layers]
     deepest = max((name.count(".") for name in names), default=0) + 1
@@ -201,3 +212,107 @@ def groups_of(net: Net, most: int = 16) -> dict[str, list[str]]:
     size = -(-len(names) // most)
     runs = [names[start : start + size] for start in range(0, len(names), size)]
     return {f"{run[0]}..{run[-1]}": run for run in runs}
+
+
+def kept_nodes(net: Net, layers: Iterable[str] = ()) -> set[str]:
+    """Names of the nodes that stay in float32: the operators of `KEEP`; arithmetic between or behind normalising ones
+    up to the next layer or activation, so that a normalisation in single operators stays whole; what comes before the
+    first layer and behind the last ones; and the layers asked for.
+    """
+    names = set(layers)
+    check_names(net, names)
+    kept = net.outer | {layer.node for layer in net.layers if layer.name in names}
+    chain: set[str] = set()
+    for node in net.nodes:
+        behind = any(net.producer[name].name in chain for name in node.input if name in net.producer)
+        if node.op_type in NORMS or (node.op_type in ELEMENTWISE and behind):
+            chain.add(node.name)
+    return kept | chain | {node.name for node in net.nodes if node.op_type in KEEP}
+
+
+def to_fp16(model: Any, keep: Iterable[str]) -> Any:
+    """A converted copy whose inputs and outputs have their types still; nodes named in `keep` stay in float32."""
+    float16 = need("onnxruntime.transformers.float16", "FP16")
+    with _quiet(float16.logger):
+        converted = float16.convert_float_to_float16(
+            copy.deepcopy(model), keep_io_types=True, op_block_list=[], node_block_list=sorted(keep)
+        )
+    return tidy(converted)
+
+
+def tidy(model: Any) -> Any:
+    """Mend what the converter leaves behind, in place: it casts one tensor once per reader, under one name, which is no
+    valid graph; and it rounds what passes from one float32 node to the next to float16 and back.
+    """
+    nodes = {name: node for node in model.graph.node for name in node.output}  # of equal casts, one
+    back = {name: node for name, node in nodes.items() if _casts(node, FLOAT)}
+    direct = {
+        name: nodes[node.input[0]].input[0]
+        for name, node in back.items()
+        if node.input[0] in nodes and _casts(nodes[node.input[0]], FLOAT16)
+    }
+    outputs = {value.name for value in model.graph.output}
+    renamed = {source: name for name, source in direct.items() if name in outputs}
+    whole = list({node.output[0]: node for node in nodes.values() if node.output[0] not in direct}.values())
+    for node in whole:
+        names = [direct.get(name, name) for name in node.input]
+        node.input[:] = [renamed.get(name, name) for name in names]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+    kept = [type(node).FromString(node.SerializeToString()) for node in _alive(whole, outputs)]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    sort_nodes(model)
+    made = {name for node in kept for name in node.output} - outputs
+    values = {value.name: value for value in model.graph.value_info if value.name in made}
+    values = {name: type(value).FromString(value.SerializeToString()) for name, value in values.items()}
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(values.values())
+    return model
+
+
+def _casts(node: Any, to: int) -> bool:
+    """Whether a node is a cast to that type which the converter has put in."""
+    added = node.name.endswith(("_cast_to_fp32_node", "_cast_to_fp16_node")) or node.name.startswith("graph_")
+    return bool(node.op_type == "Cast" and added and node.attribute[0].i == to)
+
+
+def _alive(nodes: Sequence[Any], outputs: set[str]) -> list[Any]:
+    """Without casts that nothing reads."""
+    while True:
+        read = outputs | {name for node in nodes for name in node.input}
+        alive = [node for node in nodes if node.op_type != "Cast" or read & set(node.output)]
+        if len(alive) == len(nodes):
+            return alive
+        nodes = alive
+
+
+@contextlib.contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def overflow(plain: Path, keep: Sequence[str], image: np.ndarray) -> str | None:
+    """A sentence where a layer of a float32 file gives on `image` what float16 cannot hold; onnxruntime's CPU, which
+    computes float16 files in float32, would not show it.
+    """
+    onnx, ort = need("onnx", "FP16"), need("onnxruntime", "FP16")
+    model = read_onnx(plain)
+    layers = {layer.output: layer.name for layer in Net(model).layers if layer.name not in keep}
+    known = {value.name for value in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in layers if name not in known)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    for name, value in zip(layers, session.run(list(layers), {"image": image}), strict=True):
+        if not np.abs(value).max() <= LARGEST:
+            return (
+                f"layer {layers[name]} gives values of {np.abs(value).max():.3g} and float16 ends at {LARGEST:.0f}: it "
+                "would be infinity on a GPU; export fp32, or keep it and what reads it in float32 (--keep, "
+                "precision.keep)."
+            )
+    return None

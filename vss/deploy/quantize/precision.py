@@ -19,12 +19,10 @@ from vss.core.closeness import relative_difference
 from vss.core.errors import NotFinite, VssError, need, unknown
 from vss.core.files import atomic, sha256_file
 from vss.deploy.backends import BACKENDS
-from vss.deploy.export import export
+from vss.deploy.export import Images, Tolerance, export, noise, parity
 from vss.deploy.graph import SegGraph
 from vss.deploy.lint import lint
-from vss.deploy.parity import Images, Tolerance, noise, parity
-from vss.deploy.quantize.fp16 import kept_nodes, overflow, to_fp16
-from vss.deploy.quantize.layers import Net, check_names, read_onnx
+from vss.deploy.quantize.layers import Net, check_names, kept_nodes, overflow, read_onnx, to_fp16
 from vss.deploy.quantize.qdq import Placement, insert, observed, place, tied
 from vss.deploy.quantize.ranges import Ranges
 
@@ -82,16 +80,10 @@ class _Typed:
 def convert(source: Path | str, out: Path | str, precision: Precision, ranges: Ranges | None = None) -> dict[str, Any]:
     """Write `out` (whole or not at all), a float32 file `source` in another precision.
 
-    Args:
-        ranges: of "int8": measured on this very file.
-
-    Returns:
-        JSON-ready: kind, elsewhere, layers (their number), int8 (names), kept (name -> why), pairs (activations with
-        Q/DQ), casts, nodes, bytes, sha256, source_sha256, and of INT8 the method and hashes of ranges and images.
-
-    Raises:
-        VssError: a file with unknown operators, ranges of another file, layers that do not exist, a result that
-            TensorRT would refuse.
+    `ranges`, of "int8", were measured on this very file. Returns JSON: kind, layers (their number), int8 (names), kept
+    (name -> why), pairs (activations with Q/DQ), casts, nodes, bytes, sha256, source_sha256, and of INT8 elsewhere, the
+    method and hashes of ranges and images. Raises `VssError` for a file with unknown operators, ranges of another file,
+    layers that do not exist, a result that TensorRT would refuse.
     """
     onnx = need("onnx", "precision")
     net = Net(read_onnx(source))
@@ -196,15 +188,7 @@ def export_as(
     images: Images | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """`vss.deploy.export` in a precision: write float32, convert, and compare the result with torch again.
-
-    Args:
-        ranges, images: see `retype`.
-        options: of `vss.deploy.export`.
-
-    Returns:
-        The report of the export, changed as `retype` says.
-    """
+    """`vss.deploy.export` (which takes `options`) in a precision: write float32, then `retype` it."""
     if precision.kind == "fp32":
         return export(model, path, **options)
     with tempfile.TemporaryDirectory(prefix="vss-precision-") as folder:
@@ -234,12 +218,10 @@ def retype(
 
     Args:
         graph: what was exported, see `graph_of`.
-        plain: the float32 file.
-        report: of its export.
+        plain, report: the float32 file and the report of its export.
         ranges: of "int8": called with the file and the tensors that may be quantised.
-        images: (N, (H, W), seed) -> what the graph takes, for the comparison; noise lies outside of the ranges that
-            images gave.
-        tolerance: of that comparison, in place of the precision's own; with `ANY` an overflow is said, not refused.
+        images: for the comparison; noise lies outside of the ranges that images gave.
+        tolerance: in place of the precision's own; with `ANY` an overflow is reported, not refused.
 
     Returns:
         `report` with `parity`, `sha256` and `bytes` of the new file, and `precision`, see `convert`; in it `fp32` is
@@ -272,23 +254,21 @@ def retype(
 def alone(
     graph: SegGraph, path: Path, shapes: Sequence[tuple[int, tuple[int, int]]], images: Images | None = None
 ) -> float:
-    """Largest difference between an image in a batch and by itself, relative to their spread; over all shapes.
-
-    Raises:
-        VssError: images of one batch are not computed independently.
+    """Largest difference between an image in a batch and by itself, relative to their spread; over all shapes. More
+    than `ALONE` is refused.
     """
     draw = images or functools.partial(noise, nhwc=graph.nhwc)
-    session, worst = BACKENDS["onnxruntime"].open(path), 0.0
-    for batch, size in shapes:
-        image = draw(batch, size, 0).numpy()
-        together, single = session.run({"image": image}), session.run({"image": image[-1:].copy()})
-        for name, value in together.items():
-            last, own = value[-1:].astype(np.float64), single[name].astype(np.float64)
-            if name == "labels":
-                worst = max(worst, float((last != own).mean()))
-            else:
-                worst = max(worst, relative_difference(torch.from_numpy(own), torch.from_numpy(last)))
-    session.close()
+    worst = 0.0
+    with BACKENDS["onnxruntime"].open(path) as session:
+        for batch, size in shapes:
+            image = draw(batch, size, 0).numpy()
+            together, single = session.run({"image": image}), session.run({"image": image[-1:].copy()})
+            for name, value in together.items():
+                last, own = value[-1:].astype(np.float64), single[name].astype(np.float64)
+                if name == "labels":
+                    worst = max(worst, float((last != own).mean()))
+                else:
+                    worst = max(worst, relative_difference(torch.from_numpy(own), torch.from_numpy(last)))
     if not worst <= ALONE:
         raise VssError(
             f"the file gives an image other results in a batch than alone (by {worst:.3g}); export it again."
@@ -300,9 +280,6 @@ def _shape(shape: Sequence[int], nhwc: bool) -> tuple[int, tuple[int, int]]:
     return shape[0], (shape[1], shape[2]) if nhwc else (shape[2], shape[3])
 
 
-# Which precision to ship: a lower one is kept only where it is faster on this machine and inside the gate.
-
-
 def decide(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Choose among files of one network that were timed in one interleaved run.
 
@@ -310,8 +287,8 @@ def decide(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     else passes its gate. Where the run gave an interval, "faster" means that all of it lies above 1.
 
     Args:
-        rows: {"precision", "latency_ms_p50", "passed"} of each; of all but "fp32" also "sentence" of the gate, and
-            "speedup" {"ratio", "low", "high"} over "fp32" when it was measured. "fp32" must be there.
+        rows: {"precision", "latency_ms_p50", "passed"}, of all but "fp32" also "sentence" of the gate, and "speedup"
+            {"ratio", "low", "high"} over "fp32" when it was measured. "fp32" must be there.
 
     Returns:
         {"chosen": precision, "why": {precision: sentence of each that was not chosen}, "sentence"}.

@@ -48,11 +48,8 @@ class Placement:
 
 
 def place(net: Net, keep: Iterable[str] = (), *, first: bool = True, last: bool = False) -> Placement:
-    """Decide the edges.
-
-    Args:
-        keep: layers that stay in floating point.
-        first, last: whether the layers at the input and at the outputs are quantised.
+    """Decide the edges; layers of `keep` stay in floating point, those at the input and the outputs as `first`, `last`
+    say.
 
     Raises:
         VssError: a layer that does not exist, or none left to quantise.
@@ -166,12 +163,7 @@ def tied(placement: Placement, values: Mapping[str, float]) -> dict[str, float]:
 
 
 def insert(net: Net, placement: Placement, values: Mapping[str, float], path: Path) -> Any:
-    """The quantised ModelProto.
-
-    Args:
-        values: tensor -> range; every tensor that an edge of the placement reads.
-        path: of the float32 file, for messages.
-    """
+    """The quantised ModelProto; `values` holds the range of every tensor that an edge of the placement reads."""
     onnx, quantization = need("onnx", "INT8"), need("onnxruntime.quantization", "INT8")
     values = tied(placement, values)
     touched = {node for node, _ in placement.edges}
@@ -213,9 +205,8 @@ def _write_ranges(values: Mapping[str, float], path: Path) -> None:
 
 
 def give_back(model: Any, edges: set[Edge], constants: set[str]) -> Any:
-    """Connect every reader that is not among `edges` with the tensor as it was before its Q/DQ pair.
-
-    Pairs that nothing reads any more are removed, and nodes are put into an order in which they can run.
+    """Connect every reader that is not among `edges` with the tensor as it was before its Q/DQ pair: onnxruntime
+    quantises a tensor for all of its readers. Pairs that nothing reads any more go.
     """
     producer = {name: node for node in model.graph.node for name in node.output}
     for node in model.graph.node:

@@ -23,13 +23,18 @@ LEVELS = 128
 """Magnitudes of symmetric INT8: 0..127."""
 STRIDE = 16
 """Entropy tries every so many-th edge, as TensorRT's calibrator does not say and common implementations choose."""
+KIND, SCHEMA = "vss.ranges", 1
+METHODS = ("minmax", "percentile", "entropy")
+Feed = Mapping[str, np.ndarray]
 
 
 class AbsHistogram:
     """Counts of |x| over everything that was shown to it, in `BINS` equal bins from 0 to `limit`.
 
-    `limit` is a power of two: when a larger value comes it doubles and pairs of bins become one. So bin edges, and with
-    them every figure, do not depend on the order of the data, and at least half of the bins cover the seen range.
+    `limit` is a power of two: when a larger value comes it doubles and pairs of bins become one. So the figures do not
+    depend on the order of the data, and memory does not grow with it. onnxruntime's calibrators give other figures:
+    their bins have the width that the first batch asks for, more of them are added for every larger value, and all
+    intermediate results of a calibration are kept.
 
     Attributes:
         counts: (BINS,) int64.
@@ -45,7 +50,6 @@ class AbsHistogram:
         self.zeros = 0
 
     def update(self, values: np.ndarray) -> None:
-        """Add an array of any shape, float16 or float32."""
         magnitudes = np.abs(values, dtype=np.float32).ravel()
         top = float(magnitudes.max()) if magnitudes.size else 0.0
         if not math.isfinite(top) or not math.isfinite(self.amax):
@@ -79,8 +83,8 @@ class AbsHistogram:
         """The range whose 128 INT8 magnitudes lose the least information, by Kullback-Leibler divergence.
 
         S. Migacz, 8-bit inference with TensorRT, GTC 2017. The reference is the clipped histogram with what lies
-        outside in its last bin, the candidate the same counts spread over 128 levels. Deviation: the first bin is left
-        out of both, since the exact zeros behind a ReLU are represented at every range.
+        outside in its last bin. Deviation: the first bin is left out, since the zeros behind a ReLU are represented at
+        every range.
         """
         if not self.limit:
             return self.amax
@@ -90,7 +94,7 @@ class AbsHistogram:
         edges = [*range(LEVELS, last, STRIDE), last]
         losses = [self._divergence(edge) for edge in edges]
         best = edges[int(np.argmin(losses))]
-        return min(self.amax, best * self.limit / BINS)
+        return float(min(self.amax, best * self.limit / BINS))
 
     def _divergence(self, edge: int) -> float:
         """Kullback-Leibler divergence of 128 levels over the first `edge` bins; infinite when nothing is inside."""
@@ -110,14 +114,6 @@ class AbsHistogram:
         used = p > 0
         floor = 1e-12  # the last bin can hold outliers where the candidate has nothing
         return float(np.sum(p[used] * np.log(p[used] / np.maximum(q[used], floor))))
-
-
-# INT8 ranges: the largest magnitude of every tensor that will be quantised, measured on images and kept by hash.
-
-
-KIND, SCHEMA = "vss.ranges", 1
-METHODS = ("minmax", "percentile", "entropy")
-Feed = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -145,7 +141,6 @@ class Method:
         return histogram.percentile(self.percent) if self.name == "percentile" else histogram.entropy()
 
     def facts(self) -> dict[str, Any]:
-        """JSON-ready; `percent` only where it matters."""
         return {"method": self.name} | ({"percent": self.percent} if self.name == "percentile" else {})
 
 
@@ -166,18 +161,15 @@ class Ranges:
     calibration: dict[str, Any] = field(default_factory=dict)
 
     def sha256(self) -> str:
-        """Hex SHA-256 of method, file, values and the set's hash."""
         return sha256_json([self.method, self.onnx_sha256, self.values, self.calibration.get("sha256")])
 
     def save(self, path: Path | str) -> Path:
-        """Write JSON, whole or not at all."""
         body = {"method": self.method, "onnx_sha256": self.onnx_sha256, "values": self.values}
         whole = {"kind": KIND, "schema": SCHEMA, **body, "calibration": self.calibration}
         return write_json(path, whole, sealed=True)
 
     @classmethod
     def load(cls, path: Path | str) -> Ranges:
-        """Read what `save` wrote; raises `VssError` for another file or values that are no ranges."""
         data = read_json(path, kind=KIND, schema=SCHEMA, sealed=True)
         try:
             found = _File.model_validate(data)
@@ -202,18 +194,7 @@ def _usable(value: Any) -> bool:
 
 
 def measure(onnx: Path | str, feeds: Iterable[Feed], tensors: Sequence[str]) -> dict[str, AbsHistogram]:
-    """Run the file over all feeds and histogram the magnitudes of these tensors.
-
-    One batch is in memory at a time, and histograms have a fixed size: memory does not grow with the data.
-
-    Args:
-        onnx: a float32 file.
-        feeds: input name -> array, as the file takes them.
-        tensors: names of activations.
-
-    Raises:
-        VssError: no feed at all.
-    """
+    """Histogram the magnitudes of these tensors of a float32 file over all feeds, one batch in memory at a time."""
     histograms = {name: AbsHistogram() for name in tensors}
     with tempfile.TemporaryDirectory(prefix="vss-calibrate-") as folder:
         session = tap(read_onnx(onnx), tensors, Path(folder) / "tapped.onnx")
@@ -227,12 +208,7 @@ def measure(onnx: Path | str, feeds: Iterable[Feed], tensors: Sequence[str]) -> 
 
 
 def tap(model: Any, tensors: Sequence[str], path: Path, optimisation: str = "disabled") -> Any:
-    """An onnxruntime session, not optimised unless asked, of a model that also gives these tensors.
-
-    Args:
-        path: where the extended model is written.
-        optimisation: see `vss.deploy.backends.ort`.
-    """
+    """An onnxruntime session of a model, extended at `path`, that also gives these tensors."""
     onnx, ort = need("onnx", "looking into ONNX files"), need("onnxruntime", "running ONNX files")
     tapped = copy.deepcopy(model)
     own = {value.name for value in tapped.graph.output}
@@ -252,11 +228,8 @@ def ranges_of(
     calibration: Mapping[str, Any] | None = None,
     allow_dead: Iterable[str] = (),
 ) -> Ranges:
-    """Turn what was measured into ranges.
-
-    Args:
-        calibration: manifest of the images.
-        allow_dead: layers that will not be quantised; what feeds them alone may have no range.
+    """Turn what was measured into ranges. What feeds `allow_dead` layers alone, which will not be quantised, may have
+    none.
 
     Raises:
         VssError: a range that is zero or not finite, with the tensor and the layer that it feeds.
@@ -291,5 +264,5 @@ def reader_of(net: Net, tensor: str) -> str:
 
 
 def cache_key(onnx: Path | str, method: Method, calibration_sha256: str, preprocess_sha256: str) -> str:
-    """What ranges depend on, as one hash: the file's bytes, the method, the images and their preprocessing."""
+    """What ranges depend on, as one hash."""
     return sha256_json([KIND, SCHEMA, sha256_file(onnx), method.facts(), calibration_sha256, preprocess_sha256])

@@ -20,15 +20,18 @@ KIND, SCHEMA = "vss.precision_choice", 1
 Score = Callable[[Sequence[str]], float]
 """Layers that stay in floating point -> metric of the INT8 file, in percent, higher is better."""
 Tick = Callable[[], None]
+ROUNDING = 1e-5
+"""Two float32 runs of one layer, optimised differently, are this close; a smaller error is none."""
 
 
-def scan(groups: Mapping[str, Sequence[str]], score: Score, baseline: float, tick: Tick | None = None) -> list[dict]:
-    """The metric when only one group is in INT8, for every group.
+def scan(
+    groups: Mapping[str, Sequence[str]], score: Score, baseline: float, tick: Tick | None = None
+) -> list[dict[str, Any]]:
+    """The metric when only one group of layers is in INT8, for every group; `tick` is called after each.
 
     Args:
         groups: name -> layers; together all layers that INT8 is considered for.
         baseline: metric with every layer in floating point.
-        tick: called after each group.
 
     Returns:
         Rows {"group", "layers", "metric", "drop"}, `drop` in points.
@@ -46,8 +49,8 @@ def scan(groups: Mapping[str, Sequence[str]], score: Score, baseline: float, tic
 def first_to_free(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Groups in the order in which they go back to floating point: most points lost for the time saved first.
 
-    A row may hold `gain_ms`, the measured time that INT8 saves in its group. A group that saves nothing costs nothing
-    to free and goes before all that save, the one that loses most first. Without times the points alone decide.
+    A row may hold `gain_ms`, the measured time that INT8 saves in its group. A group that saves nothing goes before all
+    that save. Without times the points alone decide.
     """
 
     def key(row: Mapping[str, Any]) -> tuple[float, float]:
@@ -98,12 +101,8 @@ def retreat(rows: Sequence[Mapping[str, Any]], score: Score, baseline: float, ma
 
 @dataclass(frozen=True)
 class Choice:
-    """What a search decided, as a file that the export takes.
-
-    Attributes:
-        weights_sha256: of the network that it is for.
-        keep: layers that stay in floating point.
-        facts: everything that was measured on the way.
+    """What a search decided, as a file that the export takes: the network that it is for, the layers that stay in
+    floating point, and everything that was measured on the way.
     """
 
     weights_sha256: str
@@ -111,13 +110,12 @@ class Choice:
     facts: dict[str, Any]
 
     def save(self, path: Path | str) -> Path:
-        """Write JSON, whole or not at all."""
         body = {"weights_sha256": self.weights_sha256, "keep": list(self.keep), "facts": self.facts}
         return write_json(path, {"kind": KIND, "schema": SCHEMA, **body})
 
     @classmethod
     def load(cls, path: Path | str, weights_sha256: str) -> Choice:
-        """Read one for the network with these weights; raises `VssError` for another network's."""
+        """Raises `VssError` for one of another network."""
         data = read_json(path, kind=KIND, schema=SCHEMA)
         wanted = {"weights_sha256": str, "keep": list, "facts": dict}
         wrong = [key for key, kind in wanted.items() if not isinstance(data.get(key), kind)]
@@ -126,13 +124,6 @@ class Choice:
         if data["weights_sha256"] != weights_sha256:
             raise VssError(f"{path} was chosen for other weights than these; run vss sensitivity on this checkpoint.")
         return cls(weights_sha256, tuple(data["keep"]), data["facts"])
-
-
-# Which layer is the first to diverge? Two files of one network, compared inside, by halving.
-
-
-ROUNDING = 1e-5
-"""Two float32 runs of one layer, optimised differently, are this close; a smaller error is none."""
 
 
 def first_diverging(
@@ -146,12 +137,11 @@ def first_diverging(
     """Name the layer at which a converted or built file leaves the float32 file it came from.
 
     Args:
-        reference: float32 ONNX.
-        candidate: ONNX of the same network in another precision; tensors keep their names.
+        reference: float32 ONNX, run as written.
+        candidate: ONNX of the same network in another precision, run at `optimisation`; tensors keep their names.
         feed: what both take; real images.
         limit: relative error, root of mean squares, above which a layer's result diverges; the default is half of the
             error at the last layer, so that the layer is named at which most of it has come together.
-        optimisation: at which the candidate runs, see `vss.deploy.backends.ort`; the reference runs as written.
 
     Returns:
         {"layer", "error", "before": {"layer", "error"} of the layer in front, "end": error at the last layer, "limit",
@@ -195,15 +185,9 @@ def relative_error(expected: np.ndarray, found: np.ndarray) -> float:
 
 
 def halve(layers: Sequence[str], error_of: Callable[[str], float], limit: float | None) -> dict[str, Any]:
-    """Find neighbours in `layers` of which the first is inside the limit and the second is not.
-
-    Errors need not grow from layer to layer: at every moment the layer at the lower end is inside and the one at the
-    upper end outside, so that the pair that is found has this property.
-
-    Args:
-        layers: in the order of the computation.
-        error_of: relative error of a layer's result; costly, asked about log2(n) times.
-        limit: None is half of the error of the last layer.
+    """Find neighbours in `layers` of which the first is inside the limit and the second is not: at every moment the
+    layer at the lower end is inside and the one at the upper end outside, although errors need not grow from layer to
+    layer. `error_of` is costly, and asked about log2(n) times.
     """
     seen = {layers[-1]: error_of(layers[-1])}
     end = seen[layers[-1]]
@@ -227,7 +211,6 @@ def _reason(end: float, bound: float) -> str:
 
 
 def sentence(found: Mapping[str, Any]) -> str:
-    """What was found, for a person."""
     if found["layer"] is None:
         return f"No layer diverges: {found['reason']}."
     before = found["before"]

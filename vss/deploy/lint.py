@@ -1,4 +1,4 @@
-"""The table of TensorRT's rules for explicit quantisation (QuantizeLinear, DequantizeLinear).
+"""What TensorRT refuses or runs badly in an ONNX file, found without TensorRT, and the rules for explicit quantisation.
 
 Symmetric INT8 (zero point 0), constant positive scales, one scale per activation, one per output channel of a weight,
 biases in floating point, and quantisation placed so that layers fuse (developer guide, "Explicit Quantization").
@@ -6,12 +6,16 @@ biases in floating point, and quantisation placed so that layers fuse (developer
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from vss.deploy.lint.view import Found, Rule, View, label
+from vss.deploy.lint_rules import RULES, Found, Rule, Severity
+from vss.deploy.onnx_file import PLUGINS, View, label, look
+
+__all__ = ["PLUGINS", "QUANT_RULES", "Finding", "lint", "rows"]
 
 INT8_LIKE = {3: "int8", 17: "float8e4m3fn", 22: "int4"}  # onnx.TensorProto types that TensorRT quantises to
 CONVOLUTIONS = {"Conv": 0, "ConvTranspose": 1}  # axis of the output channels in the weight
@@ -227,3 +231,36 @@ QUANT_RULES: tuple[Rule, ...] = (
     Rule("q_normalisation", "warning", "normalisation (FeatureNorm too) loses accuracy in int8 and is not faster",
          "leave it in floating point", _normalisation),
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One place: `node` is the name of a node or tensor, `detail` what is there, `reason` why it matters, `fix` what
+    to do. An "error" keeps TensorRT from building the file; a "warning" costs time, memory or accuracy."""
+
+    rule: str
+    severity: Severity
+    node: str
+    detail: str
+    reason: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.node}: {self.detail}: {self.reason}; {self.fix}."
+
+
+def lint(model: Any, *, plugins: Sequence[str] = PLUGINS) -> list[Finding]:
+    """Check a path or ModelProto against every rule, errors first; `plugins` are op types that TensorRT plugins will
+    implement, whatever their domain.
+    """
+    view = look(model, plugins=plugins)
+    found = [
+        Finding(rule.name, rule.severity, node, detail, rule.reason, rule.fix)
+        for rule in (*RULES, *QUANT_RULES)
+        for node, detail in rule.find(view)
+    ]
+    return sorted(found, key=lambda finding: finding.severity != "error")
+
+
+def rows(findings: Sequence[Finding]) -> list[dict[str, str]]:
+    return [asdict(finding) for finding in findings]

@@ -1,12 +1,23 @@
-"""The table of TensorRT's rules for ordinary graphs; quantised ones are in `vss.deploy.lint_quant`."""
+"""The table of TensorRT's rules for ordinary graphs; those for quantised ones are in `vss.deploy.lint`.
+
+A rule is data: name, severity, reason, fix, and a function that finds its places in a `View`. Sources: the operator
+table and importers of the public ONNX parser of TensorRT 10.1, the type notes in the headers of 10.16 and 11.1, and
+the documentation of 11. A newer parser may take more; `supports_model_v2` of an installed TensorRT has the last word.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
-from vss.deploy.lint.view import Found, Rule, View, label
+from vss.deploy.onnx_file import View, label
+
+Severity = Literal["error", "warning"]
+Found = Iterable[tuple[str, str]]
+"""Places of one rule: (name of the node or tensor, what is there)."""
 
 # Rows "N" of the parser's operator table that a segmentation or defect network could hold.
 UNSUPPORTED = (
@@ -26,7 +37,18 @@ MAX_RANK, MAX_TOP_K = 8, 3840
 OLDEST_OPSET, SURE_OPSET, NEWEST_OPSET = 9, 20, 25
 
 
-def _custom(view: View) -> Iterator:
+@dataclass(frozen=True)
+class Rule:
+    """One row of the table."""
+
+    name: str
+    severity: Severity
+    reason: str
+    fix: str
+    find: Callable[[View], Found]
+
+
+def _custom(view: View) -> Iterator[Any]:
     return (node for node in view.nodes if node.domain not in ("", "ai.onnx"))
 
 

@@ -1,1 +1,0 @@
-"""Time per layer: measured, modelled and kept in tables."""
