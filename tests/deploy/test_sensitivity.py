@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vss.core.errors import VssError
-from vss.deploy.quantize.sensitivity import Choice, first_to_free, retreat, scan
+from vss.deploy.quantize.sensitivity import Choice, first_to_free, greedy_fallback, scan
 
 GROUPS = {"a": ["a.0", "a.1"], "b": ["b.0"], "c": ["c.0"], "d": ["d.0", "d.1"], "e": ["e.0"]}
 LOSS = {"a": 0.1, "b": 20.0, "c": 0.0, "d": 1.5, "e": 4.0}
@@ -37,7 +37,7 @@ def test_order_is_by_points_and_with_times_by_points_per_millisecond() -> None:
 
 @pytest.mark.parametrize(("allowed", "freed"), [(30.0, 0), (5.7, 1), (5.0, 2), (0.5, 3), (0.05, 4)])
 def test_retreat_frees_no_more_than_it_must(allowed: float, freed: int) -> None:
-    result = retreat(scan(GROUPS, metric, 80.0), metric, 80.0, allowed)
+    result = greedy_fallback(scan(GROUPS, metric, 80.0), metric, 80.0, allowed)
     assert result["freed"] == ["b", "e", "d", "a", "c"][:freed] and result["within"]
     assert result["drop"] == pytest.approx(80.0 - metric(result["keep"])) and result["drop"] <= allowed
     best = min(
@@ -55,13 +55,13 @@ def test_what_is_returned_was_measured_even_where_losses_do_not_add_up() -> None
         return 80.0 if len(keep) >= 5 else 10.0
 
     rows = [{"group": name, "layers": layers, "metric": 80.0, "drop": 0.0} for name, layers in GROUPS.items()]
-    result = retreat(rows, jointly, 80.0, 0.5)
+    result = greedy_fallback(rows, jointly, 80.0, 0.5)
     assert result["within"] and result["metric"] == 80.0 and len(result["keep"]) >= 5
     assert {row["freed"] for row in result["tried"]} >= {0, len(result["freed"])}
 
 
 def test_a_network_that_stands_no_int8_at_all_says_so() -> None:
-    result = retreat(scan(GROUPS, lambda keep: 10.0, 80.0), lambda keep: 10.0, 80.0, 0.5)
+    result = greedy_fallback(scan(GROUPS, lambda keep: 10.0, 80.0), lambda keep: 10.0, 80.0, 0.5)
     assert not result["within"] and result["metric"] is None and result["freed"] == list(GROUPS)
 
 

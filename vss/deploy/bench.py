@@ -305,11 +305,11 @@ def noise(result: Mapping[str, Any]) -> str | None:
     if result["stable"]:
         return None
     spreads = {name: row["spread"] for name, row in result["sessions"].items()}
-    told = ", ".join(f"{name} {'not known' if value is None else f'{value:.1%}'}" for name, value in spreads.items())
+    shown = ", ".join(f"{name} {'not known' if value is None else f'{value:.1%}'}" for name, value in spreads.items())
     timing = result["timing"]
     return (
         f"the machine is too noisy: after {result['seconds']:.0f} s the medians of the last {timing['windows']} "
-        f"windows spread by {told} where {timing['spread']:.0%} is allowed; end other work, or measure for longer."
+        f"windows spread by {shown} where {timing['spread']:.0%} is allowed; end other work, or measure for longer."
     )
 
 

@@ -27,7 +27,7 @@ from vss.deploy.onnx_file import load
 from vss.deploy.profile.setting import PLAIN, Setting, SlicedVariants
 from vss.deploy.profile.subject import bandwidth, read_file
 from vss.deploy.profile.table import LatencyTable, plot_cliffs
-from vss.deploy.profile.units import Graph, Reading, Shape, anchor, unit_shapes, usable_threads
+from vss.deploy.profile.units import Graph, Reading, Shape, lookup_shape, unit_shapes, usable_threads
 from vss.prune.plan import Group, Plan
 
 ROUNDED = {"up 4": (4, True), "up 8": (8, True), "up 16": (16, True), "down 8": (8, False), "down 16": (16, False)}
@@ -97,8 +97,8 @@ def rows(facts: Facts) -> list[Row]:
     peak = max(_rates(facts.before, facts.shapes_before) + _rates(facts.after, facts.shapes_after), default=1.0)
     found = []
     for unit, ms in sorted(facts.after.units.items(), key=lambda item: -item[1]):
-        old = anchor(unit, dict(facts.shapes_before)) or NOTHING
-        new = anchor(unit, dict(facts.shapes_after)) or NOTHING
+        old = lookup_shape(unit, dict(facts.shapes_before)) or NOTHING
+        new = lookup_shape(unit, dict(facts.shapes_after)) or NOTHING
         was = facts.before.units.get(unit, 0.0)
         lost = max(0.0, ms - was / reduction)
         reason, better = _reason(unit, was, ms, old, new, facts)

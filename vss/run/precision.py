@@ -27,7 +27,7 @@ from vss.deploy.quantize.layers import Net, check_names, groups_of, read_onnx
 from vss.deploy.quantize.precision import ANY, GRAPH_OPTIONS, Precision, convert, graph_of, retype
 from vss.deploy.quantize.qdq import observed, place
 from vss.deploy.quantize.ranges import Method, Ranges, cache_key, measure, ranges_of
-from vss.deploy.quantize.sensitivity import Choice, first_diverging, retreat, scan, sentence
+from vss.deploy.quantize.sensitivity import Choice, first_diverging, greedy_fallback, scan, sentence
 from vss.run.project import Project, export_options, project_with
 from vss.train import checkpoint
 from vss.train.evaluate import engine_predictor
@@ -187,7 +187,7 @@ class Typing:
                 times = self.times({"fp32": self.plain, **singles})
                 for row in rows:
                     row["gain_ms"] = times["fp32"] - times[row["group"]]
-            found = retreat(rows, score, baseline, self.config.max_drop)
+            found = greedy_fallback(rows, score, baseline, self.config.max_drop)
         facts: dict[str, Any] = {"by": task.metric, "split": "val", "images": len(small.split("val"))}
         facts |= {"baseline": baseline, "max_drop": self.config.max_drop, "groups": rows, **found, **ranges.method}
         facts |= {"ranges_sha256": ranges.sha256(), "elsewhere": self.config.elsewhere, "seed": recipe.seed}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from vss.deploy.profile.setting import SlicedVariants, cut_to
-from vss.deploy.profile.units import Graph, anchor, unit_shapes
+from vss.deploy.profile.units import Graph, lookup_shape, unit_shapes
 from vss.prune import CostModel
 
 
@@ -33,6 +33,6 @@ def test_fused_and_inserted_nodes_get_lasting_names(variants: SlicedVariants) ->
     found = graph.resolve("ReorderOutput_token_3", "ReorderOutput", ["reorder_7", relu.output[0]])
     assert found == f"ReorderOutput:{relu.output[0]}"
     shapes = unit_shapes(variants.model, 1)
-    assert (anchor(found, shapes).cin, anchor(found, shapes).cout) == (16, 16)  # type: ignore[union-attr]
+    assert (lookup_shape(found, shapes).cin, lookup_shape(found, shapes).cout) == (16, 16)  # type: ignore[union-attr]
     assert graph.resolve("something", "Copy", []) == "Copy:other"
-    assert anchor("Copy:other", shapes) is None
+    assert lookup_shape("Copy:other", shapes) is None

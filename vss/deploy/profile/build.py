@@ -9,7 +9,7 @@
 5. Widths of single groups around the heaviest layers, one channel apart: the cliffs.
 
 Where the readings of the uncut network differ, after the alignment scan or at the end, the machine was busy: everything
-is read again and the least of both counts, up to `Effort.passes` times.
+is read again and the minimum over the passes counts, up to `Effort.passes` times.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 STEPS = (1, 2, 4, 8, 16, 32)
 TOLERATED = 0.03
 STEADY = 0.04  # readings of the uncut network that differ by more are those of a busy machine
-NOISY = 0.1  # and those that still do, after all passes, are told: vss lut build and vss explain end with exit code 3
+NOISY = 0.1  # and those that still do, after all passes, end vss lut build and vss explain with exit code 3
 REPEAT = 12  # every so many readings, one is of the uncut network
 COARSE = (0.3, 0.5, 0.75, 1.0)
 OFFSETS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32)
@@ -144,7 +144,7 @@ class _Build:
             self._place[name] = len(self.table.samples)
             self.table.samples.append(Sample(name, role, tuple(int(width) for width in widths), reading))
             self.table.save(self.path)
-        self._tell()
+        self._report_progress()
         if len(self.table.samples) % REPEAT == 0:
             self.read(f"full-{len(self.table.samples)}", "full", self.table.full)
         return self.table.samples[self._place[name]]
@@ -160,13 +160,13 @@ class _Build:
                 self._most += len(todo)
                 log.info(
                     "the machine is busy: the uncut network took %.2f to %.2f ms; everything is read again and the "
-                    "least counts (pass %d of at most %d).", low, high, count, self.effort.passes,
+                    "minimum counts (pass %d of at most %d).", low, high, count, self.effort.passes,
                 )  # fmt: skip
             for index in todo:
                 sample = self.table.samples[index]
                 self.table.samples[index] = sample.again(self._timed(sample.widths))
                 self.table.save(self.path)
-                self._tell()
+                self._report_progress()
 
     def _timed(self, widths: Sequence[int]) -> Reading:
         start = time.monotonic()
@@ -175,7 +175,7 @@ class _Build:
         self._readings += 1
         return reading
 
-    def _tell(self) -> None:
+    def _report_progress(self) -> None:
         left = max(0, self._most - self._readings)
         self._progress(self._readings, self._most, left * self._spent / max(1, self._taken))
 

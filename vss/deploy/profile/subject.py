@@ -23,8 +23,8 @@ from vss.deploy.profile.units import (
     Graph,
     Reading,
     Shape,
-    anchor,
     least_ms,
+    lookup_shape,
     read_engine,
     read_onnxruntime,
     unit_shapes,
@@ -123,14 +123,14 @@ def channels(subject: Subject, units: Sequence[str]) -> tuple[Affine, Affine]:
     """Channels that units read and write, as functions of widths, from the uncut network and one probe per group."""
     full = [group.channels for group in subject.groups]
     whole = subject.shapes(full)
-    known = [anchor(unit, whole) or Shape(0, 0, 0, 0, 0) for unit in units]
+    known = [lookup_shape(unit, whole) or Shape(0, 0, 0, 0, 0) for unit in units]
     slopes = np.zeros((2, len(units), len(full)))
     for index, group in enumerate(subject.groups):
         if group.channels == group.unit:
             continue
         less = subject.shapes([count - group.unit * (i == index) for i, count in enumerate(full)])
         for row, unit in enumerate(units):
-            now = anchor(unit, less)
+            now = lookup_shape(unit, less)
             if now is not None:
                 slopes[0, row, index] = (known[row].cin - now.cin) / group.unit
                 slopes[1, row, index] = (known[row].cout - now.cout) / group.unit

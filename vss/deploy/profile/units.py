@@ -168,7 +168,7 @@ def _size(shape: tuple[int, ...]) -> int:
     return int(np.prod(shape, dtype=np.int64)) if shape else 0
 
 
-def anchor(unit: str, shapes: dict[str, Shape]) -> Shape | None:
+def lookup_shape(unit: str, shapes: dict[str, Shape]) -> Shape | None:
     """Sizes of a unit, those of its tensor when the runtime has put it in, None when neither is known."""
     return shapes.get(unit) or shapes.get(f"tensor:{unit.partition(':')[2]}")
 

@@ -62,11 +62,6 @@ class Precision:
         if self.elsewhere not in KINDS[:2]:
             raise unknown("precision beside INT8", self.elsewhere, KINDS[:2])
 
-    @property
-    def runs_as_written(self) -> bool:
-        """Whether onnxruntime must not rewrite the graph: its passes spoil Q/DQ in float16."""
-        return self.kind == "int8" and self.elsewhere == "fp16"
-
 
 @dataclass
 class _Typed:

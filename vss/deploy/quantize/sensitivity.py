@@ -1,4 +1,4 @@
-"""Which layers may be INT8? What each group of layers costs by the task's own metric, and how far to retreat."""
+"""Which layers may be INT8? What each group of layers costs by the task's own metric, and which go back first."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ def first_to_free(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [row["group"] for row in sorted(rows, key=key)]
 
 
-def retreat(rows: Sequence[Mapping[str, Any]], score: Score, baseline: float, max_drop: float) -> dict[str, Any]:
+def greedy_fallback(
+    rows: Sequence[Mapping[str, Any]], score: Score, baseline: float, max_drop: float
+) -> dict[str, Any]:
     """Free as few groups as keep the drop within `max_drop`, in the order of `first_to_free`, found by halving.
 
     What is returned has been measured: losses of single groups do not add up, so they order the groups and decide
