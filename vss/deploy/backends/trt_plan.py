@@ -110,7 +110,7 @@ class BuildPlan(TensorRTConfig):
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values; files by name, without their folders."""
-        names = {"plugins": [path.name for path in self.plugins]}
+        names: dict[str, Any] = {"plugins": [path.name for path in self.plugins]}
         names |= {key: path.name if path else None for key in ("aot", "timing_cache") for path in [getattr(self, key)]}
         return self.model_dump(mode="json") | names
 
