@@ -250,7 +250,7 @@ def compare(run: Bench, net: Net, project: Project, model: nn.Module, target: st
 def mac_plan(project: Project, model: nn.Module, keep: float, align: int, known: Any) -> Plan:
     """The same criterion under a MAC budget."""
     config = PruneConfig(criterion="taylor", batches=10)
-    budget = Budget.make(kind="macs", keep=keep, align=align)
+    budget = Budget(kind="macs", keep=keep, align=align)
     return steps.plan_once(project, model, config, budget, statistics=known)
 
 

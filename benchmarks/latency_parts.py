@@ -101,7 +101,7 @@ def alignment(run: Bench) -> None:
             budget = {"kind": "macs", "keep": keep, "scope": scope, "align": align}
 
             def work(budget: dict[str, Any] = budget) -> dict[str, Any]:
-                return budget | efficiency(run, model, preprocess, Budget.make(**budget), options)
+                return budget | efficiency(run, model, preprocess, Budget(**budget), options)
 
             run.once(f"alignment {scope} {keep} {align}", work)
 

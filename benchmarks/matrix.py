@@ -201,7 +201,7 @@ def cell(method: str, subject: Subject, *, keep: float) -> dict[str, Any]:
         subject.net,
         subject.example,
         criterion=criterion,
-        budget=Budget.make(kind="macs", keep=keep),
+        budget=Budget(kind="macs", keep=keep),
         batches=subject.batches if criterion.needs else None,
         loss=subject.loss,
         groups=subject.groups,

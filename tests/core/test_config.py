@@ -11,7 +11,7 @@ import yaml
 from vss import models
 from vss.cli.options import options_of, recipe_of
 from vss.core import yaml12
-from vss.core.config import BudgetConfig, Recipe, load_recipe, recipes
+from vss.core.config import Recipe, load_recipe, recipes
 from vss.core.errors import VssError
 from vss.core.yaml12 import overridden, parse_yaml
 from vss.prune import Budget, make_criterion
@@ -22,18 +22,13 @@ def test_every_packaged_recipe_says_things_that_exist(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
     make_criterion(recipe.prune.criterion, **recipe.prune.options)
-    Budget.make(**recipe.prune.budget.model_dump())
+    assert isinstance(recipe.prune.budget, Budget)
     assert recipe.model.name in models.MODELS
     assert len(recipe.data.size) == 2 and min(recipe.data.size) > 0
 
 
 def test_there_are_recipes() -> None:
     assert {"demo", "camvid_unet"} <= set(recipes())
-
-
-def test_the_budget_of_a_recipe_is_that_of_pruning() -> None:
-    assert BudgetConfig().model_dump() == Budget().model_dump()
-    assert set(BudgetConfig.model_fields) == set(Budget.model_fields)
 
 
 def write(folder: Path, text: str) -> str:

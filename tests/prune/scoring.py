@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vss.prune import Groups, collect, make_criterion
+from vss.prune.apply import flatten
 from vss.prune.criteria import score_groups
 from vss.prune.stats import Stats
-from vss.prune.trace import flatten
 
 Batch = tuple[Tensor, Tensor]
 

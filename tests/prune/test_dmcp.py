@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from tests.prune.nets import Chain as ChainNet
 from tests.prune.nets import Concat, Heads, MaxAvg, Residual, Twice, randomise
 from vss.core.errors import VssError
-from vss.prune import CostModel, Group, find_groups
-from vss.prune.dmcp import (
+from vss.prune import CostModel, Group, cut, find_groups
+from vss.prune.apply import default_forward, flatten
+from vss.prune.phases import (
     Chain,
     ExpectedCost,
     Gates,
@@ -25,7 +26,6 @@ from vss.prune.dmcp import (
     keep_probabilities,
     mac_loss,
     marginals,
-    prefix_net,
     reorder,
     sample_width,
     sample_widths,
@@ -33,10 +33,14 @@ from vss.prune.dmcp import (
     uniform_width,
     untracked,
 )
-from vss.prune.trace import default_forward, flatten
 
 EXAMPLE = torch.zeros(1, 3, 16, 24)
 NETS = {"residual": Residual, "concat": Concat, "heads": Heads, "maxavg": MaxAvg, "twice": Twice, "plain": ChainNet}
+
+
+def prefix_net(model: nn.Module, groups: list[Group], widths: list[int]) -> nn.Module:
+    """The slow reference of hard gates: the network cut to these prefixes."""
+    return cut(model, groups, {g.id: torch.arange(width) for g, width in zip(groups, widths, strict=True)})
 
 
 def gen(seed: int = 0) -> torch.Generator:

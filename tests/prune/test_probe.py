@@ -10,8 +10,7 @@ from torch import nn
 
 from vss.core.errors import VssError
 from vss.prune import find_groups
-from vss.prune.probe import unsound
-from vss.prune.trace import flatten
+from vss.prune.apply import flatten, unsound
 
 from .nets import Chain, Concat
 

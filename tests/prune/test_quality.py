@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from vss.core.errors import VssError
 from vss.prune import Groups, apply_plan, find_groups, make_plan, quality
-from vss.prune.plan import Plan, plan_group
 
 from .nets import Residual, randomise
 from .scoring import batches_of, mean_loss
@@ -35,8 +34,8 @@ def cut(net: nn.Module, groups: Groups, kept: dict[str, list[int]]) -> nn.Module
     """The sliced network, by a plan that keeps what is asked for: the reference, which zeroes nothing."""
     plan = make_plan(net, torch.zeros(1, 3, 12, 12, dtype=torch.float64), criterion="l1", groups=groups,
                      budget={"kind": "channels", "keep": 1.0})  # fmt: skip
-    rows = tuple(plan_group(group, torch.tensor(kept.get(group.id, range(group.channels)))) for group in groups)
-    return apply_plan(net, Plan.model_validate(plan.model_dump() | {"groups": [row.model_dump() for row in rows]}))
+    rows = tuple(group.keep(torch.tensor(kept.get(group.id, range(group.channels)))) for group in groups)
+    return apply_plan(net, plan.model_copy(update={"groups": rows}))
 
 
 def loss_of(net: nn.Module) -> float:

@@ -10,7 +10,7 @@ from tests.prune.nets import Chain, Concat, Residual, randomise
 from vss.core.errors import VssError
 from vss.models import build
 from vss.prune import Groups, find_groups, make_plan
-from vss.prune.sparse import add_subgradient, penalty, scale_facts, scale_slots
+from vss.prune.phases import add_subgradient, penalty, scale_facts, scale_slots
 
 EXAMPLE = torch.zeros(1, 3, 16, 24)
 

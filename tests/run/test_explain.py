@@ -17,9 +17,9 @@ from vss.core.errors import VssError
 from vss.core.files import sha256_file, write_json
 from vss.data.transforms import Preprocess
 from vss.deploy import BACKENDS, export
-from vss.deploy.profile.setting import Setting, cut_to, first_channels
+from vss.deploy.profile.setting import Setting, cut_to
 from vss.deploy.profile.units import Reading, Shape
-from vss.prune import find_groups
+from vss.prune import Plan, find_groups
 from vss.run.explain import Facts, _in_turns, causes, explain, finished, measure, request, rows, summary
 
 
@@ -50,7 +50,8 @@ def engines(
 ) -> tuple[Path, Path, Any]:
     """Exported files of a network and of its cut, and the plan."""
     groups = list(find_groups(net, torch.zeros(1, 3, *size)))
-    plan = first_channels(net, groups, kept)
+    kept_groups = tuple(group.keep(torch.arange(count)) for group, count in zip(groups, kept, strict=True))
+    plan = Plan(model="Line", weights_sha256="", criterion="none", budget={}, groups=kept_groups)
     for name, each in (("baseline", net), ("finetuned", cut_to(net, groups, kept))):
         export(each, folder / "engine" / f"{name}.onnx", size=size, preprocess=Preprocess(size=size), labels=labels,
                parity_batches=(1,))  # fmt: skip

@@ -189,7 +189,7 @@ def test_sparse_training_shrinks_scales_and_nothing_is_labelled(street_root: Pat
     net, config, facts = steps.sparsify(work, work.build_model(), work.recipe.prune, tmp_path, progress=False)
     assert facts["scales"]["median"] < 0.99 * facts["scales_before"]["median"] and facts["labels"] == []
     assert config == work.recipe.prune and len(facts["curves"]) == 1
-    assert steps.plan_once(work, net, config, steps.Budget.make()).labels == ()
+    assert steps.plan_once(work, net, config, steps.Budget()).labels == ()
 
 
 @pytest.mark.parametrize(("criterion", "label"), [("slimming", ("slimming without its sparse phase",)), ("l1", ())])

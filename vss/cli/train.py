@@ -214,7 +214,7 @@ def prune(
     job = recipe_of(given | budget, overrides)
     project, net = command.network_to_prune(job, ckpt, model, weights, **_own_data(given), size=given.get("data.size"))
     if dry_run:
-        groups, limits = steps.groups_of(project, net), steps.Budget.make(**job.prune.budget.model_dump())
+        groups, limits = steps.groups_of(project, net), job.prune.budget
         figures = steps.describe(steps.plan_once(project, net, job.prune, limits, groups=groups), groups)
     else:
         with at_work(save, deep=False):

@@ -110,7 +110,7 @@ class FinetuneConfig(FitConfig):
     grad_clip: float | None = Field(default=1.0, gt=0, description="largest norm of all gradients; null: none")
 
 
-class BudgetConfig(Section):
+class Budget(Section):
     """How much may stay after pruning."""
 
     kind: Literal["channels", "params", "macs"] = Field(default="macs", description="what is counted")
@@ -120,6 +120,12 @@ class BudgetConfig(Section):
     )
     floor: float = Field(default=0.1, ge=0, le=1, description="smallest fraction of a group that is kept")
     align: int = Field(default=1, ge=1, description="kept widths are multiples of this")
+
+    @model_validator(mode="after")
+    def _floor_leaves_room(self) -> Self:
+        if self.kind == "channels" and self.floor > self.keep:
+            raise ValueError(f"floor {self.floor} is above keep {self.keep}")
+        return self
 
 
 class LatencyConfig(Section):
@@ -141,7 +147,7 @@ class PruneConfig(Section):
 
     criterion: str = Field(default="taylor", description="what channels are scored by; `vss methods` lists them")
     options: dict[str, Any] = Field(default={}, description="options of the criterion, by name")
-    budget: BudgetConfig = BudgetConfig()
+    budget: Budget = Budget()
     batches: int = Field(default=30, ge=1, description="calibration batches, from the training split")
     batch_size: int = Field(default=8, ge=1, description="images of a calibration batch")
     steps: int = Field(default=1, ge=1, le=20, description="rounds of scoring and cutting")

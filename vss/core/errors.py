@@ -84,7 +84,7 @@ def fault(error: ValidationError) -> str:
     what = one_line(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "missing":
         return f"{where} is missing"
-    if first["type"] == "extra_forbidden":
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{where} is no key of it"
     return f"{where} is {shown(first['input'])}; {what}" if where else what
 

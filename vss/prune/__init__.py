@@ -4,10 +4,11 @@
 >>> small = apply_plan(model, plan)                                                          # doctest: +SKIP
 """
 
-from vss.prune.apply import apply_plan, masked, recalibrate_bn
-from vss.prune.budget import Budget, CostModel, count
+from vss.core.config import Budget
+from vss.prune.apply import apply_plan, cut, masked
+from vss.prune.budget import CostModel, count
 from vss.prune.criteria import CRITERIA, Criterion, make_criterion
-from vss.prune.make import make_plan, verify
+from vss.prune.make import make_plan, recalibrate_bn, verify
 from vss.prune.plan import Group, Groups, Locked, Plan, Slot
 from vss.prune.stats import COLLECTORS, Statistics, collect
 from vss.prune.trace import find_groups
@@ -27,6 +28,7 @@ __all__ = [
     "apply_plan",
     "collect",
     "count",
+    "cut",
     "find_groups",
     "make_criterion",
     "make_plan",

@@ -1,22 +1,33 @@
-"""Cut a network by a plan, or mask it: pure tensor slicing, no tracing, no data, no criterion."""
+"""Cut a network by a plan, or mask it: pure tensor slicing, no tracing, no data, no criterion.
+
+`unsound` tries groups on the network itself before anyone relies on them. A dependency graph follows operations by type
+and cannot see what a reshape, an index, a softmax or a buffer does to the channels that pass through (a channel shuffle
+is traced as the identity). So each group is cut once and compared with the network in which the same channels are zero;
+where the two differ, the group is no set of removable slices.
+"""
 
 from __future__ import annotations
 
+import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vss.core.closeness import duplicate
+from vss.core.closeness import Outputs, alike, duplicate, evaluating
 from vss.core.errors import SHOWN, VssError, one_line
 from vss.core.files import sha256_tensors
-from vss.prune.plan import Plan
+from vss.prune.plan import Group, Plan, PlanGroup
 
+Conv = nn.modules.conv._ConvNd
+BatchNorm = nn.modules.batchnorm._BatchNorm
 NOTHING = torch.zeros(0, dtype=torch.int64)
-SIZED = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.GroupNorm)
+SIZED = (Conv, nn.Linear, nn.modules.batchnorm._NormBase, nn.GroupNorm)
 """Layers whose weight, bias and statistics have one size in common."""
+IMAGE_RANGE, ASLEEP = 128.0, 1e-3
+TOLERANCE = 1e-4  # of masked against cut outputs, relative to their spread
 
 
 def apply_plan(model: nn.Module, plan: Plan, *, check_weights: bool = True) -> nn.Module:
@@ -33,20 +44,9 @@ def apply_plan(model: nn.Module, plan: Plan, *, check_weights: bool = True) -> n
         VssError: a plan of another network or of other weights.
     """
     check_plan(model, plan, check_weights=check_weights)
-    small: Any = duplicate(model)
-    tensors = _tensors(small)
-    sizes_before = {name: tuple(value.shape) for name, value in tensors.items()}
-    for name, dims in removed_positions(plan).items():
-        value = tensors[name].data
-        for dim, gone in dims.items():
-            stay = torch.ones(value.shape[dim], dtype=torch.bool)
-            stay[gone] = False
-            value = value.index_select(dim, stay.nonzero().flatten().to(value.device))
-        _replace(small, name, value)
-    touched = {name.rpartition(".")[0] for name in removed_positions(plan)}
-    for name in touched:
-        _sync_attributes(small.get_submodule(name), sizes_before.get(f"{name}.weight", ()))
-    small.plans = (*getattr(model, "plans", ()), plan)
+    small = _cut(model, plan.groups)
+    marked: Any = small
+    marked.plans = (*getattr(model, "plans", ()), plan)
     misfit = _misfit(small) if check_weights else ""
     if misfit and not _misfit(model):
         raise VssError(
@@ -56,61 +56,114 @@ def apply_plan(model: nn.Module, plan: Plan, *, check_weights: bool = True) -> n
     return small
 
 
+def masked(model: nn.Module, plan: Plan) -> nn.Module:
+    """A copy of the same shape in which every removed slice is zero; it computes what `apply_plan`'s network does."""
+    check_plan(model, plan, check_weights=False)
+    return _masked(model, plan.groups)
+
+
+def cut(model: nn.Module, groups: Iterable[Group], kept: Mapping[str, Tensor]) -> nn.Module:
+    """A smaller copy for measuring: its `plans` do not say that it was cut, and its weights are nobody's.
+
+    Args:
+        model: not changed.
+        groups: of this network.
+        kept: group id -> channel numbers that stay, ascending int64.
+    """
+    chosen = [group.keep(kept[group.id]) for group in groups]
+    _check_slots(model, chosen)
+    return _cut(model, chosen)
+
+
+def zero_channels(model: nn.Module, removed: Iterable[tuple[Group, Tensor]]) -> None:
+    """Zero channels in place, as removing them would: (group, channel numbers int64) pairs.
+
+    The running variance is left alone, since 0 / sqrt(0 + eps) is 0 as well and 1 / 0 never arises.
+    """
+    tensors = tensors_of(model)
+    with torch.no_grad():
+        for group, channels in removed:
+            for slot in group.slots:
+                if slot.leaf != "running_var":
+                    value = tensors[slot.tensor]
+                    value.index_fill_(slot.dim, slot.indices(channels).to(value.device), 0)
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by full name."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _masked(model: nn.Module, groups: Iterable[PlanGroup]) -> nn.Module:
+    copy = duplicate(model)
+    zero_channels(copy, [(group, group.removed()) for group in groups])
+    return copy
+
+
+def _cut(model: nn.Module, groups: Iterable[PlanGroup]) -> nn.Module:
+    small = duplicate(model)
+    tensors = tensors_of(small)
+    before = {name: tuple(value.shape) for name, value in tensors.items()}
+    removed = removed_positions(groups)
+    for name, dims in removed.items():
+        value = tensors[name].data
+        for dim, gone in dims.items():
+            stays = torch.ones(value.shape[dim], dtype=torch.bool)
+            stays[gone] = False
+            value = value.index_select(dim, stays.nonzero().flatten().to(value.device))
+        _replace(small, name, value)
+    for layer in {name.rpartition(".")[0] for name in removed}:
+        _sync_attributes(small.get_submodule(layer), before.get(f"{layer}.weight", ()))
+    return small
+
+
 @torch.no_grad()
 def _misfit(model: nn.Module) -> str:
     """Why a network cannot be run on a small image; empty where it can."""
     side = 64 + -64 % int(getattr(model, "size_multiple", 1))
-    first = next(model.parameters(), NOTHING)
-    kind: dict[str, Any] = {
-        "device": first.device,
-        "dtype": first.dtype if first.is_floating_point() else torch.float32,
-    }
-    training = {module: module.training for module in model.modules()}
-    try:
-        default_forward(model.eval(), torch.zeros(1, 3, side, 2 * side, **kind))
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, VssError) as error:
-        return one_line(str(error), SHOWN) or type(error).__name__
-    finally:
-        for module, flag in training.items():
-            module.training = flag
+    first = next(model.parameters(), torch.zeros(0))
+    x = torch.zeros(1, 3, side, 2 * side, device=first.device)
+    with evaluating(model):
+        try:
+            default_forward(model, x.to(first.dtype) if first.is_floating_point() else x)
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, VssError) as error:
+            return one_line(str(error), SHOWN) or type(error).__name__
     return ""
 
 
-def masked(model: nn.Module, plan: Plan) -> nn.Module:
-    """Return a copy of the same shape in which every removed slice is zero; it computes what `apply_plan`'s net does.
-
-    The running variance is left alone, since 0/sqrt(0 + eps) is 0 as well and 1/0 never arises.
-    """
-    check_plan(model, plan, check_weights=False)
-    model = duplicate(model)
-    tensors = _tensors(model)
-    with torch.no_grad():
-        for name, dims in removed_positions(plan).items():
-            if name.endswith("running_var"):
-                continue
-            for dim, gone in dims.items():
-                tensors[name].index_fill_(dim, gone.to(tensors[name].device), 0)
-    return model
-
-
-def removed_positions(plan: Plan) -> dict[str, dict[int, Tensor]]:
-    """Tensor name -> dim -> positions that go (int64), from all groups of the plan."""
+def removed_positions(groups: Iterable[PlanGroup]) -> dict[str, dict[int, Tensor]]:
+    """Tensor name -> dim -> positions that go (int64)."""
     table: dict[str, dict[int, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
-    for group in plan.groups:
+    for group in groups:
         gone = group.removed()
         if len(gone):
             for slot in group.slots:
-                table[slot.tensor][slot.dim].append(slot.slot().indices(gone))
+                table[slot.tensor][slot.dim].append(slot.indices(gone))
     return {name: {dim: torch.cat(parts) for dim, parts in dims.items()} for name, dims in table.items()}
 
 
 def check_plan(model: nn.Module, plan: Plan, *, check_weights: bool) -> None:
     """Refuse a plan that names another network, other shapes or other weights."""
-    name = getattr(model, "name", "") or type(model).__name__
+    name = name_of(model)
     if plan.model != name:
         raise VssError(f"the plan is for model {plan.model!r} and was given a {name!r}; make a plan for this one.")
-    tensors = _tensors(model)
-    for group in plan.groups:
+    _check_slots(model, plan.groups)
+    if check_weights and sha256_tensors(model.state_dict()) != plan.weights_sha256:
+        raise VssError(
+            f"the plan was made for other weights of {name!r} (hash {plan.weights_sha256[:12]}); "
+            "give the checkpoint it was made from, or make a new plan."
+        )
+
+
+def name_of(model: nn.Module) -> str:
+    """The registered name of a network, or that of its class."""
+    return str(getattr(model, "name", "") or type(model).__name__)
+
+
+def _check_slots(model: nn.Module, groups: Sequence[PlanGroup]) -> None:
+    """Refuse slots that the network does not have, and removals that leave a layer inconsistent."""
+    tensors = tensors_of(model)
+    for group in groups:
         for slot in group.slots:
             value = tensors.get(slot.tensor)
             needed = slot.offset + group.channels * slot.block
@@ -119,26 +172,21 @@ def check_plan(model: nn.Module, plan: Plan, *, check_weights: bool) -> None:
                 tensor = one_line(slot.tensor, SHOWN)
                 raise VssError(
                     f"the plan needs {needed} slices along dim {slot.dim} of {tensor} and found {found}; "
-                    f"it was made for other options or for an uncut {name!r}."
+                    f"it was made for other options or for an uncut {name_of(model)!r}."
                 )
-    _check_layers(model, removed_positions(plan))
-    if check_weights and sha256_tensors(model.state_dict()) != plan.weights_sha256:
-        raise VssError(
-            f"the plan was made for other weights of {name!r} (hash {plan.weights_sha256[:12]}); "
-            "give the checkpoint it was made from, or make a new plan."
-        )
+    _check_layers(model, removed_positions(groups))
 
 
 def _check_layers(model: nn.Module, removed: dict[str, dict[int, Tensor]]) -> None:
     """Refuse a plan that removes a slice twice, or from one tensor of a layer and not from the others."""
     for name, dims in removed.items():
         for dim, gone in dims.items():
-            if len(gone.unique()) < len(gone):
+            if len(set(gone.tolist())) < len(gone):
                 raise VssError(f"the plan removes slices of {name} along dim {dim} twice; make it again.")
     for layer in {name.rpartition(".")[0] for name in removed}:
         module: Any = model.get_submodule(layer)
-        lines = isinstance(module, nn.modules.conv._ConvNd) and module.transposed and module.groups == 1
-        units = module.groups if isinstance(module, nn.modules.conv._ConvNd) else getattr(module, "num_groups", 1)
+        lines = isinstance(module, Conv) and module.transposed and module.groups == 1
+        units = module.groups if isinstance(module, Conv) else getattr(module, "num_groups", 1)
         if units > 1:
             _check_units(layer, len(module.weight), units, removed.get(f"{layer}.weight".lstrip("."), {}))
         along = {"weight": int(lines), "bias": 0, "running_mean": 0, "running_var": 0}
@@ -162,10 +210,6 @@ def _check_units(layer: str, channels: int, units: int, removed: dict[int, Tenso
         raise VssError(f"the plan removes parts of the {units} groups of {layer}, which go whole: make it again.")
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return dict(model.named_parameters()) | dict(model.named_buffers())
-
-
 def _replace(model: nn.Module, name: str, value: Tensor) -> None:
     parent, _, leaf = name.rpartition(".")
     owner = model.get_submodule(parent)
@@ -179,7 +223,7 @@ def _replace(model: nn.Module, name: str, value: Tensor) -> None:
 def _sync_attributes(module: Any, before: tuple[int, ...]) -> None:
     """Make a layer's size attributes say what its tensors now say."""
     weight: Any = getattr(module, "weight", None)
-    if isinstance(module, nn.modules.conv._ConvNd):
+    if isinstance(module, Conv):
         if module.groups > 1:  # whole groups leave: the filters of a group keep their size
             per_group = module.in_channels // module.groups
             module.groups = module.groups * weight.shape[0] // before[0]
@@ -200,78 +244,75 @@ def _sync_attributes(module: Any, before: tuple[int, ...]) -> None:
         module.num_parameters = weight.shape[0]
 
 
-@torch.no_grad()
-def recalibrate_bn(
-    model: nn.Module, batches: Iterable[Tensor], *, forward: Callable[[nn.Module, Tensor], Any] | None = None
-) -> int:
-    """Recompute batch-norm running statistics as the plain average over `batches` of (N, 3, H, W); forward only.
-
-    Removing channels changes what later layers see; this is done before any accuracy without fine-tuning is reported.
-    A batch norm on 1x1 maps needs N > 1. Returns the number of batches seen.
-    """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    if not norms:
-        return 0
-    training = {module: module.training for module in model.modules()}
-    momenta = [norm.momentum for norm in norms]
-    model.eval()
-    count = 0
-    try:
-        for batch in batches:
-            if not count:  # statistics are forgotten only once there is something to replace them
-                for norm in norms:
-                    norm.reset_running_stats()
-                    norm.momentum = None
-                    norm.train()
-            (forward or default_forward)(model, batch)
-            count += 1
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for module, flag in training.items():
-            module.training = flag
-    if not count:
-        raise VssError("batch norms were to be recalibrated on no batches; give at least one.")
-    return count
-
-
-@torch.no_grad()
-def norm_of_single_values(model: nn.Module, example: Tensor) -> str:
-    """The first batch norm that sees one value of a channel in an image, whose statistics need two images; "" if none.
-
-    Args:
-        model: all heads are looked at.
-        example: (1, 3, H, W).
-    """
-    found: list[str] = []
-    training = {module: module.training for module in model.modules()}
-
-    def watch(name: str) -> Callable[..., None]:
-        return lambda _, inputs: found.append(name if inputs[0][0, 0].numel() == 1 else "")
-
-    norms = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    hooks = [module.register_forward_pre_hook(watch(name)) for name, module in norms]
-    try:
-        default_forward(model.eval(), example)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, flag in training.items():
-            module.training = flag
-    return next(filter(None, found), "")
-
-
-def refuse_single_images(model: nn.Module, example: Tensor) -> None:
-    """Calibration images come one at a time: refuse a network with a batch norm that needs two."""
-    name = norm_of_single_values(model, example)
-    if name:
-        raise VssError(
-            f"calibration images come one at a time and batch norm {name!r} sees one position of each; set "
-            "prune.batch_size to 2 or more (with as many training images), or prune.recalibrate to 0."
-        )
-
-
 def default_forward(model: Any, x: Tensor) -> Any:
     """Call `forward_train` where the network has one (auxiliary heads included), else the network."""
-    call: Any = getattr(model, "forward_train", model)
-    return call(x)
+    return getattr(model, "forward_train", model)(x)
+
+
+def flatten(output: Any) -> list[Tensor]:
+    """All tensors in a nested structure of dicts, lists and tuples, in order."""
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def unsound(model: nn.Module, example: Tensor, groups: list[Group], outputs: Outputs) -> dict[str, str]:
+    """Group id -> why its slices cannot be removed; empty where all can.
+
+    All groups are cut at once, which costs two forward passes; one by one only when that fails.
+
+    Args:
+        model: in evaluation mode. Its parameters that are all zero or next to it (a layer scale, a gain that training
+            begins at zero) are drawn anew, since they hide what is behind them.
+        example: (N, 3, H, W); only its shape and dtype matter, the values are drawn: of unit variance, and of the
+            range of images, where a layer may act that does nothing near zero.
+        groups: what to try.
+        outputs: the output tensors of a forward pass.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(example.shape, generator=generator).to(example.dtype) if example.is_floating_point() else example
+    _wake(model, generator)
+    if _fault(model, x, groups, outputs) is None:
+        return {}
+    faults = {group.id: fault for group in groups if (fault := _fault(model, x, [group], outputs)) is not None}
+    together = _fault(model, x, [group for group in groups if group.id not in faults], outputs)
+    if together is not None:
+        raise VssError(f"the groups of this network can be cut one by one but not together: {together}.")
+    return faults
+
+
+@torch.no_grad()
+def _fault(model: nn.Module, x: Tensor, groups: list[Group], outputs: Outputs) -> str | None:
+    halves = [group.keep(_half(group)) for group in groups if group.channels > group.unit]
+    try:
+        _check_slots(model, halves)
+        small, mask = _cut(model, halves), _masked(model, halves)
+        outputs(small, x)
+    except (VssError, RuntimeError, IndexError) as error:
+        return f"the network does not run without some of its channels ({str(error).splitlines()[0]})"
+    if not all(torch.isfinite(value).all() for value in outputs(mask, x)):
+        raise VssError("the network gives NaN or infinite outputs on a random image; check its weights.")
+    images = [x, IMAGE_RANGE * x] if x.is_floating_point() else [x]
+    if not all(torch.isfinite(value).all() for value in outputs(mask, images[-1])):
+        images = images[:1]  # values of that size are none that this network can take
+    if all(alike(mask, small, image, outputs, TOLERANCE) for image in images):
+        return None
+    return "removing its channels is not the same as zeroing them: the network reorders or mixes them"
+
+
+@torch.no_grad()
+def _wake(model: nn.Module, generator: torch.Generator) -> None:
+    """Draw the parameters that are all zero or next to it."""
+    for value in model.parameters():
+        if value.is_floating_point() and value.numel() and float(value.abs().max()) < ASLEEP:
+            spread = (value[0].numel() if value.ndim > 1 else 4) ** -0.5
+            value.copy_(spread * torch.randn(value.shape, generator=generator))
+
+
+def _half(group: Group) -> Tensor:
+    """Half of the units at random, ascending; no prefix, which a reordering could leave in place.
+
+    Every group draws its own half, so that two groups which belong together are seen to differ.
+    """
+    units = group.channels // group.unit
+    generator = torch.Generator().manual_seed(zlib.crc32(group.id.encode()))
+    chosen = torch.randperm(units, generator=generator)[: max(1, units // 2)].sort().values
+    return (chosen[:, None] * group.unit + torch.arange(group.unit)).reshape(-1)

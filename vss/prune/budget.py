@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates as a function of the kept widths, without rebuilding the network.
+"""From scores to kept channels under a budget, without rebuilding the network for any width that is tried.
 
 Every tensor's kept size is the product of its kept dims; a convolution costs (kept weight elements) x (output
 positions), a transposed one (kept weight elements) x (input positions), a linear layer (elements) x (rows). So
@@ -14,16 +14,19 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
+from vss.core.closeness import evaluating
+from vss.core.config import Budget
 from vss.core.errors import VssError
 from vss.prune.plan import Group
 
 _COUNTED = (nn.modules.conv._ConvNd, nn.Linear)
+Rounding = Callable[[int, float], int]
+"""(channels, removed fraction) -> kept channels, of a criterion that fixes widths itself."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,10 @@ class CostModel:
             for name, module in model.named_modules()
             if isinstance(module, _COUNTED)
         ]
-        training = {module: module.training for module in model.modules()}
         try:
-            with torch.no_grad():
-                (forward or nn.Module.__call__)(model.eval(), example)
+            with torch.no_grad(), evaluating(model):
+                (forward or nn.Module.__call__)(model, example)
         finally:
-            for module, flag in training.items():
-                module.training = flag
             for hook in hooks:
                 hook.remove()
         shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
@@ -98,55 +98,13 @@ def count(model: nn.Module, size: tuple[int, int]) -> dict[str, float]:
     return {"params_m": cost.total("params", [], []) / 1e6, "macs_g": cost.total("macs", [], []) / 1e9}
 
 
-# From scores to kept channels under a budget.
-
-
-Rounding = Callable[[int, float], int]
-
-
-class Budget(BaseModel):
-    """How much may stay.
-
-    Attributes:
-        kind: what is counted: channels, params or macs.
-        keep: fraction that stays, in (0, 1]; 0.5 halves the count.
-        scope: "global" ranks all channels together; "local" removes the same fraction from every group.
-        floor: least fraction of a group that stays (at least one channel always does).
-        align: kept counts are multiples of this, in a group that is narrower of the largest power of two in it; the
-            full width may stay.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    kind: Literal["channels", "params", "macs"] = "macs"
-    keep: float = Field(default=0.5, gt=0, le=1)
-    scope: Literal["global", "local"] = "global"
-    floor: float = Field(default=0.1, ge=0, le=1)
-    align: int = Field(default=1, ge=1)
-
-    @model_validator(mode="after")
-    def _floor_leaves_room(self) -> Self:
-        if self.kind == "channels" and self.floor > self.keep:
-            raise ValueError(f"floor {self.floor} is above keep {self.keep}")
-        return self
-
-    @classmethod
-    def make(cls, **options: Any) -> Budget:
-        """Build with one clear sentence for bad values."""
-        try:
-            return cls(**options)
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"]) or "budget"
-            raise VssError(f"budget: {field} is {first['input']!r}; {first['msg']}.") from error
-
-
 def allowed_counts(group: Group, budget: Budget, rounding: Rounding | None = None, whole: int | None = None) -> Tensor:
     """For each walked count 0..C of a group, the count that really stays (int64, length C + 1).
 
-    Entry i answers "i channels would stay": at least the floor, whole units, the nearest multiple of `align`. With
-    `rounding`, (channels, removed fraction) -> kept channels, that many are asked for instead of i. `whole` is the
-    width before earlier rounds of cutting, of which floor, alignment and rounding count; by default C.
+    Entry i answers "i channels would stay": at least the floor (and one channel), whole units, the nearest multiple of
+    `align` (in a narrower group, of the largest power of two in it) or the full width. With `rounding` that many are
+    asked for instead of i. `whole` is the width before earlier rounds of cutting, of which floor, alignment and
+    rounding count; by default C.
     """
     total, unit = group.channels, group.unit
     whole = whole or total
@@ -165,13 +123,8 @@ def allowed_counts(group: Group, budget: Budget, rounding: Rounding | None = Non
 
 def rank(groups: list[Group], scores: dict[str, Tensor]) -> Tensor:
     """Group index of each removal step, lowest score first: (sum of channels,) int64; ties by (group, channel)."""
-    values, owners, channels = [], [], []
-    for index, group in enumerate(groups):
-        values.append(scores[group.id].double())
-        owners.append(torch.full((group.channels,), index))
-        channels.append(torch.arange(group.channels))
-    order = torch.argsort(torch.cat(values), stable=True)
-    return torch.cat(owners)[order]
+    order = torch.argsort(torch.cat([scores[group.id].double() for group in groups]), stable=True)
+    return torch.cat([torch.full((group.channels,), index) for index, group in enumerate(groups)])[order]
 
 
 def search(
@@ -190,12 +143,11 @@ def search(
         scores: (C,) float, higher is more important, comparable across groups when the scope is global.
         cost: analytic cost of the network.
         budget: what to meet.
-        rounding: (channels, removed fraction) -> kept channels, of a criterion that fixes widths itself; the floor
-            and `align` of the budget still hold.
+        rounding: of a criterion that fixes widths itself; the floor and `align` of the budget still hold.
         origin: group id -> width before earlier rounds of cutting, of which the whole budget counts.
 
     Raises:
-        VssError: the floors make the budget unreachable (says what is the least that can be reached).
+        VssError: the floors make the budget unreachable (says what can be reached).
     """
     widths = [(origin or {}).get(group.id, group.channels) for group in groups]
     tables = [allowed_counts(group, budget, rounding, whole) for group, whole in zip(groups, widths, strict=True)]

@@ -25,8 +25,9 @@ import numpy as np
 from scipy.optimize import nnls
 from torch import Tensor
 
+from vss.core.config import Budget
 from vss.core.errors import VssError
-from vss.prune.budget import Budget, Rounding, allowed_counts
+from vss.prune.budget import Rounding, allowed_counts
 from vss.prune.plan import Group
 
 BLOCKS = (1, 4, 8, 16, 32)
@@ -204,7 +205,7 @@ def widths_of(
 
     `exact` takes the step as it is, however few its multiples.
     """
-    budget = Budget.make(kind="macs", keep=1.0, floor=floor, align=step if exact else group_step(group, step))
+    budget = Budget(keep=1.0, floor=floor, align=step if exact else group_step(group, step))
     return np.unique(allowed_counts(group, budget, rounding).numpy())
 
 

@@ -1,4 +1,7 @@
-"""`make_plan`: groups, one calibration pass, scores, budget search, plan. Pure: the network is not changed."""
+"""Around a cut: `make_plan` decides, `verify` proves the result, `recalibrate_bn` renews its batch-norm statistics.
+
+`make_plan` is pure: groups, one calibration pass, scores, budget search, plan; the network is not changed.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vss.core.closeness import AGREEMENT, duplicate, label_agreement, proven_difference
+from vss.core.closeness import AGREEMENT, duplicate, evaluating, label_agreement, proven_difference
+from vss.core.config import Budget, parse
 from vss.core.errors import VssError
 from vss.core.files import sha256_tensors
-from vss.prune.apply import masked
-from vss.prune.budget import Budget, CostModel, Rounding, search
+from vss.prune.apply import TOLERANCE, BatchNorm, default_forward, flatten, masked, name_of
+from vss.prune.budget import CostModel, Rounding, search
 from vss.prune.criteria import Criterion, make_criterion, score_groups
-from vss.prune.plan import Group, Groups, Plan, plan_group
+from vss.prune.plan import Group, Groups, Plan
 from vss.prune.stats import Batch, Loss, Statistics, Stats, collect
 from vss.prune.trace import find_groups
 
 KINDS = ("channels", "params", "macs")
 Choose = Callable[[list[Group], dict[str, Tensor], Rounding | None], dict[str, Tensor]]
 """(groups, scores by group id, width rule of the criterion) -> kept channel numbers by group id, ascending int64."""
+Figures = tuple[float, float, float]
 
 
 def make_plan(
@@ -61,67 +66,40 @@ def make_plan(
         The plan, deterministic for equal arguments.
     """
     criterion = make_criterion(criterion) if isinstance(criterion, str) else criterion
-    _check_split(calibration or {})
-    budget = budget if isinstance(budget, Budget) else Budget.make(**(budget or {}))
+    if (calibration or {}).get("split") == "test":
+        raise VssError("calibration images come from the test split; take the training split.")
+    if not isinstance(budget, Budget):
+        budget = parse(Budget, budget or {}, source="budget")
     _check_finite(model)
-    groups = groups or find_groups(model, example, forward=forward, keep=keep)
-    members = list(groups)
+    members = list(groups or find_groups(model, example, forward=forward, keep=keep))
     if not members:
         raise VssError("no prunable channels were found; every layer is locked: see `vss prune --dry-run`.")
-    scores, seen = _scores(model, members, criterion, batches, loss, seed, statistics)
+    if not criterion.needs:
+        statistics = {}, 0
+    mode = criterion.batch_norm_mode()
+    collected, seen = statistics or collect(model, members, criterion.needs, batches, loss, batch_norm=mode)
+    scores = score_groups(criterion, members, Stats(model, collected, seed=seed))
     cost = CostModel.measure(model, example, forward=forward)
     kept = (
         choose(members, scores, criterion.rounding)
         if choose
         else search(members, scores, cost, budget, rounding=criterion.rounding, origin=origin)
     )
-    about = {**(calibration or {}), "batches": seen, "input_size": list(example.shape[-2:])}
-    return _written(model, members, kept, cost, criterion).model_copy(
-        update={"budget": budget.model_dump(), "calibration": about, "seed": seed}
-    )
-
-
-def _written(
-    model: nn.Module, members: list[Group], kept: dict[str, Tensor], cost: CostModel, criterion: Criterion
-) -> Plan:
-    """The plan that keeps those channels."""
-    counts = [len(kept[group.id]) for group in members]
-    full = [group.channels for group in members]
+    full, counts = [group.channels for group in members], [len(kept[group.id]) for group in members]
     return Plan(
-        model=getattr(model, "name", "") or type(model).__name__,
+        model=name_of(model),
         options=dict(getattr(model, "options", {})),
         num_classes=getattr(model, "num_classes", None),
         weights_sha256=sha256_tensors(model.state_dict()),
         criterion=criterion.name,
         criterion_options=criterion.options(),
-        budget={},
+        budget=budget.model_dump(),
+        calibration={**(calibration or {}), "batches": seen, "input_size": list(example.shape[-2:])},
+        seed=seed,
         cost_before={kind: cost.total(kind, members, full) for kind in KINDS},
         cost_after={kind: cost.total(kind, members, counts) for kind in KINDS},
-        groups=tuple(plan_group(group, kept[group.id]) for group in members),
+        groups=tuple(group.keep(kept[group.id]) for group in members),
     )
-
-
-def _scores(
-    model: nn.Module,
-    members: list[Group],
-    criterion: Criterion,
-    batches: Iterable[Batch] | None,
-    loss: Loss | None,
-    seed: int,
-    statistics: Statistics | None,
-) -> tuple[dict[str, Tensor], int]:
-    """Scores of every group and the number of calibration batches behind them."""
-    if not criterion.needs:
-        statistics = {}, 0
-    mode = criterion.batch_norm_mode()
-    collected, seen = statistics or collect(model, members, criterion.needs, batches, loss, batch_norm=mode)
-    return score_groups(criterion, members, Stats(model, collected, seed=seed)), seen
-
-
-def _check_split(calibration: dict[str, Any]) -> None:
-    """Scores made from test images would leak them into the network."""
-    if calibration.get("split") == "test":
-        raise VssError("calibration images come from the test split; take the training split.")
 
 
 def _check_finite(model: nn.Module) -> None:
@@ -134,14 +112,14 @@ def _check_finite(model: nn.Module) -> None:
 def verify(model: nn.Module, small: nn.Module, plan: Plan, sizes: Iterable[tuple[int, int]]) -> dict[str, Any]:
     """Prove a cut: masked network == sliced network, same heads, forward and backward at every size.
 
+    A difference beyond the limit is looked at again in float64: rounding, which grows in deep networks and moves the
+    indices of pooled maxima, vanishes there; a wrong cut does not.
+
     Args:
         model: before.
         small: what `apply_plan(model, plan)` returned, before any training.
         plan: the plan.
         sizes: at least two (H, W).
-
-    A difference beyond the limit is looked at again in float64: rounding, which grows in deep networks and moves the
-    indices of pooled maxima, vanishes there; a wrong cut does not.
 
     Returns:
         Figures for the report: `masked_max_abs`, `masked_max_rel` (relative to the spread of the outputs, see
@@ -162,10 +140,10 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, sizes: Iterable[tuple
         found.append(figures)
         shapes.append(outputs)
     worst = _worst(found)
-    if worst[1] > 1e-4 or worst[2] < AGREEMENT:
+    if worst[1] > TOLERANCE or worst[2] < AGREEMENT:
         exact = duplicate(mask).double(), duplicate(small).double()
         worst, precision = _worst([_difference(*exact, x.double())[0] for x in images]), "float64"
-    if worst[1] > 1e-4:
+    if worst[1] > TOLERANCE:
         raise VssError(
             f"the cut network differs from the masked one by {worst[1]:.2e} (relative to the spread; at most 1e-4)."
         )
@@ -181,17 +159,12 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, sizes: Iterable[tuple
     }
 
 
-Figures = tuple[float, float, float]
-
-
 def _worst(found: list[Figures]) -> Figures:
     return max(f[0] for f in found), max(f[1] for f in found), min(f[2] for f in found)
 
 
 def _difference(mask: nn.Module, small: nn.Module, x: Tensor) -> tuple[Figures, list[list[int]]]:
     """Largest absolute and relative difference of all outputs on one batch, their agreement, and their shapes."""
-    from vss.prune.trace import default_forward, flatten
-
     with torch.no_grad():
         wanted, got = flatten(default_forward(mask, x)), flatten(default_forward(small, x))
     if [t.shape for t in wanted] != [t.shape for t in got]:
@@ -216,8 +189,6 @@ def _check_backward(small: nn.Module, mask: nn.Module, x: Tensor) -> None:
 
 def _gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor | None]:
     """Gradients of the sum of the outputs' mean squares in the mode that the model is in; `.grad` is left alone."""
-    from vss.prune.trace import default_forward, flatten
-
     names = [name for name, _ in model.named_parameters()]
     with torch.enable_grad():
         flags = [p.requires_grad for p in model.parameters()]
@@ -234,3 +205,69 @@ def two_sizes(size: tuple[int, int], model: nn.Module) -> list[tuple[int, int]]:
     step = max(int(getattr(model, "least_side", 32)), int(getattr(model, "size_multiple", 1)))
     small = [max(step, side // 2 // step * step) for side in size]
     return [(small[0] + step, small[1]), (small[0], small[1] + step)]
+
+
+@torch.no_grad()
+def recalibrate_bn(
+    model: nn.Module, batches: Iterable[Tensor], *, forward: Callable[[nn.Module, Tensor], Any] | None = None
+) -> int:
+    """Recompute batch-norm running statistics as the plain average over `batches` of (N, 3, H, W); forward only.
+
+    Removing channels changes what later layers see; this is done before any accuracy without fine-tuning is reported.
+    A batch norm on 1x1 maps needs N > 1. Returns the number of batches seen.
+    """
+    norms = [m for m in model.modules() if isinstance(m, BatchNorm) and m.track_running_stats]
+    if not norms:
+        return 0
+    momenta = [norm.momentum for norm in norms]
+    count = 0
+    with evaluating(model):
+        try:
+            for batch in batches:
+                if not count:  # statistics are forgotten only once there is something to replace them
+                    for norm in norms:
+                        norm.reset_running_stats()
+                        norm.momentum = None
+                        norm.train()
+                (forward or default_forward)(model, batch)
+                count += 1
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+    if not count:
+        raise VssError("batch norms were to be recalibrated on no batches; give at least one.")
+    return count
+
+
+@torch.no_grad()
+def norm_of_single_values(model: nn.Module, example: Tensor) -> str:
+    """The first batch norm that sees one value of a channel in an image, whose statistics need two images; "" if none.
+
+    Args:
+        model: all heads are looked at.
+        example: (1, 3, H, W).
+    """
+    found: list[str] = []
+
+    def watch(name: str) -> Callable[..., None]:
+        return lambda _, inputs: found.append(name if inputs[0][0, 0].numel() == 1 else "")
+
+    norms = [(n, m) for n, m in model.named_modules() if isinstance(m, BatchNorm)]
+    hooks = [module.register_forward_pre_hook(watch(name)) for name, module in norms]
+    try:
+        with evaluating(model):
+            default_forward(model, example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return next(filter(None, found), "")
+
+
+def refuse_single_images(model: nn.Module, example: Tensor) -> None:
+    """Calibration images come one at a time: refuse a network with a batch norm that needs two."""
+    name = norm_of_single_values(model, example)
+    if name:
+        raise VssError(
+            f"calibration images come one at a time and batch norm {name!r} sees one position of each; set "
+            "prune.batch_size to 2 or more (with as many training images), or prune.recalibrate to 0."
+        )

@@ -1,4 +1,4 @@
-"""Slots and groups: which slices of which tensors live or die together, as plain data.
+"""Slots, groups and plans: which slices of which tensors live or die together, and which stay; plain data.
 
 A `Group` has C channels. Removing channel k removes, from every slot of the group, the slice
 
@@ -6,47 +6,64 @@ A `Group` has C channels. Removing channel k removes, from every slot of the gro
 
 `block` is 1 except where a flatten lies between producer and consumer. `unit` is the number of neighbouring channels
 that can only go together (a whole group of a group norm); it is 1 everywhere else.
+
+A `Plan` is the decision as JSON: complete, replayable without data, tracing or criterion.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from vss.core.errors import VssError, fault
 from vss.core.files import read_json, sha256_json, write_json
 
+KIND, SCHEMA = "vss.plan", 1
+MAX_CHANNELS = 1 << 24
 Role = Literal["producer", "consumer", "norm", "param"]
+STRICT = ConfigDict(extra="forbid")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Slot:
     """A slice of a parameter or buffer that carries one group's channels along `dim`, beginning at `offset`."""
 
     tensor: str
-    dim: int
-    offset: int = 0
-    block: int = 1
+    dim: Annotated[int, Field(ge=0, le=7, strict=True)]
+    offset: Annotated[int, Field(ge=0, strict=True)] = 0
+    block: Annotated[int, Field(ge=1, strict=True)] = 1
     role: Role = "producer"
+
+    @property
+    def layer(self) -> str:
+        """The module that owns the tensor."""
+        return self.tensor.rpartition(".")[0]
+
+    @property
+    def leaf(self) -> str:
+        """The tensor's name in its module, such as "weight"."""
+        return self.tensor.rpartition(".")[2]
 
     def indices(self, channels: Tensor) -> Tensor:
         """Positions along `dim` of the given channel numbers (int64), in order."""
         return (self.offset + channels[:, None] * self.block + torch.arange(self.block)[None, :]).reshape(-1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Group:
     """Channels that live or die together: `channels` of them, present in every slot."""
 
     id: str
-    channels: int
+    channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS, strict=True)]
     slots: tuple[Slot, ...]
-    unit: int = 1
+    unit: Annotated[int, Field(ge=1, strict=True)] = 1
 
     def by_role(self, role: Role) -> list[Slot]:
         """The slots of one role, in model order."""
@@ -54,10 +71,40 @@ class Group:
 
     def module_names(self, role: Role) -> list[str]:
         """The modules that own slots of one role, without repeats, in model order."""
-        return list(dict.fromkeys(slot.tensor.rpartition(".")[0] for slot in self.by_role(role)))
+        return list(dict.fromkeys(slot.layer for slot in self.by_role(role)))
+
+    def others(self, kept: Tensor) -> Tensor:
+        """The channel numbers that are not among `kept`, int64, ascending."""
+        gone = torch.ones(self.channels, dtype=torch.bool)
+        gone[kept] = False
+        return gone.nonzero().flatten()
+
+    def keep(self, kept: Tensor) -> PlanGroup:
+        """The group with the channel numbers (ascending int64) that stay."""
+        return PlanGroup(self.id, self.channels, self.slots, self.unit, kept=tuple(kept.tolist()))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
+class PlanGroup(Group):
+    """A group and the channel numbers (ascending) that stay."""
+
+    kept: tuple[StrictInt, ...] = dataclasses.field(kw_only=True)
+
+    @model_validator(mode="after")
+    def _kept_is_a_proper_subset(self) -> Self:
+        kept = self.kept
+        if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= self.channels:
+            raise ValueError(f"group {self.id}: kept must be ascending channel numbers in 0..{self.channels - 1}")
+        if not self.slots:
+            raise ValueError(f"group {self.id} has no slots")
+        return self
+
+    def removed(self) -> Tensor:
+        """The channel numbers that go, int64, ascending."""
+        return self.others(torch.tensor(self.kept))
+
+
+@dataclasses.dataclass(frozen=True)
 class Locked:
     """A layer whose channels stay, and why."""
 
@@ -66,14 +113,14 @@ class Locked:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Groups:
     """All prunable groups of a network in model order, and what is locked."""
 
     groups: tuple[Group, ...]
-    locked: tuple[Locked, ...] = field(default=())
+    locked: tuple[Locked, ...] = ()
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Group]:
         return iter(self.groups)
 
     def __len__(self) -> int:
@@ -83,59 +130,13 @@ class Groups:
         return next(group for group in self.groups if group.id == group_id)
 
 
-# The decision: which channels of which groups stay. JSON, complete, replayable without data, tracing or criterion.
-
-
-KIND, SCHEMA = "vss.plan", 1
-MAX_CHANNELS = 1 << 24
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PlanSlot(_Strict):
-    """A `Slot` in JSON."""
-
-    tensor: str
-    dim: int = Field(ge=0, le=7, strict=True)
-    offset: int = Field(default=0, ge=0, strict=True)
-    block: int = Field(default=1, ge=1, strict=True)
-    role: Role
-
-    def slot(self) -> Slot:
-        """As the dataclass that the cutting code uses."""
-        return Slot(self.tensor, self.dim, self.offset, self.block, self.role)
-
-
-class PlanGroup(_Strict):
-    """One group: its channel count before, the kept channel numbers (ascending), its slots."""
-
-    id: str
-    channels: int = Field(ge=1, le=MAX_CHANNELS, strict=True)
-    kept: tuple[StrictInt, ...]
-    slots: tuple[PlanSlot, ...] = Field(min_length=1)
-    unit: int = Field(default=1, ge=1, strict=True)
-
-    @model_validator(mode="after")
-    def _kept_is_a_proper_subset(self) -> Self:
-        kept = self.kept
-        if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= self.channels:
-            raise ValueError(f"group {self.id}: kept must be ascending channel numbers in 0..{self.channels - 1}")
-        return self
-
-    def removed(self) -> torch.Tensor:
-        """The channel numbers that go, int64, ascending."""
-        gone = torch.ones(self.channels, dtype=torch.bool)
-        gone[list(self.kept)] = False
-        return gone.nonzero().flatten()
-
-
-class Plan(_Strict):
+class Plan(BaseModel):
     """What to keep, of which network, and how that was decided.
 
     `weights_sha256` is the hash of the state dict that the plan was made for; `apply_plan` refuses another one.
     """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     kind: Literal["vss.plan"] = "vss.plan"
     schema_: int = Field(default=SCHEMA, alias="schema", ge=1, le=SCHEMA)
@@ -152,8 +153,6 @@ class Plan(_Strict):
     cost_before: dict[str, float] = {}
     cost_after: dict[str, float] = {}
     groups: tuple[PlanGroup, ...]
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form, with `kind` and `schema`."""
@@ -197,17 +196,6 @@ class Plan(_Strict):
                     f"leaves {len(group.kept)}; it was made for another cut."
                 )
             kept = tuple(group.kept[position] for position in later[group.id].kept)
-            groups.append(group.model_copy(update={"kept": kept}))
-        return second.model_copy(
-            update={
-                "weights_sha256": self.weights_sha256,
-                "cost_before": self.cost_before,
-                "groups": tuple(groups),
-            }
-        )
-
-
-def plan_group(group: Group, kept: torch.Tensor) -> PlanGroup:
-    """A group and its kept channel numbers as plan data."""
-    slots = tuple(PlanSlot(**vars(slot)) for slot in group.slots)
-    return PlanGroup(id=group.id, channels=group.channels, kept=tuple(kept.tolist()), slots=slots, unit=group.unit)
+            groups.append(dataclasses.replace(group, kept=kept))
+        made_for = {"weights_sha256": self.weights_sha256, "cost_before": self.cost_before}
+        return second.model_copy(update={**made_for, "groups": tuple(groups)})

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vss.core.closeness import duplicate
+from vss.core.closeness import duplicate, evaluating
 from vss.core.errors import VssError
+from vss.prune.apply import flatten, tensors_of, zero_channels
 from vss.prune.budget import top_channels
 from vss.prune.plan import Group
 from vss.prune.stats import Batch, Loss
 from vss.prune.stats.taps import images_of
-from vss.prune.trace import flatten
 
 Scores = Mapping[str, Tensor]
 
@@ -39,16 +39,9 @@ def zeroed(model: nn.Module, removed: Iterable[tuple[Group, Tensor]]) -> Iterato
         model: changed while the context lasts.
         removed: (group, channel numbers (n,) int64) pairs.
     """
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    before: dict[str, Tensor] = {}
-    with torch.no_grad():
-        for group, channels in removed:
-            for slot in group.slots:
-                if slot.tensor.endswith("running_var"):  # 0 / sqrt(0 + eps) is 0 as well
-                    continue
-                value = tensors[slot.tensor]
-                before.setdefault(slot.tensor, value.detach().clone())
-                value.index_fill_(slot.dim, slot.indices(channels).to(value.device), 0)
+    removed, tensors = list(removed), tensors_of(model)
+    before = {slot.tensor: tensors[slot.tensor].detach().clone() for group, _ in removed for slot in group.slots}
+    zero_channels(model, removed)
     try:
         yield model
     finally:
@@ -59,14 +52,8 @@ def zeroed(model: nn.Module, removed: Iterable[tuple[Group, Tensor]]) -> Iterato
 
 def mean_loss(model: nn.Module, batches: Sequence[Batch], loss: Loss) -> float:
     """Mean over batches of `loss(model, batch)` in evaluation mode, no gradients. One forward a batch."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            values = [float(loss(model, batch)) for batch in batches]
-    finally:
-        for module, flag in training.items():
-            module.training = flag
+    with torch.no_grad(), evaluating(model):
+        values = [float(loss(model, batch)) for batch in batches]
     if not values:
         raise VssError("the calibration set is empty; give at least one batch.")
     return math.fsum(values) / len(values)
@@ -192,11 +179,7 @@ def reconstruction(
         square: 0 is perfect, 1 is what zero outputs would have.
     """
     net = duplicate(model).eval()
-    removed = []
-    for group in groups:
-        gone = torch.ones(group.channels, dtype=torch.bool)
-        gone[kept[group.id]] = False
-        removed.append((group, gone.nonzero().flatten()))
+    removed = [(group, group.others(kept[group.id])) for group in groups]
     error = power = count = 0.0
     with torch.no_grad():
         for batch in batches:
@@ -245,9 +228,7 @@ def sensitivity(
         for ratio in ratios:
             units = group.channels // group.unit
             left = max(1, units - int(units * ratio + 1e-9)) * group.unit
-            gone = torch.ones(group.channels, dtype=torch.bool)
-            gone[top_channels(scores[group.id], left, group.unit)] = False
-            with zeroed(net, [(group, gone.nonzero().flatten())]):
+            with zeroed(net, [(group, group.others(top_channels(scores[group.id], left, group.unit)))]):
                 value = measure(net)
             rows.append({"group": group.id, "channels": group.channels, "ratio": ratio,
                          "removed": group.channels - left, "value": value, "change": value - base})  # fmt: skip

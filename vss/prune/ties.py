@@ -21,8 +21,7 @@ from typing import Any
 from torch import nn
 
 from vss.core.errors import VssError, unknown
-
-Conv = nn.modules.conv._ConvNd
+from vss.prune.apply import Conv
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,9 @@ class Component:
     problem: str = ""
 
 
-def is_depthwise(module: Conv) -> bool:
+def is_depthwise(module: nn.Module) -> bool:
     """One filter per channel and one channel per filter."""
-    return module.groups > 1 and module.groups == module.in_channels == module.out_channels
+    return isinstance(module, Conv) and 1 < module.groups == module.in_channels == module.out_channels
 
 
 def find_components(tp_groups: list[Any], graph: Any, model: nn.Module) -> list[Component]:
@@ -100,7 +99,8 @@ def _pooling_links(tp_groups: list[Any]) -> Iterator[Link]:
         for item in group:
             side, pointer = _pooling(item.dep.target.grad_fn)
             if side:
-                (pooled if side == "pool" else unpooled)[pointer][number] = _root_at(item)
+                root_at = dict(zip(item.idxs, item.root_idxs, strict=True))  # position in the tensor -> channel
+                (pooled if side == "pool" else unpooled)[pointer][number] = root_at
     for pointer, seconds in unpooled.items():
         firsts = pooled.get(pointer)
         for second, there in seconds.items():
@@ -108,7 +108,10 @@ def _pooling_links(tp_groups: list[Any]) -> Iterator[Link]:
                 yield Link(second, second, problem="it is unpooled with indices of unknown origin")
                 continue
             for first, here in firsts.items():
-                yield from _matched(first, here, second, there)
+                if here == there:
+                    yield Link(first, second)
+                elif here.keys() & there.keys():
+                    yield Link(first, second, problem="pooled and unpooled channels are laid out differently")
 
 
 def _pooling(grad_fn: Any) -> tuple[str, int]:
@@ -121,18 +124,6 @@ def _pooling(grad_fn: Any) -> tuple[str, int]:
     if "WithIndicesBackward" in name:
         return "pool", grad_fn._saved_result1.data_ptr()
     return ("unpool", grad_fn._saved_indices.data_ptr()) if "MaxUnpool" in name else ("", 0)
-
-
-def _root_at(item: Any) -> dict[int, int]:
-    """Position in the tensor -> channel of the group."""
-    return dict(zip(item.idxs, item.root_idxs, strict=True))
-
-
-def _matched(first: int, here: dict[int, int], second: int, there: dict[int, int]) -> Iterator[Link]:
-    if here == there:
-        yield Link(first, second)
-    elif here.keys() & there.keys():
-        yield Link(first, second, problem="pooled and unpooled channels are laid out differently")
 
 
 def _convolution_links(tp_groups: list[Any], graph: Any) -> Iterator[Link]:

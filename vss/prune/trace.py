@@ -17,14 +17,12 @@ from torch import Tensor, nn
 
 from vss.core.closeness import duplicate
 from vss.core.errors import VssError, unknown
-from vss.prune.apply import default_forward
+from vss.prune.apply import BatchNorm, default_forward, flatten, tensors_of, unsound
 from vss.prune.plan import Group, Groups, Locked, Role, Slot
-from vss.prune.probe import unsound
 from vss.prune.ties import find_components, is_depthwise
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 ConvTranspose = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
-BatchNorm = nn.modules.batchnorm._BatchNorm
 _NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -155,11 +153,6 @@ def _to_outputs(forward: Callable[[nn.Module, Tensor], Any]) -> Callable[[nn.Mod
     return call
 
 
-def flatten(output: Any) -> list[Tensor]:
-    """All tensors in a nested structure of dicts, lists and tuples, in order."""
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-
-
 class _Layers:
     """Names of a network's modules and tensors, and what was asked of them."""
 
@@ -167,7 +160,7 @@ class _Layers:
         self.names = {module: name for name, module in model.named_modules()}
         self.order = {name: position for position, name in enumerate(self.names.values())}
         self.modules = dict(model.named_modules())
-        self.tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        self.tensors = tensors_of(model)
         self.parameter_names = {id(value): name for name, value in model.named_parameters()}
         self.keep = tuple(keep)
         for name in self.keep:
@@ -265,7 +258,7 @@ def _convert(members: list[tuple[Any, int]], problem: str, graph: Any, layers: _
                 slots.setdefault((tensor, dim, offset), slot)
     if not producers:
         raise _Lock("no layer with weights produces these channels")
-    in_model_order = sorted(slots.values(), key=lambda slot: layers.order.get(slot.tensor.rpartition(".")[0], -1))
+    in_model_order = sorted(slots.values(), key=lambda slot: layers.order.get(slot.layer, -1))
     return Group(min(producers, key=layers.order.__getitem__), channels, tuple(in_model_order), unit)
 
 

@@ -284,12 +284,11 @@ def measure(before: Path, after: Path, plan: Plan, setting: Setting, *, seconds:
         setting: the runtime, and the precision in which both are timed.
         seconds, rounds: see `explain`.
     """
-    groups = [Group(g.id, g.channels, tuple(s.slot() for s in g.slots), g.unit) for g in plan.groups]
-    variants, cut = SlicedVariants(before, groups), load(after)
+    variants, cut = SlicedVariants(before, plan.groups), load(after)
     count, cores = setting.on_threads or 1, 1 if setting.on_gpu else usable_threads(None)
     item = BYTES[setting.precision]
     widths = [len(group.kept) for group in plan.groups]
-    others = {key: _rounded(groups, widths, *rule) for key, rule in ROUNDED.items()}
+    others = {key: _rounded(plan.groups, widths, *rule) for key, rule in ROUNDED.items()}
     others = {key: each for key, each in others.items() if each != widths}
     models = {"before": variants.model, "after": cut}
     models |= {key: variants.graph(each, empty=True) for key, each in others.items()}

@@ -26,10 +26,10 @@ from vss.deploy.profile.build import QUICK, Effort, build
 from vss.deploy.profile.setting import PLAIN, Setting, groups_and_key
 from vss.deploy.profile.subject import open_subject
 from vss.deploy.profile.table import LatencyTable
-from vss.prune.apply import apply_plan
+from vss.prune.apply import cut
 from vss.prune.budget import Rounding, top_channels
 from vss.prune.latency import Choices, LatencyModel, Target, choices, search
-from vss.prune.plan import Group, Plan, plan_group
+from vss.prune.plan import Group, Plan
 
 if TYPE_CHECKING:
     from vss.core.config import LatencyConfig, PruneConfig
@@ -173,10 +173,9 @@ class LatencyGoal:
             while len(rows) < settings.iterations:
                 self._check_floor(goal, floor, asked / whole, settings.target)
                 widths = search(options, predict, max(asked, floor * whole))
-                plan = self._plan(groups, scores, widths)
-                small = apply_plan(self.model, plan, check_weights=False)
-                with self._engine(small, Path(name) / f"cut-{len(rows)}") as cut:
-                    seen = measure(uncut, cut, self._feed(uncut), settings.max_seconds, settings.noise)
+                small = cut(self.model, groups, _channels(groups, scores, widths))
+                with self._engine(small, Path(name) / f"cut-{len(rows)}") as engine:
+                    seen = measure(uncut, engine, self._feed(uncut), settings.max_seconds, settings.noise)
                 goal = target.ratio(seen.uncut_ms)
                 rows.append(_row(asked, float(predict(widths)[0]), goal, seen, widths))
                 log.info("asked for %.3f ms: predicted %.3f, measured %.3f ms, %.3fx of the uncut (target %.3fx)",
@@ -217,14 +216,6 @@ class LatencyGoal:
     @staticmethod
     def _repeats(found: list[np.ndarray]) -> bool:
         return any(np.array_equal(found[-1], each) for each in found[:-1])
-
-    def _plan(self, groups: list[Group], scores: dict[str, Tensor], widths: np.ndarray) -> Plan:
-        kept = _channels(groups, scores, widths)
-        return Plan(
-            model=getattr(self.model, "name", "") or type(self.model).__name__, weights_sha256="0" * 64,
-            criterion=self.config.criterion, budget={"kind": "latency"},
-            groups=tuple(plan_group(group, kept[group.id]) for group in groups),
-        )  # fmt: skip
 
     def _engine(self, model: nn.Module, stem: Path) -> Session:
         """Exported, built and opened as a run does it."""

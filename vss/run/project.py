@@ -18,7 +18,7 @@ from vss.core.config import FitConfig, Recipe, parse
 from vss.core.errors import VssError
 from vss.core.progress import steadily
 from vss.data import Augment, Preprocess, SegData, SegSplit, open_data, require_classes
-from vss.prune import CRITERIA, Budget, make_criterion
+from vss.prune import CRITERIA, make_criterion
 from vss.prune.latency import Target
 from vss.train import checkpoint
 from vss.train.evaluate import Predictor
@@ -175,7 +175,6 @@ def with_size(recipe: Recipe) -> Recipe:
 def check_recipe(recipe: Recipe) -> None:
     """Refuse what the recipe alone shows to be impossible."""
     config = recipe.prune
-    Budget.make(**config.budget.model_dump())
     if CRITERIA.canonical(config.criterion) == "dmcp" and config.steps > 1:
         raise VssError(f"prune.steps is {config.steps} and dmcp searches all widths at once; set it to 1.")
     CRITERIA.canonical(recipe.dmcp.order)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vss.core.config import Recipe
+from vss.core.config import Recipe, parse
 from vss.prune import CRITERIA, Budget, CostModel, Criterion, Group, collect, find_groups, make_criterion
 from vss.prune import quality as measures
 from vss.prune.budget import search
@@ -109,7 +109,7 @@ def compare(
     scores = subject.scores(criteria)
     net, groups, batches = subject.net, subject.groups, subject.batches
     cost = CostModel.measure(net, torch.zeros(1, 3, *subject.project.preprocess.size))
-    budget = Budget.make(kind="macs", keep=keep)
+    budget = parse(Budget, {"keep": keep}, source="budget")
     oracle = measures.oracle(net, groups, subject.sample, batches, steps.calibration_loss(subject.project), tick=tick)
     truth = oracle.change.abs()
     rows = []

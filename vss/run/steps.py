@@ -30,9 +30,8 @@ from vss.prune import (
     recalibrate_bn,
     verify,
 )
-from vss.prune.apply import norm_of_single_values, refuse_single_images
-from vss.prune.make import Choose, two_sizes
-from vss.prune.sparse import scale_facts
+from vss.prune.make import Choose, norm_of_single_values, refuse_single_images, two_sizes
+from vss.prune.phases import scale_facts
 from vss.run import runner as keys
 from vss.run.latency import LatencyGoal
 from vss.run.preflight import fit_data, train
@@ -175,7 +174,6 @@ def prune(
     Returns:
         The cut network with recalibrated batch norms, and figures for the report.
     """
-    final = Budget.make(**config.budget.model_dump())
     if config.recalibrate and min(config.batch_size, len(project.split("train"))) == 1:
         refuse_single_images(model, torch.zeros(1, 3, *project.preprocess.size))
     given = model
@@ -186,7 +184,9 @@ def prune(
     first = groups_of(project, model)
     plan: Plan | None = None
     for step in range(1, config.steps + 1):
-        budget = final.model_copy(update={"keep": round(1 - (1 - final.keep) * step / config.steps, 12)})
+        budget = config.budget.model_copy(
+            update={"keep": round(1 - (1 - config.budget.keep) * step / config.steps, 12)}
+        )
         now = plan_once(
             project, small, config, budget, phase["labels"],
             choose=goal, origin=origin, statistics=known if step == 1 else None, groups=first if step == 1 else None,

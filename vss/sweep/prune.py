@@ -23,7 +23,6 @@ from vss.deploy.backends import available
 from vss.deploy.bench import unsteady
 from vss.prune import CRITERIA, make_criterion
 from vss.run import runner as keys
-from vss.run import steps
 from vss.run.job import Job
 from vss.run.precision_step import unpruned
 from vss.run.preflight import check_run
@@ -77,10 +76,9 @@ class PruneStudy(Study):
         return {kind: keys.depends(recipe, kind) for kind in self.shared_steps}
 
     def check(self, recipe: Recipe) -> None:
-        """Names and options of the network, the criterion and the budget."""
+        """Names and options of the network, the criterion."""
         models.MODELS.canonical(recipe.model.name)
         make_criterion(recipe.prune.criterion, **recipe.prune.options)
-        steps.Budget.make(**recipe.prune.budget.model_dump())
 
     def preflight(self, recipe: Recipe, *, here: bool) -> None:
         """As a run, less engines where there are none."""

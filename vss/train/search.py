@@ -1,6 +1,6 @@
 """Training phases of pruning methods on `fit`: the sparse phase of slimming and fn, the search of DMCP.
 
-DMCP (Guo et al., CVPR 2020; vss.prune.dmcp) trains one network at many widths and the widths with it:
+DMCP (Guo et al., CVPR 2020; vss.prune.phases) trains one network at many widths and the widths with it:
 
 - every step, the full width learns from labels, and the least width and two random ones from the full width's output;
 - in the joint part, each step also moves alpha, by the task loss of the network with gated channels and by the cost;
@@ -22,16 +22,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vss.core.closeness import alike
+from vss.core.closeness import alike, evaluating
 from vss.core.config import DmcpConfig, FitConfig
 from vss.core.errors import VssError
 from vss.prune import CostModel, Group, Groups, find_groups, make_criterion
+from vss.prune.apply import TOLERANCE, default_forward, flatten
 from vss.prune.criteria.base import score_groups
-from vss.prune.dmcp import (
-    TOLERANCE,
+from vss.prune.phases import (
     Chain,
     ExpectedCost,
     Gates,
+    add_subgradient,
     expected_width,
     expected_widths,
     importance_order,
@@ -43,9 +44,7 @@ from vss.prune.dmcp import (
     uniform_width,
     untracked,
 )
-from vss.prune.sparse import add_subgradient
 from vss.prune.stats import Batch, Loss, Stats, collect
-from vss.prune.trace import default_forward, flatten
 from vss.train.fit import FitData, Moment, Phase, fit
 
 log = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class SparsePhase(Phase):
-    """Adds the penalty on scales to the gradients; see `vss.prune.sparse`.
+    """Adds the penalty on scales to the gradients; see `vss.prune.phases`.
 
     Args:
         groups: of the network.
@@ -263,13 +262,8 @@ def ordered(
     scores = score_groups(criterion, members, Stats(model, found, seed=seed))
     result = reorder(model, members, {g.id: importance_order(scores[g.id], g.unit) for g in members})
     x = torch.randn(example.shape, generator=torch.Generator().manual_seed(seed)).to(example.device)
-    training = {m: m.training for net in (model, result) for m in net.modules()}
-    with torch.no_grad():
-        equal = alike(
-            model.eval(), result.eval(), x, lambda net, image: flatten(default_forward(net, image)), TOLERANCE
-        )
-    for module, flag in training.items():
-        module.training = flag
+    with evaluating(model, result):
+        equal = alike(model, result, x, lambda net, image: flatten(default_forward(net, image)), TOLERANCE)
     if not equal:
         raise VssError("channels of this network cannot be put in order: it treats them by their number.")
     return result

@@ -20,10 +20,10 @@ from vss.core.errors import VssError
 from vss.data.transforms import Preprocess
 from vss.deploy import BuildPlan, export
 from vss.deploy.profile.build import Effort, build
-from vss.deploy.profile.setting import Setting, cut_to, first_channels, groups_and_key
+from vss.deploy.profile.setting import Setting, cut_to, groups_and_key
 from vss.deploy.profile.subject import open_subject
 from vss.deploy.profile.table import LatencyTable
-from vss.prune import find_groups
+from vss.prune import Plan, find_groups
 from vss.run import explain
 from vss.run.latency import LatencyGoal, Measured
 
@@ -149,7 +149,8 @@ def test_a_width_of_51_is_explained(simulated: Simulated, tmp_path: Path, monkey
     options: dict[str, Any] = {"size": SIZE, "preprocess": Preprocess(size=SIZE), "labels": False}
     for name, each in (("before", net), ("after", cut_to(net, groups, kept))):
         export(each, tmp_path / f"{name}.onnx", parity_batches=(1,), **options)
-    plan = first_channels(net, groups, kept)
+    kept_groups = tuple(group.keep(torch.arange(count)) for group, count in zip(groups, kept, strict=True))
+    plan = Plan(model="Line", weights_sha256="", criterion="none", budget={}, groups=kept_groups)
     setting = Setting("tensorrt", precision="fp16")
     facts = explain.measure(tmp_path / "before.onnx", tmp_path / "after.onnx", plan, setting, seconds=0.01, rounds=2)
     assert facts.threads == facts.cores == 1 and facts.all_threads is facts.one_thread is None

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vss.core.errors import VssError
 from vss.prune import make_criterion
-from vss.prune.criteria.weights import greedy_penalty, outer_product_redundancy
+from vss.prune.criteria.similarity import greedy_penalty, outer_product_redundancy
 from vss.prune.stats import Need
 
 from .feeds import Feed, fed, fed_scores, raw_scores

@@ -8,7 +8,7 @@ import torch
 from vss.core.errors import VssError
 from vss.prune import Budget, CostModel, Group, Slot, make_criterion, make_plan
 from vss.prune.budget import allowed_counts, search
-from vss.prune.criteria.weights import strict32, tiered
+from vss.prune.criteria.base import strict32, tiered
 
 from ..nets import randomise
 from .feeds import Mixed, filter_scores

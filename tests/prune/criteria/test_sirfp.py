@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vss.prune import collect, find_groups, make_criterion
-from vss.prune.criteria.sirfp import redundancy, z_score
+from vss.prune.criteria.similarity import redundancy, z_score
 from vss.prune.stats import Need
 
 from ..nets import randomise

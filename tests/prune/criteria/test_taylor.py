@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vss import models
 from vss.prune import Group, Groups, find_groups
-from vss.prune.trace import flatten
+from vss.prune.apply import flatten
 
 from ..nets import Chain, Heads, Residual, Twice, randomise
 from ..scoring import Batch, batches_of, mean_loss, scores_of

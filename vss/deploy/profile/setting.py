@@ -38,8 +38,8 @@ from vss.deploy.quantize.precision import Precision, convert
 from vss.deploy.quantize.qdq import observed
 from vss.deploy.quantize.ranges import Ranges
 from vss.prune import find_groups
-from vss.prune.apply import apply_plan
-from vss.prune.plan import Group, Plan, Slot, plan_group
+from vss.prune.apply import cut
+from vss.prune.plan import Group, Slot
 
 if TYPE_CHECKING:
     from vss.data.transforms import Preprocess
@@ -170,18 +170,8 @@ class ExportedVariants:
 
 def cut_to(model: nn.Module, groups: Sequence[Group], widths: Sequence[int]) -> nn.Module:
     """A copy of `model` in which group i keeps its first `widths[i]` channels."""
-    return apply_plan(model, first_channels(model, groups, widths), check_weights=False)
-
-
-def first_channels(model: nn.Module, groups: Sequence[Group], widths: Sequence[int]) -> Plan:
-    """A plan that keeps the first channels of every group; for measuring, not for accuracy."""
-    return Plan(
-        model=getattr(model, "name", "") or type(model).__name__,
-        weights_sha256="0" * 64,
-        criterion="none",
-        budget={"kind": "widths"},
-        groups=tuple(plan_group(g, torch.arange(int(count))) for g, count in zip(groups, widths, strict=True)),
-    )
+    kept = {group.id: torch.arange(int(count)) for group, count in zip(groups, widths, strict=True)}
+    return cut(model, groups, kept)
 
 
 def make_variants(

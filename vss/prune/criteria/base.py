@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,10 +16,11 @@ from vss.core.errors import VssError, unknown
 from vss.core.registry import Registry, checked_options
 from vss.prune.budget import Rounding
 from vss.prune.plan import Group
-from vss.prune.stats import COLLECTORS, Need, Stats
+from vss.prune.stats import COLLECTORS, BatchNormMode, Need, Stats
 
 Normalize = Literal["none", "mean", "max", "l2", "rank"]
 Ranking = Literal["local", "global", "pools", "widths"]
+Align = Literal["none", "tiered", "strict32"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ class Criterion:
         """The collectors that this instance reads, with their options."""
         return tuple(need if isinstance(need, Need) else Need(need) for need in type(self).needs)
 
-    def batch_norm_mode(self) -> Literal["eval", "train"]:
+    def batch_norm_mode(self) -> BatchNormMode:
         """The mode of batch norms in the calibration pass."""
         return "eval"
 
@@ -183,18 +184,41 @@ def _l1(group: Group, stats: Stats) -> Tensor:
     return stats.filter_sums(group, 1).cpu() if filters else torch.ones(group.channels)
 
 
-# Random scores: the control that every method must beat.
+def strict32(channels: int, removed: float) -> int:
+    """Kept channels: the documented rule of C1, the nearest multiple of 32 (Python's round, half to even), at least 32.
+
+    All stay where nothing was asked for.
+
+    >>> [strict32(64, r) for r in (0.2, 0.4, 0.6)]
+    [64, 32, 32]
+    """
+    if removed <= 0:
+        return channels
+    return min(channels, max(32, round(_whole(channels, removed) / 32) * 32))
 
 
-@CRITERIA.register("random")
-@dataclass(frozen=True, kw_only=True)
-class Random(Criterion):
-    """Uniform scores from a generator keyed by (seed, group id): independent of call order and of other groups."""
+def tiered(channels: int, removed: float) -> int:
+    """Kept channels: the executed rule of C1.
 
-    source = "control"
+    From 256 channels on the nearest multiple of 32 (half up), from 48 on of 8, and 8 less than all where that is 95 %
+    or more; below 48 the count is not aligned. Nothing is removed where nothing was asked for, which the published
+    code does not guard.
 
-    def __call__(self, group: Group, stats: Stats) -> Tensor:
-        """(C,) uniform in [0, 1)."""
-        digest = hashlib.sha256(f"{stats.seed}|{group.id}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        return torch.rand(group.channels, generator=generator, dtype=torch.float64)
+    >>> [tiered(64, r) for r in (0.2, 0.4, 0.6)]
+    [48, 40, 24]
+    """
+    count = _whole(channels, removed)
+    if removed <= 0 or channels < 48:
+        return count
+    step = 32 if channels >= 256 else 8
+    count = max(step, math.floor(count / step + 0.5) * step)
+    return channels - 8 if channels < 256 and count >= 0.95 * channels else min(count, channels)
+
+
+def rounding_of(align: Align) -> Rounding | None:
+    """The width rule of a name."""
+    return {"none": None, "tiered": tiered, "strict32": strict32}[align]
+
+
+def _whole(channels: int, removed: float) -> int:
+    return max(1, int(channels * (1 - removed) + 1e-9))

@@ -1,19 +1,36 @@
-"""L1 and L2 norms of the filters that produce a channel (Li et al., 2017)."""
+"""Criteria that read the network alone: norms of filters, their geometric median, scales of norm layers; controls."""
 
 from __future__ import annotations
 
-import math
+import hashlib
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
+from vss.core.errors import VssError, unknown
 from vss.prune.budget import Rounding
-from vss.prune.criteria.base import CRITERIA, Criterion
+from vss.prune.criteria.base import CRITERIA, Align, Criterion, make_criterion, rounding_of
 from vss.prune.plan import Group
 from vss.prune.stats import Need, Stats
+
+INDEX = "index"
+
+
+@CRITERIA.register("random")
+@dataclass(frozen=True, kw_only=True)
+class Random(Criterion):
+    """Uniform scores from a generator keyed by (seed, group id): independent of call order and of other groups."""
+
+    source = "control"
+
+    def __call__(self, group: Group, stats: Stats) -> Tensor:
+        """(C,) uniform in [0, 1)."""
+        digest = hashlib.sha256(f"{stats.seed}|{group.id}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        return torch.rand(group.channels, generator=generator, dtype=torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +76,6 @@ class L2(_Norm):
     def __call__(self, group: Group, stats: Stats) -> Tensor:
         """(C,) norms."""
         return self._sums(group, stats, 2).sqrt()
-
-
-# Filters near the geometric median of their layer (He et al., 2019).
 
 
 def filters(group: Group, stats: Stats, *, fold_bn: bool, member_rms: bool) -> list[Tensor]:
@@ -120,52 +134,6 @@ class Fpgm(Criterion):
         return score
 
 
-# L1 norm with widths that hardware likes (C1 of the KSDD2 study).
-
-
-Align = Literal["none", "tiered", "strict32"]
-
-
-def strict32(channels: int, removed: float) -> int:
-    """Kept channels: the documented rule of C1, the nearest multiple of 32 (Python's round, half to even), at least 32.
-
-    All stay where nothing was asked for.
-
-    >>> [strict32(64, r) for r in (0.2, 0.4, 0.6)]
-    [64, 32, 32]
-    """
-    if removed <= 0:
-        return channels
-    return min(channels, max(32, round(_whole(channels, removed) / 32) * 32))
-
-
-def tiered(channels: int, removed: float) -> int:
-    """Kept channels: the executed rule of C1.
-
-    From 256 channels on the nearest multiple of 32 (half up), from 48 on of 8, and 8 less than all where that is 95 %
-    or more; below 48 the count is not aligned. Nothing is removed where nothing was asked for, which the published
-    code does not guard.
-
-    >>> [tiered(64, r) for r in (0.2, 0.4, 0.6)]
-    [48, 40, 24]
-    """
-    count = _whole(channels, removed)
-    if removed <= 0 or channels < 48:
-        return count
-    step = 32 if channels >= 256 else 8
-    count = max(step, math.floor(count / step + 0.5) * step)
-    return channels - 8 if channels < 256 and count >= 0.95 * channels else min(count, channels)
-
-
-def rounding_of(align: Align) -> Rounding | None:
-    """The width rule of a name."""
-    return {"none": None, "tiered": tiered, "strict32": strict32}[align]
-
-
-def _whole(channels: int, removed: float) -> int:
-    return max(1, int(channels * (1 - removed) + 1e-9))
-
-
 @CRITERIA.register("hw_l1", aliases=["c1", "ours_c1"])
 @dataclass(frozen=True, kw_only=True)
 class HwL1(L1):
@@ -183,11 +151,7 @@ class HwL1(L1):
 
     @property
     def rounding(self) -> Rounding | None:
-        """The rule of `align`."""
         return rounding_of(self.align)
-
-
-# Network slimming: scales of batch norms (Liu et al., 2017).
 
 
 def reduce_members(rows: list[Tensor], how: Literal["mean", "sum", "max"]) -> Tensor:
@@ -222,9 +186,6 @@ class Slimming(Criterion):
         return reduce_members(rows, self.reduce) if rows else None
 
 
-# Scales of feature norms (the FN baseline of the KSDD2 study).
-
-
 @CRITERIA.register("fn", aliases=["naive_fn"])
 @dataclass(frozen=True, kw_only=True)
 class Fn(Criterion):
@@ -249,7 +210,6 @@ class Fn(Criterion):
     reduce: Literal["mean", "sum", "max"] = "mean"
 
     def requests(self) -> tuple[Need, ...]:
-        """Spreads of the layers' inputs, where they count."""
         return (Need("feature_norm_std"),) if self.effective else ()
 
     def __call__(self, group: Group, stats: Stats) -> Tensor | None:
@@ -263,98 +223,66 @@ class Fn(Criterion):
         return reduce_members(rows, self.reduce)
 
 
-# L1 norm less redundancy (C3 of the KSDD2 study).
-
-
-Redundancy = Literal["max", "mean"]
-
-
-def greedy_penalty(norm: Tensor, correlation: Tensor, *, lam: float, tau: float, redundancy: Redundancy) -> Tensor:
-    """(C,) the value norm - lam * redundancy of each channel when it is the lowest of those left and goes.
-
-    Redundancy counts those left alone, so of two twins the second is judged by its norm again. Values never fall along
-    the order of removal, so keeping the K highest is keeping the last K.
-
-    Args:
-        norm: (C,) in [0, 1].
-        correlation: (C, C) in [-1, 1].
-        lam: weight of the penalty.
-        tau: correlations up to this do not count; above, (|rho| - tau) / (1 - tau).
-        redundancy: the largest, or the mean over the C - 1 others.
-    """
-    excess = ((correlation.abs() - tau).clamp(min=0) / (1 - tau)).fill_diagonal_(0).to(norm)
-    count = len(norm)
-    value = torch.empty_like(norm)
-    alive = torch.ones(count, dtype=torch.bool, device=norm.device)
-    sums, (largest, partner) = excess.sum(dim=1), excess.max(dim=1)
-    for _ in range(count):
-        penalty = sums / max(count - 1, 1) if redundancy == "mean" else largest
-        final = (norm - lam * penalty).masked_fill(~alive, float("inf"))
-        k = int(final.argmin())
-        value[k] = final[k]
-        alive[k] = False
-        sums = sums - excess[k]
-        lost = (alive & (partner == k)).nonzero()[:, 0]  # those whose closest has gone look for the next
-        largest[lost], partner[lost] = (excess[lost] * alive).max(dim=1)
-    return value
-
-
-def outer_product_redundancy(means: Tensor) -> Tensor:
-    """(C,) redundancy of the published code: products of normalised channel means above a threshold.
-
-    A product of two entries of a unit vector is at most 1/2, so no pair passes the threshold and all are zero.
-    """
-    threshold = 0.90 if len(means) < 128 else 0.95 if len(means) < 512 else 0.98
-    centred = means - means.mean()
-    unit = centred / (centred.square().sum().sqrt() + 1e-12)
-    products = torch.outer(unit, unit).fill_diagonal_(0)
-    return (products * (products > threshold)).sum(dim=1)
-
-
-@CRITERIA.register("corr", aliases=["c3", "ours_c3"])
+@CRITERIA.register("dmcp", aliases=["markov"])
 @dataclass(frozen=True, kw_only=True)
-class Corr(Criterion):
-    """L1 / max(L1) - lam * redundancy, by true Pearson correlation of the maps over images and positions.
+class Dmcp(Criterion):
+    """Rank channels so that at the searched widths exactly each group's last channels are gone.
 
-    The study's "correlation" is an outer product of channel means, of which no entry can reach its threshold; preset
-    "faithful" computes it and is the plain L1 norm.
+    The search decides how many channels of a group stay; which ones follows from an order inside the group, of which
+    the search nests prefixes. Channel number j in that order, of w searched ones, scores 1 - j / w in (0, 1] when it
+    stays and -(j - w + 1) / (C - w) in [-1, 0) when it goes; a budget other than the searched one moves all groups on
+    alike.
 
     Args:
-        correlation: "pearson" or "outer".
-        site: where to look: "stream" (after the activation), "bn_out", "conv" or "mixed".
-        lam: weight of the penalty; 0 is the L1 norm.
-        tau: correlations up to this do not count.
-        redundancy: "max" or "mean" of the others' excess over tau.
-        greedy: judge again after every removal, so that only one of two twins goes.
+        order: a criterion that orders channels inside a group, best first, or "index" for a network whose channels
+            the search has put in order.
+        widths: group id -> kept channels, from the search.
     """
 
-    needs = ("similarity", "mean")
-    source = "KSDD2 pruning study, criterion C3"
-    PRESETS = {"faithful": {"correlation": "outer", "site": "conv", "greedy": False}}  # noqa: RUF012
+    native_ranking = "widths"
+    source = "Guo et al., DMCP: Differentiable Markov Channel Pruning for Neural Networks, CVPR 2020"
+    sparse_phase = True
 
-    correlation: Literal["pearson", "outer"] = "pearson"
-    site: Literal["stream", "bn_out", "conv", "mixed"] = "stream"
-    lam: NonNegativeFloat = 0.3
-    tau: Annotated[float, Field(ge=0, lt=1)] = 0.7
-    redundancy: Redundancy = "max"
-    greedy: bool = True
+    order: str = "l1"
+    widths: dict[str, PositiveInt] | None = None
+
+    def __post_init__(self) -> None:
+        if self.order == "dmcp":
+            raise VssError("order of dmcp must be another criterion, or 'index'.")
+        super().__post_init__()
 
     def requests(self) -> tuple[Need, ...]:
-        """Correlations, or channel means."""
-        if self.correlation == "outer":
-            return (Need.of("mean", site=self.site),)
-        return (Need.of("similarity", site=self.site, metric="pearson"),)
+        return () if self.order == INDEX else make_criterion(self.order).requests()
 
     def __call__(self, group: Group, stats: Stats) -> Tensor:
-        """(C,) scores, at most 1."""
-        norm = stats.filter_sums(group, 1)
-        norm = norm / (norm.max() + 1e-300)
-        found = stats.collected(self.requests()[0], group)
-        if self.correlation == "outer":
-            penalty = outer_product_redundancy(found)
-            return norm - self.lam * penalty / (penalty.max() + 1e-300)
-        if self.greedy:
-            return greedy_penalty(norm, found, lam=self.lam, tau=self.tau, redundancy=self.redundancy)
-        excess = ((found.abs() - self.tau).clamp(min=0) / (1 - self.tau)).fill_diagonal_(0)
-        penalty = excess.amax(dim=1) if self.redundancy == "max" else excess.sum(dim=1) / max(len(norm) - 1, 1)
-        return norm - self.lam * penalty.to(norm)
+        """(C,) scores in [-1, 1]."""
+        width = self._width(group)
+        position = self._positions(group, stats)
+        stays = 1 - position / width
+        goes = -(position - width + 1) / max(group.channels - width, 1)
+        return torch.where(position < width, stays, goes)
+
+    def _width(self, group: Group) -> int:
+        if self.widths is None:
+            raise VssError(
+                "dmcp needs the widths of a search, widths={group id: kept channels}; run the DMCP search on this "
+                "network first."
+            )
+        if group.id not in self.widths:
+            raise unknown("group in the searched widths", group.id, self.widths)
+        width = self.widths[group.id]
+        if not 1 <= width <= group.channels:
+            raise VssError(f"the searched width of {group.id} is {width}; it must be in 1..{group.channels}.")
+        return width
+
+    def _positions(self, group: Group, stats: Stats) -> Tensor:
+        """(C,) place of each channel in the order, 0 for the best."""
+        if self.order == INDEX:
+            return torch.arange(group.channels, dtype=torch.float64)
+        score = make_criterion(self.order)(group, stats)
+        if score is None:
+            raise VssError(f"criterion {self.order!r} cannot order the channels of {group.id}; choose another order.")
+        best_first = torch.argsort(score.detach().double().cpu(), stable=True).flip(0)
+        position = torch.empty(group.channels, dtype=torch.float64)
+        position[best_first] = torch.arange(group.channels, dtype=torch.float64)
+        return position

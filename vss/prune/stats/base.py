@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -10,10 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from vss import ops
 from vss.core.errors import VssError
 from vss.core.registry import Registry
-from vss.prune.plan import Group
-from vss.prune.stats.taps import Batch, FilterNorms, Layout, Tap, folding, norm_slots, slot_values
+from vss.prune.apply import Conv, tensors_of
+from vss.prune.plan import Group, Slot
+from vss.prune.stats.taps import Batch, Layout, Tap, folding, gather_channels, norm_slots, slot_values
+
+Mode = Literal["l1", "l2", "product", "abs_product"]
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # that the ops take
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,32 @@ class Need:
         return f"{self.name}({','.join(f'{k}={v}' for k, v in self.options)})" if self.options else self.name
 
 
+class Average:
+    """A mean of what is added; with `ema` a moving average over the calls, from zero and without bias correction.
+
+    Args:
+        total: a zero tensor to sum into.
+        ema: decay in [0, 1) or None.
+    """
+
+    def __init__(self, total: Tensor, ema: float | None = None) -> None:
+        self.total, self.ema = total, ema
+        self.count = total.new_zeros(())
+
+    def add(self, values: Tensor, count: float = 1) -> None:
+        """Add a sum of `count` values."""
+        if self.ema is None:
+            self.total += values
+            self.count += count
+        else:
+            self.total.mul_(self.ema).add_(values / count, alpha=1 - self.ema)
+            self.count.fill_(1)
+
+    def result(self) -> Tensor:
+        """The mean over all processes; zeros where nothing was added."""
+        return sum_over_processes(self.total) / sum_over_processes(self.count).clamp(min=1e-300)
+
+
 class Collector:
     """Running statistics of one kind, never feature maps.
 
@@ -48,6 +79,7 @@ class Collector:
         labels: the batches must carry labels.
         outputs: it runs backward passes of its own from the network's outputs, see `examine`.
         layout: `prepare` needs shapes and call order, found by one forward of the first batch.
+        average: group id -> (C,) float64 mean, the statistic unless `finish` gives another one.
     """
 
     gradients: bool = False
@@ -55,9 +87,10 @@ class Collector:
     outputs: bool = False
     layout: ClassVar[bool] = False
 
-    def __init__(self, model: nn.Module, groups: list[Group]) -> None:
+    def __init__(self, model: nn.Module, groups: list[Group], *, ema: float | None = None) -> None:
         self.model, self.groups = model, groups
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.average = {group.id: Average(self.zeros(group.channels), ema) for group in groups}
 
     def prepare(self, layout: Layout) -> None:
         """Choose where to look."""
@@ -77,7 +110,7 @@ class Collector:
 
     def finish(self) -> dict[str, Tensor]:
         """Group id -> statistic, after sums over all processes."""
-        raise TypeError(f"{type(self).__name__} must define finish")
+        return {group.id: self.average[group.id].result() for group in self.groups}
 
     def zeros(self, *shape: int) -> Tensor:
         """A float64 accumulator on the network's device."""
@@ -89,11 +122,10 @@ class TapCollector(Collector):
 
     layout = True
 
-    def __init__(self, model: nn.Module, groups: list[Group], *, site: str) -> None:
-        super().__init__(model, groups)
+    def __init__(self, model: nn.Module, groups: list[Group], *, site: str, ema: float | None = None) -> None:
+        super().__init__(model, groups, ema=ema)
         self.site = site
         self.taps: dict[str, list[Tap]] = {}
-        self.only_training = False
 
     def prepare(self, layout: Layout) -> None:
         """Find the taps of every group."""
@@ -108,22 +140,25 @@ class TapCollector(Collector):
         ]
 
     def _caller(self, group: Group, number: int, tap: Tap) -> Callable[[nn.Module, Tensor], None]:
-        def call(module: nn.Module, x: Tensor) -> None:
-            if module.training or not self.only_training:
-                self.see(group, number, tap, x)
-
-        return call
+        return lambda _, x: self.see(group, number, tap, x)
 
     def see(self, group: Group, number: int, tap: Tap, x: Tensor) -> None:
         """Reduce the tensor `x` at the group's tap of this number; it may be overwritten right after."""
         raise TypeError(f"{type(self).__name__} must define see")
 
-    def no_gradient(self, tap: Tap) -> VssError:
-        """The error for a tap that no gradient reached."""
-        return VssError(
-            f"layer {tap.module!r} got no gradient: its head is outside the loss; "
-            "include every head in the loss or keep that layer out of pruning."
-        )
+
+def no_gradient(layer: str) -> VssError:
+    """The error for a layer that no gradient reached."""
+    return VssError(
+        f"layer {layer!r} got no gradient: its head is outside the loss; "
+        "include every head in the loss or keep that layer out of pruning."
+    )
+
+
+def on_gradient(x: Tensor, call: Callable[[Tensor], None]) -> None:
+    """Call `call(gradient)` when the gradient of `x` arrives."""
+    hooked: Any = x
+    hooked.register_hook(call)
 
 
 COLLECTORS: Registry[type[Collector]] = Registry("statistic")
@@ -137,13 +172,17 @@ class Stats:
     ) -> None:
         self.model = model
         self.seed = seed
-        self._tensors = {k: v.detach() for k, v in (*model.named_parameters(), *model.named_buffers())}
+        self._tensors = {name: value.detach() for name, value in tensors_of(model).items()}
         self._collected = collected or {}
-        self._norms = FilterNorms(model)
+        self._norms: dict[tuple[str, int, Mode], Tensor] = {}
 
     def tensor(self, name: str) -> Tensor:
         """A parameter or buffer by its full name."""
         return self._tensors[name]
+
+    def collected(self, need: Need | str, group: Group) -> Tensor:
+        """The statistic that a collector found for a group."""
+        return self._collected[str(need)][group.id]
 
     def rows(self, group: Group, *, fold_bn: bool = False) -> list[Tensor]:
         """For each producer of a group its filters, (C, D) float64: one row per channel, biases left out.
@@ -153,38 +192,95 @@ class Stats:
             fold_bn: multiply each filter by gamma / sqrt(var + eps) of the batch norm behind it, where there is one.
         """
         rows = []
-        for slot in group.by_role("producer"):
-            value = self.tensor(slot.tensor)
-            if value.ndim < 2:
-                continue
-            row = slot_values(value, slot, group.channels).double()
+        for slot in self._filters(group):
+            row = slot_values(self.tensor(slot.tensor), slot, group.channels).double()
             factor = folding(self.model, group, slot) if fold_bn else None
             if factor is not None:
                 row = (row.view(group.channels, slot.block, -1) * factor[:, :, None]).flatten(1)
             rows.append(row)
         return rows
 
+    def norm_rows(self, group: Group, leaf: str) -> list[Tensor]:
+        """For each norm layer of a group its parameter `leaf` ("weight", "scale"), (C, block) float64."""
+        slots = [slot for slot in norm_slots(self.model, group) if slot.leaf == leaf]
+        return [slot_values(self.tensor(slot.tensor), slot, group.channels).double() for slot in slots]
+
     def filter_sums(
         self, group: Group, power: Literal[1, 2], *, fold_bn: bool = False, member_rms: bool = False
     ) -> Tensor:
-        """(C,) float64 sums of |w|^power over the filters of all producers of a group; see `FilterNorms.sums`."""
-        return torch.stack(self._norms.sums(group, power, fold_bn=fold_bn, member_rms=member_rms)).sum(dim=0)
+        """(C,) float64 sums of |w|^power over a channel's filters in all producers of a group, biases left out.
 
-    def norm_rows(self, group: Group, leaf: str) -> list[Tensor]:
-        """For each norm layer of a group its parameter `leaf` ("weight", "scale"), (C, block) float64."""
-        slots = [slot for slot in norm_slots(self.model, group) if slot.tensor.rpartition(".")[2] == leaf]
-        return [slot_values(self.tensor(slot.tensor), slot, group.channels).double() for slot in slots]
+        Args:
+            group: whose producers.
+            power: 1 or 2.
+            fold_bn: as in `rows`.
+            member_rms: divide each producer by the root of the mean square of its (folded) weights.
+        """
+        found = []
+        for slot in self._filters(group):
+            weight = self.tensor(slot.tensor)
+            factor = folding(self.model, group, slot) if fold_bn else None
+            value = self._power(slot, power, group.channels, factor)
+            if member_rms:
+                count = group.channels * slot.block * (weight.numel() // weight.shape[slot.dim])
+                rms = (self._power(slot, 2, group.channels, factor).sum() / count).sqrt() + 1e-12
+                value = value / rms**power
+            found.append(value)
+        return torch.stack(found).sum(dim=0)
 
-    def collected(self, need: Need | str, group: Group) -> Tensor:
-        """The statistic that a collector found for a group."""
-        return self._collected[str(need)][group.id]
+    def _filters(self, group: Group) -> list[Slot]:
+        return [slot for slot in group.by_role("producer") if self.tensor(slot.tensor).ndim > 1]
+
+    def _power(self, slot: Slot, power: Literal[1, 2], channels: int, factor: Tensor | None) -> Tensor:
+        value = gather_channels(self._whole(slot, "l1" if power == 1 else "l2"), slot, channels)
+        value = value if factor is None else value * factor.abs()
+        return (value if power == 1 else value.square()).sum(dim=1)
+
+    def _whole(self, slot: Slot, mode: Mode) -> Tensor:
+        """(size,) norms along a slot's dimension; the first call of a mode does all layers by one call of the op."""
+        key = (slot.tensor, slot.dim, mode)
+        if key not in self._norms:
+            known = {(slot.tensor, slot.dim), *((tensor, dim) for tensor, dim, kind in self._norms if kind == mode)}
+            others = (s for s in _outputs(self.model) if s.tensor in self._tensors)  # a parametrised one has none
+            slots = [slot, *(s for s in others if (s.tensor, s.dim) not in known)]
+            values = reduce_slots(self._tensors, slots, mode)
+            self._norms |= {(s.tensor, s.dim, mode): value for s, value in zip(slots, values, strict=True)}
+        return self._norms[key]
 
 
-# Sums over the processes of a distributed run; every process must ask in the same order.
+def _outputs(model: nn.Module) -> list[Slot]:
+    """The output dimension of every convolution and linear layer."""
+    return [
+        Slot(f"{name}.weight" if name else "weight", 1 if isinstance(layer, Conv) and layer.transposed else 0)
+        for name, layer in model.named_modules()
+        if isinstance(layer, Conv | nn.Linear)
+    ]
+
+
+def reduce_slots(
+    parameters: Mapping[str, Tensor], slots: Sequence[Slot], mode: Mode, grads: Mapping[str, Tensor] | None = None
+) -> list[Tensor]:
+    """`vss.ops.channel_reduce` along the dimension of every slot, all in one call.
+
+    Args:
+        parameters: by full name.
+        slots: of weights with two dimensions or more.
+        mode: as the op's.
+        grads: like `parameters`, for the modes that need them.
+
+    Returns:
+        Per slot (size of its dimension,) float64.
+    """
+    weights = [parameters[slot.tensor].detach() for slot in slots]
+    products = [grads[slot.tensor] for slot in slots] if grads is not None else []
+    if len({tensor.dtype for tensor in (*weights, *products)}) > 1 or any(w.dtype not in DTYPES for w in weights):
+        weights, products = [w.float() for w in weights], [g.float() for g in products]
+    found = ops.channel_reduce(weights, products, mode=mode, dims=[slot.dim for slot in slots])
+    return [value.double() for value in found]
 
 
 def sum_over_processes(value: Tensor) -> Tensor:
-    """Sum over processes where a process group runs.
+    """Sum over the processes of a distributed run, all of which must ask in the same order.
 
     NCCL only moves device memory, so a value on the CPU travels by way of the current CUDA device.
     """
@@ -204,32 +300,3 @@ def _reduce(value: Tensor, operation: str) -> Tensor:
         value = value.cuda()
     torch.distributed.all_reduce(value, op=getattr(torch.distributed.ReduceOp, operation))
     return value.to(home)
-
-
-# Means over images, or moving averages over batches, that add up over processes.
-
-
-class Average:
-    """A mean of what is added; with `ema` a moving average over the calls, from zero and without bias correction.
-
-    Args:
-        total: a zero tensor to sum into.
-        ema: decay in [0, 1) or None.
-    """
-
-    def __init__(self, total: Tensor, ema: float | None = None) -> None:
-        self.total, self.ema = total, ema
-        self.count = total.new_zeros(())
-
-    def add(self, values: Tensor, count: float) -> None:
-        """Add a sum of `count` values."""
-        if self.ema is None:
-            self.total += values
-            self.count += count
-        else:
-            self.total.mul_(self.ema).add_(values / count, alpha=1 - self.ema)
-            self.count.fill_(1)
-
-    def result(self) -> Tensor:
-        """The mean over all processes; zeros where nothing was added."""
-        return sum_over_processes(self.total) / sum_over_processes(self.count).clamp(min=1e-300)

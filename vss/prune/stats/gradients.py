@@ -1,30 +1,61 @@
-"""Gradients of the loss by a factor on each channel."""
+"""Statistics of gradients: of the loss by a factor on each channel or by filters, and of classes by feature maps."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
+from vss import ops
 from vss.core.errors import VssError, unknown
 from vss.prune.plan import Group, Slot
-from vss.prune.stats.base import COLLECTORS, Collector, TapCollector, sum_over_processes
-from vss.prune.stats.taps import Tap, gate_slots, norm_slots, reduce_slots, slot_values, spread_over
+from vss.prune.stats.base import (
+    COLLECTORS,
+    DTYPES,
+    Average,
+    Collector,
+    TapCollector,
+    max_over_processes,
+    no_gradient,
+    on_gradient,
+    reduce_slots,
+    sum_over_processes,
+)
+from vss.prune.stats.taps import (
+    Batch,
+    Tap,
+    affine_slots,
+    gather_channels,
+    heads_of,
+    norm_slots,
+    require_labels,
+    slot_values,
+)
 
+_log = logging.getLogger(__name__)
 Part = Literal["all", "norm", "gamma"]
+Reduce = Literal["abs_of_sum", "sum_of_abs", "square_of_sum", "sum_of_squares"]
+Masks = Literal["truth", "predicted"]
 
 
 def gradient(parameters: dict[str, nn.Parameter], name: str) -> Tensor:
     """The gradient of a parameter; a missing one is an error that names the layer, never a zero."""
     value = parameters[name].grad
     if value is None:
-        raise VssError(
-            f"layer {name.rpartition('.')[0]!r} got no gradient: its head is outside the loss; "
-            "include every head in the loss or keep that layer out of pruning."
-        )
+        raise no_gradient(name.rpartition(".")[0])
     return value
+
+
+def _products(parameters: dict[str, nn.Parameter], slot: Slot, channels: int) -> Tensor:
+    """(C, D) float64 values of a slot times their gradients."""
+    product = parameters[slot.tensor].detach().double() * gradient(parameters, slot.tensor).double()
+    return slot_values(product, slot, channels)
 
 
 @COLLECTORS.register("gate")
@@ -36,8 +67,7 @@ class GateGradient(Collector):
     filter of w * g plus b * g_b. Signed contributions of coupled members add before squaring: they leave together.
 
     Args:
-        model: the network.
-        groups: its groups.
+        model, groups: as for every collector.
         part: "all" as above; "norm" gives groups without norm layers zeros; "gamma" takes gamma * g_gamma alone.
         joint: False adds the squares of the members instead.
     """
@@ -50,41 +80,28 @@ class GateGradient(Collector):
         self.joint = joint
         self.parameters = dict(model.named_parameters())
         self.slots = {group.id: _members(model, group, part) for group in groups}
-        self.total = {group.id: self.zeros(group.channels) for group in groups}
-        self.count = self.zeros()
 
     def step(self) -> None:
         """Add the squared gate gradient of the batch just seen."""
         for group in self.groups:
-            gates = [self._gate(slots, group) for slots in self.slots[group.id]]
-            if gates:
-                stacked = torch.stack(gates)
-                squares = stacked.sum(dim=0).square() if self.joint else stacked.square().sum(dim=0)
-                self.total[group.id] += squares
-        self.count += 1
+            gates = [self._gate(slots, group) for slots in self.slots[group.id]] or [self.zeros(group.channels)]
+            stacked = torch.stack(gates)
+            self.average[group.id].add(stacked.sum(dim=0).square() if self.joint else stacked.square().sum(dim=0))
 
     def _gate(self, slots: list[Slot], group: Group) -> Tensor:
         """(C,) gate gradient of one member."""
         gate = self.zeros(group.channels)
         for slot in slots:
-            product = self.parameters[slot.tensor].detach().double() * gradient(self.parameters, slot.tensor).double()
-            gate += slot_values(product, slot, group.channels).sum(dim=1)
+            gate += _products(self.parameters, slot, group.channels).sum(dim=1)
         return gate
-
-    def finish(self) -> dict[str, Tensor]:
-        """(C,) float64 per group."""
-        count = sum_over_processes(self.count)
-        return {group.id: sum_over_processes(self.total[group.id]) / count for group in self.groups}
 
 
 def _members(model: nn.Module, group: Group, part: Part) -> list[list[Slot]]:
     """The affine slots of each member layer."""
-    slots: list[Any] = gate_slots(model, group) if part == "all" else norm_slots(model, group)
-    if part == "gamma":
-        slots = [slot for slot in slots if slot.tensor.rpartition(".")[2] != "bias"]
     members: dict[str, list[Slot]] = {}
-    for slot in slots:
-        members.setdefault(slot.tensor.rpartition(".")[0], []).append(slot)
+    for slot in affine_slots(model, group) if part == "all" else norm_slots(model, group):
+        if part != "gamma" or slot.leaf != "bias":
+            members.setdefault(slot.layer, []).append(slot)
     return list(members.values())
 
 
@@ -101,21 +118,18 @@ class GateExamples(TapCollector):
 
     def __init__(self, model: nn.Module, groups: list[Group]) -> None:
         super().__init__(model, groups, site="bn_out")
-        self.total = {group.id: self.zeros(group.channels) for group in groups}
-        self.count = self.zeros()
         self.batch: dict[tuple[str, int], Tensor | None] = {}
 
     def attach(self) -> list[RemovableHandle]:
         """Hooks that see a layer's input and output."""
         self.batch = {}
-        handles = []
-        for group in self.groups:
-            for number, tap in enumerate(self.taps[group.id]):
-                module = self.model.get_submodule(tap.module)
-                handles.append(module.register_forward_hook(self._watch((group.id, number), tap)))
-        return handles
+        return [
+            self.model.get_submodule(tap.module).register_forward_hook(self._watch((group.id, number), tap))
+            for group in self.groups
+            for number, tap in enumerate(self.taps[group.id])
+        ]
 
-    def _watch(self, key: tuple[str, int], tap: Tap) -> Any:
+    def _watch(self, key: tuple[str, int], tap: Tap) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             before = inputs[0].detach()
             self.batch.setdefault(key, None)
@@ -128,7 +142,7 @@ class GateExamples(TapCollector):
                 self.batch[key] = found if earlier is None else earlier + found
 
             if output.requires_grad:
-                output.register_hook(arrive)
+                on_gradient(output, arrive)
 
         return hook
 
@@ -139,20 +153,11 @@ class GateExamples(TapCollector):
             for number, tap in enumerate(self.taps[group.id]):
                 found = self.batch.get((group.id, number))
                 if found is None:
-                    raise self.no_gradient(tap)
+                    raise no_gradient(tap.module)
                 gate = found if gate is None else gate + found
             if gate is not None:
-                self.total[group.id] += gate.square().sum(dim=0)
+                self.average[group.id].add(gate.square().sum(dim=0))
         self.batch = {}
-        self.count += 1
-
-    def finish(self) -> dict[str, Tensor]:
-        """(C,) float64 per group."""
-        count = sum_over_processes(self.count)
-        return {group.id: sum_over_processes(self.total[group.id]) / count for group in self.groups}
-
-
-# Moving averages of |dL/dgamma| over steps in which it points the right way.
 
 
 @COLLECTORS.register("gated_gradient")
@@ -163,8 +168,7 @@ class GatedGradient(Collector):
     norm layers get zeros.
 
     Args:
-        model: the network.
-        groups: its groups.
+        model, groups: as for every collector.
         ema: decay of a moving average from zero, without bias correction, that waits where the sign is wrong; None
             takes the plain mean over the batches that count.
     """
@@ -176,34 +180,25 @@ class GatedGradient(Collector):
         super().__init__(model, groups)
         self.ema = ema
         self.parameters = dict(model.named_parameters())
-        self.slots = {
-            group.id: [s for s in norm_slots(model, group) if s.tensor.rpartition(".")[2] != "bias"] for group in groups
-        }
-        self.total = {key: self.zeros(len(slots), self._width(key)) for key, slots in self.slots.items()}
-        self.seen = {key: self.zeros(len(slots), self._width(key)) for key, slots in self.slots.items()}
-
-    def _width(self, group_id: str) -> int:
-        return next(group.channels for group in self.groups if group.id == group_id)
+        self.slots = {group.id: [s for s in norm_slots(model, group) if s.leaf != "bias"] for group in groups}
+        self.total = {group.id: self.zeros(len(self.slots[group.id]), group.channels) for group in groups}
+        self.seen = {name: torch.zeros_like(total) for name, total in self.total.items()}
 
     def step(self) -> None:
         """Take the gradients of one batch."""
         for group in self.groups:
-            for number, slot in enumerate(self.slots[group.id]):
+            for slot, total, seen in zip(self.slots[group.id], self.total[group.id], self.seen[group.id], strict=True):
                 grad = slot_values(gradient(self.parameters, slot.tensor), slot, group.channels).double()
                 gamma = slot_values(self.parameters[slot.tensor].detach(), slot, group.channels).double()
-                self._add(group.id, number, grad.abs().mean(dim=1), (grad * gamma).sum(dim=1) > 0)
-
-    def _add(self, group_id: str, number: int, value: Tensor, right: Tensor) -> None:
-        total = self.total[group_id][number]
-        if self.ema is None:
-            total += value * right
-            self.seen[group_id][number] += right
-        else:
-            total.copy_(torch.where(right, self.ema * total + (1 - self.ema) * value, total))
-            self.seen[group_id][number].fill_(1)
+                value, right = grad.abs().mean(dim=1), (grad * gamma).sum(dim=1) > 0
+                if self.ema is None:
+                    total += value * right
+                    seen += right
+                else:
+                    total.copy_(torch.where(right, self.ema * total + (1 - self.ema) * value, total))
+                    seen.fill_(1)
 
     def finish(self) -> dict[str, Tensor]:
-        """(C,) float64 per group."""
         found = {}
         for group in self.groups:
             total, seen = sum_over_processes(self.total[group.id]), sum_over_processes(self.seen[group.id])
@@ -212,20 +207,12 @@ class GatedGradient(Collector):
         return found
 
 
-# Products of filters and their gradients.
-
-
-Reduce = Literal["abs_of_sum", "sum_of_abs", "square_of_sum", "sum_of_squares"]
-REDUCTIONS = ("abs_of_sum", "sum_of_abs", "square_of_sum", "sum_of_squares")
-
-
 @COLLECTORS.register("weight_gradient")
 class WeightGradient(Collector):
     """Per channel, over the filters w of its producers and their gradients g_t in batch t = 1..T.
 
     Args:
-        model: the network.
-        groups: its groups.
+        model, groups: as for every collector.
         reduce: "abs_of_sum": sum |w * mean_t g_t|; "sum_of_abs": mean_t sum |w * g_t|; "square_of_sum":
             mean_t (sum w * g_t)^2, which is about zero for a filter before a batch norm, whose output ignores the
             filter's scale; "sum_of_squares": mean_t sum (w * g_t)^2. Producers add before a square, too.
@@ -236,35 +223,36 @@ class WeightGradient(Collector):
 
     def __init__(self, model: nn.Module, groups: list[Group], *, reduce: Reduce = "abs_of_sum") -> None:
         super().__init__(model, groups)
-        if reduce not in REDUCTIONS:
-            raise unknown("reduction", reduce, REDUCTIONS)
+        if reduce not in get_args(Reduce):
+            raise unknown("reduction", reduce, get_args(Reduce))
         self.reduce = reduce
         self.parameters = dict(model.named_parameters())
         self.slots = {
             group.id: [s for s in group.by_role("producer") if self.parameters[s.tensor].ndim > 1] for group in groups
         }
-        self.count = self.zeros()
-        self.total = {group.id: self.zeros(group.channels) for group in groups}
-        self.grads: dict[str, Tensor] = {}
-        if reduce == "abs_of_sum":
-            names = dict.fromkeys(slot.tensor for slots in self.slots.values() for slot in slots)
-            self.grads = {name: self.parameters[name].new_zeros(self.parameters[name].shape).double() for name in names}
+        names = dict.fromkeys(slot.tensor for slots in self.slots.values() for slot in slots)
+        self.grads = {
+            name: Average(self.parameters[name].new_zeros(self.parameters[name].shape).double())
+            for name in names
+            if reduce == "abs_of_sum"
+        }
+        self.names = list(names)
 
     def step(self) -> None:
         """Take the gradients of one batch."""
-        self.count += 1
-        for name, total in self.grads.items():
-            total += gradient(self.parameters, name)
-        if self.grads:
-            return
-        if self.reduce == "sum_of_squares":
+        grads = {name: gradient(self.parameters, name) for name in self.names}
+        if self.reduce == "abs_of_sum":
+            for name, average in self.grads.items():
+                average.add(grads[name])
+        elif self.reduce == "sum_of_squares":
             for group in self.groups:
-                self.total[group.id] += self._squares(group)
-            return
-        names = dict.fromkeys(slot.tensor for slots in self.slots.values() for slot in slots)
-        grads = {name: gradient(self.parameters, name) for name in names}
-        for group_id, value in self._reduced("abs_product" if self.reduce == "sum_of_abs" else "product", grads):
-            self.total[group_id] += value.square() if self.reduce == "square_of_sum" else value
+                total = self.zeros(group.channels)
+                for slot in self.slots[group.id]:
+                    total += _products(self.parameters, slot, group.channels).square().sum(dim=1)
+                self.average[group.id].add(total)
+        else:
+            for name, value in self._reduced("abs_product" if self.reduce == "sum_of_abs" else "product", grads):
+                self.average[name].add(value.square() if self.reduce == "square_of_sum" else value)
 
     def _reduced(self, mode: Literal["product", "abs_product"], grads: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
         """Group id and (C,) sums over its producers: one call of the op for all layers."""
@@ -274,21 +262,141 @@ class WeightGradient(Collector):
         for group in self.groups:
             total = self.zeros(group.channels)
             for slot in self.slots[group.id]:
-                total += spread_over(next(whole), slot, group.channels).sum(dim=1)
+                total += gather_channels(next(whole), slot, group.channels).sum(dim=1)
             found.append((group.id, total))
         return found
 
-    def _squares(self, group: Group) -> Tensor:
-        total = self.zeros(group.channels)
-        for slot in self.slots[group.id]:
-            product = self.parameters[slot.tensor].detach().double() * gradient(self.parameters, slot.tensor).double()
-            total += slot_values(product, slot, group.channels).square().sum(dim=1)
+    def finish(self) -> dict[str, Tensor]:
+        if self.reduce != "abs_of_sum":
+            return super().finish()
+        means = {name: average.result().float() for name, average in self.grads.items()}
+        return dict(self._reduced("abs_product", means))
+
+
+@dataclass
+class _Seen:
+    """One look at a tap in the forward at hand: sums over positions of max(A, 0), max(-A, 0) and of dy/dA."""
+
+    tap: Tap
+    positive: Tensor
+    negative: Tensor
+    positions: int
+    gradient: Tensor | None = None
+
+
+@COLLECTORS.register("class_support")
+class ClassSupport(TapCollector):
+    """(K, C): for each class c and channel k the sum over images and positions of ReLU(alpha * A).
+
+    y_c is the sum of class c's logits over the pixels of class c; alpha (image, channel) is the mean over positions of
+    dy_c/dA. Since alpha is constant over a map, the sum is alpha+ * sum max(A, 0) + alpha- * sum max(-A, 0), and no map
+    per class exists. Every head counts, auxiliary ones with `aux_weight`. Members of a group add.
+
+    Costs one forward a batch and one backward (to the images, no weight gradients) for each class in it.
+
+    Args:
+        model, groups, site: as for every collector of maps.
+        masks: pixels of a class, by "truth" or as "predicted" by the network.
+        aux_weight: factor of heads other than the main one.
+        ignore_index: label of void pixels.
+    """
+
+    labels = True
+    outputs = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: list[Group],
+        *,
+        site: str,
+        masks: Masks = "truth",
+        aux_weight: float = 0.4,
+        ignore_index: int = 255,
+    ) -> None:
+        super().__init__(model, groups, site=site)
+        self.labels = masks == "truth"
+        self.aux_weight, self.ignore_index = aux_weight, ignore_index
+        self.seen: list[tuple[Group, _Seen]] = []
+        self.total: dict[str, Tensor] = {}
+        self.pixels = self.zeros(0)
+
+    def begin(self, batch: Batch) -> None:
+        self.seen = []
+        if self.labels:
+            require_labels(batch, "a criterion with class masks from the truth")
+
+    def see(self, group: Group, number: int, tap: Tap, x: Tensor) -> None:
+        """Reduce the maps now and their gradient when it comes."""
+        maps = tap.maps(x.detach())
+        sums = ops.map_stats(maps if maps.dtype in DTYPES else maps.float()).double()
+        positive, negative = (sums[..., ops.STATS.index(name)] for name in ("positive_sum", "negative_sum"))
+        seen = _Seen(tap, positive, negative, maps.shape[2] * maps.shape[3])
+        self.seen.append((group, seen))
+
+        def arrive(grad: Tensor) -> None:
+            seen.gradient = tap.maps(grad).sum(dim=(2, 3), dtype=torch.float64)
+
+        if x.requires_grad:
+            on_gradient(x, arrive)
+
+    def examine(self, images: Tensor, outputs: Any, batch: Batch) -> None:
+        """One backward for each class of the batch."""
+        heads = heads_of(outputs)
+        classes = heads[0].shape[1]
+        if not self.total:
+            self.total = {group.id: self.zeros(classes, group.channels) for group in self.groups}
+            self.pixels = self.zeros(classes)
+        labels = self._labels(heads[0], batch)
+        for c in range(classes):
+            mask = (labels == c)[:, None]
+            pixels = int(mask.sum())
+            if pixels:
+                self.pixels[c] += pixels
+                torch.autograd.grad(self._target(heads, mask, c), images, retain_graph=True)
+                self._take(c)
+
+    def _labels(self, main: Tensor, batch: Batch) -> Tensor:
+        """(N, H, W) classes, those of one logit being 0 for "there is something"."""
+        if not self.labels:
+            logits = main.detach()
+            return (logits[:, 0] <= 0).long() if logits.shape[1] == 1 else logits.argmax(dim=1)
+        labels = require_labels(batch, "a criterion with class masks from the truth").to(main.device).long()
+        labels = labels.masked_fill(labels == self.ignore_index, -1)
+        return torch.where(labels > 0, 0, 1) if main.shape[1] == 1 else labels
+
+    def _target(self, heads: list[Tensor], mask: Tensor, c: int) -> Tensor:
+        """y_c; a head of another size takes the pixels whose cell holds one of the class."""
+        total = heads[0].new_zeros((), dtype=torch.float32)
+        for number, head in enumerate(heads):
+            size = tuple(head.shape[-2:])
+            own = mask.float()
+            own = own if tuple(mask.shape[-2:]) == size else F.adaptive_max_pool2d(own, size)
+            total = total + (self.aux_weight if number else 1.0) * (head[:, c : c + 1].float() * own).sum()
         return total
 
+    def _take(self, c: int) -> None:
+        for group, seen in self.seen:
+            if seen.gradient is None:
+                raise no_gradient(seen.tap.module)
+            alpha = seen.gradient / seen.positions
+            support = alpha.clamp(min=0) * seen.positive + (-alpha).clamp(min=0) * seen.negative
+            self.total[group.id][c] += support.sum(dim=0)
+            seen.gradient = None
+
+    def step(self) -> None:
+        """Let go of the forward."""
+        self.seen = []
+
     def finish(self) -> dict[str, Tensor]:
-        """(C,) float64 per group."""
-        count = sum_over_processes(self.count)
-        if self.reduce != "abs_of_sum":
-            return {group.id: sum_over_processes(self.total[group.id]) / count for group in self.groups}
-        means = {name: (sum_over_processes(total) / count).float() for name, total in self.grads.items()}
-        return dict(self._reduced("abs_product", means))
+        """A class without pixels is a row of zeros and named in a warning."""
+        classes = int(max_over_processes(torch.tensor(float(len(self.pixels)))))
+        if len(self.pixels) != classes:
+            raise VssError(f"processes saw networks of {len(self.pixels)} and {classes} classes.")
+        pixels = sum_over_processes(self.pixels)
+        absent = [str(c) for c in range(classes) if not pixels[c]]
+        if len(absent) == classes:
+            raise VssError("no pixel of any class was found in the calibration set; check its labels.")
+        if absent:
+            _log.warning("classes absent from the calibration set do not count: %s", ", ".join(absent))
+        return {group.id: sum_over_processes(self.total[group.id]) for group in self.groups}

@@ -1,8 +1,9 @@
-"""Mean of every channel over images and positions."""
+"""Statistics of feature maps: means, positions, spreads, edges, similarity of channels, activity on defects."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,39 +13,37 @@ from torch.utils.hooks import RemovableHandle
 from vss import ops
 from vss.core.errors import VssError, unknown
 from vss.prune.plan import Group
-from vss.prune.stats.base import COLLECTORS, Average, Collector, TapCollector, sum_over_processes
-from vss.prune.stats.taps import DTYPES, Batch, Layout, Tap, norm_slots, require_labels
+from vss.prune.stats.base import (
+    COLLECTORS,
+    DTYPES,
+    Average,
+    Collector,
+    TapCollector,
+    no_gradient,
+    on_gradient,
+    sum_over_processes,
+)
+from vss.prune.stats.taps import Batch, Layout, Tap, norm_slots, require_labels
+
+EPS = 1e-3  # of SegDecNet's feature norm, where the layer does not say its own
+MASK_EPS = 1e-8
+Metric = Literal["l1gram", "cosine", "pearson"]
+Activity = Literal["grad_act", "act"]
+Resize = Literal["area", "bilinear"]
 
 
 @COLLECTORS.register("mean")
 class MapMean(TapCollector):
     """(C,) mean value of each channel over images and positions; members of a group are averaged."""
 
-    def __init__(self, model: nn.Module, groups: list[Group], *, site: str) -> None:
-        super().__init__(model, groups, site=site)
-        self.total = {group.id: self.zeros(group.channels) for group in groups}
-        self.count = {group.id: self.zeros() for group in groups}
-
     def see(self, group: Group, number: int, tap: Tap, x: Tensor) -> None:
-        """Add the sums of one tensor."""
         maps = tap.maps(x.detach())
-        self.total[group.id] += maps.double().sum(dim=(0, 2, 3))
-        self.count[group.id] += maps.shape[0] * maps.shape[2] * maps.shape[3]
-
-    def finish(self) -> dict[str, Tensor]:
-        """(C,) float64 per group."""
-        return {
-            group.id: sum_over_processes(self.total[group.id]) / sum_over_processes(self.count[group.id])
-            for group in self.groups
-        }
-
-
-# How many positions the maps of a group have.
+        self.average[group.id].add(maps.double().sum(dim=(0, 2, 3)), maps.shape[0] * maps.shape[2] * maps.shape[3])
 
 
 @COLLECTORS.register("positions")
 class Positions(Collector):
-    """The least number of positions of a group's maps where they are made and where they are looked at, () float64.
+    """The minimum number of positions of a group's maps where they are made and where they are looked at, () float64.
 
     A pooled branch that is resized afterwards counts as what it is: one position.
     """
@@ -57,21 +56,11 @@ class Positions(Collector):
         self.found: dict[str, Tensor] = {}
 
     def prepare(self, layout: Layout) -> None:
-        """Read the shapes."""
-        self.found = {
-            group.id: torch.tensor(float(layout.positions(group, self.site)), dtype=torch.float64)
-            for group in self.groups
-        }
+        counts = {group.id: float(layout.positions(group, self.site)) for group in self.groups}
+        self.found = {name: torch.tensor(count, dtype=torch.float64) for name, count in counts.items()}
 
     def finish(self) -> dict[str, Tensor]:
-        """Group id -> count."""
         return self.found
-
-
-# How much a feature norm layer lets through of each channel's spread.
-
-
-EPS = 1e-3  # of SegDecNet's feature norm, where the layer does not say its own
 
 
 @COLLECTORS.register("feature_norm_std")
@@ -85,44 +74,34 @@ class FeatureNormStd(Collector):
 
     def __init__(self, model: nn.Module, groups: list[Group]) -> None:
         super().__init__(model, groups)
-        self.slots = {
-            group.id: [slot for slot in norm_slots(model, group) if slot.tensor.rpartition(".")[2] == "scale"]
-            for group in groups
+        self.slots = {group.id: [s for s in norm_slots(model, group) if s.leaf == "scale"] for group in groups}
+        self.passed = {
+            group.id: [Average(self.zeros(group.channels)) for _ in self.slots[group.id]] for group in groups
         }
-        self.total = {group.id: self.zeros(len(self.slots[group.id]), group.channels) for group in groups}
-        self.count = {group.id: self.zeros(len(self.slots[group.id])) for group in groups}
 
     def attach(self) -> list[RemovableHandle]:
-        """One hook for each feature norm layer."""
         handles = []
         for group in self.groups:
-            for number, slot in enumerate(self.slots[group.id]):
-                name = slot.tensor.rpartition(".")[0]
-                tap = Tap(name, "input", group.channels, slot.offset, slot.block)
-                handles.append(tap.hook(self.model, self._watch(group, number, tap)))
+            for slot, average in zip(self.slots[group.id], self.passed[group.id], strict=True):
+                tap = Tap(slot.layer, "input", group.channels, slot.offset, slot.block)
+                handles.append(tap.hook(self.model, self._watch(tap, average)))
         return handles
 
-    def _watch(self, group: Group, number: int, tap: Tap) -> Any:
+    @staticmethod
+    def _watch(tap: Tap, average: Average) -> Callable[[nn.Module, Tensor], None]:
         def call(module: nn.Module, x: Tensor) -> None:
             maps = tap.maps(x.detach()).flatten(2).double()
+            passed = maps.new_zeros(maps.shape[:2])
             if maps.shape[2] > 1:
                 sd = maps.std(dim=2)
                 passed = sd / (sd + float(getattr(module, "eps", EPS))).sqrt()
-                self.total[group.id][number] += passed.sum(dim=0)
-            self.count[group.id][number] += maps.shape[0]
+            average.add(passed.sum(dim=0), maps.shape[0])
 
         return call
 
     def finish(self) -> dict[str, Tensor]:
-        """(M, C) float64 per group."""
-        found = {}
-        for group in self.groups:
-            total, count = sum_over_processes(self.total[group.id]), sum_over_processes(self.count[group.id])
-            found[group.id] = total / count.clamp(min=1)[:, None]
-        return found
-
-
-# How much a channel's edge strength varies over its map.
+        rows = {group.id: [average.result() for average in self.passed[group.id]] for group in self.groups}
+        return {g.id: torch.stack(rows[g.id]) if rows[g.id] else self.zeros(0, g.channels) for g in self.groups}
 
 
 @COLLECTORS.register("texture")
@@ -130,9 +109,7 @@ class Texture(TapCollector):
     """(C,) standard deviation over positions of the Sobel magnitude, averaged over images and members.
 
     Args:
-        model: the network.
-        groups: its groups.
-        site: where to look.
+        model, groups, site: as for every collector of maps.
         padding: around a map; "replicate", or the "zeros" of the published code, which sees edges at every border.
         relative: divide by the root mean square of the map, so that a channel's scale does not count.
         ema: decay of a moving average over batches from zero, without bias correction; None takes the mean.
@@ -148,36 +125,128 @@ class Texture(TapCollector):
         relative: bool = False,
         ema: float | None = None,
     ) -> None:
-        super().__init__(model, groups, site=site)
+        super().__init__(model, groups, site=site, ema=ema)
         self.padding, self.relative = padding, relative
-        self.average = {group.id: Average(self.zeros(group.channels), ema) for group in groups}
 
     def see(self, group: Group, number: int, tap: Tap, x: Tensor) -> None:
-        """Add the edge strength of one tensor."""
         maps = tap.maps(x.detach())
         maps = maps.float() if maps.element_size() > 4 else maps
-        positions = maps.shape[2] * maps.shape[3]
-        sums = ops.map_stats(maps, padding=self.padding).double() / positions
-        square, edge, edge_square = (sums[..., ops.STATS.index(n)] for n in _COLUMNS)
+        sums = ops.map_stats(maps, padding=self.padding).double() / (maps.shape[2] * maps.shape[3])
+        columns = ("square_sum", "edge_sum", "edge_square_sum")
+        square, edge, edge_square = (sums[..., ops.STATS.index(name)] for name in columns)
         deviation = (edge_square - edge.square()).clamp(min=0).sqrt()
         if self.relative:
             deviation = (deviation / square.sqrt()).nan_to_num(0.0, 0.0, 0.0)
         self.average[group.id].add(deviation.sum(dim=0), len(deviation))
 
+
+class _Gram:
+    """Sums of one tap. `means`, and `weight` to undo a moving average's start, are for the pooled metrics alone."""
+
+    def __init__(self, zeros: Tensor, ema: float | None) -> None:
+        self.matrix = Average(zeros, ema)
+        self.means = Average(zeros.new_zeros(len(zeros)), ema)
+        self.weight = Average(zeros.new_zeros(()), ema)
+
+    def pooled(self, *, centred: bool) -> Tensor:
+        """Cosine or Pearson matrix of everything seen; a channel without energy (spread) is like every other one."""
+        weight = self.weight.result()
+        gram, means = self.matrix.result() / weight, self.means.result() / weight
+        energy = gram.diagonal().clone()
+        if centred:
+            gram = gram - means[:, None] * means[None, :]
+        diagonal = gram.diagonal()
+        dead = diagonal <= (1e-12 * energy if centred else 0 * energy)
+        scale = diagonal.clamp(min=0).rsqrt().masked_fill(dead, 0)
+        return _fill_dead((gram * scale[:, None] * scale[None, :]).clamp(-1, 1), dead)
+
+
+def _fill_dead(matrix: Tensor, dead: Tensor) -> Tensor:
+    return matrix.masked_fill(dead[:, None] | dead[None, :], 1.0)
+
+
+@COLLECTORS.register("similarity")
+class Similarity(TapCollector):
+    """(C, C) similarity of channels over all positions and images; members of a group are averaged.
+
+    Args:
+        model, groups, site: as for every collector of maps.
+        metric: "l1gram": products of maps that are divided by their sum of absolutes (plus 1e-5), averaged over images
+            (the published form); "cosine": of the maps of all images as one vector; "pearson": the same, centred.
+            A channel that is always zero (always constant, for "pearson") is given similarity 1 with every other one,
+            since it adds nothing to any of them.
+        per_image: average |similarity| of single images, so that opposite signs do not cancel ("abs before").
+        ema: as for "texture".
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: list[Group],
+        *,
+        site: str,
+        metric: Metric = "cosine",
+        per_image: bool = False,
+        ema: float | None = None,
+    ) -> None:
+        super().__init__(model, groups, site=site)
+        if metric not in get_args(Metric):
+            raise unknown("metric", metric, get_args(Metric))
+        self.metric, self.per_image, self.ema = metric, per_image, ema
+        self.grams: dict[str, list[_Gram]] = {}
+
+    def see(self, group: Group, number: int, tap: Tap, x: Tensor) -> None:
+        grams = self.grams.setdefault(group.id, [])
+        while len(grams) <= number:
+            grams.append(_Gram(self.zeros(group.channels, group.channels), self.ema))
+        maps = tap.maps(x.detach())
+        maps = maps.float() if maps.element_size() > 4 else maps
+        with torch.autocast(maps.device.type, enabled=False):
+            if self.per_image or self.metric == "l1gram":
+                self._add_per_image(grams[number], maps)
+            else:
+                self._add_pooled(grams[number], maps)
+
+    def _add_per_image(self, gram: _Gram, maps: Tensor) -> None:
+        if self.metric == "pearson":
+            maps = maps.float()
+            maps = maps - maps.mean(dim=(2, 3), keepdim=True)
+        sums = ops.map_stats(maps)
+        if self.metric == "l1gram":
+            norms = sums[..., ops.STATS.index("abs_sum")] + 1e-5
+        else:
+            norms = sums[..., ops.STATS.index("square_sum")].sqrt().clamp(min=1e-30)
+        if not self.per_image:
+            gram.matrix.add(ops.gram(maps, norms=norms).double(), len(maps))
+            return
+        images = [ops.gram(maps[b : b + 1], norms=norms[b : b + 1]).double().abs() for b in range(len(maps))]
+        gram.matrix.add(torch.stack(images).sum(dim=0), len(maps))
+
+    def _add_pooled(self, gram: _Gram, maps: Tensor) -> None:
+        count = maps.shape[0] * maps.shape[2] * maps.shape[3]
+        means = maps.double().mean(dim=(0, 2, 3))
+        if self.metric == "pearson":  # products of centred maps in float32, the means put back in float64
+            centre = means.float()
+            total = ops.gram(maps, means=centre).double()
+            rest = means - centre.double()
+            total = total - count * rest[:, None] * rest[None, :] + count * means[:, None] * means[None, :]
+        else:
+            total = ops.gram(maps).double()
+        gram.matrix.add(total, count)
+        gram.means.add(means * count, count)
+        gram.weight.add(gram.weight.total.new_tensor(count), count)
+
     def finish(self) -> dict[str, Tensor]:
-        """(C,) float64 per group."""
-        return {group.id: self.average[group.id].result() for group in self.groups}
+        results = {group.id: [self._result(gram) for gram in self.grams[group.id]] for group in self.groups}
+        return {name: torch.stack(members).mean(dim=0) for name, members in results.items()}
 
-
-_COLUMNS = ("square_sum", "edge_sum", "edge_square_sum")
-
-
-# Activity of channels where the defects are.
-
-
-Mode = Literal["grad_act", "act"]
-Resize = Literal["area", "bilinear"]
-MASK_EPS = 1e-8
+    def _result(self, gram: _Gram) -> Tensor:
+        if self.metric == "l1gram":
+            return gram.matrix.result()
+        if self.per_image:
+            matrix = gram.matrix.result()
+            return _fill_dead(matrix, matrix.diagonal() == 0)
+        return gram.pooled(centred=self.metric == "pearson")
 
 
 def masked_means(maps: Tensor, grads: Tensor | None, mask: Tensor) -> Tensor:
@@ -197,9 +266,7 @@ class DefectActivity(TapCollector):
     Members of a group add.
 
     Args:
-        model: the network.
-        groups: its groups.
-        site: where to look.
+        model, groups, site: as for every collector of maps.
         mode: "grad_act" or "act"; the latter needs no gradient.
         background: subtract this times the same mean over the other pixels.
         resize: of the mask to the map: "area" keeps every small defect, "bilinear" is the published choice.
@@ -216,15 +283,15 @@ class DefectActivity(TapCollector):
         groups: list[Group],
         *,
         site: str,
-        mode: Mode = "grad_act",
+        mode: Activity = "grad_act",
         background: float = 0.0,
         resize: Resize = "area",
         positive: tuple[int, ...] | None = None,
         ignore_index: int = 255,
     ) -> None:
         super().__init__(model, groups, site=site)
-        if mode not in ("grad_act", "act"):
-            raise unknown("mode", mode, ("grad_act", "act"))
+        if mode not in get_args(Activity):
+            raise unknown("mode", mode, get_args(Activity))
         self.gradients = mode == "grad_act"
         self.background, self.resize, self.positive, self.ignore_index = background, resize, positive, ignore_index
         self.total = {group.id: self.zeros(group.channels) for group in groups}
@@ -234,7 +301,6 @@ class DefectActivity(TapCollector):
         self.mask = torch.zeros(0)
 
     def begin(self, batch: Batch) -> None:
-        """Read the defect masks."""
         labels = require_labels(batch, "a criterion that looks at defects").to(self.device)
         if self.positive is None:
             defect = (labels > 0) & (labels != self.ignore_index)
@@ -257,7 +323,7 @@ class DefectActivity(TapCollector):
             self._add(group, number, tap.maps(kept), tap.maps(grad))
 
         if x.requires_grad:
-            x.register_hook(arrive)
+            on_gradient(x, arrive)
 
     def _add(self, group: Group, number: int, maps: Tensor, grads: Tensor | None) -> None:
         mask = _resized(self.mask, (maps.shape[2], maps.shape[3]), self.resize)[:, 0]
@@ -276,10 +342,9 @@ class DefectActivity(TapCollector):
     def step(self) -> None:
         """Every tap must have got its gradient."""
         for tap in self.waiting.values():
-            raise self.no_gradient(tap)
+            raise no_gradient(tap.module)
 
     def finish(self) -> dict[str, Tensor]:
-        """(C,) float64 per group."""
         found = {}
         for group in self.groups:
             count, total = sum_over_processes(self.count[group.id]), sum_over_processes(self.total[group.id])
@@ -294,7 +359,7 @@ class DefectActivity(TapCollector):
         return found
 
 
-def _resized(mask: Tensor, size: tuple[int, int], resize: Resize) -> Any:
+def _resized(mask: Tensor, size: tuple[int, int], resize: Resize) -> Tensor:
     """(N, 1, H, W) weights in [0, 1] at another size."""
     if tuple(mask.shape[-2:]) == size:
         return mask

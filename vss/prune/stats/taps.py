@@ -1,4 +1,4 @@
-"""Images, labels and heads of a calibration batch.
+"""Where statistics come from: a calibration batch, the layers of a group, and the places where its maps are seen.
 
 A batch is `(images, labels, ...)`, a mapping with `image` and `mask`, or the images alone; images are what the network
 takes: (N, 3, H, W) float, normalised. Labels are (N, H, W) integers.
@@ -6,20 +6,22 @@ takes: (N, 3, H, W) float, normalised. Labels are (N, H, W) integers.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vss import ops
 from vss.core.errors import VssError, unknown
+from vss.prune.apply import BatchNorm, Conv
 from vss.prune.plan import Group, Slot
 
 Batch = Any
+SITES = ("stream", "bn_out", "conv", "mixed")
+Side = Literal["input", "output"]
 
 
 def images_of(batch: Batch, model: nn.Module) -> Tensor:
@@ -76,19 +78,12 @@ def heads_of(outputs: Any) -> list[Tensor]:
     return heads
 
 
-# The layers of a group and their parameters, channel by channel.
-
-
-Conv = nn.modules.conv._ConvNd
-BatchNorm = nn.modules.batchnorm._BatchNorm
-
-
 def owner(model: nn.Module, tensor: str) -> nn.Module:
     """The module that a parameter belongs to."""
     return model.get_submodule(tensor.rpartition(".")[0])
 
 
-def gate_slots(model: nn.Module, group: Group) -> list[Any]:
+def affine_slots(model: nn.Module, group: Group) -> list[Slot]:
     """Affine parameters of the group's norm layers; where it has none, the producers' weights and biases."""
     return norm_slots(model, group) or group.by_role("producer")
 
@@ -114,6 +109,11 @@ def slot_values(value: Tensor, slot: Slot, channels: int) -> Tensor:
     return value.index_select(slot.dim, index).movedim(slot.dim, 0).reshape(channels, -1)
 
 
+def gather_channels(value: Tensor, slot: Slot, channels: int) -> Tensor:
+    """(channels, block) entries of a group in a vector along the slot's dimension."""
+    return slot_values(value, dataclasses.replace(slot, dim=0), channels)
+
+
 def following_norm(model: nn.Module, group: Group, producer: str) -> str | None:
     """The group's norm layer that normalises what `producer` makes: the one defined next after it, of equal width.
 
@@ -134,27 +134,20 @@ def folding(model: nn.Module, group: Group, slot: Slot) -> Tensor | None:
 
     The batch norm's own slots say where the group's channels lie in it.
     """
-    name = following_norm(model, group, slot.tensor.rpartition(".")[0])
+    name = following_norm(model, group, slot.layer)
     norm = model.get_submodule(name) if name else None
     if not isinstance(norm, BatchNorm) or norm.running_var is None:
         return None
-    place = next(s for s in group.by_role("norm") if s.tensor.rpartition(".")[0] == name)
+    place = next(s for s in group.by_role("norm") if s.layer == name)
     if place.block != slot.block:
         return None
     factor = (norm.running_var.detach().double() + norm.eps).rsqrt()
     if norm.weight is not None:
         factor = factor * norm.weight.detach().double()
-    return slot_values(factor, Slot(place.tensor, 0, place.offset, place.block), group.channels)
+    return gather_channels(factor, place, group.channels)
 
 
-# Where the channels of a group can be looked at.
-
-
-SITES = ("stream", "bn_out", "conv", "mixed")
-Side = Literal["input", "output"]
-
-
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Tap:
     """Positions offset .. offset + channels * block of the channel dim of one layer's input or output."""
 
@@ -182,7 +175,7 @@ class Tap:
         return module.register_forward_hook(lambda m, inputs, output: call(m, output))
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Call:
     """One layer in one forward: when it ran last, and its shapes."""
 
@@ -226,10 +219,10 @@ class Layout:
         if site == "mixed":
             site = "stream" if len(group.module_names("producer")) > 1 else "bn_out"
         if site == "stream":
-            readers = [slot for slot in group.by_role("consumer") if _layer(slot) in self.calls]
+            readers = [slot for slot in group.by_role("consumer") if slot.layer in self.calls]
             if readers:
-                best = max(readers, key=lambda slot: (self._positions(slot), self.calls[_layer(slot)].order))
-                first = next(slot for slot in readers if _layer(slot) == _layer(best))
+                best = max(readers, key=lambda slot: (self._positions(slot), self.calls[slot.layer].order))
+                first = next(slot for slot in readers if slot.layer == best.layer)
                 return [self._tap(group, first, "input")]
         taps = [self._tap(group, slot, "output") for slot in self._members(group, norms=site != "conv")]
         if not taps:
@@ -246,119 +239,20 @@ class Layout:
         return call.input if tap.side == "input" else call.output
 
     def _positions(self, slot: Slot) -> int:
-        return _count(self.calls[_layer(slot)].input) * slot.block
+        return _count(self.calls[slot.layer].input) * slot.block
 
     def _members(self, group: Group, *, norms: bool) -> list[Slot]:
         """One slot for every norm layer that ran; where there is none, or none is wanted, for every producer."""
         names = norm_modules(self.model, group) if norms else []
         names = names or group.module_names("producer")
-        slots = {_layer(slot): slot for slot in reversed((*group.by_role("producer"), *group.by_role("norm")))}
+        slots = {slot.layer: slot for slot in reversed((*group.by_role("producer"), *group.by_role("norm")))}
         return [slots[name] for name in names if name in self.calls]
 
     def _tap(self, group: Group, slot: Slot, side: Side) -> Tap:
-        linear = isinstance(self.model.get_submodule(_layer(slot)), nn.Linear)
-        return Tap(_layer(slot), side, group.channels, slot.offset, slot.block, linear)
-
-
-def _layer(slot: Slot) -> str:
-    return slot.tensor.rpartition(".")[0]
+        linear = isinstance(self.model.get_submodule(slot.layer), nn.Linear)
+        return Tap(slot.layer, side, group.channels, slot.offset, slot.block, linear)
 
 
 def _count(shape: tuple[int, ...]) -> int:
     """Positions of a map in a tensor of (N, C, ...)."""
     return int(torch.Size(shape[2:]).numel())
-
-
-# Norms of the filters that make a channel, from one pass over all weights of a network.
-
-
-Mode = Literal["l1", "l2", "product", "abs_product"]
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-def reduce_slots(
-    parameters: Mapping[str, Tensor], slots: Sequence[Slot], mode: Mode, grads: Mapping[str, Tensor] | None = None
-) -> list[Tensor]:
-    """`vss.ops.channel_reduce` along the dimension of every slot, all in one call.
-
-    Args:
-        parameters: by full name.
-        slots: of weights with two dimensions or more.
-        mode: as the op's.
-        grads: like `parameters`, for the modes that need them.
-
-    Returns:
-        Per slot (size of its dimension,) float64.
-    """
-    weights = [parameters[slot.tensor].detach() for slot in slots]
-    products = [grads[slot.tensor] for slot in slots] if grads is not None else []
-    if len({tensor.dtype for tensor in (*weights, *products)}) > 1 or any(w.dtype not in DTYPES for w in weights):
-        weights, products = [w.float() for w in weights], [g.float() for g in products]
-    found = ops.channel_reduce(weights, products, mode=mode, dims=[slot.dim for slot in slots])
-    return [value.double() for value in found]
-
-
-def spread_over(value: Tensor, slot: Slot, channels: int) -> Tensor:
-    """(channels, block) entries of a group in a vector along the slot's dimension."""
-    return slot_values(value, Slot(slot.tensor, 0, slot.offset, slot.block), channels)
-
-
-class FilterNorms:
-    """Per-channel norms of every layer's weight, computed when first asked for: one call of the op for each kind.
-
-    Args:
-        model: the network.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.parameters = dict(model.named_parameters())
-        self._found: dict[tuple[str, int, Mode], Tensor] = {}
-
-    def sums(self, group: Group, power: Literal[1, 2], *, fold_bn: bool, member_rms: bool) -> list[Tensor]:
-        """For each producer of a group (C,) float64, the sum of |w|^power over a channel's filter, biases left out.
-
-        Args:
-            group: whose producers.
-            power: 1 or 2.
-            fold_bn: multiply each filter by gamma / sqrt(var + eps) of the batch norm behind it, where there is one.
-            member_rms: divide each producer by the root of the mean square of its (folded) weights.
-        """
-        found = []
-        for slot in group.by_role("producer"):
-            weight = self.parameters[slot.tensor]
-            if weight.ndim < 2:
-                continue
-            factor = folding(self.model, group, slot) if fold_bn else None
-            value = self._power(slot, power, group.channels, factor)
-            if member_rms:
-                count = group.channels * slot.block * (weight.numel() // weight.shape[slot.dim])
-                rms = (self._power(slot, 2, group.channels, factor).sum() / count).sqrt() + 1e-12
-                value = value / rms**power
-            found.append(value)
-        return found
-
-    def _power(self, slot: Slot, power: Literal[1, 2], channels: int, factor: Tensor | None) -> Tensor:
-        value = spread_over(self._whole(slot, "l1" if power == 1 else "l2"), slot, channels)
-        value = value if factor is None else value * factor.abs()
-        return (value if power == 1 else value.square()).sum(dim=1)
-
-    def _whole(self, slot: Slot, mode: Mode) -> Tensor:
-        """(size,) norms along a slot's dimension; the first call of a mode does all layers."""
-        key = (slot.tensor, slot.dim, mode)
-        if key not in self._found:
-            known = {(slot.tensor, slot.dim), *((tensor, dim) for tensor, dim, kind in self._found if kind == mode)}
-            others = (s for s in _outputs(self.model) if s.tensor in self.parameters)  # a parametrised one has none
-            slots = [slot, *(s for s in others if (s.tensor, s.dim) not in known)]
-            values = reduce_slots(self.parameters, slots, mode)
-            self._found |= {(s.tensor, s.dim, mode): value for s, value in zip(slots, values, strict=True)}
-        return self._found[key]
-
-
-def _outputs(model: nn.Module) -> list[Slot]:
-    """The output dimension of every convolution and linear layer."""
-    return [
-        Slot(f"{name}.weight" if name else "weight", 1 if isinstance(layer, Conv) and layer.transposed else 0)
-        for name, layer in model.named_modules()
-        if isinstance(layer, Conv | nn.Linear)
-    ]

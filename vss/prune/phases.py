@@ -1,7 +1,13 @@
-"""DMCP: widths as Markov chains, searched by gradient (Guo et al., CVPR 2020); everything here is a pure function.
+"""The training phases that pruning methods assume, as pure functions: sparse scales, and DMCP's search of widths.
 
-A group of C channels has `least` channels that always stay and `links` blocks of `step` channels behind them. Block k
-is kept with probability p_k when block k - 1 is, so with q_k = p_1 ... p_k
+**Sparse training** adds a penalty on the scales of norm layers to gradients after the backward pass. Network slimming
+(Liu et al., ICCV 2017) adds lambda * sign(gamma), the subgradient of lambda * |gamma|. Coupled norm layers share their
+channels, and a channel goes only when all of them let it go: there the group lasso, lambda * ||(gamma_m,k)_m||_2,
+shrinks them together (Torch-Pruning's BNScalePruner does the same).
+
+**DMCP** (Guo et al., CVPR 2020) searches widths as Markov chains by gradient. A group of C channels has `least` that
+always stay and `links` blocks of `step` channels behind them. Block k is kept with probability p_k when block k - 1 is,
+so with q_k = p_1 ... p_k
 
     expected width = least + step * sum of q_k
 
@@ -14,7 +20,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,14 +30,96 @@ from torch import Tensor, nn
 
 from vss.core.closeness import proven_difference
 from vss.core.errors import VssError
-from vss.prune.apply import apply_plan, masked
+from vss.prune.apply import TOLERANCE, BatchNorm, default_forward, flatten, tensors_of, zero_channels
 from vss.prune.budget import CostModel
-from vss.prune.plan import Group, Plan, Slot, plan_group
-from vss.prune.stats.taps import BatchNorm, following_norm, norm_slots, owner
-from vss.prune.trace import default_forward, flatten
+from vss.prune.plan import Group, Slot
+from vss.prune.stats.taps import following_norm, norm_slots, owner, slot_values
 
 Form = Literal["sigmoid", "exp"]
-TOLERANCE = 1e-4  # of gated against masked outputs, relative to their spread, as in `vss.prune.verify`
+SCALES = ("weight", "scale")  # of batch, instance and group norm; of a feature norm
+
+
+def scale_slots(model: nn.Module, group: Group) -> list[Slot]:
+    """The slots of a group that hold scales of its norm layers, never their shifts."""
+    return [slot for slot in norm_slots(model, group) if slot.leaf in SCALES]
+
+
+def penalty(rows: list[Tensor], *, group_lasso: bool) -> tuple[Tensor, list[Tensor]]:
+    """Value and subgradients of the penalty of one group.
+
+    Args:
+        rows: (C, D) scales of each member.
+        group_lasso: the norm over members of each channel; else the sum of absolute values.
+
+    Returns:
+        The scalar penalty and one (C, D) subgradient a member; it is 0 where all is 0.
+    """
+    if not group_lasso:
+        return torch.stack([row.abs().sum() for row in rows]).sum(), [row.sign() for row in rows]
+    norms = torch.stack([row.square().sum(dim=1) for row in rows]).sum(dim=0).sqrt()
+    safe = torch.where(norms > 0, norms, torch.ones_like(norms))[:, None]
+    return norms.sum(), [row / safe for row in rows]
+
+
+@torch.no_grad()
+def add_subgradient(model: nn.Module, groups: Iterable[Group], strength: float, *, group_lasso: bool = True) -> int:
+    """Add `strength` times the subgradient to the gradients of the groups' scales; call it after the backward pass.
+
+    Layers that no group holds, whose channels cannot go, are left alone, and so are shifts.
+
+    Returns:
+        The number of scale tensors that were reached.
+
+    Raises:
+        VssError: no group has a norm layer with scales; a scale has no gradient.
+    """
+    reached = 0
+    parameters = dict(model.named_parameters())
+    for group in groups:
+        slots = scale_slots(model, group)
+        values = [parameters[slot.tensor] for slot in slots]
+        if not slots:
+            continue
+        rows = [slot_values(value, slot, group.channels) for value, slot in zip(values, slots, strict=True)]
+        for slot, value, change in zip(slots, values, penalty(rows, group_lasso=group_lasso)[1], strict=True):
+            if value.grad is None:
+                raise VssError(f"{slot.tensor} got no gradient: its head is outside the loss; include every head.")
+            place = slot.indices(torch.arange(group.channels)).to(value.device)
+            view = value.grad.movedim(slot.dim, 0)
+            view[place] += (strength * change).reshape(view[place].shape)
+            reached += 1
+    if not reached:
+        raise VssError(
+            "sparse training needs norm layers with scales on prunable channels and found none; "
+            "choose a criterion that reads weights, such as l1 or fpgm."
+        )
+    return reached
+
+
+@torch.no_grad()
+def scale_facts(model: nn.Module, groups: Iterable[Group], *, bins: int = 20) -> dict[str, Any]:
+    """How far the scales are apart, which tells whether the phase has done its work.
+
+    Returns:
+        `histogram` of |scale| in `bins` equal bins from 0 to `max`, `median`, and `near_zero`: the fraction below a
+        hundredth of the largest. Without a peak at zero the ranking of channels means little.
+    """
+    parameters = dict(model.named_parameters())
+    rows = [
+        slot_values(parameters[slot.tensor], slot, group.channels).abs().flatten().double().cpu()
+        for group in groups
+        for slot in scale_slots(model, group)
+    ]
+    if not rows:
+        raise VssError("this network has no norm layers with scales on prunable channels.")
+    values = torch.cat(rows)
+    top = float(values.max())
+    return {
+        "histogram": torch.histc(values, bins=bins, min=0, max=max(top, 1e-12)).long().tolist(),
+        "max": top,
+        "median": float(values.median()),
+        "near_zero": float((values < 0.01 * top).double().mean()),
+    }
 
 
 @dataclass(frozen=True)
@@ -79,7 +167,7 @@ def expected_width(chain: Chain, alpha: Tensor, form: Form = "sigmoid") -> Tenso
 
 
 def soft_mask(chain: Chain, alpha: Tensor, form: Form = "sigmoid") -> Tensor:
-    """(C,) factors of the channels: 1 for those that always stay, q_k for the channels of block k; differentiable."""
+    """(C,) factors of the channels: 1 for those that always stay, q_k for those of block k; differentiable."""
     return torch.cat([alpha.new_ones(chain.least), marginals(alpha, form).repeat_interleave(chain.step)])
 
 
@@ -179,9 +267,6 @@ def sample_widths(
     return expected_widths(chains, alphas, form=form), None
 
 
-# -- order ------------------------------------------------------------------------------------------------------------
-
-
 def importance_order(scores: Tensor, unit: int = 1) -> Tensor:
     """(C,) int64 channel numbers, best first; whole units by their mean score, equal ones by number."""
     best = torch.argsort(scores.double().reshape(-1, unit).mean(dim=1), descending=True, stable=True)
@@ -198,16 +283,13 @@ def reorder(model: nn.Module, groups: Sequence[Group], orders: dict[str, Tensor]
         orders: group id -> (C,) permutation.
     """
     model = copy.deepcopy(model)
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    tensors = tensors_of(model)
     for group in groups:
         for slot in group.slots:
             view = tensors[slot.tensor].data.movedim(slot.dim, 0)
             there, whence = slot.indices(torch.arange(group.channels)), slot.indices(orders[group.id])
             view[there.to(view.device)] = view[whence.to(view.device)].clone()
     return model
-
-
-# -- gates ------------------------------------------------------------------------------------------------------------
 
 
 class Gates:
@@ -251,20 +333,16 @@ class Gates:
     @torch.no_grad()
     def _differs(self, model: nn.Module, example: Tensor, chosen: Sequence[int]) -> bool:
         """Whether gates of 0 on half of each chosen group differ from its slices being zero, in evaluation mode."""
-        kept = {
-            index: torch.arange(max(1, group.channels // group.unit // 2) * group.unit)
-            for index, group in enumerate(self.groups)
-            if index in chosen
-        }
-        plan = prefix_plan(model, [self.groups[i] for i in kept], [len(k) for k in kept.values()])
-        gates = [
-            (torch.arange(group.channels) < len(kept[index])).float() if index in kept else torch.ones(group.channels)
-            for index, group in enumerate(self.groups)
-        ]
+        halves = [max(1, group.channels // group.unit // 2) * group.unit for group in self.groups]
+        widths = [n if i in chosen else g.channels for i, (g, n) in enumerate(zip(self.groups, halves, strict=True))]
+        pairs = list(zip(self.groups, widths, strict=True))
+        gates = [(torch.arange(group.channels) < width).float() for group, width in pairs]
         x = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example.device)
 
         def differs(still: nn.Module, x: Tensor) -> bool:
-            wanted, got = flatten(default_forward(masked(still, plan), x)), flatten(self(still, x, gates))
+            mask = copy.deepcopy(still)
+            zero_channels(mask, [(group, torch.arange(width, group.channels)) for group, width in pairs])
+            wanted, got = flatten(default_forward(mask, x)), flatten(self(still, x, gates))
             return any(proven_difference(a, b) > TOLERANCE for a, b in zip(wanted, got, strict=True))
 
         still = copy.deepcopy(model).eval()
@@ -286,32 +364,16 @@ class _Whole(nn.Module):
 def gate_points(model: nn.Module, group: Group) -> list[Slot]:
     """Slots whose values, times a gate, multiply the channels where they leave the group's layers."""
     norms = norm_slots(model, group)
-    layers = {slot.tensor.rpartition(".")[0] for slot in norms}
+    layers = {slot.layer for slot in norms}
     bare = [
         slot
         for slot in group.slots
         if slot.role in ("producer", "norm")
-        and slot.tensor.rpartition(".")[0] not in layers
+        and slot.layer not in layers
         and not isinstance(owner(model, slot.tensor), BatchNorm)
-        and following_norm(model, group, slot.tensor.rpartition(".")[0]) not in layers
+        and following_norm(model, group, slot.layer) not in layers
     ]
     return [*norms, *bare]
-
-
-def prefix_plan(model: nn.Module, groups: Sequence[Group], widths: Sequence[int]) -> Plan:
-    """A plan that keeps the first `widths[i]` channels of group i, for a comparison with a gated network."""
-    return Plan(
-        model=getattr(model, "name", "") or type(model).__name__,
-        weights_sha256="",
-        criterion="dmcp",
-        budget={},
-        groups=tuple(plan_group(group, torch.arange(width)) for group, width in zip(groups, widths, strict=True)),
-    )
-
-
-def prefix_net(model: nn.Module, groups: Sequence[Group], widths: Sequence[int]) -> nn.Module:
-    """The network cut to these prefixes; the slow twin of hard gates."""
-    return apply_plan(model, prefix_plan(model, groups, widths), check_weights=False)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Activity of channels on defects (C2 of the KSDD2 study)."""
+"""Criteria that need a loss: Taylor importance of gates and filters, activity on defects, support of classes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,98 @@ from torch import Tensor
 
 from vss.core.errors import VssError
 from vss.prune.budget import Rounding
-from vss.prune.criteria.base import CRITERIA, Criterion, normalized
-from vss.prune.criteria.weights import Align, rounding_of
+from vss.prune.criteria.base import CRITERIA, Align, Criterion, normalized, rounding_of
 from vss.prune.plan import Group
-from vss.prune.stats import Need, Stats
+from vss.prune.stats import BatchNormMode, Need, Stats
+from vss.prune.stats.taps import affine_slots, norm_slots
+
+Variant = Literal["gate", "examples", "bn", "gamma", "filter_square", "filter_abs"]
+_PARTS = {"bn": "norm", "gamma": "gamma"}
+_FILTERS = {"filter_square": "sum_of_squares", "filter_abs": "sum_of_abs"}
+
+
+@CRITERIA.register("taylor", aliases=["bn_taylor"])
+@dataclass(frozen=True, kw_only=True)
+class Taylor(Criterion):
+    """Mean over batches of the squared derivative of the loss by a factor on the channel.
+
+    Ranked globally without normalisation, as published. The squared sum over coupled members is one joint perturbation.
+
+    Args:
+        variant: "gate" (22 in the published code, its best); "examples" squares every image's derivative (23); "bn"
+            takes gamma and beta of norm layers and has nothing to say about layers without (31; the published code
+            loses beta, see "gamma"); "gamma" takes gamma alone; "filter_square" is the sum over filters of (w * g)^2
+            (0), "filter_abs" of |w * g|.
+        joint: False adds the squares of coupled members instead of squaring their signed sum; for "gate", "bn" and
+            "gamma".
+        divide_by_members: divide by the number of norm layers that share the gate, the published scale fix for
+            residual stages.
+        batch_norm: "train" uses each batch's own statistics, as the published code does.
+    """
+
+    needs = ("gate", "gate_examples", "weight_gradient")
+    native_ranking = "global"
+    source = "Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019"
+    PRESETS = {"faithful": {"divide_by_members": True, "batch_norm": "train"}}  # noqa: RUF012
+
+    variant: Variant = "gate"
+    joint: bool = True
+    divide_by_members: bool = False
+    batch_norm: BatchNormMode = "eval"
+
+    def requests(self) -> tuple[Need, ...]:
+        if self.variant == "examples":
+            return (Need("gate_examples"),)
+        if self.variant.startswith("filter"):
+            return (Need.of("weight_gradient", reduce=_FILTERS[self.variant]),)
+        options = {"part": _PARTS[self.variant]} if self.variant != "gate" else {}
+        return (Need.of("gate", **options, **({} if self.joint else {"joint": False})),)
+
+    def batch_norm_mode(self) -> BatchNormMode:
+        return self.batch_norm
+
+    def __call__(self, group: Group, stats: Stats) -> Tensor | None:
+        """(C,) squared loss per gate squared; of "filter_abs" loss."""
+        if self.variant in _PARTS and not norm_slots(stats.model, group):
+            return None
+        score = stats.collected(self.requests()[0], group)
+        if self.divide_by_members:
+            members = {slot.layer for slot in affine_slots(stats.model, group)}
+            score = score / len(members)
+        return score
+
+
+@CRITERIA.register("taylor_fo", aliases=["c4", "ours_c4"])
+@dataclass(frozen=True, kw_only=True)
+class TaylorFo(Criterion):
+    """Sum over the filter of |w * g|; members add.
+
+    Losses are ranked locally in the study; a global ranking compares scores after division by the group's mean.
+
+    Args:
+        reduce: g as the mean over batches ("abs_of_sum", as published up to the number of batches), or the mean over
+            batches of |w * g| ("sum_of_abs"), or of (sum w * g)^2 ("square_of_sum"), which says nothing about a filter
+            before a batch norm, where the signed sum is zero.
+        batch_norm: "train" uses each batch's own statistics, as the study does; its network has none.
+    """
+
+    needs = ("weight_gradient",)
+    normalize = "mean"
+    source = "KSDD2 pruning study, criterion C4"
+    PRESETS = {"faithful": {"reduce": "abs_of_sum", "batch_norm": "train"}}  # noqa: RUF012
+
+    reduce: Literal["abs_of_sum", "sum_of_abs", "square_of_sum"] = "abs_of_sum"
+    batch_norm: BatchNormMode = "eval"
+
+    def requests(self) -> tuple[Need, ...]:
+        return (Need.of("weight_gradient", reduce=self.reduce),)
+
+    def batch_norm_mode(self) -> BatchNormMode:
+        return self.batch_norm
+
+    def __call__(self, group: Group, stats: Stats) -> Tensor:
+        """(C,) loss; of "square_of_sum" its square."""
+        return stats.collected(self.requests()[0], group)
 
 
 @CRITERIA.register("defect", aliases=["c2", "ours_c2", "defect_aware"])
@@ -52,7 +140,6 @@ class Defect(Criterion):
     ignore_index: int = 255
 
     def requests(self) -> tuple[Need, ...]:
-        """Activity on defects."""
         return (
             Need.of(
                 "defect_activity",
@@ -67,15 +154,11 @@ class Defect(Criterion):
 
     @property
     def rounding(self) -> Rounding | None:
-        """The rule of `align`."""
         return rounding_of(self.align)
 
     def __call__(self, group: Group, stats: Stats) -> Tensor:
         """(C,) mean activity."""
         return stats.collected(self.requests()[0], group)
-
-
-# Support of channels for every class: feature-gradient pruning (FGP).
 
 
 def class_shares(support: Tensor, *, exclude: tuple[int, ...] = ()) -> Tensor:
@@ -89,17 +172,6 @@ def class_shares(support: Tensor, *, exclude: tuple[int, ...] = ()) -> Tensor:
     counts[[c for c in exclude if c < len(counts)]] = False
     chosen = support[counts]
     return chosen / chosen.sum(dim=1, keepdim=True)
-
-
-def energy_prefix(share: Tensor, energy: float) -> Tensor:
-    """(C,) bool: the shortest prefix of the channels, best first, that holds `energy` of the sum; at least one.
-
-    Sums of floats are not exact: what is 1e-12 of the sum short of the energy holds it.
-    """
-    if energy >= 1:
-        return share > 0
-    before, total = before_in_order(share), float(share.sum())
-    return (before < (energy - 1e-12) * total) | (before == 0)
 
 
 def before_in_order(share: Tensor) -> Tensor:
@@ -145,7 +217,6 @@ class Fgp(Criterion):
     ignore_index: int = 255
 
     def requests(self) -> tuple[Need, ...]:
-        """Support of every class."""
         return (
             Need.of(
                 "class_support",
