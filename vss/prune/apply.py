@@ -262,8 +262,8 @@ def unsound(model: nn.Module, example: Tensor, groups: list[Group], outputs: Out
     Args:
         model: in evaluation mode. Its parameters that are all zero or next to it (a layer scale, a gain that training
             begins at zero) are drawn anew, since they hide what is behind them.
-        example: (N, 3, H, W); only its shape and dtype matter, the values are drawn: of unit variance, and of the
-            range of images, where a layer may act that does nothing near zero.
+        example: (N, 3, H, W); its values are drawn, of unit variance and of the range of images, where a layer may act
+            that does nothing near zero.
         groups: what to try.
         outputs: the output tensors of a forward pass.
     """

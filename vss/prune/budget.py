@@ -141,8 +141,7 @@ def search(
     Args:
         groups: in model order.
         scores: (C,) float, higher is more important, comparable across groups when the scope is global.
-        cost: analytic cost of the network.
-        budget: what to meet.
+        cost, budget: what a width costs, and what to meet.
         rounding: of a criterion that fixes widths itself; the floor and `align` of the budget still hold.
         origin: group id -> width before earlier rounds of cutting, of which the whole budget counts.
 

@@ -44,10 +44,8 @@ LIGHT = 0.002  # units below this share of the time have the plainest form
 class Affine:
     """Channels of units as affine functions of the groups' widths.
 
-    Attributes:
-        full: (units,) channels of the uncut network.
-        slope: (units, groups) channels that a unit loses with each channel of a group.
-        widths: (groups,) widths of the uncut network.
+    `full` (units,) channels of the uncut network, `slope` (units, groups) channels that a unit loses with each channel
+    of a group, `widths` (groups,) of the uncut network.
     """
 
     full: np.ndarray
@@ -56,18 +54,15 @@ class Affine:
 
     def __call__(self, widths: np.ndarray) -> np.ndarray:
         """(n, groups) -> (n, units)."""
-        return np.rint(self.full - (self.widths - widths) @ self.slope.T)
+        return np.asarray(np.rint(self.full - (self.widths - widths) @ self.slope.T))
 
 
 @dataclass(frozen=True)
 class LatencyModel:
     """Predicted milliseconds of a network at any widths; see the module.
 
-    Attributes:
-        blocks: (units,) block of the unit's form.
-        forms: (units,) FILL, START or OTHER.
-        weights: (units, TERMS).
-        constant: milliseconds of a run beyond its units.
+    `blocks` and `forms` (FILL, START or OTHER) are (units,), `weights` (units, TERMS); `constant` are the milliseconds
+    of a run beyond its units.
     """
 
     units: tuple[str, ...]
@@ -105,11 +100,11 @@ class LatencyModel:
     def by_unit(self, widths: np.ndarray) -> np.ndarray:
         """(n, groups) -> (n, units) milliseconds."""
         terms = _terms(self.cin(widths), self.cout(widths), self.cin.full, self.cout.full, self.blocks, self.forms)
-        return (terms * self.weights).sum(axis=-1)
+        return np.asarray((terms * self.weights).sum(axis=-1))
 
     def __call__(self, widths: np.ndarray) -> np.ndarray:
         """(n, groups) -> (n,) milliseconds of the whole network."""
-        return self.by_unit(np.atleast_2d(widths)).sum(axis=1) + self.constant
+        return np.asarray(self.by_unit(np.atleast_2d(widths)).sum(axis=1) + self.constant)
 
 
 def _terms(ci: Any, co: Any, full_in: Any, full_out: Any, block: Any, form: Any) -> np.ndarray:
@@ -124,7 +119,7 @@ def _rounded(count: Any, block: Any, form: Any, read: bool) -> np.ndarray:
     """Channels as a form counts them."""
     whole = np.ceil(count / block) * block
     plain = (form == OTHER) | ((form == START) & read & (count < block))
-    return np.where(plain, count, whole)
+    return np.asarray(np.where(plain, count, whole))
 
 
 def _fit_unit(
@@ -145,7 +140,7 @@ def _solve(terms: np.ndarray, times: np.ndarray) -> np.ndarray:
     """Relative errors count; of a unit that is not there at all widths (a layout change) absolute ones, or what is
     absent would outweigh what is there."""
     weight = 1 / times if times.all() else np.ones_like(times)
-    return nnls(terms * weight[:, None], times * weight)[0]
+    return np.asarray(nnls(terms * weight[:, None], times * weight)[0])
 
 
 def _left_out_error(terms: np.ndarray, times: np.ndarray) -> float:
@@ -172,12 +167,7 @@ Predict = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Choices:
-    """Widths that each group may have, ascending, and the score that stays with each.
-
-    Attributes:
-        widths: per group (k,) int64.
-        kept: per group (k,) float64, sum of the scores of the best `widths` channels.
-    """
+    """Widths (k,) int64 that each group may have, ascending, and the score (k,) float64 that stays with each."""
 
     widths: list[np.ndarray]
     kept: list[np.ndarray]
@@ -188,7 +178,7 @@ class Choices:
 
     def score(self, state: np.ndarray) -> np.ndarray:
         """Kept score of states, (..., groups) positions -> (...)."""
-        return np.sum([kept[state[..., i]] for i, kept in enumerate(self.kept)], axis=0)
+        return np.asarray(np.sum([kept[state[..., i]] for i, kept in enumerate(self.kept)], axis=0))
 
 
 def group_step(group: Group, step: int) -> int:
@@ -229,15 +219,10 @@ def choices(
 
 
 def search(options: Choices, predict: Predict, target: float) -> np.ndarray:
-    """(groups,) widths of the most kept score whose predicted latency is at most `target` milliseconds.
-
-    Args:
-        options: of `choices`.
-        predict: (n, groups) widths -> (n,) milliseconds.
-        target: milliseconds.
+    """(groups,) widths of the most kept score that `predict` puts at `target` milliseconds at most.
 
     Raises:
-        VssError: the least widths are slower than the target (says how fast they are).
+        VssError: the minimum widths are slower than the target (says how fast they are).
     """
     least = float(predict(options.at(np.zeros((1, len(options.widths)), np.int64)))[0])
     if least > target:
@@ -320,7 +305,7 @@ def _exchange(options: Choices, predict: Predict, state: np.ndarray, target: flo
         part = rows[order[start : start + CHUNK]]
         fits = predict(options.at(part)) <= target
         if fits.any():
-            return part[int(np.argmax(fits))]
+            return np.asarray(part[int(np.argmax(fits))])
     return None
 
 

@@ -241,11 +241,9 @@ def recalibrate_bn(
 
 @torch.no_grad()
 def norm_of_single_values(model: nn.Module, example: Tensor) -> str:
-    """The first batch norm that sees one value of a channel in an image, whose statistics need two images; "" if none.
+    """The first batch norm that sees one value of a channel in `example` (1, 3, H, W), all heads included; "" if none.
 
-    Args:
-        model: all heads are looked at.
-        example: (1, 3, H, W).
+    Its statistics need two images.
     """
     found: list[str] = []
 

@@ -45,14 +45,9 @@ def scale_slots(model: nn.Module, group: Group) -> list[Slot]:
 
 
 def penalty(rows: list[Tensor], *, group_lasso: bool) -> tuple[Tensor, list[Tensor]]:
-    """Value and subgradients of the penalty of one group.
+    """The scalar penalty of one group, and its subgradients (C, D), one for each member's scales; 0 where all is 0.
 
-    Args:
-        rows: (C, D) scales of each member.
-        group_lasso: the norm over members of each channel; else the sum of absolute values.
-
-    Returns:
-        The scalar penalty and one (C, D) subgradient a member; it is 0 where all is 0.
+    `group_lasso` takes the norm over members of each channel; else the sum of absolute values.
     """
     if not group_lasso:
         return torch.stack([row.abs().sum() for row in rows]).sum(), [row.sign() for row in rows]
@@ -65,10 +60,8 @@ def penalty(rows: list[Tensor], *, group_lasso: bool) -> tuple[Tensor, list[Tens
 def add_subgradient(model: nn.Module, groups: Iterable[Group], strength: float, *, group_lasso: bool = True) -> int:
     """Add `strength` times the subgradient to the gradients of the groups' scales; call it after the backward pass.
 
-    Layers that no group holds, whose channels cannot go, are left alone, and so are shifts.
-
-    Returns:
-        The number of scale tensors that were reached.
+    Layers that no group holds, whose channels cannot go, are left alone, and so are shifts. Returns the number of scale
+    tensors that were reached.
 
     Raises:
         VssError: no group has a norm layer with scales; a scale has no gradient.
@@ -98,7 +91,7 @@ def add_subgradient(model: nn.Module, groups: Iterable[Group], strength: float, 
 
 @torch.no_grad()
 def scale_facts(model: nn.Module, groups: Iterable[Group], *, bins: int = 20) -> dict[str, Any]:
-    """How far the scales are apart, which tells whether the phase has done its work.
+    """How far the scales are apart, which shows whether the phase has done its work.
 
     Returns:
         `histogram` of |scale| in `bins` equal bins from 0 to `max`, `median`, and `near_zero`: the fraction below a
@@ -275,13 +268,7 @@ def importance_order(scores: Tensor, unit: int = 1) -> Tensor:
 
 @torch.no_grad()
 def reorder(model: nn.Module, groups: Sequence[Group], orders: dict[str, Tensor]) -> nn.Module:
-    """A copy in which channel j of a group is channel `orders[group.id][j]` of the original; its outputs are the same.
-
-    Args:
-        model: the network.
-        groups: of this network.
-        orders: group id -> (C,) permutation.
-    """
+    """A copy in which channel j of a group is channel `orders[group.id][j]` of the original, with the same outputs."""
     model = copy.deepcopy(model)
     tensors = tensors_of(model)
     for group in groups:

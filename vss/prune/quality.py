@@ -33,12 +33,7 @@ Scores = Mapping[str, Tensor]
 
 @contextmanager
 def zeroed(model: nn.Module, removed: Iterable[tuple[Group, Tensor]]) -> Iterator[nn.Module]:
-    """Zero channels in place, as removing them would, and put every bit back.
-
-    Args:
-        model: changed while the context lasts.
-        removed: (group, channel numbers (n,) int64) pairs.
-    """
+    """Zero (group, channel numbers int64) pairs in place, as removing them would, and put every bit back."""
     removed, tensors = list(removed), tensors_of(model)
     before = {slot.tensor: tensors[slot.tensor].detach().clone() for group, _ in removed for slot in group.slots}
     zero_channels(model, removed)
@@ -64,8 +59,7 @@ class Oracle:
     """What single channels are worth.
 
     Attributes:
-        sample: (group id, channel number) of each sampled channel; of a group whose channels go in units, the first of
-            a unit.
+        sample: (group id, channel number) of each sampled channel; of a unit of channels, the first.
         change: (n,) float64, loss without the channel minus loss with all.
         loss: with all channels.
         forwards: that it took.
@@ -100,14 +94,12 @@ def oracle(
     *,
     tick: Callable[[], None] | None = None,
 ) -> Oracle:
-    """Leave each sampled channel out in turn.
+    """Leave each sampled channel out in turn; the network is not changed.
 
     Args:
-        model: the network; not changed.
-        groups: its groups.
-        sample: what `sample_channels` returned.
-        batches: what `loss` takes; gone through once for every channel.
-        loss: (model, batch) -> scalar mean loss.
+        model, groups: the network and its groups.
+        sample: of `sample_channels`.
+        batches, loss: as for `mean_loss`; all batches for every channel.
         tick: called after every channel, for a progress bar.
     """
     net, table = duplicate(model), {group.id: group for group in groups}
@@ -129,13 +121,10 @@ def sampled_scores(groups: Iterable[Group], scores: Scores, sample: Sequence[tup
 
 
 def overlap(scores: Tensor, truth: Tensor, *, share: float) -> float:
-    """Fraction of the k best by `truth` that are among the k best by `scores`, k = round(share * n), at least 1.
+    """Fraction of the k best by `truth` (n,) that are among the k best by `scores` (n,).
 
-    A random order is expected to reach k / n. Of equal values the later channel counts as better, as in a budget.
-
-    Args:
-        scores, truth: (n,) float.
-        share: in (0, 1].
+    k = round(share * n), at least 1. A random order is expected to reach k / n. Of equal values the later channel
+    counts as better, as in a budget.
     """
     count = max(1, round(share * len(truth)))
     mine, wanted = top_channels(scores, count), top_channels(truth, count)
@@ -166,17 +155,11 @@ def correlations(a: Scores, b: Scores) -> dict[str, float | None]:
 def reconstruction(
     model: nn.Module, groups: Iterable[Group], kept: Mapping[str, Tensor], batches: Sequence[Batch]
 ) -> dict[str, float]:
-    """Outputs with all removed channels zeroed against outputs of the whole network, no fine-tuning.
-
-    Args:
-        model: the network; not changed.
-        groups: its groups.
-        kept: group id -> kept channel numbers, as `vss.prune.budget.search` gives them.
-        batches: calibration batches.
+    """Outputs with all channels but `kept` (group id -> channel numbers) zeroed against those of the whole network.
 
     Returns:
-        `mse`, the mean squared error over all values of all outputs, and `relative`, the same divided by their mean
-        square: 0 is perfect, 1 is what zero outputs would have.
+        `mse` over all values of all outputs, and `relative`, the same divided by their mean square: 0 is perfect, 1 is
+        what zero outputs would have.
     """
     net = duplicate(model).eval()
     removed = [(group, group.others(kept[group.id])) for group in groups]
@@ -206,14 +189,13 @@ def sensitivity(
     *,
     ratios: Sequence[float] = (0.25, 0.5, 0.75),
 ) -> list[dict[str, Any]]:
-    """One group at a time loses its lowest channels, all others stay.
+    """One group at a time loses its lowest channels, all others stay; the network is not changed.
 
     Args:
-        model: the network; not changed.
-        groups: its groups.
+        model, groups: the network and its groups.
         scores: group id -> (C,).
         measure: network -> loss or metric; called once for the whole network and once a row.
-        ratios: fractions to remove, in (0, 1); at least one channel (one unit) always stays.
+        ratios: fractions to remove, in (0, 1); at least one unit of channels always stays.
 
     Returns:
         Rows {"group", "channels", "ratio", "removed", "value", "change"}; change is against the whole network.

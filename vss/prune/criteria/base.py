@@ -86,7 +86,6 @@ class Criterion:
         return None
 
     def options(self) -> dict[str, Any]:
-        """The options as JSON-able data."""
         return dataclasses.asdict(self)
 
 
@@ -94,12 +93,9 @@ CRITERIA: Registry[type[Criterion]] = Registry("criterion")
 
 
 def make_criterion(name: str, /, *, preset: str | None = None, **options: Any) -> Criterion:
-    """Build a criterion by name; an unknown option is refused with the closest one.
+    """Build a criterion by name or alias, from a named set of options (`preset`) and options, which win.
 
-    Args:
-        name: registered name or alias.
-        preset: a named set of options; options given beside it win.
-        options: fields of the criterion.
+    An unknown option is refused with the closest one.
     """
     kind = CRITERIA[name]
     if preset is not None:

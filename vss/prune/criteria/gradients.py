@@ -101,7 +101,6 @@ class TaylorFo(Criterion):
         return self.batch_norm
 
     def __call__(self, group: Group, stats: Stats) -> Tensor:
-        """(C,) loss; of "square_of_sum" its square."""
         return stats.collected(self.requests()[0], group)
 
 
@@ -157,7 +156,6 @@ class Defect(Criterion):
         return rounding_of(self.align)
 
     def __call__(self, group: Group, stats: Stats) -> Tensor:
-        """(C,) mean activity."""
         return stats.collected(self.requests()[0], group)
 
 
@@ -228,7 +226,6 @@ class Fgp(Criterion):
         )
 
     def __call__(self, group: Group, stats: Stats) -> Tensor:
-        """(C,) scores in [0, 1], or mean-1 shares."""
         shares = class_shares(stats.collected(self.requests()[0], group), exclude=self.exclude)
         if not len(shares):
             raise VssError(

@@ -133,7 +133,6 @@ class Sirfp(Criterion):
         return Need("gate") if self.aux == "taylor" else None
 
     def __call__(self, group: Group, stats: Stats) -> Tensor:
-        """(C,) scores."""
         if self.min_positions:
             positions = int(stats.collected(Need.of("positions", site=self.site), group))
             if positions < self.min_positions:
@@ -170,7 +169,6 @@ class Sirfp(Criterion):
         return self.lam if self.lam_head is None or in_backbone(group.id) else self.lam_head
 
     def compare(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Scores as they are, or ranks within a pool."""
         if self.pool == "global":
             return scores
         if self.pool == "group":
@@ -180,7 +178,7 @@ class Sirfp(Criterion):
         for names in pools:
             if names:
                 joint = rank_in_group(torch.cat([scores[name] for name in names]))
-                parts = joint.split([len(scores[name]) for name in names])
+                parts = torch.split(joint, [len(scores[name]) for name in names])
                 ranked.update(zip(names, parts, strict=True))
         return {name: ranked[name] for name in scores}
 
@@ -271,7 +269,6 @@ class Corr(Criterion):
         return (Need.of("similarity", site=self.site, metric="pearson"),)
 
     def __call__(self, group: Group, stats: Stats) -> Tensor:
-        """(C,) scores, at most 1."""
         norm = stats.filter_sums(group, 1)
         norm = norm / (norm.max() + 1e-300)
         found = stats.collected(self.requests()[0], group)

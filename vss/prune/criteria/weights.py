@@ -27,7 +27,6 @@ class Random(Criterion):
     source = "control"
 
     def __call__(self, group: Group, stats: Stats) -> Tensor:
-        """(C,) uniform in [0, 1)."""
         digest = hashlib.sha256(f"{stats.seed}|{group.id}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         return torch.rand(group.channels, generator=generator, dtype=torch.float64)
@@ -41,8 +40,8 @@ class _Norm(Criterion):
 
     Args:
         member_rms: first divide each producer by the RMS of its weights, so that coupled members weigh the same.
-        fold_bn: first multiply each filter by gamma / sqrt(var + eps) of the batch norm behind it; a filter before a
-            batch norm has an arbitrary scale without it.
+        fold_bn: first multiply each filter by gamma / sqrt(var + eps) of the batch norm behind it, since a filter
+            before a batch norm has an arbitrary scale.
     """
 
     member_rms: bool = False
@@ -61,7 +60,6 @@ class L1(_Norm):
     source = "Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017"
 
     def __call__(self, group: Group, stats: Stats) -> Tensor:
-        """(C,) sums."""
         return self._sums(group, stats, 1)
 
 
@@ -74,7 +72,6 @@ class L2(_Norm):
     source = "He et al., Soft Filter Pruning, IJCAI 2018"
 
     def __call__(self, group: Group, stats: Stats) -> Tensor:
-        """(C,) norms."""
         return self._sums(group, stats, 2).sqrt()
 
 
@@ -181,7 +178,6 @@ class Slimming(Criterion):
     reduce: Literal["mean", "sum", "max"] = "mean"
 
     def __call__(self, group: Group, stats: Stats) -> Tensor | None:
-        """(C,) absolute scales, or None."""
         rows = stats.norm_rows(group, "weight")
         return reduce_members(rows, self.reduce) if rows else None
 
@@ -213,7 +209,6 @@ class Fn(Criterion):
         return (Need("feature_norm_std"),) if self.effective else ()
 
     def __call__(self, group: Group, stats: Stats) -> Tensor | None:
-        """(C,) absolute scales, or None where the group has no feature norm."""
         rows = [row.mean(dim=1, keepdim=True) for row in stats.norm_rows(group, "scale")]
         if not rows:
             return None
@@ -255,7 +250,6 @@ class Dmcp(Criterion):
         return () if self.order == INDEX else make_criterion(self.order).requests()
 
     def __call__(self, group: Group, stats: Stats) -> Tensor:
-        """(C,) scores in [-1, 1]."""
         width = self._width(group)
         position = self._positions(group, stats)
         stays = 1 - position / width

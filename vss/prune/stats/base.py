@@ -34,7 +34,6 @@ class Need:
 
     @classmethod
     def of(cls, name: str, **options: Any) -> Need:
-        """A need by keyword options."""
         return cls(name, tuple(sorted(options.items())))
 
     def __str__(self) -> str:
@@ -42,12 +41,7 @@ class Need:
 
 
 class Average:
-    """A mean of what is added; with `ema` a moving average over the calls, from zero and without bias correction.
-
-    Args:
-        total: a zero tensor to sum into.
-        ema: decay in [0, 1) or None.
-    """
+    """A mean of what is added to a zero tensor; with `ema` in [0, 1) a moving average, without bias correction."""
 
     def __init__(self, total: Tensor, ema: float | None = None) -> None:
         self.total, self.ema = total, ema
@@ -128,11 +122,9 @@ class TapCollector(Collector):
         self.taps: dict[str, list[Tap]] = {}
 
     def prepare(self, layout: Layout) -> None:
-        """Find the taps of every group."""
         self.taps = {group.id: layout.taps(group, self.site) for group in self.groups}
 
     def attach(self) -> list[RemovableHandle]:
-        """One hook per tap."""
         return [
             tap.hook(self.model, self._caller(group, number, tap))
             for group in self.groups
@@ -187,9 +179,7 @@ class Stats:
     def rows(self, group: Group, *, fold_bn: bool = False) -> list[Tensor]:
         """For each producer of a group its filters, (C, D) float64: one row per channel, biases left out.
 
-        Args:
-            group: whose producers.
-            fold_bn: multiply each filter by gamma / sqrt(var + eps) of the batch norm behind it, where there is one.
+        `fold_bn` multiplies each filter by gamma / sqrt(var + eps) of the batch norm behind it, where there is one.
         """
         rows = []
         for slot in self._filters(group):
@@ -210,11 +200,7 @@ class Stats:
     ) -> Tensor:
         """(C,) float64 sums of |w|^power over a channel's filters in all producers of a group, biases left out.
 
-        Args:
-            group: whose producers.
-            power: 1 or 2.
-            fold_bn: as in `rows`.
-            member_rms: divide each producer by the root of the mean square of its (folded) weights.
+        `fold_bn` as in `rows`; `member_rms` divides each producer by the RMS of its (folded) weights.
         """
         found = []
         for slot in self._filters(group):
@@ -260,16 +246,9 @@ def _outputs(model: nn.Module) -> list[Slot]:
 def reduce_slots(
     parameters: Mapping[str, Tensor], slots: Sequence[Slot], mode: Mode, grads: Mapping[str, Tensor] | None = None
 ) -> list[Tensor]:
-    """`vss.ops.channel_reduce` along the dimension of every slot, all in one call.
+    """`vss.ops.channel_reduce` along the dimension of every slot, all in one call: (size,) float64 per slot.
 
-    Args:
-        parameters: by full name.
-        slots: of weights with two dimensions or more.
-        mode: as the op's.
-        grads: like `parameters`, for the modes that need them.
-
-    Returns:
-        Per slot (size of its dimension,) float64.
+    `parameters`, and `grads` for the modes that need them, by full name, with two dimensions or more.
     """
     weights = [parameters[slot.tensor].detach() for slot in slots]
     products = [grads[slot.tensor] for slot in slots] if grads is not None else []
@@ -288,7 +267,6 @@ def sum_over_processes(value: Tensor) -> Tensor:
 
 
 def max_over_processes(value: Tensor) -> Tensor:
-    """Largest value over processes, as `sum_over_processes`."""
     return _reduce(value, "MAX")
 
 

@@ -67,7 +67,6 @@ class GateGradient(Collector):
     filter of w * g plus b * g_b. Signed contributions of coupled members add before squaring: they leave together.
 
     Args:
-        model, groups: as for every collector.
         part: "all" as above; "norm" gives groups without norm layers zeros; "gamma" takes gamma * g_gamma alone.
         joint: False adds the squares of the members instead.
     """
@@ -82,7 +81,6 @@ class GateGradient(Collector):
         self.slots = {group.id: _members(model, group, part) for group in groups}
 
     def step(self) -> None:
-        """Add the squared gate gradient of the batch just seen."""
         for group in self.groups:
             gates = [self._gate(slots, group) for slots in self.slots[group.id]] or [self.zeros(group.channels)]
             stacked = torch.stack(gates)
@@ -121,7 +119,6 @@ class GateExamples(TapCollector):
         self.batch: dict[tuple[str, int], Tensor | None] = {}
 
     def attach(self) -> list[RemovableHandle]:
-        """Hooks that see a layer's input and output."""
         self.batch = {}
         return [
             self.model.get_submodule(tap.module).register_forward_hook(self._watch((group.id, number), tap))
@@ -147,7 +144,6 @@ class GateExamples(TapCollector):
         return hook
 
     def step(self) -> None:
-        """Square and add what the batch's images gave."""
         for group in self.groups:
             gate: Tensor | None = None
             for number, tap in enumerate(self.taps[group.id]):
@@ -168,7 +164,6 @@ class GatedGradient(Collector):
     norm layers get zeros.
 
     Args:
-        model, groups: as for every collector.
         ema: decay of a moving average from zero, without bias correction, that waits where the sign is wrong; None
             takes the plain mean over the batches that count.
     """
@@ -185,7 +180,6 @@ class GatedGradient(Collector):
         self.seen = {name: torch.zeros_like(total) for name, total in self.total.items()}
 
     def step(self) -> None:
-        """Take the gradients of one batch."""
         for group in self.groups:
             for slot, total, seen in zip(self.slots[group.id], self.total[group.id], self.seen[group.id], strict=True):
                 grad = slot_values(gradient(self.parameters, slot.tensor), slot, group.channels).double()
@@ -212,7 +206,6 @@ class WeightGradient(Collector):
     """Per channel, over the filters w of its producers and their gradients g_t in batch t = 1..T.
 
     Args:
-        model, groups: as for every collector.
         reduce: "abs_of_sum": sum |w * mean_t g_t|; "sum_of_abs": mean_t sum |w * g_t|; "square_of_sum":
             mean_t (sum w * g_t)^2, which is about zero for a filter before a batch norm, whose output ignores the
             filter's scale; "sum_of_squares": mean_t sum (w * g_t)^2. Producers add before a square, too.
@@ -239,7 +232,6 @@ class WeightGradient(Collector):
         self.names = list(names)
 
     def step(self) -> None:
-        """Take the gradients of one batch."""
         grads = {name: gradient(self.parameters, name) for name in self.names}
         if self.reduce == "abs_of_sum":
             for name, average in self.grads.items():
@@ -295,7 +287,6 @@ class ClassSupport(TapCollector):
     Costs one forward a batch and one backward (to the images, no weight gradients) for each class in it.
 
     Args:
-        model, groups, site: as for every collector of maps.
         masks: pixels of a class, by "truth" or as "predicted" by the network.
         aux_weight: factor of heads other than the main one.
         ignore_index: label of void pixels.
@@ -341,7 +332,6 @@ class ClassSupport(TapCollector):
             on_gradient(x, arrive)
 
     def examine(self, images: Tensor, outputs: Any, batch: Batch) -> None:
-        """One backward for each class of the batch."""
         heads = heads_of(outputs)
         classes = heads[0].shape[1]
         if not self.total:
@@ -385,7 +375,6 @@ class ClassSupport(TapCollector):
             seen.gradient = None
 
     def step(self) -> None:
-        """Let go of the forward."""
         self.seen = []
 
     def finish(self) -> dict[str, Tensor]:

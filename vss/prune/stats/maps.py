@@ -109,7 +109,6 @@ class Texture(TapCollector):
     """(C,) standard deviation over positions of the Sobel magnitude, averaged over images and members.
 
     Args:
-        model, groups, site: as for every collector of maps.
         padding: around a map; "replicate", or the "zeros" of the published code, which sees edges at every border.
         relative: divide by the root mean square of the map, so that a channel's scale does not count.
         ema: decay of a moving average over batches from zero, without bias correction; None takes the mean.
@@ -170,7 +169,6 @@ class Similarity(TapCollector):
     """(C, C) similarity of channels over all positions and images; members of a group are averaged.
 
     Args:
-        model, groups, site: as for every collector of maps.
         metric: "l1gram": products of maps that are divided by their sum of absolutes (plus 1e-5), averaged over images
             (the published form); "cosine": of the maps of all images as one vector; "pearson": the same, centred.
             A channel that is always zero (always constant, for "pearson") is given similarity 1 with every other one,
@@ -266,7 +264,6 @@ class DefectActivity(TapCollector):
     Members of a group add.
 
     Args:
-        model, groups, site: as for every collector of maps.
         mode: "grad_act" or "act"; the latter needs no gradient.
         background: subtract this times the same mean over the other pixels.
         resize: of the mask to the map: "area" keeps every small defect, "bilinear" is the published choice.

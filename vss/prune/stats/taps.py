@@ -79,7 +79,6 @@ def heads_of(outputs: Any) -> list[Tensor]:
 
 
 def owner(model: nn.Module, tensor: str) -> nn.Module:
-    """The module that a parameter belongs to."""
     return model.get_submodule(tensor.rpartition(".")[0])
 
 
