@@ -33,12 +33,9 @@ TOLERANCE = 1e-4  # of masked against cut outputs, relative to their spread
 def apply_plan(model: nn.Module, plan: Plan, *, check_weights: bool = True) -> nn.Module:
     """Return a smaller copy of `model`; the original is untouched. The copy's `plans` says how it was cut.
 
-    Args:
-        model: the network that the plan was made for.
-        plan: what to keep.
-        check_weights: refuse a model whose weights are not those of the plan, and a plan that leaves a network which
-            cannot be run. Off where only the shapes matter, as in rebuilding a checkpoint before its weights are loaded
-            and held against them.
+    `check_weights` refuses a model whose weights are not those of the plan, and a plan that leaves a network which
+    cannot be run. Off where only the shapes matter, as in rebuilding a checkpoint before its weights are loaded and
+    held against them.
 
     Raises:
         VssError: a plan of another network or of other weights.
@@ -63,12 +60,9 @@ def masked(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def cut(model: nn.Module, groups: Iterable[Group], kept: Mapping[str, Tensor]) -> nn.Module:
-    """A smaller copy for measuring: its `plans` do not say that it was cut, and its weights are nobody's.
+    """A smaller copy for measuring: its `plans` do not say that it was cut.
 
-    Args:
-        model: not changed.
-        groups: of this network.
-        kept: group id -> channel numbers that stay, ascending int64.
+    `kept`: group id -> channel numbers that stay, ascending int64.
     """
     chosen = [group.keep(kept[group.id]) for group in groups]
     _check_slots(model, chosen)

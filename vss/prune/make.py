@@ -110,16 +110,12 @@ def _check_finite(model: nn.Module) -> None:
 
 
 def verify(model: nn.Module, small: nn.Module, plan: Plan, sizes: Iterable[tuple[int, int]]) -> dict[str, Any]:
-    """Prove a cut: masked network == sliced network, same heads, forward and backward at every size.
+    """Prove a cut: masked network == sliced network, same heads, forward and backward at every size (H, W).
 
-    A difference beyond the limit is looked at again in float64: rounding, which grows in deep networks and moves the
-    indices of pooled maxima, vanishes there; a wrong cut does not.
-
-    Args:
-        model: before.
-        small: what `apply_plan(model, plan)` returned, before any training.
-        plan: the plan.
-        sizes: at least two (H, W).
+    `small` is what `apply_plan(model, plan)` returned, before any training. A difference beyond the limit is looked at
+    again in float64: rounding, which grows in deep networks and moves the indices of pooled maxima, vanishes there; a
+        wrong
+    cut does not.
 
     Returns:
         Figures for the report: `masked_max_abs`, `masked_max_rel` (relative to the spread of the outputs, see

@@ -39,6 +39,11 @@ def find_groups(
 ) -> Groups:
     """Find every set of channels that can be removed together.
 
+    A network may help where its graph is silent. `ties` (see `vss.prune.ties`) names pairs of layers whose channels
+    live together. A layer that scales channels by tensors of its own, such as a norm layer that torch does not know,
+    declares `channel_params = {"scale": 1, "bias": 1}`: names of its parameters and buffers, and the dim of their
+    channels; they count as a norm layer's, and a channel whose parameters are all zero must come out zero.
+
     Args:
         model: any `nn.Module`; it is copied, never changed.
         example: an input, (N, 3, H, W).
@@ -46,13 +51,8 @@ def find_groups(
         keep: names of layers whose output channels stay; a container stands for the layers in it.
 
     Returns:
-        Groups in model order. The channels of the network's outputs are always locked, and so is a group whose
-        removal differs from zeroing it on a random image.
-
-    A network may help where its graph is silent. `ties` (see `vss.prune.ties`) names pairs of layers whose channels
-    live together. A layer that scales channels by tensors of its own, such as a norm layer that torch does not know,
-    declares `channel_params = {"scale": 1, "bias": 1}`: names of its parameters and buffers, and the dim of their
-    channels; they count as a norm layer's, and a channel whose parameters are all zero must come out zero.
+        Groups in model order. The channels of the network's outputs are always locked, and so is a group whose removal
+        differs from zeroing it on a random image.
 
     Raises:
         VssError: `keep` or `ties` name no layer; torch-pruning is missing; the network gives NaN.
@@ -108,7 +108,6 @@ def _convert_all(
 
 
 def _written(group: Group) -> list[str]:
-    """The layers whose output channels the group holds."""
     return group.module_names("producer") + group.module_names("norm")
 
 
@@ -131,7 +130,6 @@ def _broadcast(part: tuple[int, ...], whole: tuple[int, ...]) -> bool:
 
 
 def _shape(node: Any) -> tuple[int, ...]:
-    """Of a node's output."""
     facts = getattr(node.grad_fn, "_input_metadata", ())
     return tuple(facts[0].shape) if facts else ()
 
@@ -179,12 +177,10 @@ class _Layers:
         return any(name == stays or name.startswith(f"{stays}.") for stays in self.keep)
 
     def root(self, tp_group: Any) -> str:
-        """The first named layer of a graph group, in model order."""
         named = [self.names[m] for item in tp_group if (m := item.dep.target.module) in self.names]
         return min(named, key=self.order.__getitem__) if named else str(tp_group[0].dep.target.name)
 
     def written(self, tp_group: Any, graph: Any) -> list[str]:
-        """Layers whose output channels a graph group holds."""
         items = [item.dep for item in tp_group if graph.is_out_channel_pruning_fn(item.dep.handler)]
         return [self.names[dep.target.module] for dep in items if dep.target.module in self.names]
 
@@ -223,7 +219,7 @@ class _Layers:
 
 
 def declared_channels(module: Any) -> dict[str, int]:
-    """Names of a module's own tensors that hold one value per channel -> dim of the channels; {} where it is silent."""
+    """A module's own tensors that hold one value per channel, by name -> dim of the channels."""
     return dict(getattr(module, "channel_params", {}))
 
 
@@ -292,7 +288,7 @@ def layer_tensors(module: nn.Module, name: str, *, is_output: bool) -> tuple[Rol
 
 
 def _grouped(module: Any, name: str, *, is_output: bool) -> Role:
-    """The role of a grouped convolution: where every channel has filters of its own alone, they are like a scale."""
+    """A grouped convolution whose channels have filters of their own alone is like a scale."""
     if is_depthwise(module):
         return "norm"
     if module.transposed or module.groups == module.out_channels < module.in_channels:

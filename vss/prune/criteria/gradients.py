@@ -30,13 +30,12 @@ class Taylor(Criterion):
 
     Args:
         variant: "gate" (22 in the published code, its best); "examples" squares every image's derivative (23); "bn"
-            takes gamma and beta of norm layers and has nothing to say about layers without (31; the published code
-            loses beta, see "gamma"); "gamma" takes gamma alone; "filter_square" is the sum over filters of (w * g)^2
-            (0), "filter_abs" of |w * g|.
-        joint: False adds the squares of coupled members instead of squaring their signed sum; for "gate", "bn" and
-            "gamma".
-        divide_by_members: divide by the number of norm layers that share the gate, the published scale fix for
-            residual stages.
+            takes gamma and beta of norm layers and says nothing about layers without (31; the published code loses
+            beta, see "gamma"); "gamma" takes gamma alone; "filter_square" is the sum over filters of (w * g)^2 (0),
+            "filter_abs" of |w * g|.
+        joint: False adds the squares of coupled members instead; for "gate", "bn" and "gamma".
+        divide_by_members: divide by the number of norm layers that share the gate, the published scale fix for residual
+            stages.
         batch_norm: "train" uses each batch's own statistics, as the published code does.
     """
 
@@ -162,9 +161,7 @@ class Defect(Criterion):
 def class_shares(support: Tensor, *, exclude: tuple[int, ...] = ()) -> Tensor:
     """(classes present, C) shares q = s / sum s of each class's support; area and logit scale drop out.
 
-    Args:
-        support: (K, C), at least 0.
-        exclude: class numbers that do not count.
+    `support` is (K, C), at least 0; `exclude` are class numbers that do not count.
     """
     counts = support.sum(dim=1) > 0
     counts[[c for c in exclude if c < len(counts)]] = False
@@ -173,7 +170,7 @@ def class_shares(support: Tensor, *, exclude: tuple[int, ...] = ()) -> Tensor:
 
 
 def before_in_order(share: Tensor) -> Tensor:
-    """(C,) the sum of all shares that come before a channel's in descending order; of equal ones the higher first."""
+    """(C,) the sum of the shares before a channel's in descending order; of equal ones the higher number first."""
     order = torch.argsort(share, stable=True).flip(0)
     before = torch.empty_like(share)
     before[order] = share[order].cumsum(dim=0) - share[order]

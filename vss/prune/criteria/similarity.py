@@ -20,11 +20,7 @@ Redundancy = Literal["max", "mean"]
 
 
 def redundancy(similarity: Tensor, *, diag: bool = False) -> tuple[Tensor, Tensor]:
-    """Greedy elimination on |similarity|.
-
-    Args:
-        similarity: (C, C), symmetric.
-        diag: count a channel's similarity with itself.
+    """Greedy elimination on |similarity| (C, C), symmetric; `diag` counts a channel's similarity with itself.
 
     Returns:
         order (C,) int64 of removal and v (C,) float64, the sum of a channel's similarities to those left when it went;
@@ -184,27 +180,25 @@ class Sirfp(Criterion):
 
 
 def in_backbone(layer: str) -> bool:
-    """The published rule for the two pools."""
     return layer.startswith("backbone")
 
 
 def _by_norm(group: Group, stats: Stats) -> Tensor:
-    """L1 norms mapped to [-1, 0], which is to be given the range of the other groups' redundancies."""
     return normalized(stats.filter_sums(group, 1), "max") - 1
 
 
 def greedy_penalty(norm: Tensor, correlation: Tensor, *, lam: float, tau: float, redundancy: Redundancy) -> Tensor:
     """(C,) the value norm - lam * redundancy of each channel when it is the lowest of those left and goes.
 
-    Redundancy counts those left alone, so of two twins the second is judged by its norm again. Values never fall along
-    the order of removal, so keeping the K highest is keeping the last K.
+    Redundancy, the largest or the mean over the C - 1 others, counts those left alone, so of two equal channels the
+    second is judged by its norm again. Values never fall along the order of removal: keeping the K highest is keeping
+    the last K.
 
     Args:
         norm: (C,) in [0, 1].
         correlation: (C, C) in [-1, 1].
-        lam: weight of the penalty.
+        lam, redundancy: weight and kind of the penalty.
         tau: correlations up to this do not count; above, (|rho| - tau) / (1 - tau).
-        redundancy: the largest, or the mean over the C - 1 others.
     """
     excess = ((correlation.abs() - tau).clamp(min=0) / (1 - tau)).fill_diagonal_(0).to(norm)
     count = len(norm)

@@ -103,9 +103,7 @@ class Fpgm(Criterion):
     mean. Squared distances of coupled producers add, which is the distance of their concatenated filters.
 
     Args:
-        fold_bn: multiply each filter by gamma / sqrt(var + eps) of the batch norm behind it: the raw scale of a filter
-            before a batch norm is arbitrary.
-        member_rms: divide each producer by the RMS of its weights.
+        fold_bn, member_rms: as for "l1".
         rate_norm: fraction of filters that a first stage keeps by L2 norm; int(C * (1 - rate_norm)) go first, and
             distances count between the others alone. 1 is pure FPGM.
     """
@@ -225,12 +223,12 @@ class Dmcp(Criterion):
 
     The search decides how many channels of a group stay; which ones follows from an order inside the group, of which
     the search nests prefixes. Channel number j in that order, of w searched ones, scores 1 - j / w in (0, 1] when it
-    stays and -(j - w + 1) / (C - w) in [-1, 0) when it goes; a budget other than the searched one moves all groups on
+    stays and -(j - w + 1) / (C - w) in [-1, 0) when it goes; another budget than the searched one moves all groups on
     alike.
 
     Args:
-        order: a criterion that orders channels inside a group, best first, or "index" for a network whose channels
-            the search has put in order.
+        order: a criterion that orders channels inside a group, best first, or "index" for a network whose channels the
+            search has put in order.
         widths: group id -> kept channels, from the search.
     """
 

@@ -140,7 +140,6 @@ class TapCollector(Collector):
 
 
 def no_gradient(layer: str) -> VssError:
-    """The error for a layer that no gradient reached."""
     return VssError(
         f"layer {layer!r} got no gradient: its head is outside the loss; "
         "include every head in the loss or keep that layer out of pruning."

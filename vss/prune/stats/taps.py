@@ -229,7 +229,7 @@ class Layout:
         return taps
 
     def positions(self, group: Group, site: str) -> int:
-        """The least number of positions of a map of this group, at its taps and at its producers' outputs."""
+        """The minimum number of positions of a map of this group, at its taps and at its producers' outputs."""
         shapes = [(tap, self._shape(tap)) for tap in (*self.taps(group, site), *self.taps(group, "conv"))]
         return min(_count(shape) * tap.block for tap, shape in shapes)
 
