@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from vss.prune.plan import Group, Plan, PlanGroup
 
 Conv = nn.modules.conv._ConvNd
 BatchNorm = nn.modules.batchnorm._BatchNorm
+Forward = Callable[[nn.Module, Tensor], object]
 NOTHING = torch.zeros(0, dtype=torch.int64)
 SIZED = (Conv, nn.Linear, nn.modules.batchnorm._NormBase, nn.GroupNorm)
 """Layers whose weight, bias and statistics have one size in common."""
@@ -243,7 +244,7 @@ def default_forward(model: Any, x: Tensor) -> Any:
     return getattr(model, "forward_train", model)(x)
 
 
-def flatten(output: Any) -> list[Tensor]:
+def flatten(output: object) -> list[Tensor]:
     """All tensors in a nested structure of dicts, lists and tuples, in order."""
     return [leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 

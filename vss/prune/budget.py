@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from vss.core.closeness import evaluating
 from vss.core.config import Budget
 from vss.core.errors import VssError
+from vss.prune.apply import Forward
 from vss.prune.plan import Group
 
 _COUNTED = (nn.modules.conv._ConvNd, nn.Linear)
@@ -38,9 +39,7 @@ class CostModel:
     parameters: frozenset[str]
 
     @classmethod
-    def measure(
-        cls, model: nn.Module, example: Tensor, *, forward: Callable[[nn.Module, Tensor], Any] | None = None
-    ) -> CostModel:
+    def measure(cls, model: nn.Module, example: Tensor, *, forward: Forward | None = None) -> CostModel:
         """One forward of `example` (N, 3, H, W); counts are per image. Auxiliary heads do not count."""
         positions: dict[str, int] = defaultdict(int)
         hooks = [

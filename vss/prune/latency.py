@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from scipy.optimize import nnls
@@ -34,6 +34,7 @@ BLOCKS = (1, 4, 8, 16, 32)
 FILL, START, OTHER = 0, 1, 2
 FORMS = [(1, FILL), *((block, form) for block in BLOCKS[1:] for form in (FILL, START, OTHER))]
 TERMS = 6
+Array = np.ndarray | float
 QUANTILE = 0.1
 FOLDS = 5
 BETTER = 0.98  # another form must lower the error at least this far
@@ -107,23 +108,24 @@ class LatencyModel:
         return np.asarray(self.by_unit(np.atleast_2d(widths)).sum(axis=1) + self.constant)
 
 
-def _terms(ci: Any, co: Any, full_in: Any, full_out: Any, block: Any, form: Any) -> np.ndarray:
+def _terms(ci: Array, co: Array, full_in: Array, full_out: Array, block: Array, form: Array) -> np.ndarray:
     """(..., TERMS) features; the first four are 1 each at full width."""
     a = _rounded(ci, block, form, True) / _rounded(full_in, block, form, True)
     b = _rounded(co, block, form, False) / _rounded(full_out, block, form, False)
-    odd = ((form == OTHER) & ((ci % block != 0) | (co % block != 0))).astype(float)
+    parts = (np.asarray(ci) % block != 0) | (np.asarray(co) % block != 0)
+    odd = (np.equal(form, OTHER) & parts).astype(float)
     return np.stack([np.ones_like(a), a, b, a * b, odd, odd * a * b], axis=-1)
 
 
-def _rounded(count: Any, block: Any, form: Any, read: bool) -> np.ndarray:
+def _rounded(count: Array, block: Array, form: Array, read: bool) -> np.ndarray:
     """Channels as a form counts them."""
-    whole = np.ceil(count / block) * block
-    plain = (form == OTHER) | ((form == START) & read & (count < block))
+    whole = np.ceil(np.asarray(count) / block) * block
+    plain = np.equal(form, OTHER) | (np.equal(form, START) & read & np.less(count, block))
     return np.asarray(np.where(plain, count, whole))
 
 
 def _fit_unit(
-    sides: tuple[Any, Any, float, float], times: np.ndarray, forms: Sequence[tuple[int, int]]
+    sides: tuple[np.ndarray, np.ndarray, float, float], times: np.ndarray, forms: Sequence[tuple[int, int]]
 ) -> tuple[int, int, np.ndarray]:
     """Block, form and weights of one unit."""
     if not times.any():

@@ -15,7 +15,7 @@ from vss.core.closeness import AGREEMENT, duplicate, evaluating, label_agreement
 from vss.core.config import Budget, parse
 from vss.core.errors import VssError
 from vss.core.files import sha256_tensors
-from vss.prune.apply import TOLERANCE, BatchNorm, default_forward, flatten, masked, name_of
+from vss.prune.apply import TOLERANCE, BatchNorm, Forward, default_forward, flatten, masked, name_of
 from vss.prune.budget import CostModel, Rounding, search
 from vss.prune.criteria import Criterion, make_criterion, score_groups
 from vss.prune.plan import Group, Groups, Plan
@@ -40,7 +40,7 @@ def make_plan(
     keep: Iterable[str] = (),
     groups: Groups | None = None,
     calibration: dict[str, Any] | None = None,
-    forward: Callable[[nn.Module, Tensor], Any] | None = None,
+    forward: Forward | None = None,
     statistics: Statistics | None = None,
     choose: Choose | None = None,
     origin: Mapping[str, int] | None = None,
@@ -68,8 +68,7 @@ def make_plan(
     criterion = make_criterion(criterion) if isinstance(criterion, str) else criterion
     if (calibration or {}).get("split") == "test":
         raise VssError("calibration images come from the test split; take the training split.")
-    if not isinstance(budget, Budget):
-        budget = parse(Budget, budget or {}, source="budget")
+    limits: Budget = budget if isinstance(budget, Budget) else parse(Budget, budget or {}, source="budget")
     _check_finite(model)
     members = list(groups or find_groups(model, example, forward=forward, keep=keep))
     if not members:
@@ -83,7 +82,7 @@ def make_plan(
     kept = (
         choose(members, scores, criterion.rounding)
         if choose
-        else search(members, scores, cost, budget, rounding=criterion.rounding, origin=origin)
+        else search(members, scores, cost, limits, rounding=criterion.rounding, origin=origin)
     )
     full, counts = [group.channels for group in members], [len(kept[group.id]) for group in members]
     return Plan(
@@ -93,7 +92,7 @@ def make_plan(
         weights_sha256=sha256_tensors(model.state_dict()),
         criterion=criterion.name,
         criterion_options=criterion.options(),
-        budget=budget.model_dump(),
+        budget=limits.model_dump(),
         calibration={**(calibration or {}), "batches": seen, "input_size": list(example.shape[-2:])},
         seed=seed,
         cost_before={kind: cost.total(kind, members, full) for kind in KINDS},
@@ -204,9 +203,7 @@ def two_sizes(size: tuple[int, int], model: nn.Module) -> list[tuple[int, int]]:
 
 
 @torch.no_grad()
-def recalibrate_bn(
-    model: nn.Module, batches: Iterable[Tensor], *, forward: Callable[[nn.Module, Tensor], Any] | None = None
-) -> int:
+def recalibrate_bn(model: nn.Module, batches: Iterable[Tensor], *, forward: Forward | None = None) -> int:
     """Recompute batch-norm running statistics as the plain average over `batches` of (N, 3, H, W); forward only.
 
     Removing channels changes what later layers see; this is done before any accuracy without fine-tuning is reported.

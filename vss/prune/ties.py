@@ -23,6 +23,9 @@ from torch import nn
 from vss.core.errors import VssError, unknown
 from vss.prune.apply import Conv
 
+Graph = Any  # of torch-pruning, which has no types
+GraphGroup = Any
+
 
 @dataclass(frozen=True)
 class Link:
@@ -47,7 +50,7 @@ def is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, Conv) and 1 < module.groups == module.in_channels == module.out_channels
 
 
-def find_components(tp_groups: list[Any], graph: Any, model: nn.Module) -> list[Component]:
+def find_components(tp_groups: list[GraphGroup], graph: Graph, model: nn.Module) -> list[Component]:
     """Unite linked groups; every group of the graph is a member of exactly one component."""
     links = [
         *_pooling_links(tp_groups),
@@ -91,7 +94,7 @@ def _walk(start: int, table: dict[int, list[tuple[int, Fraction, str]]], channel
     return Component(members, problem)
 
 
-def _pooling_links(tp_groups: list[Any]) -> Iterator[Link]:
+def _pooling_links(tp_groups: list[GraphGroup]) -> Iterator[Link]:
     """Pairs of groups whose tensors are pooled and unpooled with the same index tensor."""
     pooled: dict[int, dict[int, dict[int, int]]] = defaultdict(dict)
     unpooled: dict[int, dict[int, dict[int, int]]] = defaultdict(dict)
@@ -126,10 +129,10 @@ def _pooling(grad_fn: Any) -> tuple[str, int]:
     return ("unpool", grad_fn._saved_indices.data_ptr()) if "MaxUnpool" in name else ("", 0)
 
 
-def _convolution_links(tp_groups: list[Any], graph: Any) -> Iterator[Link]:
+def _convolution_links(tp_groups: list[GraphGroup], graph: Graph) -> Iterator[Link]:
     """Input and output groups of every grouped convolution that is not plainly depthwise."""
-    inputs: dict[Any, list[int]] = defaultdict(list)
-    outputs: dict[Any, list[int]] = defaultdict(list)
+    inputs: dict[Conv, list[int]] = defaultdict(list)
+    outputs: dict[Conv, list[int]] = defaultdict(list)
     for number, group in enumerate(tp_groups):
         for item in group:
             module = item.dep.target.module
@@ -150,7 +153,7 @@ def _convolution_links(tp_groups: list[Any], graph: Any) -> Iterator[Link]:
             yield Link(numbers[0], numbers[0], problem=problem)
 
 
-def _unfit(module: Any) -> str:
+def _unfit(module: Conv) -> str:
     if module.transposed:
         return "a transposed grouped convolution is not cut"
     if module.out_channels % module.in_channels:
@@ -158,7 +161,7 @@ def _unfit(module: Any) -> str:
     return ""
 
 
-def _declared_links(tp_groups: list[Any], graph: Any, model: nn.Module) -> Iterator[Link]:
+def _declared_links(tp_groups: list[GraphGroup], graph: Graph, model: nn.Module) -> Iterator[Link]:
     """`ties` of the network and of its parts."""
     modules = dict(model.named_modules())
     owner: dict[nn.Module, int] = {}

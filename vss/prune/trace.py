@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from vss.core.closeness import duplicate
 from vss.core.errors import VssError, unknown
-from vss.prune.apply import BatchNorm, default_forward, flatten, tensors_of, unsound
+from vss.prune.apply import BatchNorm, Forward, default_forward, flatten, tensors_of, unsound
 from vss.prune.plan import Group, Groups, Locked, Role, Slot
-from vss.prune.ties import find_components, is_depthwise
+from vss.prune.ties import Graph, GraphGroup, find_components, is_depthwise
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 ConvTranspose = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
@@ -34,7 +34,7 @@ def find_groups(
     model: nn.Module,
     example: Tensor,
     *,
-    forward: Callable[[nn.Module, Tensor], Any] | None = None,
+    forward: Forward | None = None,
     keep: Iterable[str] = (),
 ) -> Groups:
     """Find every set of channels that can be removed together.
@@ -88,7 +88,7 @@ def find_groups(
 
 
 def _convert_all(
-    tp_groups: list[Any], graph: Any, model: nn.Module, layers: _Layers
+    tp_groups: list[GraphGroup], graph: Graph, model: nn.Module, layers: _Layers
 ) -> tuple[list[Group], list[Locked], dict[str, str]]:
     """Groups, what is locked under the name of its first layer, and the reason for every layer that is."""
     groups: list[Group] = []
@@ -142,7 +142,7 @@ def _torch_pruning() -> Any:
     return torch_pruning
 
 
-def _to_outputs(forward: Callable[[nn.Module, Tensor], Any]) -> Callable[[nn.Module, Tensor], list[Tensor]]:
+def _to_outputs(forward: Forward) -> Callable[[nn.Module, Tensor], list[Tensor]]:
     """Clone every output tensor, so that the graph ends in an output node even behind a bare convolution."""
 
     def call(model: nn.Module, x: Tensor) -> list[Tensor]:
@@ -176,11 +176,11 @@ class _Layers:
         """Whether a layer, or a part of the network that it belongs to, was asked to stay."""
         return any(name == stays or name.startswith(f"{stays}.") for stays in self.keep)
 
-    def root(self, tp_group: Any) -> str:
+    def root(self, tp_group: GraphGroup) -> str:
         named = [self.names[m] for item in tp_group if (m := item.dep.target.module) in self.names]
         return min(named, key=self.order.__getitem__) if named else str(tp_group[0].dep.target.name)
 
-    def written(self, tp_group: Any, graph: Any) -> list[str]:
+    def written(self, tp_group: GraphGroup, graph: Graph) -> list[str]:
         items = [item.dep for item in tp_group if graph.is_out_channel_pruning_fn(item.dep.handler)]
         return [self.names[dep.target.module] for dep in items if dep.target.module in self.names]
 
@@ -223,7 +223,7 @@ def declared_channels(module: Any) -> dict[str, int]:
     return dict(getattr(module, "channel_params", {}))
 
 
-def _convert(members: list[tuple[Any, int]], problem: str, graph: Any, layers: _Layers) -> Group:
+def _convert(members: list[tuple[GraphGroup, int]], problem: str, graph: Graph, layers: _Layers) -> Group:
     """One group of slots from graph groups that belong together, each with its block of channels."""
     if problem:
         raise _Lock(problem)

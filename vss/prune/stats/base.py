@@ -96,7 +96,7 @@ class Collector:
         """Hooks for one forward and backward."""
         return []
 
-    def examine(self, images: Tensor, outputs: Any, batch: Batch) -> None:
+    def examine(self, images: Tensor, outputs: object, batch: Batch) -> None:
         """With `outputs`: run backward passes from the outputs to `images`, which require a gradient."""
 
     def step(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -331,7 +331,7 @@ class ClassSupport(TapCollector):
         if x.requires_grad:
             on_gradient(x, arrive)
 
-    def examine(self, images: Tensor, outputs: Any, batch: Batch) -> None:
+    def examine(self, images: Tensor, outputs: object, batch: Batch) -> None:
         heads = heads_of(outputs)
         classes = heads[0].shape[1]
         if not self.total:

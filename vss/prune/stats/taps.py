@@ -190,13 +190,13 @@ class Layout:
         self.model, self.calls = model, calls
 
     @classmethod
-    def measure(cls, model: nn.Module, run: Callable[[], Any]) -> Layout:
+    def measure(cls, model: nn.Module, run: Callable[[], object]) -> Layout:
         """Watch one forward, made by `run`, which must not keep a graph."""
         calls: dict[str, Call] = {}
         clock = itertools.count()
 
         def watch(name: str) -> Callable[..., None]:
-            def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            def hook(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
                 if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
                     calls[name] = Call(next(clock), tuple(inputs[0].shape), tuple(output.shape))
 
