@@ -84,6 +84,15 @@ def make_plan(
         if choose
         else search(members, scores, cost, limits, rounding=criterion.rounding, origin=origin)
     )
+    about = {**(calibration or {}), "batches": seen, "input_size": list(example.shape[-2:])}
+    return _plan(model, members, kept, cost, criterion).model_copy(
+        update={"budget": limits.model_dump(), "calibration": about, "seed": seed}
+    )
+
+
+def _plan(
+    model: nn.Module, members: list[Group], kept: dict[str, Tensor], cost: CostModel, criterion: Criterion
+) -> Plan:
     full, counts = [group.channels for group in members], [len(kept[group.id]) for group in members]
     return Plan(
         model=name_of(model),
@@ -92,9 +101,7 @@ def make_plan(
         weights_sha256=sha256_tensors(model.state_dict()),
         criterion=criterion.name,
         criterion_options=criterion.options(),
-        budget=limits.model_dump(),
-        calibration={**(calibration or {}), "batches": seen, "input_size": list(example.shape[-2:])},
-        seed=seed,
+        budget={},
         cost_before={kind: cost.total(kind, members, full) for kind in KINDS},
         cost_after={kind: cost.total(kind, members, counts) for kind in KINDS},
         groups=tuple(group.keep(kept[group.id]) for group in members),

@@ -184,9 +184,8 @@ def prune(
     first = groups_of(project, model)
     plan: Plan | None = None
     for step in range(1, config.steps + 1):
-        budget = config.budget.model_copy(
-            update={"keep": round(1 - (1 - config.budget.keep) * step / config.steps, 12)}
-        )
+        keep = round(1 - (1 - config.budget.keep) * step / config.steps, 12)
+        budget = config.budget.model_copy(update={"keep": keep})
         now = plan_once(
             project, small, config, budget, phase["labels"],
             choose=goal, origin=origin, statistics=known if step == 1 else None, groups=first if step == 1 else None,

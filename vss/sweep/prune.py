@@ -76,7 +76,7 @@ class PruneStudy(Study):
         return {kind: keys.depends(recipe, kind) for kind in self.shared_steps}
 
     def check(self, recipe: Recipe) -> None:
-        """Names and options of the network, the criterion."""
+        """Names and options of the network and of the criterion; the budget was checked with the recipe."""
         models.MODELS.canonical(recipe.model.name)
         make_criterion(recipe.prune.criterion, **recipe.prune.options)
 
