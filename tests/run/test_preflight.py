@@ -37,7 +37,7 @@ CASES = [
     ("prune.budget", {"kind": "channels", "keep": 0.1, "floor": 0.5}, "floor 0.5 is above keep 0.1"),
     ("prune.steps", 50, r"prune\.steps is 50"),
     ("prune.criterion", "nope", "unknown criterion 'nope'"),
-    ("prune.latency", {"target": "2x"}, "prune.latency.target (--latency) is '2x'"),
+    ("prune.latency", {"target": "2x"}, r"prune\.latency\.target \(--latency\) is '2x'"),
     ("prune.latency", {"target": "0.5x", "lut": "gone.json"}, r"gone\.json does not exist"),
     ("prune.latency", {"target": "0.5x", "precision": "fp16"}, "fp16"),
     ("dmcp.order", "nope", "unknown criterion 'nope'"),
