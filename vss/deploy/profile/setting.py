@@ -162,9 +162,9 @@ class ExportedVariants:
         self.groups, self._network, self._preprocess, self._options = list(groups), model, preprocess, dict(options)
 
     def write(self, widths: Sequence[int], path: Path) -> Path:
-        cut = cut_to(self._network, self.groups, widths)
+        small = cut_to(self._network, self.groups, widths)
         size = self._preprocess.size
-        export(cut, path, size=size, preprocess=self._preprocess, parity_batches=(1,), **self._options)
+        export(small, path, size=size, preprocess=self._preprocess, parity_batches=(1,), **self._options)
         return path
 
 
@@ -206,9 +206,9 @@ def _difference(
     image = np.random.default_rng(0).integers(0, 256, (1, *preprocess.size, 3), dtype=np.uint8)
     with BACKENDS["onnxruntime"].open(sliced.write(widths, path), threads=1) as session:
         got = list(session.run({"image": image}).values())
-    cut = SegGraph(cut_to(model, sliced.groups, widths), preprocess=preprocess, **options).cpu().eval()
+    small = SegGraph(cut_to(model, sliced.groups, widths), preprocess=preprocess, **options).cpu().eval()
     with torch.no_grad():
-        found = cut(torch.from_numpy(image))
+        found = small(torch.from_numpy(image))
     wanted = [value.numpy() for value in (found if isinstance(found, tuple) else (found,))]
     path.unlink()
     return "" if all(_same(a, b) for a, b in zip(got, wanted, strict=True)) else "its outputs differ"
