@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from vss.core.errors import VssError, fault, unknown
-from vss.core.yaml12 import Override, overridden, read_yaml
+from vss.core.errors import VssError, unknown
+from vss.core.yaml12 import Override, overridden, parse, read_yaml
 
 RECIPES = Path(__file__).parent.parent / "run" / "recipes"
 TINY, HUGE = 2.0**-126, 3.4e38  # what float32, in which networks learn, can hold
@@ -375,32 +375,3 @@ def load_recipe(
     data = {"name": path.stem} | read_yaml(path, kind="recipe")
     recipe = parse(Recipe, overridden(data, overrides), source=str(path), flags=flags)
     return recipe
-
-
-def parse(kind: type[BaseModel], data: dict[str, Any], *, source: str, flags: Mapping[str, str] | None = None) -> Any:
-    """Validate into `kind`; the first fault becomes one sentence, which names the flag of a key that has one."""
-    try:
-        return kind.model_validate(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            known, section = _keys(kind), where.rpartition(".")[0]
-            near = [key for key in known if key.rpartition(".")[0] == section]
-            raise unknown(f"key in {source}", where, near, hints=known) from error
-        for key, flag in (flags or {}).items():
-            if f"{where}.".startswith(f"{key}."):
-                raise VssError(f"{flag}{fault(error).removeprefix(where)}.") from error
-        raise VssError(f"{source}: {fault(error)}.") from error
-
-
-def _keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
-    keys = []  # dotted, of sub-sections too
-    for field_name, field in kind.model_fields.items():
-        name = field.alias or field_name
-        nested = field.annotation
-        if isinstance(nested, type) and issubclass(nested, BaseModel):
-            keys += [prefix + name, *_keys(nested, f"{prefix}{name}.")]
-        else:
-            keys.append(prefix + name)
-    return keys

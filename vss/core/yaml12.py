@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel, ValidationError
 
-from vss.core.errors import SHOWN, VssError, one_line, shown
+from vss.core.errors import SHOWN, VssError, fault, one_line, shown, unknown
 from vss.core.files import MAX_DEPTH, bounded, read_text
 
 MAX_YAML, MAX_NODES = 256 << 10, 50_000  # bytes, values
@@ -149,3 +150,32 @@ def overridden(data: Mapping[str, Any], overrides: Iterable[Override]) -> dict[s
                 raise VssError(f"{one_line(key, SHOWN)}: {shown(parent)} is a value, not a section.")
         section[leaf] = copy.deepcopy(value)
     return top
+
+
+def parse(kind: type[BaseModel], data: dict[str, Any], *, source: str, flags: Mapping[str, str] | None = None) -> Any:
+    """Validate into `kind`; the first fault becomes one sentence, which names the flag of a key that has one."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known, section = _keys(kind), where.rpartition(".")[0]
+            near = [key for key in known if key.rpartition(".")[0] == section]
+            raise unknown(f"key in {source}", where, near, hints=known) from error
+        for key, flag in (flags or {}).items():
+            if f"{where}.".startswith(f"{key}."):
+                raise VssError(f"{flag}{fault(error).removeprefix(where)}.") from error
+        raise VssError(f"{source}: {fault(error)}.") from error
+
+
+def _keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []  # dotted, of sub-sections too
+    for field_name, field in kind.model_fields.items():
+        name = field.alias or field_name
+        nested = field.annotation
+        if isinstance(nested, type) and issubclass(nested, BaseModel):
+            keys += [prefix + name, *_keys(nested, f"{prefix}{name}.")]
+        else:
+            keys.append(prefix + name)
+    return keys

@@ -19,9 +19,10 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from vss.core.config import TimeLimits, parse
+from vss.core.config import TimeLimits
 from vss.core.environment import environment
 from vss.core.errors import VssError
+from vss.core.yaml12 import parse
 from vss.deploy.backends.base import Session
 
 if TYPE_CHECKING:

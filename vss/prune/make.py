@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from vss.core.closeness import AGREEMENT, duplicate, evaluating, label_agreement, proven_difference
-from vss.core.config import Budget, parse
+from vss.core.config import Budget
 from vss.core.errors import VssError
 from vss.core.files import sha256_tensors
+from vss.core.yaml12 import parse
 from vss.prune.apply import TOLERANCE, BatchNorm, Forward, default_forward, flatten, masked, name_of
 from vss.prune.budget import CostModel, Rounding, search
 from vss.prune.criteria import Criterion, make_criterion, score_groups

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vss.core.config import Recipe, parse
+from vss.core.config import Recipe
+from vss.core.yaml12 import parse
 from vss.prune import CRITERIA, Budget, CostModel, Criterion, Group, collect, find_groups, make_criterion
 from vss.prune import quality as measures
 from vss.prune.budget import search

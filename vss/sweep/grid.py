@@ -22,10 +22,10 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from vss.core.config import Recipe, Section, load_recipe, parse
+from vss.core.config import Recipe, Section, load_recipe
 from vss.core.errors import VssError, shown, unknown
 from vss.core.files import safe_name
-from vss.core.yaml12 import overridden, parse_yaml, read_yaml
+from vss.core.yaml12 import overridden, parse, parse_yaml, read_yaml
 
 AXES = {"networks": "network", "criteria": "criterion", "budgets": "budget", "seeds": "seed", "variants": "variant"}
 

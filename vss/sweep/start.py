@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vss.core.config import parse
 from vss.core.errors import VssError
 from vss.core.report import read_report
+from vss.core.yaml12 import parse
 from vss.sweep.grid import Grid
 from vss.sweep.store import Store
 from vss.train import checkpoint

@@ -20,10 +20,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vss.core.config import Recipe, parse
+from vss.core.config import Recipe
 from vss.core.errors import VssError
 from vss.core.files import read_json, sha256_json, write_json
 from vss.core.locks import is_leftover
+from vss.core.yaml12 import parse
 from vss.run.runner import read_record, write_record
 from vss.sweep.grid import Cell, Grid
 from vss.sweep.study import Json, Study, study

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vss.core.config import BuildConfig, parse
+from vss.core.config import BuildConfig
 from vss.core.errors import VssError, need
 from vss.core.files import parse_json, read_text
 from vss.core.registry import Registry
+from vss.core.yaml12 import parse
 from vss.deploy.backends.base import Backend, Binding, BuildSpec, Session
 from vss.deploy.backends.eager import TorchBackend, TorchSession
 from vss.deploy.backends.ort import OnnxRuntimeBackend, OnnxRuntimeSession
