@@ -90,7 +90,7 @@ def one(chosen: Grid, folder: Path, executor: str) -> dict[str, Any]:
         else {"seconds": 0.0, "lost": [], "overhead": []}
     )
     lost, note = list(old["lost"]), {}
-    watch = threading.Thread(target=killer, args=(folder, len(chosen.cells()), note), daemon=True)
+    watch = threading.Thread(target=killer, args=(folder, len(chosen.trials()), note), daemon=True)
     if executor == "ray":
         watch.start()
 
@@ -104,7 +104,7 @@ def one(chosen: Grid, folder: Path, executor: str) -> dict[str, Any]:
     finally:
         note["stop"] = True
     store = Store.read(folder)
-    records = [store.record(cell.id) or {} for cell in store.cells()]
+    records = [store.record(cell.id) or {} for cell in store.trials()]
     found = {
         "cells": summary.total, "ok": sum(r.get("status") == "ok" for r in records), "lost": lost,
         "seconds": old["seconds"] + summary.seconds, "computed": len(store.computed()),
@@ -125,7 +125,7 @@ def differences(a: Path, b: Path) -> dict[str, float]:
     """Figure -> largest absolute difference over the cells of two sweeps."""
     first, second = Store.read(a), Store.read(b)
     worst: dict[str, float] = {}
-    for cell in first.cells():
+    for cell in first.trials():
         one_row, other = ((store.record(cell.id) or {}).get("row", {}) for store in (first, second))
         for key in sorted(one_row.keys() | other.keys()):
             if not key.startswith(NOT_COMPARED):
@@ -136,17 +136,17 @@ def differences(a: Path, b: Path) -> dict[str, float]:
 DRY = """
 import re, sys, tempfile
 sys.path[:0] = [{tests!r}, {root!r}]
-import dry_study
+import dry_experiment
 from vss.sweep import Grid, LocalExecutor, Store
-from vss.sweep.drive import drive
-grid = Grid.model_validate({{"name": "dry", "study": "dry", "plugins": ["dry_study"],
+from vss.sweep.run import Driver
+grid = Grid.model_validate({{"name": "dry", "study": "dry", "plugins": ["dry_experiment"],
     "variants": [{{"name": str(i)}} for i in range({cells})], "seeds": [0]}})
 import time
 with tempfile.TemporaryDirectory() as folder:
     store = Store.make(folder + "/s", grid, about={{}})
     executor = LocalExecutor(1, threads=1)
     start = time.monotonic()
-    summary = drive(store, grid.cells(), executor)
+    summary = Driver(store, executor).run(grid.trials())
     seconds = time.monotonic() - start
     executor.close()
 assert summary.ok == {cells}, summary

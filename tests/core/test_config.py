@@ -107,8 +107,8 @@ def test_every_way_to_give_a_value_gives_the_same_one(tmp_path: Path, text: str,
         load_recipe(path, [f"prune.options.x={text}"]).prune.options["x"],
         recipe_of({}, [f"prune.options.x={text}"]).prune.options["x"],
         recipe_of({"prune.options": {"x": value}}).prune.options["x"],
-        cells.cells()[0].recipe().prune.options["x"],
-        load_grid(tmp_path / "grid.yaml").cells()[0].recipe().prune.options["x"],
+        cells.trials()[0].recipe().prune.options["x"],
+        load_grid(tmp_path / "grid.yaml").trials()[0].recipe().prune.options["x"],
         read(yaml12.dump({"x": value}))["x"],
     ]
     assert found == [value] * len(found) and {type(one) for one in found} == {type(value)}

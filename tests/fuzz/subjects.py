@@ -120,8 +120,8 @@ def _settings() -> dict[str, Subject]:
         "recipe as YAML": Subject(
             yaml.safe_dump(recipe).encode(), "s.yaml", lambda file: load_recipe(str(file)), kind="bytes", weight=0.3
         ),
-        "grid": Subject(json.dumps(grid).encode(), "g.yaml", lambda file: load_grid(file).cells(), weight=0.5),
-        "sweep": Subject(json.dumps(sweep).encode(), "sweep.json", lambda file: Store.read(file.parent).cells()),
+        "grid": Subject(json.dumps(grid).encode(), "g.yaml", lambda file: load_grid(file).trials(), weight=0.5),
+        "sweep": Subject(json.dumps(sweep).encode(), "sweep.json", lambda file: Store.read(file.parent).trials()),
         "split file": Subject(pickle.dumps(split), "split.pyb", read_split_file, kind="bytes"),
     }
 

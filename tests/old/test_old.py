@@ -83,6 +83,6 @@ def test_an_old_sweep_reads_and_compares(tmp_path: Path, monkeypatch: pytest.Mon
     shutil.copy(HERE / "recipe.yaml", tmp_path / "old.yaml")  # the sweep names its recipe by a relative path
     monkeypatch.chdir(tmp_path)
     store = Store.read(HERE / "sweep")
-    assert [cell.id for cell in store.grid.cells()] == ["unet--l1--macs_0.5--0", "unet--taylor--macs_0.5--0"]
+    assert [cell.id for cell in store.grid.trials()] == ["unet--l1--macs_0.5--0", "unet--taylor--macs_0.5--0"]
     rows = compare(HERE / "sweep", HERE / "sweep")["rows"]
     assert rows and {row["change"] for row in rows} == {0.0}

@@ -10,33 +10,33 @@ import pytest
 import torch
 
 from vss.sweep import Settings
-from vss.sweep.tasks import perform
+from vss.sweep.tasks import Outcome, Task, perform
 
 HERE = str(Path(__file__).resolve().parent)
 
 
 @pytest.fixture(autouse=True)
-def dry_study(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The dry study can be imported, here and in worker processes."""
+def dry_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dry experiment can be imported, here and in worker processes."""
     monkeypatch.setenv("PYTHONPATH", HERE)
     monkeypatch.syspath_prepend(HERE)
-    __import__("dry_study")
-    assert "dry_study" in sys.modules
+    __import__("dry_experiment")
+    assert "dry_experiment" in sys.modules
 
 
 class InProcess:
-    """An executor without workers: a task is done where it is submitted. For what a study computes."""
+    """An executor without workers: a task is done where it is submitted. For what an experiment computes."""
 
     slots = 1
 
     def __init__(self) -> None:
         self.threads = torch.get_num_threads()
-        self.outcomes: list[dict[str, Any]] = []
+        self.outcomes: list[Outcome] = []
 
-    def submit(self, task: dict[str, Any]) -> None:
+    def submit(self, task: Task) -> None:
         self.outcomes.append(perform(task))
 
-    def wait(self, timeout: float) -> list[dict[str, Any]]:
+    def wait(self, timeout: float) -> list[Outcome]:
         found, self.outcomes = self.outcomes, []
         return found
 
@@ -52,7 +52,13 @@ class Here(Settings):
 
 
 def dry_grid(variants: dict[str, dict[str, Any]], seeds: int = 1, **more: Any) -> dict[str, Any]:
-    """Content of a grid whose cells do what their options say."""
+    """Content of a grid whose trials do what their options say."""
     choices = [{"name": name, "set": {"model.options": options}} for name, options in variants.items()]
-    grid = {"name": "dry", "study": "dry", "plugins": ["dry_study"], "variants": choices, "seeds": list(range(seeds))}
+    grid = {
+        "name": "dry",
+        "study": "dry",
+        "plugins": ["dry_experiment"],
+        "variants": choices,
+        "seeds": list(range(seeds)),
+    }
     return grid | more

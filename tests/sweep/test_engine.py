@@ -10,10 +10,9 @@ import pytest
 from PIL import Image
 
 from vss.data import write_defects
-from vss.sweep import Grid, Settings, Store, sweep
+from vss.sweep import Grid, Settings, Store, TrialDirs, sweep
 from vss.sweep import results as tables
-from vss.sweep.prune import EngineStudy, job_of
-from vss.sweep.study import Place
+from vss.sweep.prune import EngineExperiment, job_of
 from vss.train import checkpoint
 
 from .conftest import Here
@@ -52,17 +51,17 @@ def test_what_cells_share_is_computed_once(finished: Store) -> None:
     for step in ("train", "control", "engine-baseline", "evaluate-control"):
         assert names.count(step) == 1, step
     assert names.count("engine-finetuned") == names.count("prune") == 2 and finished.repeated() == []
-    (share,) = {finished.share(cell) for cell in finished.cells()}
+    (share,) = {finished.stage_of(cell) for cell in finished.trials()}
     assert len(list((finished.root / "shared" / share / "sparse").glob("*/best.safetensors"))) == 1
     sparse = {
-        checkpoint.read(finished.folder(cell.id) / "sparse.safetensors").weights_sha256 for cell in finished.cells()
+        checkpoint.read(finished.folder(cell.id) / "sparse.safetensors").weights_sha256 for cell in finished.trials()
     }
     assert len(sparse) == 1
 
 
 def test_rows_have_engines_controls_verdicts_and_latencies(finished: Store) -> None:
-    rows = [(finished.record(cell.id) or {})["row"] for cell in finished.cells()]
-    shared = finished.shared(finished.share(finished.cells()[0]))
+    rows = [(finished.record(cell.id) or {})["row"] for cell in finished.trials()]
+    shared = finished.shared(finished.stage_of(finished.trials()[0]))
     assert 0 <= shared["row"]["control_ap_pct"] <= 100
     for row in rows:
         assert row["engine_ap_pct"] == pytest.approx(row["ap_pct"], abs=1e-6) and row["ships"] == 1
@@ -71,11 +70,11 @@ def test_rows_have_engines_controls_verdicts_and_latencies(finished: Store) -> N
 
 
 def test_a_gate_that_fails_is_a_label_and_ships_nothing(finished: Store) -> None:
-    cell = finished.cells()[0]
-    place = Place(finished.folder(cell.id), finished.root / "shared" / finished.share(cell), lambda *_: None)
+    cell = finished.trials()[0]
+    place = TrialDirs(finished.folder(cell.id), finished.root / "shared" / finished.stage_of(cell), lambda *_: None)
     job = job_of(cell.recipe(), place)
     job.step.keys |= dict.fromkeys(("finetune", "evaluate-finetuned"), "of before")
-    shared = finished.shared(finished.share(cell))
+    shared = finished.shared(finished.stage_of(cell))
 
     class Strict(type(job.project.task)):  # type: ignore[misc]
         def verdicts(self, results: Any) -> list[dict[str, Any]]:
@@ -88,7 +87,7 @@ def test_a_gate_that_fails_is_a_label_and_ships_nothing(finished: Store) -> None
     found: dict[str, Any] = {"row": {}, "labels": ["first"]}
     record = (place.folder / "steps" / "engine-finetuned.json").read_text()
     job.engine = lambda name, after: job.step.result("engine-finetuned")  # type: ignore[method-assign]
-    EngineStudy().finish_cell(job, place, shared, found)
+    EngineExperiment().finish_cell(job, place, shared, found)
     assert found["row"]["ships"] == 0 and found["labels"] == ["first", "lost worse"]
     assert (place.folder / "steps" / "engine-finetuned.json").read_text() == record
 

@@ -21,7 +21,7 @@ def grid(**content: Any) -> Grid:
 
 def test_every_combination_is_a_recipe() -> None:
     found = grid(recipe="camvid_unet", networks=["unet", {"name": "wide", "set": {"model.options": {"width": 32}}}],
-                 criteria=["l1", "sirfp:faithful"], budgets=[0.5, "params:0.3"], seeds=[0, 7]).cells()  # fmt: skip
+                 criteria=["l1", "sirfp:faithful"], budgets=[0.5, "params:0.3"], seeds=[0, 7]).trials()  # fmt: skip
     assert len(found) == len({cell.id for cell in found}) == 16
     cell = next(c for c in found if c.id == "wide--sirfp_faithful--params_0.3--7")
     assert cell.coords == {"network": "wide", "criterion": "sirfp:faithful", "budget": "params 0.3", "seed": "7"}
@@ -32,7 +32,7 @@ def test_every_combination_is_a_recipe() -> None:
 
 
 def test_a_cell_that_cannot_be_is_named_and_the_rest_stay() -> None:
-    found = grid(budgets=[0.5, 1.5], variants=[{"name": "v", "set": {"data.size": [32, 64]}}]).cells()
+    found = grid(budgets=[0.5, 1.5], variants=[{"name": "v", "set": {"data.size": [32, 64]}}]).trials()
     assert [bool(cell.fault) for cell in found] == [False, True]
     assert "prune.budget.keep" in found[1].fault and "macs_1.5--v" in found[1].fault
     assert found[0].recipe().data.size == (32, 64)
@@ -40,13 +40,13 @@ def test_a_cell_that_cannot_be_is_named_and_the_rest_stay() -> None:
 
 def test_bad_grids_are_sentences(tmp_path: Path) -> None:
     with pytest.raises(VssError, match="varies nothing"):
-        grid().cells()
+        grid().trials()
     with pytest.raises(VssError, match="seeds names '1' twice"):
         grid(seeds=[1, 1])
     with pytest.raises(VssError, match=r"unknown key in test 'seed'.*'seeds'"):
         grid(seed=[1])
     with pytest.raises(VssError, match="are called 'a_b'"):
-        grid(variants=["a b", "a_b"]).cells()
+        grid(variants=["a b", "a_b"]).trials()
     with pytest.raises(VssError, match="does not exist"):
         load_grid(tmp_path / "no.yaml")
     (tmp_path / "bad.yaml").write_text("a: [")
@@ -66,12 +66,12 @@ def test_overrides_are_for_every_cell(tmp_path: Path) -> None:
 def test_packaged_grids_are_whole() -> None:
     assert {"camvid_methods", "ksdd_sweep", "ksdd_equal_macs"} <= set(grids())
     for name in grids():
-        cells = load_grid(name).cells()
+        cells = load_grid(name).trials()
         assert [cell.fault for cell in cells if cell.fault] == []
         for cell in cells:
             recipe = cell.recipe()
             make_criterion(recipe.prune.criterion, **recipe.prune.options)
-    ids = {cell.id for cell in load_grid("ksdd_sweep").cells()}
+    ids = {cell.id for cell in load_grid("ksdd_sweep").trials()}
     assert len(ids) == 7 * 3 * 3 and "ours_c2--r60--2" in ids
 
 
@@ -95,8 +95,8 @@ def test_a_grid_takes_its_own_keys_as_overrides() -> None:
 
 def test_names_of_cells_are_folders_inside_of_the_sweep(tmp_path: Path) -> None:
     for name in ("..", ".", "a/../../b", "/etc", "n" * 400, "$a$", "\x00"):
-        cell = Grid.model_validate({"base": {}, "variants": [{"name": name, "set": {"seed": 1}}]}).cells()[0]
+        cell = Grid.model_validate({"base": {}, "variants": [{"name": name, "set": {"seed": 1}}]}).trials()[0]
         assert (tmp_path / cell.id).resolve().parent == tmp_path.resolve() and len(cell.id) <= 120
         (tmp_path / cell.id).mkdir(exist_ok=True)
     with pytest.raises(VssError, match="two cells of sweep 'sweep' are called '_'"):
-        Grid.model_validate({"base": {}, "variants": ["..", "."]}).cells()
+        Grid.model_validate({"base": {}, "variants": ["..", "."]}).trials()

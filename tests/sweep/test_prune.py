@@ -16,9 +16,9 @@ from vss.prune import Plan
 from vss.run import steps
 from vss.run.project import Project
 from vss.sweep import Grid, Settings, Store, sweep
-from vss.sweep.prune import PruneStudy
+from vss.sweep.grid import benchmark_grid, finetune_grid
+from vss.sweep.prune import PruneExperiment
 from vss.sweep.run import checked
-from vss.sweep.start import benchmark_grid, finetune_grid
 from vss.train import checkpoint
 
 from .conftest import Here
@@ -57,8 +57,8 @@ def test_baseline_and_calibration_are_computed_once(finished: Store) -> None:
 
 @pytest.mark.parametrize("criterion", ["l1", "taylor", "sirfp"])
 def test_the_shared_pass_gives_the_plan_of_a_single_run(finished: Store, criterion: str, tmp_path: Path) -> None:
-    cell = next(c for c in finished.cells() if c.coords["criterion"] == criterion)
-    share = finished.root / "shared" / finished.share(cell)
+    cell = next(c for c in finished.trials() if c.coords["criterion"] == criterion)
+    share = finished.root / "shared" / finished.stage_of(cell)
     model = checkpoint.load(share / "baseline.safetensors")
     project = Project.open(cell.recipe())
     steps.prune(project, model, cell.recipe().prune, tmp_path, progress=False)
@@ -74,7 +74,7 @@ def test_the_shared_pass_gives_the_plan_of_a_single_run(finished: Store, criteri
 
 def test_finetune_batch_keeps_the_plans_and_redoes_the_fine_tuning(finished: Store) -> None:
     before = finished.computed()
-    again = finetune_grid(finished.root, {"finetune.epochs": 2})
+    again = finetune_grid(finished.grid, {"finetune.epochs": 2})
     sweep(again, finished.root, settings=Here(retries=0), extend=True)
     new = [line["step"] for line in finished.computed() if line not in before]
     assert sorted(new) == ["evaluate-finetuned"] * 3 + ["finetune"] * 3
@@ -82,19 +82,19 @@ def test_finetune_batch_keeps_the_plans_and_redoes_the_fine_tuning(finished: Sto
 
 
 def test_benchmark_of_a_run_folder(finished: Store, street_root: Path, tmp_path: Path) -> None:
-    cell = finished.cells()[0]
-    baseline = finished.root / "shared" / finished.share(cell)
+    cell = finished.trials()[0]
+    baseline = finished.root / "shared" / finished.stage_of(cell)
     changes = {"data.root": str(street_root), "finetune.epochs": 0, "prune.recalibrate": 2, "prune.batches": 2}
     chosen = benchmark_grid("b", baseline, ["random"], ["macs:0.7", "macs:0.5"], 2, changes)
     summary = sweep(chosen, tmp_path / "b", settings=Here())
     store = Store.read(tmp_path / "b")
-    records = [store.record(cell.id) for cell in store.cells()]
+    records = [store.record(cell.id) for cell in store.trials()]
     assert summary.ok == 4 and all(r is not None and r["stage"] == "pruned" for r in records)
     kept = sorted(r["row"]["macs_kept"] for r in records if r)
     assert all(0.4 < k <= 0.5 for k in kept[:2]) and all(0.6 < k <= 0.7 for k in kept[2:])
     own = Project.open(cell.recipe())
     expected = steps.torch_score(own, checkpoint.load(baseline / "baseline.safetensors"))["miou_pct"]
-    assert store.shared(store.share(store.cells()[0]))["row"]["miou_pct"] == pytest.approx(expected, abs=1e-9)
+    assert store.shared(store.stage_of(store.trials()[0]))["row"]["miou_pct"] == pytest.approx(expected, abs=1e-9)
 
 
 def test_what_a_run_refuses_is_refused_before_the_first_training(street_root: Path, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_what_a_run_refuses_is_refused_before_the_first_training(street_root: Pa
     for path in (void / "testannot").iterdir():
         Image.fromarray(np.full_like(np.array(Image.open(path)), 11)).save(path)
     chosen = grid(void, criteria=["l1", "taylor"], budgets=[0.5, 0.4])
-    with pytest.raises(VssError, match=r"no cell of the sweep can be run: .*test.*void"):
+    with pytest.raises(VssError, match=r"no trial of the sweep can be run: .*test.*void"):
         sweep(chosen, tmp_path / "out", settings=Settings(workers=1, threads=1))
     assert not (tmp_path / "out").exists()
 
@@ -114,12 +114,12 @@ def test_what_a_run_refuses_is_refused_before_the_first_training(street_root: Pa
     variants = [{"name": name, "set": change} for name, change in changes.items()]
     opened: list[str] = []
 
-    class Counted(PruneStudy):
+    class Counted(PruneExperiment):
         def preflight(self, recipe: Recipe, *, here: bool) -> None:
             opened.append(recipe.name)
             super().preflight(recipe, here=here)
 
-    cells = grid(street_root, criteria=["l1", "taylor"], variants=variants).cells()
+    cells = grid(street_root, criteria=["l1", "taylor"], variants=variants).trials()
     faults = {cell.id: cell.fault for cell in checked(cells, Counted(), here=True)}
     assert len(cells) == 14 and len(opened) == 7
     assert {name.split("--")[-1] for name, fault in faults.items() if not fault} == {"good", "epochs", "batch"}

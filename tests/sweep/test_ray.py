@@ -37,7 +37,7 @@ def test_a_killed_worker_loses_its_cell_alone_and_rows_are_those_of_local(tmp_pa
     assert (summary.ok, sorted(summary.failed)) == (4, ["0--bad", "1--bad"])
     sweep(grid, tmp_path / "local", settings=Settings(workers=1, threads=1, retries=0))
     stores = [Store.read(tmp_path / name) for name in ("ray", "local")]
-    rows = [{cell.id: (store.record(cell.id) or {}).get("row") for cell in store.cells()} for store in stores]
+    rows = [{cell.id: (store.record(cell.id) or {}).get("row") for cell in store.trials()} for store in stores]
     assert rows[0] == rows[1] and sum(row is not None for row in rows[0].values()) == 4
     assert stores[0].repeated() == [] and len(stores[0].computed()) == 6
 

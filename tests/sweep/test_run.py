@@ -1,4 +1,4 @@
-"""Sweeps with the dry study: failures, deaths, resuming, two sweeps in one folder, interrupts."""
+"""Sweeps with the dry experiment: failures, deaths, resuming, two sweeps in one folder, interrupts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vss.cli.sweep import print_summary
 from vss.core.errors import GateFailed, VssError
 from vss.core.locks import at_work
 from vss.sweep import Grid, Settings, Store, sweep
-from vss.sweep.drive import Summary
+from vss.sweep.run import Summary
 
 from .conftest import HERE, dry_grid
 
@@ -35,7 +35,7 @@ def go(grid: dict[str, Any], out: Path, settings: Settings = LOCAL, **more: Any)
 def test_all_cells_once_and_again_nothing(tmp_path: Path) -> None:
     grid = dry_grid({"a": {}, "b": {}, "c": {}}, seeds=2)
     summary, told = go(grid, tmp_path / "s")
-    assert told[0] == ("plan", "", "6 cells that share 2 trained networks or the like")
+    assert told[0] == ("plan", "", "6 trials that share 2 trained networks or the like")
     store = Store.read(tmp_path / "s")
     assert (summary.total, summary.ok, summary.failed) == (6, 6, {})
     assert sorted(line["step"] for line in store.computed()) == ["cell"] * 6 + ["share"] * 2
@@ -45,8 +45,8 @@ def test_all_cells_once_and_again_nothing(tmp_path: Path) -> None:
     again, _ = go(grid, tmp_path / "s")
     assert (again.ok, again.skipped) == (0, 6)
     known = store.record("1--b") or {}
-    assert known["seconds"] in summary.took["cell"] and sorted(summary.took["cell"]) == sorted(again.took["cell"])
-    assert summary.waiting == again.waiting == {"share": 0, "cell": 0}
+    assert known["seconds"] in summary.took["trial"] and sorted(summary.took["trial"]) == sorted(again.took["trial"])
+    assert summary.waiting == again.waiting == {"stage": 0, "trial": 0}
     assert len(store.computed()) == 8 and store.repeated() == []
 
 
@@ -55,9 +55,9 @@ def test_a_latency_that_could_not_be_measured_is_named_and_no_success(tmp_path: 
     summary, _ = go(grid, tmp_path)
     assert (summary.ok, summary.failed) == (2, {})
     assert summary.unmeasured == {"0--b": "its latency could not be measured: this machine has no clock."}
-    rows = {cell.id: (Store.read(tmp_path).record(cell.id) or {})["row"] for cell in Store.read(tmp_path).cells()}
+    rows = {cell.id: (Store.read(tmp_path).record(cell.id) or {})["row"] for cell in Store.read(tmp_path).trials()}
     assert rows["0--a"]["latency_ms_p50"] == 1.5 and "latency_ms_p50" not in rows["0--b"]
-    with pytest.raises(GateFailed, match="all cells are done, and 1 figures"):
+    with pytest.raises(GateFailed, match="all trials are done, and 1 figures"):
         print_summary(summary, tmp_path)
 
 
@@ -78,12 +78,12 @@ def test_a_failed_a_dying_and_an_impossible_cell_are_theirs_alone(tmp_path: Path
     summary, told = go(grid, tmp_path)
     assert (summary.ok, set(summary.failed)) == (3, {"0--bad", "0--no"})
     assert summary.failed["0--bad"] == "RuntimeError: broken on try 2"
-    assert summary.failed["0--no"] == "this cell is impossible."
+    assert summary.failed["0--no"] == "this trial is impossible."
     assert ("retry", "0--once") in [entry[:2] for entry in told]
     lost = [entry[2] for entry in told if entry[:2] == ("lost", "0--dies")]
     assert lost == ["the worker process was killed by signal 9"]
     store = Store.read(tmp_path)
-    attempts = {cell.id: (store.record(cell.id) or {})["attempts"] for cell in store.cells()}
+    attempts = {cell.id: (store.record(cell.id) or {})["attempts"] for cell in store.trials()}
     assert attempts == {"0--good": 1, "0--bad": 2, "0--once": 2, "0--dies": 2, "0--no": 0}
     log = store.log("0--bad").read_text()
     assert "try 2 of 0--bad" in log and "Traceback" in log and "try" not in store.log("0--good").read_text()[20:]
@@ -118,11 +118,11 @@ def test_two_sweeps_in_one_folder(tmp_path: Path) -> None:
 
 
 def test_time_left_is_the_mean_of_what_was_measured_and_else_unknown() -> None:
-    summary = Summary(workers=2, took={"share": [], "cell": [30.0, 50.0]}, waiting={"share": 1, "cell": 3})
+    summary = Summary(workers=2, took={"stage": [], "trial": [30.0, 50.0]}, waiting={"stage": 1, "trial": 3})
     assert summary.left() == "unknown time"
-    summary.took["share"] = [10.0]
+    summary.took["stage"] = [10.0]
     assert summary.left() == "65 s"  # (10 + 3 * 40) / 2
-    summary.waiting.update(share=0, cell=0)
+    summary.waiting.update(stage=0, trial=0)
     assert summary.left() == "0 s"
 
 
@@ -130,17 +130,17 @@ def test_a_damaged_record_of_a_cell_or_a_part_is_made_again(tmp_path: Path) -> N
     grid = dry_grid({"a": {}}, seeds=5)
     go(grid, tmp_path / "s")
     store = Store.read(tmp_path / "s")
-    before = {cell.id: store.record(cell.id) for cell in store.cells()}
+    before = {cell.id: store.record(cell.id) for cell in store.trials()}
     damages = ["", "{", '{"kind": "vss.step", "schema": 2}', None]  # None: a figure is another one
     for folder in ("cells", "shared"):
         for file, damage in zip(sorted((tmp_path / "s" / folder).glob("*.json"))[:4], damages, strict=True):
             other = file.read_text().replace("10.0", "99.0")
             file.write_text(re.sub(r'"score": \d', '"score": 3', other) if damage is None else damage)
     (tmp_path / "s" / "computed" / "killed.jsonl").write_text('{"part": "0--a", "st')
-    assert [store.record(cell.id) is None for cell in store.cells()] == [True] * 4 + [False]
+    assert [store.record(cell.id) is None for cell in store.trials()] == [True] * 4 + [False]
     again, _ = go(grid, tmp_path / "s")
     assert (again.ok, again.skipped) == (4, 1)
-    for cell in store.cells():
+    for cell in store.trials():
         then, now = before[cell.id], store.record(cell.id)
         assert then and now and now["row"] == then["row"] and now["key"] == then["key"]
     (tmp_path / "s" / "sweep.json").write_text("{")
@@ -175,11 +175,11 @@ def until(found: Any, seconds: float = 180.0) -> None:
 def test_ctrl_c_is_clean_and_the_rest_is_done_later(tmp_path: Path) -> None:
     grid = dry_grid({name: {"seconds": 0.0 if name in "ab" else 30.0} for name in "abcd"})
     process = start(grid, tmp_path)
-    until(lambda: len(list((tmp_path / "s" / "cells").glob("*.json"))) == 2)
+    until(lambda: len(list((tmp_path / "s" / "runs").glob("0--[cd]/tries"))) == 2)  # so a and b are counted
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 130 and "Traceback" not in error
-    assert "2 of 4 cells done, 2 left" in " ".join(error.split()) and "the same command goes on" in error
+    assert "2 of 4 trials done, 2 left" in " ".join(error.split()) and "the same command goes on" in error
     assert not [path for path in tmp_path.rglob(".*") if path.is_file() and path.name != ".lock"]
     quick = dry_grid({name: {"seconds": 0.0} for name in "abcd"})
     summary, _ = go(quick, tmp_path / "s", extend=True)
@@ -199,7 +199,7 @@ def test_kill_9_of_the_driver_takes_its_workers_along(tmp_path: Path) -> None:
 def test_the_command_shows_the_log_of_a_failed_cell_and_exits_1(tmp_path: Path) -> None:
     done = cli(*words_of(dry_grid({"good": {}, "bad": {"fails": 9}}), tmp_path))
     assert done.returncode == 1
-    assert "1 of 2 cells done, 1 failed" in done.stdout and "RuntimeError: broken on try 2" in done.stdout
+    assert "1 of 2 trials done, 1 failed" in done.stdout and "RuntimeError: broken on try 2" in done.stdout
     assert "try 2 of 0--bad" in done.stdout and "failed:" in done.stderr
     assert json.loads((tmp_path / "s" / "cells" / "0--good.json").read_text())["status"] == "ok"
 

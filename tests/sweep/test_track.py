@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vss.sweep import Grid, Settings, Store, sweep
-from vss.sweep.after import to_tensorboard
+from vss.sweep.results import to_tensorboard
 
 from .conftest import dry_grid
 

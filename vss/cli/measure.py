@@ -61,8 +61,7 @@ def evaluate(
 
     Exit code 1 where a gate fails.
     """
-    from vss.run import command
-    from vss.sweep import pair
+    from vss.run import command, pair
 
     where = {"dataset": given.get("data.dataset"), "data_root": given.get("data.root")}
     limits: dict[str, Any] = {"max_drop": max_drop, "max_fnr_increase": max_fnr_increase, "max_ap_drop": max_ap_drop}

@@ -17,19 +17,19 @@ from vss.core.config import Recipe
 from vss.core.errors import GateFailed
 from vss.core.yaml12 import Override, assignment
 
-Dry = Annotated[bool, Option("--dry-run", help="list the cells and stop")]
+Dry = Annotated[bool, Option("--dry-run", help="list the trials and stop")]
 Epochs = Option("--finetune-epochs", "--epochs", min=0, help="passes over the training images; 0: none")
 
 
 def executor_of(
     executor: Annotated[Literal["local", "ray"], Option(help="this machine, or a Ray cluster")] = "local",
     workers: Annotated[
-        int | None, Option(min=1, help="cells at a time; default: one a GPU, or one for two cores")
+        int | None, Option(min=1, help="trials at a time; default: one a GPU, or one for two cores")
     ] = None,
-    threads: Annotated[int | None, Option(min=1, help="CPU threads of a cell; default: its share of the cores")] = None,
-    retries: Annotated[int, Option(min=0, help="how often a failed cell is tried again")] = 1,
+    threads: Annotated[int | None, Option(min=1, help="CPU threads of a trial; default: its share of cores")] = None,
+    retries: Annotated[int, Option(min=0, help="how often a failed trial is tried again")] = 1,
     address: Annotated[str | None, Option(help="address of a Ray cluster; default: one is started here")] = None,
-    gpus: Annotated[float | None, Option(min=0, help="GPUs of a cell on Ray, may be a fraction")] = None,
+    gpus: Annotated[float | None, Option(min=0, help="GPUs of a trial on Ray, may be a fraction")] = None,
 ) -> Given:
     """By whom a sweep is done, as `vss.sweep.Settings` takes it."""
     return {
@@ -57,11 +57,11 @@ def sweep(
 ) -> None:
     """Do a grid of runs: networks x criteria x budgets x seeds.
 
-    The same command goes on where it was stopped; a failed cell does not stop the rest.
+    The same command goes on where it was stopped; a failed trial does not stop the rest.
     """
     from vss.sweep import load_grid
 
-    _run_cells(load_grid(grid, _dotted(overrides)), to, executor, **how)
+    _run_trials(load_grid(grid, _dotted(overrides)), to, executor, **how)
 
 
 @takes(given=recipe_keys(*DATA), executor=executor_of, how=folder_of)
@@ -79,7 +79,7 @@ def benchmark(
     overrides: Set = None,
 ) -> None:
     """Compare pruning criteria on one trained network, all at equal cost, as a sweep."""
-    from vss.sweep.start import benchmark_grid
+    from vss.sweep.grid import benchmark_grid
 
     epochs = {} if finetune_epochs is None else {"finetune.epochs": finetune_epochs}
     removed = numbers_of(
@@ -89,7 +89,7 @@ def benchmark(
     budgets = [f"{budget}:{round(1 - ratio, 6)}" for ratio in removed]
     names = [name.strip() for name in criteria.split(",")]
     grid = benchmark_grid(to.name, baseline, names, budgets, seeds, given | epochs | _dotted(overrides))
-    _run_cells(grid, to, executor, **how)
+    _run_trials(grid, to, executor, **how)
 
 
 @takes(executor=executor_of)
@@ -100,10 +100,11 @@ def finetune_batch(
     overrides: Set = None,
 ) -> None:
     """Fine-tune every pruned network of a sweep by one recipe, in place; nothing else of it is computed again."""
-    from vss.sweep.start import finetune_grid
+    from vss.sweep import Store
+    from vss.sweep.grid import finetune_grid
 
-    grid = finetune_grid(folder, {"finetune.epochs": finetune_epochs} | _dotted(overrides))
-    _run_cells(grid, folder, executor, extend=True)
+    grid = finetune_grid(Store.read(folder).grid, {"finetune.epochs": finetune_epochs} | _dotted(overrides))
+    _run_trials(grid, folder, executor, extend=True)
 
 
 def compare(
@@ -142,7 +143,7 @@ def run_grid(name: str, folder: Path | None, overrides: Iterable[Override], *, d
 
     if name not in grids():
         return False
-    _run_cells(load_grid(name, _dotted(overrides)), folder or Path("runs") / name, {}, dry_run=dry_run)
+    _run_trials(load_grid(name, _dotted(overrides)), folder or Path("runs") / name, {}, dry_run=dry_run)
     return True
 
 
@@ -158,19 +159,19 @@ def _dotted(overrides: Iterable[Override] | None) -> Given:
     return dict(assignment(each) if isinstance(each, str) else each for each in overrides or [])
 
 
-def _run_cells(
+def _run_trials(
     grid: Any, folder: Path, executor: Given, *, extend: bool = False, mlflow: bool = False, dry_run: bool = False
 ) -> None:
     from vss.sweep import Settings
     from vss.sweep import sweep as run_sweep
-    from vss.sweep.drive import Summary
+    from vss.sweep.run import Summary
 
     if dry_run:
-        cells = grid.cells()
-        print_table([{"name": cell.id, **cell.coords, "fault": cell.fault or None} for cell in cells],
-                    {"name": "cell", "network": "network", "criterion": "criterion", "budget": "budget",
+        trials = grid.trials()
+        print_table([{"name": trial.id, **trial.coords, "fault": trial.fault or None} for trial in trials],
+                    {"name": "trial", "network": "network", "criterion": "criterion", "budget": "budget",
                      "seed": "seed", "variant": "variant", "fault": "cannot be run"}, grid.name)  # fmt: skip
-        out.print(f"{len(cells)} cells")
+        out.print(f"{len(trials)} trials")
         return
     summary, settings = Summary(), Settings(**executor)
     with _Bar(summary) as bar:
@@ -212,13 +213,13 @@ class _Bar:
             tag = f"{time.strftime('%H:%M:%S')} {what:>7}"
             print_tagged(out, tag, self.COLOURS[what], f"{name}  {detail}")
         done = known.ok + known.skipped + len(known.failed)
-        text, left = f"{done}/{known.total} cells", f"{known.left()} left"
+        text, left = f"{done}/{known.total} trials", f"{known.left()} left"
         self.bar.update(self.line, description=text, total=known.total or None, completed=done, left=left)
         out.file.flush()
 
 
 def print_summary(summary: Any, folder: Path) -> None:
-    """How a sweep ended; `GateFailed` where a cell or a time of one is missing."""
+    """How a sweep ended; `GateFailed` where a trial or a time of one is missing."""
     out.print(summary.sentence(), highlight=False)
     for name, reason in summary.failed.items():
         print_tagged(out, "failed:", "red", f"{name}: {reason}")
@@ -228,6 +229,6 @@ def print_summary(summary: Any, folder: Path) -> None:
     for name, reason in summary.unmeasured.items():
         print_tagged(out, "failed:", "red", f"{name}: {reason}")
     if summary.failed:
-        raise GateFailed(f"{len(summary.failed)} of {summary.total} cells; the others are done, see {folder}.")
+        raise GateFailed(f"{len(summary.failed)} of {summary.total} trials; the others are done, see {folder}.")
     if summary.unmeasured:
-        raise GateFailed(f"all cells are done, and {len(summary.unmeasured)} figures of them could not be measured.")
+        raise GateFailed(f"all trials are done, and {len(summary.unmeasured)} figures of them could not be measured.")

@@ -104,11 +104,11 @@ def teacher_of(path: Path, project: Project, student: nn.Module) -> nn.Module:
 
 
 def check_run(project: Project, *, engines: bool = True, here: bool = True) -> None:
-    """Refuse what would stop a whole run, or a cell of a sweep, after its training; builds the untrained network.
+    """Refuse what would stop a whole run, or a trial of a sweep, after its training; builds the untrained network.
 
     Args:
         project: the recipe with its data.
-        engines: whether it ends in engines; a cell that does not may leave the fine-tuning out.
+        engines: whether it ends in engines; a trial that does not may leave the fine-tuning out.
         here: whether this machine does the work, so that it must have the devices, the backend and the cores.
     """
     recipe = project.recipe

@@ -4,10 +4,13 @@
 >>> sweep(Grid(name="small", criteria=["l1", "taylor"], budgets=[0.5]), "runs/small")  # doctest: +SKIP
 """
 
-from vss.sweep.grid import Cell, Grid, load_grid
-from vss.sweep.local import LocalExecutor
-from vss.sweep.run import Settings, sweep
+from vss.sweep.executors import LocalExecutor, Settings
+from vss.sweep.experiment import EXPERIMENTS, Experiment, TrialDirs
+from vss.sweep.grid import Grid, Trial, load_grid
+from vss.sweep.run import sweep
 from vss.sweep.store import Store
-from vss.sweep.study import STUDIES, Place, Study
 
-__all__ = ["STUDIES", "Cell", "Grid", "LocalExecutor", "Place", "Settings", "Store", "Study", "load_grid", "sweep"]
+__all__ = [
+    "EXPERIMENTS", "Experiment", "Grid", "LocalExecutor", "Settings", "Store", "Trial", "TrialDirs", "load_grid",
+    "sweep",
+]  # fmt: skip

@@ -1,4 +1,4 @@
-"""A grid: what is varied, over what recipe. Every cell of it is a whole recipe with a name.
+"""A grid: what is varied, over what recipe. Every trial of it is a whole recipe with a name.
 
 An axis is a list of choices, each a name with overrides of the recipe. Networks, criteria, budgets and seeds have short
 forms; `variants` takes overrides of any kind, so a grid is not bound to one task:
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from pydantic import Field, field_validator, model_validator
 from vss.core.config import Recipe, Section, load_recipe
 from vss.core.errors import VssError, shown, unknown
 from vss.core.files import safe_name
+from vss.core.report import read_report
 from vss.core.yaml12 import overridden, parse, parse_yaml, read_yaml
 
 AXES = {"networks": "network", "criteria": "criterion", "budgets": "budget", "seeds": "seed", "variants": "variant"}
@@ -43,17 +45,17 @@ class Grid(Section):
     name: str = "sweep"
     recipe: str | None = Field(default=None, description="a packaged recipe or a YAML file; null: the defaults")
     base: dict[str, Any] = Field(default={}, description="in place of `recipe`: its content")
-    set: dict[str, Any] = Field(default={}, description="dotted overrides of every cell")
+    set: dict[str, Any] = Field(default={}, description="dotted overrides of every trial")
     networks: tuple[Choice, ...] = ()
     criteria: tuple[Choice, ...] = ()
     budgets: tuple[Choice, ...] = ()
     seeds: tuple[Choice, ...] = ()
     variants: tuple[Choice, ...] = ()
-    metric: str | None = Field(default=None, description="what cells are compared by; null: that of the task")
+    metric: str | None = Field(default=None, description="what trials are compared by; null: that of the task")
     latency_seconds: float = Field(default=2.0, ge=0, description="to time each network when all is done; 0: not")
     panels: int = Field(default=2, ge=0, description="images in the report")
-    plugins: tuple[str, ...] = Field(default=(), description="modules that register networks, criteria, data, studies")
-    study: str = Field(default="prune", description="what a cell does: `vss.sweep.study`")
+    plugins: tuple[str, ...] = Field(default=(), description="modules that register networks, criteria, experiments")
+    study: str = Field(default="prune", description="what a trial does: `vss.sweep.experiment`")
 
     @field_validator(*AXES, mode="before")
     @classmethod
@@ -70,18 +72,18 @@ class Grid(Section):
                 raise ValueError(f"{axis} names {twice!r} twice")
         return self
 
-    def cells(self) -> list[Cell]:
+    def trials(self) -> list[Trial]:
         """Every combination, variants innermost, each checked; one that cannot be carries its `fault`."""
         base = self._base()
         axes = [[(AXES[axis], choice) for choice in getattr(self, axis)] for axis in AXES if getattr(self, axis)]
         if not axes:
             raise VssError(f"sweep {self.name!r} varies nothing; give networks, criteria, budgets, seeds or variants.")
-        cells = [_cell(base, combination) for combination in itertools.product(*axes)]
-        ids = [cell.id for cell in cells]
+        trials = [_trial(base, combination) for combination in itertools.product(*axes)]
+        ids = [trial.id for trial in trials]
         twice = next((name for name in ids if ids.count(name) > 1), None) if len(set(ids)) < len(ids) else None
         if twice:
-            raise VssError(f"two cells of sweep {self.name!r} are called {twice!r}; give their choices other names.")
-        return cells
+            raise VssError(f"two trials of sweep {self.name!r} are called {twice!r}; give their choices other names.")
+        return trials
 
     def _base(self) -> dict[str, Any]:
         data = load_recipe(self.recipe).model_dump(mode="json") if self.recipe else self.base
@@ -89,15 +91,15 @@ class Grid(Section):
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One run of a sweep; small, since there may be thousands.
 
     Attributes:
         id: unique, and a folder name.
         coords: axis -> name of the choice.
-        overrides: what the cell changes in the base.
-        base: content of the recipe that all cells start from, one dictionary for all.
-        fault: why the cell cannot be run.
+        overrides: what the trial changes in the base.
+        base: content of the recipe that all trials start from, one dictionary for all.
+        fault: why the trial cannot be run.
     """
 
     id: str
@@ -109,25 +111,21 @@ class Cell:
     def recipe(self) -> Recipe:
         """All that the run depends on."""
         settings = [*self.overrides.items(), ("name", self.id)]
-        recipe: Recipe = parse(Recipe, overridden(self.base, settings), source=f"cell {self.id}")
+        recipe: Recipe = parse(Recipe, overridden(self.base, settings), source=f"trial {self.id}")
         return recipe
 
 
-def _cell(base: dict[str, Any], combination: tuple[tuple[str, Choice], ...]) -> Cell:
+def _trial(base: dict[str, Any], combination: tuple[tuple[str, Choice], ...]) -> Trial:
     coords = {axis: choice.name for axis, choice in combination}
     overrides = {key: value for _, choice in combination for key, value in choice.set.items()}
-    cell = Cell(
+    trial = Trial(
         safe_name("--".join(safe_name(part).strip("_") or "_" for part in coords.values())), coords, overrides, base
     )
     try:
-        cell.recipe()
+        trial.recipe()
     except VssError as error:
-        return dataclasses.replace(cell, fault=str(error))
-    return cell
-
-
-def _network(item: Any) -> dict[str, Any]:
-    return {"name": str(item), "set": {"model.name": str(item)}}
+        return dataclasses.replace(trial, fault=str(error))
+    return trial
 
 
 def _criterion(item: Any) -> dict[str, Any]:
@@ -143,15 +141,13 @@ def _budget(item: Any) -> dict[str, Any]:
     return {"name": f"{kind} {value}", "set": {"prune.budget.kind": kind, "prune.budget.keep": value}}
 
 
-def _seed(item: Any) -> dict[str, Any]:
-    return {"name": str(item), "set": {"seed": item}}
-
-
-def _variant(item: Any) -> dict[str, Any]:
-    return {"name": str(item)}
-
-
-_SHORT = {"networks": _network, "criteria": _criterion, "budgets": _budget, "seeds": _seed, "variants": _variant}
+_SHORT: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "networks": lambda item: {"name": str(item), "set": {"model.name": str(item)}},
+    "criteria": _criterion,
+    "budgets": _budget,
+    "seeds": lambda item: {"name": str(item), "set": {"seed": item}},
+    "variants": lambda item: {"name": str(item)},
+}
 
 
 GRIDS = Path(__file__).resolve().parent.parent / "run" / "grids"
@@ -164,19 +160,18 @@ def grids() -> list[str]:
 
 
 def named_recipe(name: str, overrides: dict[str, Any] | None = None) -> Recipe | None:
-    """The recipe of one row of a packaged grid, CRITERION_BUDGET such as `ours_c4_r40`, with the first seed; None where
-    there is no such row."""
+    """The recipe of a row of a packaged grid, CRITERION_BUDGET such as `ours_c4_r40`, with the first seed, or None."""
     for grid in (load_grid(each, overrides) for each in grids()):
-        for cell in grid.cells():
-            if "_".join(cell.coords[axis] for axis in ("criterion", "budget") if axis in cell.coords) == name:
-                return cell.recipe().model_copy(update={"name": name})
+        for trial in grid.trials():
+            if "_".join(trial.coords[axis] for axis in ("criterion", "budget") if axis in trial.coords) == name:
+                return trial.recipe().model_copy(update={"name": name})
     return None
 
 
 def load_grid(path: Path | str, overrides: dict[str, Any] | None = None) -> Grid:
     """Read a packaged grid by name or any YAML file.
 
-    `overrides` are dotted keys of the recipe, for every cell; keys of the grid itself (`recipe`, `seeds`, ...) replace
+    `overrides` are dotted keys of the recipe, for every trial; keys of the grid itself (`recipe`, `seeds`, ...) replace
     what it says.
     """
     path = Path(path)
@@ -193,3 +188,53 @@ def load_grid(path: Path | str, overrides: dict[str, Any] | None = None) -> Grid
     data["set"] = {**(data.get("set") or {}), **{k: v for k, v in (overrides or {}).items() if k not in own}}
     grid: Grid = parse(Grid, data, source=str(path))
     return grid
+
+
+NETS = ("baseline.safetensors", "best.safetensors")
+
+
+def benchmark_grid(
+    name: str, baseline: Path, methods: list[str], budgets: list[str], seeds: int, changes: dict[str, Any]
+) -> Grid:
+    """Methods (METHOD or METHOD:PRESET) x budgets (KIND:KEEP) x seeds on one trained network.
+
+    Args:
+        name: of the sweep.
+        baseline: a checkpoint, or a folder with one; the report of a run beside it gives data and schedules.
+        seeds: how many.
+        changes: dotted keys of the recipe.
+    """
+    from vss.train import checkpoint
+
+    if seeds < 1:
+        raise VssError(f"{seeds} seeds are no benchmark; give at least 1.")
+    file = _checkpoint(baseline)
+    saved = checkpoint.read(file)
+    if saved.preprocess is None:
+        raise VssError(f"{file} does not say its preprocessing; save it with vss.save(..., preprocess=...).")
+    report = file.parent / "report.json"
+    base: dict[str, Any] = dict(read_report(report)["recipe"]) if report.is_file() else {}
+    dataset = saved.info.get("dataset")
+    data = base.get("data", {}) | {"size": saved.preprocess["size"]} | ({"dataset": dataset} if dataset else {})
+    base |= {"data": data, "model": {"name": getattr(saved.model, "name", ""), "checkpoint": str(file.resolve())}}
+    axes = {"criteria": methods, "budgets": budgets, "seeds": list(range(seeds))}
+    content = {"name": name, "base": base, "set": changes, **axes}
+    grid: Grid = parse(Grid, content, source="the command line")
+    return grid
+
+
+def _checkpoint(path: Path) -> Path:
+    if path.is_file():
+        return path
+    found = next((path / name for name in NETS if (path / name).is_file()), None)
+    if found is None:
+        raise VssError(f"{path} holds no trained network; expected {' or '.join(NETS)} in it, or a checkpoint.")
+    return found
+
+
+def finetune_grid(grid: Grid, changes: dict[str, Any]) -> Grid:
+    """The grid of a finished sweep with another fine-tuning."""
+    wrong = next((key for key in changes if not key.startswith("finetune.")), None)
+    if wrong:
+        raise VssError(f"finetune-batch changes the fine-tuning alone, and {wrong} is not of it; start a sweep.")
+    return grid.model_copy(update={"set": {**grid.set, **changes}})

@@ -1,4 +1,7 @@
-"""The study of this package: train once, score once, then prune, fine-tune and evaluate by every cell's recipe."""
+"""The experiments of this package: train and score once, then prune, fine-tune and evaluate by every trial's recipe.
+
+All criteria of a stage share one calibration pass, kept in a file that every trial reads a part of.
+"""
 
 from __future__ import annotations
 
@@ -8,70 +11,53 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from vss import models
 from vss.core.config import PruneConfig, Recipe
 from vss.core.errors import VssError
-from vss.core.files import read_array, safe_name
+from vss.core.files import atomic, read_array, safe_name, sha256_json
 from vss.core.locks import locked
 from vss.deploy import BACKENDS, bench
 from vss.deploy.backends import available
 from vss.deploy.bench import unsteady
-from vss.prune import CRITERIA, make_criterion
+from vss.prune import CRITERIA, Statistics, collect, find_groups, make_criterion
 from vss.run import runner as keys
+from vss.run import steps
 from vss.run.job import Job
 from vss.run.precision_step import unpruned
 from vss.run.preflight import check_run
 from vss.run.project import Project
 from vss.run.runner import Result, Runner
-from vss.sweep import calibrate
-from vss.sweep.after import to_tensorboard
-from vss.sweep.study import STUDIES, Json, Place, Study
+from vss.sweep.experiment import EXPERIMENTS, Experiment, Json, TrialDirs
+from vss.sweep.results import to_tensorboard
 from vss.train import checkpoint
 from vss.train.evaluate import engine_predictor
 from vss.train.pictures import spread, write_panels
 
 log = logging.getLogger(__name__)
 
-
+Mode = Literal["eval", "train"]
+SEPARATOR = "|"
 PATIENCE = 4
-"""A latency that does not stand still is measured for up to so many times as long."""
+"""An unstable latency is measured for up to so many times as long."""
+ENGINES = {"baseline": "engine/baseline.engine.onnx", "trial": "engine/finetuned.engine.onnx"}
 
 
-def in_turns(recipe: Recipe, sessions: dict[str, Any], feeds: dict[str, Any], seconds: float) -> Json:
-    """Times of the session `cell` beside those of `baseline`; of a noisy machine how noisy it was."""
-    found = bench(
-        sessions,
-        feeds,
-        min_seconds=seconds / 2,
-        max_seconds=PATIENCE * seconds,
-        window_seconds=seconds / 16,
-        spread=recipe.bench.spread,
-    )
-    if not found["stable"]:
-        return unsteady(found)
-    row = found["sessions"]["cell"]
-    return {
-        "latency_ms_p50": row["latency_ms_p50"],
-        "latency_ms_p99": row["latency_ms_p99"],
-        "fps": row["throughput_fps"],
-        "baseline_latency_ms_p50": found["sessions"]["baseline"]["latency_ms_p50"],
-        "speedup": found["speedup"]["cell"]["ratio"],
-    }
-
-
-class PruneStudy(Study):
-    """Networks x criteria x budgets x seeds on any task that `vss.run.Job` does."""
+class PruneExperiment(Experiment):
+    """Networks x criteria x budgets x seeds on any task that `vss.run` does."""
 
     metric = "miou_pct"
     times = True
     shared_steps: ClassVar[tuple[str, ...]] = ("train", "evaluate")
 
-    def share_of(self, recipe: Recipe) -> Json:
+    def stage_inputs(self, recipe: Recipe) -> Json:
         """The trained network and its scores."""
         return {kind: keys.depends(recipe, kind) for kind in self.shared_steps}
 
@@ -84,17 +70,19 @@ class PruneStudy(Study):
         """As a run, less engines where there are none."""
         check_run(Project.open(recipe), engines="engine" in self.shared_steps, here=here)
 
-    def preflight_of(self, recipe: Recipe) -> Json:
+    def preflight_inputs(self, recipe: Recipe) -> Json:
         """All but criterion and budget, which `check` has seen."""
         found = recipe.model_dump(mode="json", exclude={"name", "prune"})
         return found | {"prune": recipe.prune.model_dump(mode="json") if recipe.prune.latency else recipe.prune.keep}
 
-    def share(self, recipes: list[Recipe], place: Place) -> Json:
+    def stage(self, recipes: list[Recipe], dirs: TrialDirs) -> Json:
         """The trained network, its scores, and one calibration pass per calibration set for all criteria."""
-        job = job_of(recipes[0].model_copy(update={"name": "baseline"}), place)
+        job = job_of(recipes[0].model_copy(update={"name": "baseline"}), dirs)
         task, train = job.project.task, job.train()
         score = job.score("baseline", "train")
-        sets = calibrate.calibrations(recipes)
+        sets: dict[str, list[PruneConfig]] = {}
+        for recipe in recipes:
+            sets.setdefault(_set_name(recipe.prune), []).append(recipe.prune)
         faults = {name: self._calibrate(job, name, configs) for name, configs in sets.items()}
         found = {
             "key": job.step.keys["train"],
@@ -109,18 +97,18 @@ class PruneStudy(Study):
             "curves": train.get("curves", []),
             "faults": faults,
         }
-        self.finish_share(job, found)
+        self.finish_stage(job, found)
         return found | {"seconds": sum(record["seconds"] for record in job.step.records)}
 
-    def finish_share(self, job: Job, found: Json) -> None:
-        """What another study adds to the shared part."""
+    def finish_stage(self, job: Job, found: Json) -> None:
+        """What a derived experiment adds to the stage."""
 
-    def finish_cell(self, job: Job, place: Place, shared: Json, found: Json) -> None:
-        """What another study adds to a cell."""
+    def finish_trial(self, job: Job, dirs: TrialDirs, shared: Json, found: Json) -> None:
+        """What a derived experiment adds to a trial."""
 
     def _calibrate(self, job: Job, name: str, configs: list[PruneConfig]) -> dict[str, str]:
         """Write `statistics-NAME.safetensors`; returns what could not be had, with the reasons."""
-        needs, config, file = calibrate.wanted(configs), configs[0], f"statistics-{name}.safetensors"
+        needs, config, file = _wanted(configs), configs[0], f"statistics-{name}.safetensors"
         wanted = {mode: sorted(table) for mode, table in needs.items()}
         depends = keys.depends(job.recipe.model_copy(update={"prune": config}), "statistics", wanted)
         if not any(needs.values()):
@@ -128,28 +116,27 @@ class PruneStudy(Study):
 
         def work() -> Json:
             model = checkpoint.load(job.out / "baseline.safetensors")
-            found, seen, faults = calibrate.measure(job.project, model, config, needs)
-            calibrate.write(job.out / file, found, seen)
+            faults = _write_statistics(job.out / file, job.project, model, config, needs)
             return {"faults": faults, "detail": f"{sum(map(len, needs.values()))} statistics"}
 
         faults: dict[str, str] = job.step(f"statistics-{name}", depends, ["train"], [file], work)["faults"]
         return faults
 
-    def cell(self, recipe: Recipe, place: Place, shared: Json) -> Json:
+    def trial(self, recipe: Recipe, dirs: TrialDirs, shared: Json) -> Json:
         """Prune, fine-tune where the recipe has epochs for it, and evaluate after both."""
-        job = job_of(recipe, place)
-        _link(place.shared / "baseline.safetensors", place.folder / "baseline.safetensors")
+        job = job_of(recipe, dirs)
+        _link(dirs.shared / "baseline.safetensors", dirs.folder / "baseline.safetensors")
         job.step.keys["train"] = shared["key"]
-        name = calibrate.set_name(recipe.prune)
-        file = place.shared / f"statistics-{name}.safetensors"
-        with _sparse_phase(recipe, place):
-            pruned = job.prune(calibrate.read(file, recipe.prune, shared["faults"][name]))
+        name = _set_name(recipe.prune)
+        file = dirs.shared / f"statistics-{name}.safetensors"
+        with _sparse_phase(recipe, dirs):
+            pruned = job.prune(_read_statistics(file, recipe.prune, shared["faults"][name]))
         stages = {"pruned": job.score("pruned", "prune")}
         curves: list[Json] = []
         if recipe.finetune.epochs:
             curves = job.finetune("finetune", "pruned.safetensors", "prune")["curves"]
             stages["finetuned"] = job.score("finetuned", "finetune")
-            for leftover in place.folder.glob("finetune/*/lightning/resume.ckpt"):
+            for leftover in dirs.folder.glob("finetune/*/lightning/resume.ckpt"):
                 leftover.unlink()  # the fit is over; its weights are in finetuned.safetensors
         last = list(stages.values())[-1]
         row, base = _flat(last), shared["row"]
@@ -167,76 +154,72 @@ class PruneStudy(Study):
             "curves": curves,
             "steps": job.step.records,
         }
-        self.finish_cell(job, place, shared, found)
-        to_tensorboard(place.folder, row)
+        self.finish_trial(job, dirs, shared, found)
+        to_tensorboard(dirs.folder, row)
         return found
 
-    def time(self, recipe: Recipe, place: Place, seconds: float) -> Json:
-        """Latency of the last network and of the baseline, in turns, in torch on the CPU or the first device."""
+    def time(self, recipe: Recipe, dirs: TrialDirs, seconds: float) -> Json:
+        """Latency of the last network and of the baseline, interleaved, in torch on the CPU or the first device."""
         project = Project.open(recipe)
-        paths = {"baseline": place.shared / "baseline.safetensors", "cell": last_network(place.folder)}
+        paths = {"baseline": dirs.shared / "baseline.safetensors", "trial": last_network(dirs.folder)}
         device = "cuda" if torch.cuda.is_available() else "cpu"
         backend, size = BACKENDS["torch"], project.preprocess.size
         options: dict[str, Any] = {"size": size, "device": device}
         sessions = {name: backend.open(checkpoint.load(path), **options) for name, path in paths.items()}
         image = np.random.default_rng(0).standard_normal((1, 3, *size)).astype(np.float32)
         feeds = {name: {"image": image} for name in sessions}
-        row = in_turns(recipe, sessions, feeds, seconds)
+        row = _interleaved(recipe, sessions, feeds, seconds)
         return row | ({"pixels_per_s": row["fps"] * size[0] * size[1]} if "fps" in row else {})
 
-    def pictures(self, recipe: Recipe, place: Place, extra: Json) -> Json:
-        """Image, truth, what the baseline says and what each of `extra["cells"]` says; segmentation alone."""
+    def pictures(self, recipe: Recipe, dirs: TrialDirs, extra: Json) -> Json:
+        """Image, truth, the labels of the baseline and of each of `extra["trials"]`; segmentation alone."""
         project = Project.open(recipe)
         if project.task.metric != self.metric:
             return {"panels": []}
-        root, size = place.folder.parent.parent, extra.get("panels", 2)
-        paths = {"baseline": place.shared / "baseline.safetensors"}
-        paths |= {cell["title"]: last_network(root / "runs" / cell["id"]) for cell in extra["cells"]}
+        root, size = dirs.folder.parent.parent, extra.get("panels", 2)
+        paths = {"baseline": dirs.shared / "baseline.safetensors"}
+        paths |= {each["title"]: last_network(root / "runs" / each["id"]) for each in extra["trials"]}
         predictors = {title: project.task.predictor(checkpoint.load(path)) for title, path in paths.items()}
         split = project.split(recipe.split)
-        folder = root / "pictures" / safe_name(extra["name"])
-        panels = write_panels(folder, split, spread(split, size), predictors, project.data.palette)
-        files = [
-            {title: f"pictures/{safe_name(extra['name'])}/{path}" for title, path in panel["files"].items()}
-            for panel in panels
-        ]
-        found = [{"id": f"{extra['name']}: {panel['id']}", "files": f} for panel, f in zip(panels, files, strict=True)]
-        return {"panels": found, "palette": project.data.palette.tolist()}
+        name, place = extra["name"], f"pictures/{safe_name(extra['name'])}"
+        panels = write_panels(root / place, split, spread(split, size), predictors, project.data.palette)
+        for panel in panels:
+            panel["id"] = f"{name}: {panel['id']}"
+            panel["files"] = {title: f"{place}/{path}" for title, path in panel["files"].items()}
+        return {"panels": panels, "palette": project.data.palette.tolist()}
 
 
-STUDIES.add("prune", PruneStudy())
+EXPERIMENTS.add("prune", PruneExperiment())
 
 
 @contextlib.contextmanager
-def _sparse_phase(recipe: Recipe, place: Place) -> Iterator[None]:
-    """Cells that differ in their budget alone train their sparse phase once: it lies in the shared part, and who comes
-    second waits for the first and finds it done."""
+def _sparse_phase(recipe: Recipe, dirs: TrialDirs) -> Iterator[None]:
+    """Trials that differ in their budget alone train their sparse phase once, in the stage's folder; others wait."""
     if not CRITERIA[recipe.prune.criterion].sparse_phase:
         yield
         return
-    (place.shared / "sparse").mkdir(parents=True, exist_ok=True)
-    _link(place.shared / "sparse", place.folder / "sparse")
-    with locked(place.shared / "sparse" / ".lock", wait=True):
+    (dirs.shared / "sparse").mkdir(parents=True, exist_ok=True)
+    _link(dirs.shared / "sparse", dirs.folder / "sparse")
+    with locked(dirs.shared / "sparse" / ".lock", wait=True):
         yield
 
 
 def last_network(folder: Path) -> Path:
-    """The network that a cell came to."""
+    """The network that a trial came to."""
     tuned = folder / "finetuned.safetensors"
     return tuned if tuned.is_file() else folder / "pruned.safetensors"
 
 
-def job_of(recipe: Recipe, place: Place) -> Job:
-    """A run in the folder of a cell or a shared part, whose finished steps are noted."""
-    runner = Runner(place.folder, lambda *_: None)
+def job_of(recipe: Recipe, dirs: TrialDirs) -> Job:
+    """A run in the folder of a trial or a stage, whose finished steps are noted."""
 
     def say(name: str, status: str, seconds: float, detail: str) -> None:
         log.info("%7s %-24s %8.1f s  %s", status, name, seconds, detail)
         if status in ("ok", "not passed", "not measured"):
-            place.computed(name, runner.keys[name])
+            dirs.computed(name, runner.keys[name])
 
-    runner.say = say
-    return Job(Project.open(recipe), place.folder, runner, place.progress, "")
+    runner = Runner(dirs.folder, say)
+    return Job(Project.open(recipe), dirs.folder, runner, False, "")
 
 
 def _flat(score: Json) -> Json:
@@ -263,14 +246,8 @@ def _link(target: Path, link: Path) -> None:
     link.symlink_to(relative)
 
 
-# The experiment that ends in engines: every network is also exported, built, evaluated, gated and timed.
-
-
-ENGINES = {"baseline": "engine/baseline.engine.onnx", "cell": "engine/finetuned.engine.onnx"}
-
-
-class EngineStudy(PruneStudy):
-    """Networks x criteria x budgets x seeds, from training to engines that pass the gates or do not."""
+class EngineExperiment(PruneExperiment):
+    """The same, and every network is also exported, built, evaluated, gated and timed."""
 
     shared_steps = ("train", "evaluate", "finetune", "engine")
 
@@ -278,13 +255,13 @@ class EngineStudy(PruneStudy):
         """Engines are made of fine-tuned networks."""
         super().check(recipe)
         if not recipe.finetune.epochs:
-            raise VssError("the study 'engine' fine-tunes every network; set finetune.epochs to 1 or more.")
+            raise VssError("the experiment 'engine' fine-tunes every network; set finetune.epochs to 1 or more.")
 
-    def share_of(self, recipe: Recipe) -> Json:
+    def stage_inputs(self, recipe: Recipe) -> Json:
         """The control and the engine of the baseline are shared as well."""
-        return super().share_of(recipe) | {"control": recipe.control}
+        return super().stage_inputs(recipe) | {"control": recipe.control}
 
-    def finish_share(self, job: Job, found: Json) -> None:
+    def finish_stage(self, job: Job, found: Json) -> None:
         """The row also has `engine_*` and, with a control, `control_*` figures."""
         keys = found["row_keys"]
         found["row"] |= _named("engine", job.engine("baseline", "train"), keys)
@@ -292,23 +269,23 @@ class EngineStudy(PruneStudy):
             job.finetune("control", "baseline.safetensors", "train")
             found["row"] |= _named("control", job.score("control", "control"), keys)
 
-    def finish_cell(self, job: Job, place: Place, shared: Json, found: Json) -> None:
+    def finish_trial(self, job: Job, dirs: TrialDirs, shared: Json, found: Json) -> None:
         """The row also has `engine_*` figures and `ships`: 1 where the engine passes all gates of the recipe, else 0;
         the labels say which it does not."""
         engine = job.engine("finetuned", "finetune")
         steps = {"finetuned": "evaluate-finetuned", "engine": "engine-finetuned"}
-        results = {name: _result(job, place, step) for name, step in steps.items()}
-        common = Place(place.shared, place.shared, place.computed)
+        results = {name: _result(job, dirs, step) for name, step in steps.items()}
+        common = TrialDirs(dirs.shared, dirs.shared, dirs.computed)
         results |= {name: _result(job, common, f"evaluate-{name}") for name in unpruned(job.recipe)}
         failed = [verdict for verdict in job.project.task.verdicts(results) if verdict["passed"] is False]
         found["row"] |= _named("engine", engine, shared["row_keys"]) | {"ships": int(not failed)}
         found["row"]["engine_mib"] = engine["size_mib"]
         found["labels"] = [*found["labels"], *(f"{verdict['what']} {verdict['sentence']}" for verdict in failed)]
 
-    def time(self, recipe: Recipe, place: Place, seconds: float) -> Json:
-        """Latency of the cell's engine and of the baseline's, in turns, on an image of the reported split."""
+    def time(self, recipe: Recipe, dirs: TrialDirs, seconds: float) -> Json:
+        """Latency of the trial's engine and of the baseline's, interleaved, on an image of the reported split."""
         project, backend = Project.open(recipe), available(recipe.build.backend)
-        paths = {"baseline": place.shared / ENGINES["baseline"], "cell": place.folder / ENGINES["cell"]}
+        paths = {"baseline": dirs.shared / ENGINES["baseline"], "trial": dirs.folder / ENGINES["trial"]}
         image = torch.as_tensor(project.split(recipe.split)[0]["image"])[None]
         with ExitStack() as stack:
             sessions = {
@@ -316,18 +293,108 @@ class EngineStudy(PruneStudy):
                 for name, path in paths.items()
             }
             feeds = {name: engine_predictor(each, project.preprocess).feed(image) for name, each in sessions.items()}
-            return in_turns(recipe, sessions, feeds, seconds)
+            return _interleaved(recipe, sessions, feeds, seconds)
 
 
-STUDIES.add("engine", EngineStudy())
+EXPERIMENTS.add("engine", EngineExperiment())
 
 
 def _named(prefix: str, step: Result, keys: Iterable[str]) -> Json:
     return {f"{prefix}_{key}": step["metrics"][key] for key in keys}
 
 
-def _result(job: Job, place: Place, step: str) -> Json:
-    """Scores of a finished step of a cell or the shared part, with the array by image."""
-    metrics: Json = Runner(place.folder, lambda *_: None).result(step)["metrics"]
-    images = read_array(place.folder / "scores" / f"{step.removeprefix('evaluate-')}.npy")
+def _result(job: Job, dirs: TrialDirs, step: str) -> Json:
+    """Scores of a finished step of a trial or a stage, with the array by image."""
+    metrics: Json = Runner(dirs.folder, lambda *_: None).result(step)["metrics"]
+    images = read_array(dirs.folder / "scores" / f"{step.removeprefix('evaluate-')}.npy")
     return metrics | {job.project.task.per_image: images}
+
+
+def _interleaved(recipe: Recipe, sessions: dict[str, Any], feeds: dict[str, Any], seconds: float) -> Json:
+    """Times of the session `trial` beside those of `baseline`; of a noisy machine how noisy it was."""
+    found = bench(
+        sessions,
+        feeds,
+        min_seconds=seconds / 2,
+        max_seconds=PATIENCE * seconds,
+        window_seconds=seconds / 16,
+        spread=recipe.bench.spread,
+    )
+    if not found["stable"]:
+        return unsteady(found)
+    row = found["sessions"]["trial"]
+    return {
+        "latency_ms_p50": row["latency_ms_p50"],
+        "latency_ms_p99": row["latency_ms_p99"],
+        "fps": row["throughput_fps"],
+        "baseline_latency_ms_p50": found["sessions"]["baseline"]["latency_ms_p50"],
+        "speedup": found["speedup"]["trial"]["ratio"],
+    }
+
+
+def _set_name(config: PruneConfig) -> str:
+    """Of a calibration set, by its settings."""
+    return sha256_json([config.batches, config.batch_size, list(config.keep)])[:8]
+
+
+def _wanted(configs: Iterable[PruneConfig]) -> dict[Mode, dict[str, Any]]:
+    """Mode of the batch norms -> {name of a statistic: need}, of all criteria together."""
+    found: dict[Mode, dict[str, Any]] = {"eval": {}, "train": {}}
+    for config in configs:
+        criterion = make_criterion(config.criterion, **config.options)
+        found[criterion.batch_norm_mode()] |= {str(need): need for need in criterion.needs}
+    return found
+
+
+def _write_statistics(
+    path: Path, project: Project, model: nn.Module, config: PruneConfig, needs: dict[Mode, dict[str, Any]]
+) -> dict[str, str]:
+    """One pass per mode, as safetensors {mode|need|group: statistic} with the batches of every mode.
+
+    A statistic that stops the pass is left out of it; returns {mode|need: reason}.
+    """
+    groups = list(find_groups(model, torch.zeros(1, 3, *project.preprocess.size), keep=config.keep))
+    loss = steps.calibration_loss(project)
+    found: dict[str, Tensor] = {}
+    seen: dict[str, str] = {}
+    faults: dict[str, str] = {}
+
+    def run(mode: Mode, names: list[str]) -> None:
+        batches = project.calibration(config.batches, config.batch_size)
+        results, count = collect(model, groups, [needs[mode][n] for n in names], batches, loss, batch_norm=mode)
+        seen[mode] = str(count)
+        for need, table in results.items():
+            tensors = {group: value.detach().cpu().contiguous().clone() for group, value in table.items()}
+            found.update({SEPARATOR.join((mode, need, group)): value for group, value in tensors.items()})
+
+    for mode, table in needs.items():
+        try:
+            if table:
+                run(mode, sorted(table))
+        except VssError:
+            for name in sorted(table):
+                try:
+                    run(mode, [name])
+                except VssError as error:
+                    faults[SEPARATOR.join((mode, name))] = str(error)
+    with atomic(path) as temporary:
+        save_file(found, temporary, metadata=seen)
+    return faults
+
+
+def _read_statistics(path: Path, config: PruneConfig, faults: dict[str, str]) -> Statistics | None:
+    """What the criterion of `config` needs; None where it needs nothing, a `VssError` where it could not be had."""
+    criterion = make_criterion(config.criterion, **config.options)
+    if not criterion.needs:
+        return None
+    mode, needs = criterion.batch_norm_mode(), sorted({str(need) for need in criterion.needs})
+    for need in needs:
+        if SEPARATOR.join((mode, need)) in faults:
+            raise VssError(faults[SEPARATOR.join((mode, need))])
+    collected: dict[str, dict[str, Tensor]] = {need: {} for need in needs}
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118  (no mapping, only a method of that name)
+            own_mode, need, group = name.split(SEPARATOR, 2)
+            if own_mode == mode and need in needs:
+                collected[need][group] = file.get_tensor(name)
+        return collected, int(file.metadata()[mode])

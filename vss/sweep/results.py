@@ -1,21 +1,36 @@
-"""Figures over seeds and blocks: means with intervals, ranks of criteria with significance."""
+"""What a sweep found out: results.json, the master table, and what TensorBoard and MLflow show of it.
+
+Means over seeds have intervals, and criteria are ranked over blocks with significance.
+"""
 
 from __future__ import annotations
 
+import csv
 import math
+import os
 import shlex
+import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from vss.core import yaml12
+from vss.core.errors import VssError
 from vss.core.files import atomic, read_json, write_json
-from vss.sweep.grid import Cell
+from vss.sweep.experiment import Json
+from vss.sweep.grid import Trial
 from vss.sweep.store import Store
-from vss.sweep.study import Json
 
+KIND, SCHEMA = "vss.sweep_results", 1
+COSTS = ("macs_g", "params_m", "latency_ms_p50", "size_mib")
+EQUAL = 0.02
+"""MACs of trials at one budget that differ by more than this fraction of the whole are not equal."""
+FIRST = (
+    "params_m", "macs_g", "miou_pct", "ap_pct", "recall_pct", "f1_pct", "fnr_pct", "latency_ms_p50", "fps", "speedup",
+    "ships",
+)  # fmt: skip
+"""Figures of the master table, where a sweep has them."""
 LEVEL = 0.95
 
 
@@ -28,12 +43,8 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
     if count < 2:
         return {"n": count, "mean": mean, "sd": None, "half": None}
     sd = statistics.stdev(values)
-    return {
-        "n": count,
-        "mean": mean,
-        "sd": sd,
-        "half": float(t.ppf((1 + LEVEL) / 2, count - 1)) * sd / math.sqrt(count),
-    }
+    half = float(t.ppf((1 + LEVEL) / 2, count - 1)) * sd / math.sqrt(count)
+    return {"n": count, "mean": mean, "sd": sd, "half": half}
 
 
 def ranking(blocks: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
@@ -49,7 +60,7 @@ def ranking(blocks: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
         `rows` [{"name", "rank", "mean", "wins", "gap": mean difference to the best, "p": corrected, or None}], best
         first; `blocks` used; `friedman_p` or None; `least_p`: the smallest p that so many blocks can give.
     """
-    from scipy.stats import friedmanchisquare, rankdata
+    from scipy.stats import friedmanchisquare, rankdata, wilcoxon
 
     names = list(dict.fromkeys(name for block in blocks.values() for name in block))
     whole = [block for block in blocks.values() if all(name in block for name in names)]
@@ -60,8 +71,8 @@ def ranking(blocks: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     mean_rank = {name: sum(float(row[i]) for row in ranks) / len(ranks) for i, name in enumerate(names)}
     scores = {name: [row[i] for row in table] for i, name in enumerate(names)}
     order = sorted(names, key=lambda name: (mean_rank[name], -statistics.fmean(scores[name])))
-    raw = {name: _wilcoxon(scores[order[0]], scores[name]) for name in order[1:]}
-    corrected = holm(raw)
+    pairs = {name: [a - b for a, b in zip(scores[order[0]], scores[name], strict=True)] for name in order[1:]}
+    corrected = holm({name: float(wilcoxon(gaps).pvalue) if any(gaps) else 1.0 for name, gaps in pairs.items()})
     rows = [
         {
             "name": name,
@@ -79,14 +90,6 @@ def ranking(blocks: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     return {"rows": rows, "blocks": len(whole), "friedman_p": friedman, "least_p": min(1.0, 2.0 ** (1 - len(whole)))}
 
 
-def _wilcoxon(a: Sequence[float], b: Sequence[float]) -> float:
-    """Two-sided p of the signed-rank test; 1 where all pairs are equal."""
-    from scipy.stats import wilcoxon
-
-    differences = [x - y for x, y in zip(a, b, strict=True)]
-    return float(wilcoxon(differences).pvalue) if any(differences) else 1.0
-
-
 def holm(values: Mapping[str, float]) -> dict[str, float]:
     """p-values corrected for their number (Holm 1979).
 
@@ -100,29 +103,20 @@ def holm(values: Mapping[str, float]) -> dict[str, float]:
     return result
 
 
-# From the records of a sweep to one table: results.json, which the page, exports and `vss compare` read.
-
-
-KIND, SCHEMA = "vss.sweep_results", 1
-COSTS = ("macs_g", "params_m", "latency_ms_p50", "size_mib")
-EQUAL = 0.02
-"""MACs of cells at one budget that differ by more than this fraction of the whole are not equal."""
-
-
 def gather(store: Store) -> Json:
     """Everything a sweep found out.
 
     Returns:
         JSON of kind `vss.sweep_results`: `metric`, `title`, `columns` (keys of `values` in table order), `axes`,
-        `rows` (a cell each), `groups` (cells that differ in the seed alone, each value with its interval),
-        `baselines`, `ranking`, `unequal` (budgets whose cells do not cost the same), and how it was made.
+        `rows` (a trial each), `groups` (trials that differ in the seed alone, each value with its interval),
+        `baselines`, `ranking`, `unequal` (budgets whose trials do not cost the same), and how it was made.
     """
-    cells = store.cells()
-    shares = {cell.id: store.share(cell) for cell in cells if not cell.fault}
-    shared = {name: part for name in dict.fromkeys(shares.values()) if (part := store.shared(name))}
+    trials = store.trials()
+    stages = {trial.id: store.stage_of(trial) for trial in trials if not trial.fault}
+    shared = {name: found for name in dict.fromkeys(stages.values()) if (found := store.shared(name))}
     first: Json = next(iter(shared.values()), {})
-    metric = store.grid.metric or first.get("metric") or store.study().metric
-    rows = [_row(store, cell, shares.get(cell.id)) for cell in cells]
+    metric = store.grid.metric or first.get("metric") or store.experiment().metric
+    rows = [_row(store, trial, stages.get(trial.id)) for trial in trials]
     good = [row for row in rows if row["status"] == "ok"]
     about = store.about()
     return {
@@ -139,7 +133,7 @@ def gather(store: Store) -> Json:
         "axes": list(dict.fromkeys(axis for row in rows for axis in row["coords"])),
         "rows": rows,
         "groups": _groups(good),
-        "baselines": _baselines(cells, shares, _with_times(shared, good)),
+        "baselines": _baselines(trials, stages, _with_times(shared, good)),
         "classes": first.get("classes", []),
         "ranking": ranking(_blocks(good, metric)),
         "unequal": _unequal(good),
@@ -159,27 +153,27 @@ def read(folder: Path | str) -> Json:
     return read_json(Path(folder) / "results.json", kind=KIND, schema=SCHEMA)
 
 
-def _row(store: Store, cell: Cell, share: str | None) -> Json:
-    record = store.record(cell.id) or {"status": "left"}
+def _row(store: Store, trial: Trial, stage: str | None) -> Json:
+    record = store.record(trial.id) or {"status": "left"}
     kept = ("status", "error", "seconds", "attempts", "iou_pct", "groups", "labels", "stage")
-    row = {"id": cell.id, "coords": cell.coords, "share": share, "values": record.get("row", {})}
+    row = {"id": trial.id, "coords": trial.coords, "share": stage, "values": record.get("row", {})}
     row |= {key: record[key] for key in kept if record.get(key) is not None}
     if "speedup" in row["values"] and "macs_kept" in row["values"]:
         values = row["values"]
         row["values"] = values | {"speedup_per_mac_reduction": values["speedup"] * values["macs_kept"]}
-    return row | {"command": _command(store, cell)}
+    return row | {"command": _command(store, trial)}
 
 
-def _command(store: Store, cell: Cell) -> str:
-    """One run of this cell by itself, training included; its recipe is written for that."""
-    if cell.fault or store.grid.study != "prune":
+def _command(store: Store, trial: Trial) -> str:
+    """One run of this trial by itself, training included; its recipe is written for that."""
+    if trial.fault or store.grid.study != "prune":
         return ""
-    path = store.root / "recipes" / f"{cell.id}.yaml"
-    text = yaml12.dump(cell.recipe().model_dump(mode="json"))
+    path = store.root / "recipes" / f"{trial.id}.yaml"
+    text = yaml12.dump(trial.recipe().model_dump(mode="json"))
     if not path.is_file() or path.read_text() != text:
         with atomic(path) as temporary:
             temporary.write_text(text)
-    return shlex.join(["vss", "run", f"recipes/{cell.id}.yaml", "--out", f"again/{cell.id}"])
+    return shlex.join(["vss", "run", f"recipes/{trial.id}.yaml", "--out", f"again/{trial.id}"])
 
 
 def _columns(rows: list[Json], metric: str, scores: list[str]) -> list[str]:
@@ -191,58 +185,56 @@ def _columns(rows: list[Json], metric: str, scores: list[str]) -> list[str]:
 
 
 def _groups(rows: list[Json]) -> list[Json]:
-    """Cells that differ in the seed alone, together."""
+    """Trials that differ in the seed alone, together."""
     table: dict[str, list[Json]] = {}
     for row in rows:
         table.setdefault(" · ".join(v for axis, v in row["coords"].items() if axis != "seed"), []).append(row)
-    groups = []
-    for name, members in table.items():
-        keys = dict.fromkeys(key for row in members for key in row["values"])
-        values = {key: [v for row in members if isinstance(v := row["values"].get(key), int | float)] for key in keys}
-        groups.append({
+    return [
+        {
             "name": name,
             "coords": {axis: value for axis, value in members[0]["coords"].items() if axis != "seed"},
             "cells": [row["id"] for row in members],
-            "values": {key: summary(found) for key, found in values.items() if found},
-            "iou_pct": _mean_lists([row["iou_pct"] for row in members if row.get("iou_pct")]),
+            **_over_seeds([row["values"] for row in members], [row.get("iou_pct") for row in members]),
             "widths": members[0].get("groups", []),
             "labels": sorted({label for row in members for label in row.get("labels", [])}),
-        })  # fmt: skip
-    return groups
+        }
+        for name, members in table.items()
+    ]
 
 
-def _mean_lists(lists: list[list[float | None]]) -> list[float | None]:
-    columns = [[value for value in column if value is not None] for column in zip(*lists, strict=True)]
-    return [sum(column) / len(column) if column else None for column in columns]
+def _over_seeds(rows: list[Json], ious: list[list[float | None] | None]) -> Json:
+    """`values`: the summary of every figure that is a number; `iou_pct`: means per class."""
+    keys = dict.fromkeys(key for row in rows for key in row)
+    numbers = {key: [v for row in rows if isinstance(v := row.get(key), int | float)] for key in keys}
+    columns = [[v for v in column if v is not None] for column in zip(*filter(None, ious), strict=True)]
+    return {
+        "values": {key: summary(found) for key, found in numbers.items() if found},
+        "iou_pct": [sum(column) / len(column) if column else None for column in columns],
+    }
 
 
 def _with_times(shared: dict[str, Json], rows: list[Json]) -> dict[str, Json]:
-    """Shared parts whose row has the network's own latency: the median of those measured in turns with its cells."""
+    """Stages whose row has the network's own latency: the median of those measured interleaved with its trials."""
     found = {}
-    for name, part in shared.items():
+    for name, stage in shared.items():
         own = [row["values"].get("baseline_latency_ms_p50") for row in rows if row["share"] == name]
         times = [ms for ms in own if ms is not None]
-        found[name] = part | ({"row": part["row"] | {"latency_ms_p50": median(times)}} if times else {})
+        row = stage["row"] | ({"latency_ms_p50": statistics.median(times)} if times else {})
+        found[name] = stage | {"row": row}
     return found
 
 
-def _baselines(cells: list[Cell], shares: dict[str, str], shared: dict[str, Json]) -> list[Json]:
+def _baselines(trials: list[Trial], stages: dict[str, str], shared: dict[str, Json]) -> list[Json]:
     """The networks before pruning, means over seeds."""
     table: dict[str, dict[str, Json]] = {}
-    for cell in cells:
-        if shares.get(cell.id) in shared:
-            name = shares[cell.id]
-            table.setdefault(cell.coords.get("network", "baseline"), {})[name] = shared[name]
-    found = []
-    for name, parts in table.items():
-        keys = dict.fromkeys(key for part in parts.values() for key in part["row"])
-        values = {key: [part["row"][key] for part in parts.values() if key in part["row"]] for key in keys}
-        iou = [part["iou_pct"] for part in parts.values() if part.get("iou_pct")]
-        numbers = {k: [v for v in found if isinstance(v, int | float)] for k, found in values.items()}
-        found.append({
-            "name": name, "values": {k: summary(v) for k, v in numbers.items() if v}, "iou_pct": _mean_lists(iou),
-        })  # fmt: skip
-    return found
+    for trial in trials:
+        name = stages.get(trial.id)
+        if name in shared:
+            table.setdefault(trial.coords.get("network", "baseline"), {})[name] = shared[name]
+    return [
+        {"name": name, **_over_seeds([s["row"] for s in own.values()], [s.get("iou_pct") for s in own.values()])}
+        for name, own in table.items()
+    ]
 
 
 def _blocks(rows: list[Json], metric: str) -> dict[str, dict[str, float]]:
@@ -258,7 +250,7 @@ def _blocks(rows: list[Json], metric: str) -> dict[str, dict[str, float]]:
 
 
 def _unequal(rows: list[Json]) -> list[Json]:
-    """Budgets of a network at which the kept share of MACs differs by more than EQUAL between cells."""
+    """Budgets of a network at which the kept share of MACs differs by more than EQUAL between trials."""
     table: dict[str, list[Json]] = {}
     for row in rows:
         if "macs_kept" in row["values"] and row["coords"].get("budget", "macs").startswith("macs"):
@@ -277,3 +269,74 @@ def _panels(store: Store) -> Json:
     file = store.root / "panels.json"
     data = read_json(file, kind="vss.sweep_panels", schema=1) if file.is_file() else {"panels": [], "palette": []}
     return {key: data[key] for key in ("panels", "palette")}
+
+
+def write_csv(results: Mapping[str, Any], path: Path) -> Path:
+    """One line for every baseline and every group of trials that differ in the seed alone.
+
+    Columns: `name`, the axes, `sparsity_pct` (parameters that went), then `FIRST` and every other figure, each a mean
+    and, with two seeds or more, the half-width of its 95 % interval (`KEY_half`).
+    """
+    rows = table(results)
+    axes = [axis for axis in results["axes"] if axis != "seed"]
+    columns = sorted(results["columns"], key=lambda key: FIRST.index(key) if key in FIRST else len(FIRST))
+    halves = [key for key in columns if any(f"{key}_half" in row for row in rows)]
+    heads = ["name", *axes, "seeds", "sparsity_pct"]
+    heads += [name for key in columns for name in ([key, f"{key}_half"] if key in halves else [key])]
+    with atomic(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, heads, extrasaction="ignore", restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The lines of the master table, baselines first; a figure that nothing defines is absent."""
+    rows = []
+    for kind in ("baselines", "groups"):
+        for group in results[kind]:
+            values = group["values"]
+            row: dict[str, Any] = {"name": group["name"], "kind": kind, **group.get("coords", {})}
+            row["seeds"] = max((value["n"] for value in values.values()), default=0)
+            row |= {key: value["mean"] for key, value in values.items()}
+            row |= {f"{key}_half": value["half"] for key, value in values.items() if value["half"] is not None}
+            row["sparsity_pct"] = 100 * (1 - row["params_kept"]) if "params_kept" in row else 0.0
+            rows.append(row)
+    return rows
+
+
+def to_mlflow(store: Store, table: Json) -> None:
+    """Write runs into `mlruns` below the sweep's folder; a trial that is there with the same figures is left alone."""
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+    try:
+        from mlflow.tracking import MlflowClient
+    except ModuleNotFoundError as error:
+        raise VssError("--mlflow needs MLflow; install it with: pip install 'vss[mlflow]'") from error
+    client = MlflowClient(tracking_uri=(store.root / "mlruns").resolve().as_uri())
+    found = client.get_experiment_by_name(table["name"])
+    experiment = found.experiment_id if found else client.create_experiment(table["name"])
+    known = {run.data.tags.get("vss.cell"): run for run in client.search_runs([experiment], max_results=10_000)}
+    for row in table["rows"]:
+        metrics = {key: float(value) for key, value in row["values"].items() if isinstance(value, int | float)}
+        old = known.get(row["id"])
+        if row["status"] != "ok" or (old is not None and old.data.metrics == metrics):
+            continue
+        if old is not None:
+            client.delete_run(old.info.run_id)
+        run = client.create_run(experiment, run_name=row["id"], tags={"vss.cell": row["id"]})
+        for axis, value in row["coords"].items():
+            client.log_param(run.info.run_id, axis, value)
+        for key, value in metrics.items():
+            client.log_metric(run.info.run_id, key, value)
+        client.set_terminated(run.info.run_id)
+
+
+def to_tensorboard(folder: Path, row: Json) -> None:
+    """The figures of a trial as scalars in `folder/tensorboard`, beside the curves of its fits; older ones go."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        for key, value in row.items():
+            if isinstance(value, int | float):
+                writer.add_scalar(f"cell/{key}", value)

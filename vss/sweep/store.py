@@ -1,9 +1,9 @@
-"""A sweep's folder: what it is, one record per cell, who is at work in it, and what has been computed.
+"""A sweep's folder: what it is, one record per trial, who is at work in it, and what has been computed.
 
-sweep.json       the grid, its cells and how it was started
-cells/ID.json    one record per cell: status, row, seconds, attempts
-runs/ID/         the cell's own files; shared/NAME/ what cells of one network and seed share
-logs/ID.log      all that was said in the cell
+sweep.json       the grid, its trials and how it was started
+cells/ID.json    one record per trial: status, row, seconds, attempts
+runs/ID/         the trial's own files; shared/NAME/ what trials of one network and seed share
+logs/ID.log      everything that the trial printed and logged
 computed/        one line per step that was really computed, a file per process
 """
 
@@ -14,9 +14,9 @@ import json
 import logging
 import os
 import socket
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -26,12 +26,12 @@ from vss.core.files import read_json, sha256_json, write_json
 from vss.core.locks import is_leftover
 from vss.core.yaml12 import parse
 from vss.run.runner import read_record, write_record
-from vss.sweep.grid import Cell, Grid
-from vss.sweep.study import Json, Study, study
+from vss.sweep.experiment import Experiment, Json, experiment
+from vss.sweep.grid import Grid, Trial
 
 log = logging.getLogger(__name__)
 
-KIND, CELL, SHARE, SCHEMA = "vss.sweep", "vss.sweep_cell", "vss.sweep_share", 1
+KIND, TRIAL, STAGE, SCHEMA = "vss.sweep", "vss.sweep_cell", "vss.sweep_share", 1
 
 
 @dataclass(frozen=True)
@@ -51,91 +51,78 @@ class Store:
     @classmethod
     def make(cls, root: Path | str, grid: Grid, *, about: Json, replace: bool = False) -> Store:
         """Begin a sweep, or go on with the same one; another one in the folder is refused unless `replace`."""
-        root, now = Path(root), sha256_json(grid.model_dump(mode="json"))
-        file = root / "sweep.json"
+        root, content = Path(root), grid.model_dump(mode="json")
+        file, key = root / "sweep.json", sha256_json(content)
         if file.is_file():
             old = _head(file)
-            if old and old["key"] == now:
+            if old and old["key"] == key:
                 return cls(root, grid)
             if old and not replace:
+                differ = [name for name, value in content.items() if old["grid"].get(name) != value]
                 raise VssError(
-                    f"{root} holds sweep {old['grid']['name']!r}, which differs in {_difference(old['grid'], grid)}; "
+                    f"{root} holds sweep {old['grid']['name']!r}, which differs in "
+                    f"{', '.join(differ) or 'nothing that this version knows'}; "
                     "choose another folder, or give --extend to go on with what the two have in common."
                 )
         elif root.is_dir() and any(path.name != ".lock" and not is_leftover(path) for path in root.iterdir()):
             raise VssError(f"{root} holds other files and no sweep; choose another folder.")
-        head = {"kind": KIND, "schema": SCHEMA, "key": now}
-        write_json(file, head | {"grid": grid.model_dump(mode="json"), **about})
+        write_json(file, {"kind": KIND, "schema": SCHEMA, "key": key, "grid": content, **about})
         return cls(root, grid)
 
     def about(self) -> Json:
-        """The content of sweep.json."""
+        """sweep.json: how the sweep was started."""
         return read_json(self.root / "sweep.json", kind=KIND, schema=SCHEMA)
 
-    # -- cells --------------------------------------------------------------------------------------------------------
+    def experiment(self) -> Experiment:
+        """What a trial of this sweep does."""
+        return experiment(self.grid.study, self.grid.plugins)
 
-    def record(self, cell: str) -> Json | None:
-        """The record of a cell, or None."""
+    def trials(self) -> list[Trial]:
+        """All trials of the grid; its plugins are loaded first."""
+        self.experiment()
+        return self.grid.trials()
+
+    def record(self, trial: str) -> Json | None:
+        """The record of a trial, or None."""
         wanted = {"id": str, "coords": dict, "key": str, "status": str}
-        return read_record(self.root / "cells" / f"{cell}.json", CELL, wanted)
+        return read_record(self.root / "cells" / f"{trial}.json", TRIAL, wanted)
 
-    def keep(self, cell: Cell, key: str, outcome: Json) -> None:
-        """Write the record of a cell, whole or not at all."""
-        head = {"id": cell.id, "coords": cell.coords, "key": key}
-        write_record(self.root / "cells" / f"{cell.id}.json", CELL, head | outcome)
+    def keep(self, trial: Trial, key: str, outcome: Json) -> None:
+        """Write the record of a trial, whole or not at all."""
+        head = {"id": trial.id, "coords": trial.coords, "key": key}
+        write_record(self.root / "cells" / f"{trial.id}.json", TRIAL, head | outcome)
 
-    def done(self, cell: Cell, key: str) -> Json | None:
-        """The record of this very cell, where it says ok."""
-        record = self.record(cell.id)
-        return record if record and record["status"] == "ok" and record["key"] == key else None
-
-    def folder(self, cell: str) -> Path:
-        """Where a cell works."""
-        return self.root / "runs" / cell
+    def folder(self, trial: str) -> Path:
+        """Where a trial works."""
+        return self.root / "runs" / trial
 
     def log(self, name: str) -> Path:
-        """The log of a cell or a shared part."""
+        """The log of a trial or a shared stage."""
         return self.root / "logs" / f"{name}.log"
 
-    def cells(self) -> list[Cell]:
-        """All cells of the grid; its plugins are loaded first."""
-        self.study()
-        return self.grid.cells()
+    def stage_of(self, trial: Trial) -> str:
+        """Name of the shared stage that a trial builds on, which is also a folder."""
+        return f"shared-{sha256_json(self.experiment().stage_inputs(trial.recipe()))[:12]}"
 
-    def study(self) -> Study:
-        """What a cell of this sweep does."""
-        return study(self.grid.study, self.grid.plugins)
-
-    # -- shared parts -------------------------------------------------------------------------------------------------
-
-    def share(self, cell: Cell) -> str:
-        """Name of the shared part that a cell belongs to, which is also a folder."""
-        return f"shared-{sha256_json(self.study().share_of(cell.recipe()))[:12]}"
-
-    def recipes(self, share: str) -> list[Recipe]:
-        """Recipes of the cells of one shared part, without those that cannot be."""
+    def recipes(self, stage: str) -> list[Recipe]:
+        """Recipes of the trials of one shared stage, without those that cannot be."""
         found = []
-        for cell in self.cells():
+        for trial in self.trials():
             with contextlib.suppress(VssError):
-                if not cell.fault and self.share(cell) == share:
-                    recipe = cell.recipe()
-                    self.study().check(recipe)
+                if not trial.fault and self.stage_of(trial) == stage:
+                    recipe = trial.recipe()
+                    self.experiment().check(recipe)
                     found.append(recipe)
         return found
 
-    def keep_share(self, name: str, result: Json) -> None:
-        """Write what a shared part returned."""
-        write_record(self._share_file(name), SHARE, {"result": result})
+    def keep_stage(self, name: str, result: Json) -> None:
+        """Write what a shared stage returned."""
+        write_record(self.root / "shared" / f"{name}.json", STAGE, {"result": result})
 
     def shared(self, name: str) -> Json | None:
-        """What a shared part returned; None where it is not done."""
-        record = read_record(self._share_file(name), SHARE, {"result": dict})
+        """What a shared stage returned; None where it is not done."""
+        record = read_record(self.root / "shared" / f"{name}.json", STAGE, {"result": dict})
         return record and record["result"]
-
-    def _share_file(self, name: str) -> Path:
-        return self.root / "shared" / f"{name}.json"
-
-    # -- what was computed --------------------------------------------------------------------------------------------
 
     def computed(self) -> list[Json]:
         """Every step that was computed to its end: {"part", "step", "key", "process"}, in no order."""
@@ -143,16 +130,10 @@ class Store:
         lines = [line for file in files for line in file.read_text().splitlines(keepends=True)]
         return [json.loads(line) for line in lines if line.endswith("}\n")]  # a killed process leaves half a line
 
-    def repeated(self) -> list[Json]:
-        """Steps that were computed more than once from the same inputs in the same place; empty when all is well."""
-        seen: set[tuple[str, str]] = set()
-        twice = []
-        for line in self.computed():
-            place = (line["part"], line["key"])
-            if place in seen:
-                twice.append(line)
-            seen.add(place)
-        return twice
+    def repeated(self) -> list[tuple[str, str]]:
+        """(part, key) of steps that were computed again from the same inputs; empty when all is well."""
+        counts = Counter((line["part"], line["key"]) for line in self.computed())
+        return [place for place, count in counts.items() for _ in range(count - 1)]
 
 
 def note_computed(root: Path, part: str, step: str, key: str) -> None:
@@ -165,7 +146,7 @@ def note_computed(root: Path, part: str, step: str, key: str) -> None:
 
 
 def _head(file: Path) -> Json | None:
-    """sweep.json; None for a damaged one, which is written again: cells are kept by keys of their own."""
+    """sweep.json; None for a damaged one, which is written again: trials are kept by keys of their own."""
     try:
         data = read_json(file, kind=KIND, schema=SCHEMA)
         Grid.model_validate(data["grid"])
@@ -173,8 +154,3 @@ def _head(file: Path) -> Json | None:
         log.warning("%s is no whole head of a sweep (%s); it is written again.", file, error)
         return None
     return data if isinstance(data.get("key"), str) else None
-
-
-def _difference(old: Json, grid: Grid) -> str:
-    new: dict[str, Any] = grid.model_dump(mode="json")
-    return ", ".join(key for key in new if old.get(key) != new[key]) or "nothing that this version knows"

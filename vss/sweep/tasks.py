@@ -1,15 +1,14 @@
-"""What a worker process does with a task: one function from JSON to JSON that never raises for a failed task.
+"""What a worker does: it gets a `Task` and answers with an `Outcome`; a task that fails is an outcome too.
 
-A task is {"kind", "id", "root", "study", "plugins", "recipe", "threads", "share", "shared"}; its kind is one of share,
-cell, time and pictures.
-An outcome is {"id", "status": "ok", "seconds", "result"} or {"id", "status": "failed", "seconds", "error", "full"};
-`full` says that the disk is. An executor answers "lost" for a worker that died.
+Its trace, and everything that it prints and logs, is in its log.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import json
 import logging
 import os
 import shutil
@@ -17,78 +16,94 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from vss.core.config import Recipe
 from vss.core.errors import VssError
 from vss.core.locks import at_work
+from vss.sweep.experiment import Experiment, Json, TrialDirs, experiment
 from vss.sweep.store import Store, note_computed
-from vss.sweep.study import Json, Place, Study, study
 
 LEAST_FREE = 32 * 2**20
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def perform(task: Json) -> Json:
-    """Do one task in this process; what it says goes to its log."""
-    root, start = Path(task["root"]), time.monotonic()
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One piece of work.
+
+    Attributes:
+        id: names its log: of a trial, of a shared stage, or of what follows a trial.
+        root, experiment, plugins: of the sweep.
+        stage: the shared stage that it is, or that it builds on.
+        trial: whose folder it works in; empty for a stage.
+        shared: what the stage returned.
+        extra: what `time` and `pictures` need.
+    """
+
+    kind: Literal["stage", "trial", "time", "pictures"]
+    id: str
+    root: Path
+    experiment: str
+    plugins: tuple[str, ...]
+    threads: int
+    stage: str
+    trial: str = ""
+    recipe: Json | None = None
+    shared: Json = field(default_factory=dict)
+    extra: Json = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a task: "lost" when its worker died, `full` when the disk is."""
+
+    id: str
+    status: Literal["ok", "failed", "lost"]
+    result: Json = field(default_factory=dict)
+    error: str = ""
+    seconds: float | None = None
+    full: bool = False
+
+
+def perform(task: Task) -> Outcome:
+    """Do one task in this process."""
+    start = time.monotonic()
     try:
-        with _logged(root / "logs" / f"{task['id']}.log"):
-            return _attempt(task, root) | {"id": task["id"], "seconds": time.monotonic() - start}
+        with _logged(task.root / "logs" / f"{task.id}.log"):
+            outcome = _attempt(task)
     except OSError as error:  # the log itself cannot be written
-        failed = {"status": "failed", "error": str(error), "full": error.errno in FULL}
-        return failed | {"id": task["id"], "seconds": time.monotonic() - start}
+        outcome = Outcome(task.id, "failed", error=str(error), full=error.errno in FULL)
+    return replace(outcome, seconds=time.monotonic() - start)
 
 
-def _attempt(task: Json, root: Path) -> Json:
+def _attempt(task: Task) -> Outcome:
     try:
-        work = study(task["study"], task["plugins"])
-        _set_threads(task["threads"])
-        return {"status": "ok", "result": _KINDS[task["kind"]](work, task, root)}
-    except Exception as error:  # any error of a cell is that cell's alone: kept with its trace, named in its record
+        work, torch = experiment(task.experiment, task.plugins), sys.modules.get("torch")
+        if torch is not None:
+            torch.set_num_threads(task.threads)
+        result = json.loads(json.dumps(_result(work, task), allow_nan=False))  # as its record will give it back
+        return Outcome(task.id, "ok", result)
+    except Exception as error:  # any error of a trial is that trial's alone: kept with its trace, named in its record
         traceback.print_exc()
         sentence = str(error) if isinstance(error, VssError) else f"{type(error).__name__}: {error}"
-        return {"status": "failed", "error": sentence, "full": is_full(error, root)}
+        return Outcome(task.id, "failed", error=sentence, full=is_full(error, task.root))
 
 
-def _share(work: Study, task: Json, root: Path) -> Json:
-    folder = root / "shared" / task["id"]
-    with at_work(folder, wait=True):
-        return work.share(Store.read(root).recipes(task["id"]), _place(task, folder, folder))
-
-
-def _cell(work: Study, task: Json, root: Path) -> Json:
-    folder = root / "runs" / task["id"]
-    with at_work(folder, wait=True):
-        place = _place(task, folder, root / "shared" / task["share"])
-        return work.cell(Recipe.model_validate(task["recipe"]), place, task["shared"])
-
-
-def _time(work: Study, task: Json, root: Path) -> Json:
-    return work.time(Recipe.model_validate(task["recipe"]), _after(task), task["extra"]["seconds"])
-
-
-def _pictures(work: Study, task: Json, root: Path) -> Json:
-    return work.pictures(Recipe.model_validate(task["recipe"]), _after(task), task["extra"])
-
-
-def _after(task: Json) -> Place:
-    root = Path(task["root"])
-    return Place(root / "runs" / task["cell"], root / "shared" / task["share"], lambda *_: None)
-
-
-_KINDS = {"time": _time, "pictures": _pictures, "share": _share, "cell": _cell}
-
-
-def _place(task: Json, folder: Path, shared: Path) -> Place:
-    root = Path(task["root"])
-    return Place(folder, shared, lambda step, key: note_computed(root, task["id"], step, key))
-
-
-def _set_threads(count: int | None) -> None:
-    torch = sys.modules.get("torch")
-    if count and torch is not None:
-        torch.set_num_threads(count)
+def _result(work: Experiment, task: Task) -> Json:
+    shared = task.root / "shared" / task.stage
+    folder = task.root / "runs" / task.trial if task.trial else shared
+    dirs = TrialDirs(folder, shared, functools.partial(note_computed, task.root, task.id))
+    if task.kind == "stage":
+        with at_work(folder, wait=True):
+            return work.stage(Store.read(task.root).recipes(task.stage), dirs)
+    recipe = Recipe.model_validate(task.recipe)
+    if task.kind == "trial":
+        with at_work(folder, wait=True):
+            return work.trial(recipe, dirs, task.shared)
+    return work.time(recipe, dirs, **task.extra) if task.kind == "time" else work.pictures(recipe, dirs, task.extra)
 
 
 def is_full(error: BaseException | None, root: Path) -> bool:
@@ -104,15 +119,14 @@ def is_full(error: BaseException | None, root: Path) -> bool:
 def _logged(path: Path) -> Iterator[None]:
     """Everything that is written to standard output and error, by C code too, goes behind what the log holds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.StreamHandler(sys.stderr)
-    own = logging.getLogger("vss")
-    with path.open("a") as log:
+    handler, own = logging.StreamHandler(sys.stderr), logging.getLogger("vss")
+    level = own.level
+    with path.open("a") as file:
         saved = os.dup(1), os.dup(2)
         _flush()
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
         own.addHandler(handler)
-        level = own.level
         own.setLevel(logging.INFO)
         try:
             yield

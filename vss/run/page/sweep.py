@@ -7,14 +7,19 @@ figures), which loads nothing; a plotting library would weigh megabytes in every
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vss.core.errors import VssError
 from vss.core.files import atomic, read_json
+from vss.run.page.charts import pareto
 from vss.run.page.panels import panels
 from vss.run.page.text import block, label, number, signed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 KIND, SCHEMA = "vss.sweep_results", 1
 COSTS = ("macs_g", "params_m", "latency_ms_p50")
@@ -141,3 +146,73 @@ def _best(results: Mapping[str, Any]) -> tuple[str, float] | None:
     key = f"{results['metric']}_change"
     found = [(group["name"], group["values"][key]["mean"]) for group in results["groups"] if key in group["values"]]
     return max(found, key=lambda pair: pair[1]) if found else None
+
+
+MISSES = "fnr_pct"
+LETTERS = 15  # of a title, on an inch
+
+
+def write_chart(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], path: Path) -> Path | None:
+    """The master table as PNG: bars of the score and the miss rate, and the trade-off against MACs.
+
+    `rows` are its lines, those of pruned networks of kind "groups"; None where there are none.
+    """
+    metric, title = results["metric"], results["title"]
+    rows = [row for row in rows if row.get(metric) is not None]
+    if not any(row["kind"] == "groups" for row in rows):
+        return None
+    try:
+        from matplotlib import rc_context
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise VssError("the picture of a sweep needs matplotlib: pip install matplotlib.") from error
+    misses = any(row.get(MISSES) is not None for row in rows)
+    with rc_context({"text.parse_math": False}):  # names hold $ as they like
+        figure = Figure(figsize=(max(8.0, 0.5 * len(rows)), 8.0), dpi=150, layout="constrained")
+        upper, lower = figure.subplots(2, 1)
+        _bars(upper, rows, [(metric, title)] + ([(MISSES, "missed defects")] if misses else []))
+        _trade_off(lower, rows, metric, title)
+        about = f"{results['name']}: {results['protocol'].split(';')[0]}"
+        figure.suptitle(textwrap.fill(about, int(LETTERS * figure.get_figwidth())), fontsize=8)
+        with atomic(path) as temporary:
+            FigureCanvasAgg(figure).print_png(str(temporary))
+    return path
+
+
+def _bars(axes: Axes, rows: Sequence[Mapping[str, Any]], series: Sequence[tuple[str, str]]) -> None:
+    """Bars of one or two figures in percent, with 95 % intervals over seeds."""
+    width = 0.8 / len(series)
+    for place, (key, name) in enumerate(series):
+        places = [index + (place - (len(series) - 1) / 2) * width for index in range(len(rows))]
+        heights = [row.get(key) or 0.0 for row in rows]
+        halves = [row.get(f"{key}_half") or 0.0 for row in rows]
+        axes.bar(places, heights, width, yerr=halves if any(halves) else None, capsize=2, label=name)
+    axes.set_xticks(range(len(rows)), [row["name"] for row in rows], rotation=60, ha="right", fontsize=7)
+    axes.set_ylabel("%")
+    axes.set_ylim(0, 105)
+    axes.legend(frameon=False, ncols=len(series), fontsize=8)
+
+
+def _trade_off(axes: Axes, rows: Sequence[Mapping[str, Any]], metric: str, title: str) -> None:
+    """Score against MACs, methods by colour, the front that nothing beats as a line."""
+    from matplotlib import colormaps
+
+    known = [row for row in rows if row.get("macs_g") is not None]
+    names = list(dict.fromkeys(_method(row) for row in known))
+    axes.set_prop_cycle(color=colormaps["tab20"](range(20)))
+    for name in names:
+        own = [row for row in known if _method(row) == name]
+        axes.plot([row["macs_g"] for row in own], [row[metric] for row in own], "o", markersize=5, label=name)
+    front = [known[index] for index in pareto([(row["macs_g"], row[metric]) for row in known])]
+    axes.plot(
+        [row["macs_g"] for row in front], [row[metric] for row in front], "-", color="0.5", linewidth=1, zorder=0,
+        label="not beaten",
+    )  # fmt: skip
+    axes.set_xlabel("GMAC")
+    axes.set_ylabel(f"{title} (%)")
+    axes.legend(frameon=False, ncols=4, fontsize=7)
+
+
+def _method(row: Mapping[str, Any]) -> str:
+    return str(row.get("criterion") or row.get("variant") or row["name"])

@@ -11,8 +11,7 @@ import vss
 from vss import models
 from vss.data import Preprocess
 from vss.data.readers import CAMVID_NAMES
-from vss.run import command
-from vss.sweep import pair
+from vss.run import command, pair
 
 SIZE = (48, 64)
 
