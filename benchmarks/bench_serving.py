@@ -30,10 +30,10 @@ from typing import Any
 
 import numpy as np
 
+from vss.core import __version__
 from vss.core.environment import environment
 from vss.core.errors import GateFailed, VssError
 from vss.core.files import read_json, write_json
-from vss.core.version import __version__
 from vss.deploy import BACKENDS
 from vss.run.command import export_checkpoint
 from vss.ship import read, verify

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from vss.core.version import __version__
+from vss.core import __version__
 
 if TYPE_CHECKING:
     from vss import data, deploy, models, ops, prune

@@ -17,6 +17,7 @@ from vss.core.errors import VssError
 from vss.core.files import (
     TEMPORARY,
     atomic,
+    file_at_work,
     parse_json,
     read_json,
     safe_name,
@@ -25,7 +26,6 @@ from vss.core.files import (
     sha256_tensors,
     write_json,
 )
-from vss.core.locks import file_at_work
 from vss.core.yaml12 import parse_yaml
 
 

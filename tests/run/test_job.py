@@ -20,8 +20,7 @@ import vss
 from vss.cli.main import app
 from vss.core.config import Recipe
 from vss.core.errors import GateFailed, VssError
-from vss.core.files import TEMPORARY, sha256_file
-from vss.core.locks import at_work
+from vss.core.files import TEMPORARY, at_work, sha256_file
 from vss.data import open_data
 from vss.prune import Plan, count
 from vss.run.frame import _limited

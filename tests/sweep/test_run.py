@@ -18,7 +18,7 @@ import yaml
 from tests.command import cli, full_disk, refused
 from vss.cli.sweep import print_summary
 from vss.core.errors import GateFailed, VssError
-from vss.core.locks import at_work
+from vss.core.files import at_work
 from vss.sweep import Grid, Settings, Store, sweep
 from vss.sweep.run import Summary
 

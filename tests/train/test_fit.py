@@ -21,8 +21,7 @@ from vss import models
 from vss.cli.main import Terminated, terminable
 from vss.core.config import FinetuneConfig, FitConfig, Recipe
 from vss.core.errors import VssError
-from vss.core.files import TEMPORARY, read_json, sha256_tensors
-from vss.core.locks import locked
+from vss.core.files import TEMPORARY, locked, read_json, sha256_tensors
 from vss.run import steps
 from vss.run.preflight import check_fits, teacher_of
 from vss.run.project import Project

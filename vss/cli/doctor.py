@@ -26,7 +26,7 @@ from vss.cli.console import out, print_table, print_tagged, write_figures
 from vss.cli.options import Given, ReportFile, recipe_keys, takes
 from vss.core.environment import cuda_devices, package_version
 from vss.core.errors import VssError, counted, unknown
-from vss.core.locks import file_at_work
+from vss.core.files import file_at_work
 
 KIND = "vss.doctor"
 SCHEMA = 1

@@ -24,9 +24,9 @@ from typer.core import TyperGroup
 
 from vss.cli import deploy, doctor, measure, ship, sweep, train
 from vss.cli.console import err, out, print_tagged, set_output
+from vss.core import __version__
 from vss.core.errors import GateFailed, VssError, one_line, shown
 from vss.core.registry import load_plugin
-from vss.core.version import __version__
 
 BUG, INTERRUPTED, UNREAD, TERMINATED = 70, 130, 141, 143  # 70: EX_SOFTWARE of sysexits.h
 RESUMES = {"run", "train", "finetune", "sweep", "benchmark", "finetune-batch", "lut"}

@@ -30,8 +30,7 @@ from vss.cli.options import (
     takes,
 )
 from vss.core.errors import GateFailed, NotMeasured, VssError
-from vss.core.files import target_of
-from vss.core.locks import file_at_work
+from vss.core.files import file_at_work, target_of
 
 Statistics = dict[str, list[float]] | None
 Reading = Annotated[float, Option("--seconds", min=0.001, max=3600, help="seconds of one reading")]

@@ -10,8 +10,7 @@ from typer import Argument, Option
 from vss.cli.console import out, print_table, write_figures
 from vss.cli.options import Given, ReportFile, recipe_keys, takes
 from vss.core.errors import GateFailed, NotMeasured, VssError, counted
-from vss.core.files import target_of
-from vss.core.locks import file_at_work
+from vss.core.files import file_at_work, target_of
 
 Bundle = Annotated[Path, Argument(help="bundle: a folder, or .tar.gz")]
 BundleFolder = Annotated[Path, Argument(help="folder of a bundle")]

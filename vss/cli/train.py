@@ -36,8 +36,7 @@ from vss.cli.options import (
 from vss.core import yaml12
 from vss.core.config import recipes
 from vss.core.errors import GateFailed, NotMeasured, VssError
-from vss.core.files import safe_name
-from vss.core.locks import at_work
+from vss.core.files import at_work, safe_name
 from vss.core.yaml12 import Override
 
 MIN_KEPT = 0.001

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vss.core.version import __version__
+from vss.core import __version__
 
 PACKAGES = (
     "torch", "torchvision", "numpy", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "onnx-graphsurgeon",

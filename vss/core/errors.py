@@ -1,4 +1,4 @@
-"""The one exception family whose message is meant for the person at the keyboard.
+"""Sentences for the person at the keyboard: errors, values inside them, and lines for work that takes long.
 
 Everything that a user can cause (a wrong path, a wrong name, a damaged file) raises `VssError` with one sentence that
 says what came, what was expected and what to do. The command line prints the sentence and exits with `exit_code`.
@@ -8,13 +8,25 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 import reprlib
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+SHOWN, LONGEST = 120, 4000  # characters of a value in a sentence, and of a sentence
+EVERY_S = 30.0
+
+_limited = reprlib.Repr()
+_limited.maxlevel, _limited.maxdict, _limited.maxlist, _limited.maxtuple = 3, 4, 4, 4
+_limited.maxstring, _limited.maxlong, _limited.maxother = SHOWN, 40, SHOWN
 
 
 class VssError(ValueError):
@@ -40,14 +52,6 @@ class NotMeasured(VssError):
     """The input was fine and the machine too noisy to measure it: exit code 3."""
 
     exit_code = 3
-
-
-SHOWN, LONGEST = 120, 4000
-
-
-_limited = reprlib.Repr()
-_limited.maxlevel, _limited.maxdict, _limited.maxlist, _limited.maxtuple = 3, 4, 4, 4
-_limited.maxstring, _limited.maxlong, _limited.maxother = SHOWN, 40, SHOWN
 
 
 def shown(value: object) -> str:
@@ -115,3 +119,25 @@ def need(module: str, purpose: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise VssError(f"{purpose} needs {module} ({error}); run: {INSTALL[module]}") from error
+
+
+def steadily(items: Iterable[T], what: str, total: int, *, every: float = EVERY_S) -> Iterator[T]:
+    """The items; every half minute the log says how many of `total` are done and how long the rest will take."""
+    start = told = time.monotonic()
+    for done, item in enumerate(items):
+        now = time.monotonic()
+        if done and now - told >= every:
+            told = now
+            log.info("%s: %d of %d, %s left", what, done, total, duration((now - start) * (total - done) / done))
+        yield item
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people.
+
+    >>> duration(9.6), duration(150), duration(7200)
+    ('10 s', '2.5 min', '2.0 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from vss.core import __version__
 from vss.core.closeness import NETWORK, refuse_not_finite, spread
 from vss.core.errors import VssError, need
 from vss.core.files import atomic, sha256_file, sha256_tensors
-from vss.core.version import __version__
 from vss.deploy import onnx_file as stated
 from vss.deploy import surgeon
 from vss.deploy.backends import BACKENDS, Session

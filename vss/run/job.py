@@ -14,8 +14,7 @@ from torch import nn
 
 from vss.core.config import Recipe
 from vss.core.errors import GateFailed
-from vss.core.files import atomic, read_array, sha256_artefact
-from vss.core.locks import at_work
+from vss.core.files import at_work, atomic, read_array, sha256_artefact
 from vss.core.report import write_report
 from vss.deploy import bench, bench_end_to_end, export
 from vss.deploy.backends import available, build_spec, inspected

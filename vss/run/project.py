@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader
 
 from vss import models
 from vss.core.config import FitConfig, Recipe, parse
-from vss.core.errors import VssError
-from vss.core.progress import steadily
+from vss.core.errors import VssError, steadily
 from vss.data import Augment, Preprocess, SegData, SegSplit, open_data, require_classes
 from vss.prune import CRITERIA, make_criterion
 from vss.prune.latency import Target

@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from vss.core import __version__
 from vss.core.config import Recipe
 from vss.core.environment import environment, package_version
 from vss.core.errors import GateFailed, VssError, shown
-from vss.core.files import TEMPORARY, atomic, sha256_file, write_json
-from vss.core.locks import at_rest, file_at_work
+from vss.core.files import TEMPORARY, at_rest, atomic, file_at_work, sha256_file, write_json
 from vss.core.report import write_report
-from vss.core.version import __version__
 from vss.data import pixels, require_classes
 from vss.deploy import Session
 from vss.deploy.backends import available, trt_runner

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from vss import models
 from vss.core.config import PruneConfig, Recipe
 from vss.core.errors import VssError
-from vss.core.files import atomic, read_array, safe_name, sha256_json
-from vss.core.locks import locked
+from vss.core.files import atomic, locked, read_array, safe_name, sha256_json
 from vss.deploy import BACKENDS, bench
 from vss.deploy.backends import available
 from vss.deploy.bench import unsteady

@@ -14,10 +14,8 @@ from statistics import mean
 from typing import Any, Literal
 
 from vss.core.environment import environment
-from vss.core.errors import VssError
-from vss.core.files import sha256_json, write_json
-from vss.core.locks import at_work, remove_leftovers
-from vss.core.progress import duration
+from vss.core.errors import VssError, duration
+from vss.core.files import at_work, remove_leftovers, sha256_json, write_json
 from vss.run import runner
 from vss.run.page.sweep import write_chart, write_page
 from vss.sweep import results

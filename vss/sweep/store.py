@@ -22,8 +22,7 @@ from pydantic import ValidationError
 
 from vss.core.config import Recipe
 from vss.core.errors import VssError
-from vss.core.files import read_json, sha256_json, write_json
-from vss.core.locks import is_leftover
+from vss.core.files import is_leftover, read_json, sha256_json, write_json
 from vss.core.yaml12 import parse
 from vss.run.runner import read_record, write_record
 from vss.sweep.experiment import Experiment, Json, experiment

@@ -22,7 +22,7 @@ from typing import Literal
 
 from vss.core.config import Recipe
 from vss.core.errors import VssError
-from vss.core.locks import at_work
+from vss.core.files import at_work
 from vss.sweep.experiment import Experiment, Json, TrialDirs, experiment
 from vss.sweep.store import Store, note_computed
 

@@ -21,10 +21,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from torch import nn
 
 from vss import models
+from vss.core import __version__
 from vss.core.closeness import NETWORK
 from vss.core.errors import NotFinite, VssError, fault, shown
 from vss.core.files import atomic, parse_json, sha256_tensors
-from vss.core.version import __version__
 from vss.models import SegModel
 from vss.prune import Plan, apply_plan
 

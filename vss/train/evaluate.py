@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vss import ops
 from vss.core.closeness import ENGINE, NETWORK, refuse_not_finite
-from vss.core.errors import VssError, shown
-from vss.core.progress import steadily
+from vss.core.errors import VssError, shown, steadily
 from vss.train.metrics import SegMetrics, confusion_per_image
 
 if TYPE_CHECKING:

@@ -27,8 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from vss.core.config import FitConfig
 from vss.core.errors import VssError, one_line, shown
-from vss.core.files import atomic, read_json, sha256_json, write_json
-from vss.core.locks import at_work, remove_leftovers
+from vss.core.files import at_work, atomic, read_json, remove_leftovers, sha256_json, write_json
 from vss.train.fit.module import precision_of, section_of
 
 REFUSED = (MisconfigurationException, ValueError, TypeError, KeyError, RuntimeError, ImportError, AssertionError)

@@ -15,9 +15,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor, nn
 
 from vss.core.config import FitConfig
-from vss.core.errors import VssError
+from vss.core.errors import EVERY_S, VssError, duration
 from vss.core.files import sha256_tensors, write_json
-from vss.core.progress import EVERY_S, duration
 from vss.train.fit.folder import BEST, WholeFiles, check_norms, check_settings, fit_folder, trainer
 from vss.train.fit.folder import CURVES as CURVES_FILE
 from vss.train.fit.module import Diverged, FitData, FitModule, Phase, precision_of, section_of
