@@ -30,7 +30,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import vss  # (threads are fixed first)
 import vss.cli.main
 import vss.run.job
-import vss.run.preflight
 import vss.ship
 import vss.sweep.prune
 import vss.train.fit

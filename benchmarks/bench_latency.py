@@ -41,7 +41,7 @@ from vss.deploy.profile.setting import Setting
 from vss.deploy.profile.subject import open_subject
 from vss.deploy.profile.table import LatencyTable
 from vss.prune import Budget, Plan, apply_plan, collect, count, find_groups, make_criterion
-from vss.run import steps
+from vss.run import pruning
 from vss.run.latency import LatencyGoal
 from vss.run.project import Project, export_options
 from vss.train import checkpoint
@@ -99,7 +99,7 @@ def trained(run: Bench, net: Net, project: Project, folder: Path) -> nn.Module:
     if not path.is_file():
         model = project.build_model()
         if net.name not in run.arguments.checkpoint:
-            steps.train(project, model, project.recipe.train, folder / "train", progress=False)
+            project.train(model, project.recipe.train, folder / "train", progress=False)
         project.save(model, path)
     return checkpoint.load(path)
 
@@ -143,14 +143,14 @@ def statistics_of(project: Project, model: nn.Module, config: PruneConfig) -> An
     groups = list(find_groups(model, torch.zeros(1, 3, *project.preprocess.size)))
     batches = project.calibration(config.batches, config.batch_size)
     mode = criterion.batch_norm_mode()
-    return collect(model, groups, criterion.needs, batches, steps.calibration_loss(project), batch_norm=mode)
+    return collect(model, groups, criterion.needs, batches, project.task.calibration_loss(), batch_norm=mode)
 
 
 def describe(net: Net, project: Project, model: nn.Module) -> dict[str, Any]:
     """Size and test accuracy of the uncut network, and how it came about; epochs None: a checkpoint was given."""
     rows = {"size": list(net.size), "options": dict(getattr(model, "options", {})), "epochs": net.train or None}
     rows |= {"finetune_epochs": net.finetune}
-    return rows | count(model, net.size) | {"miou_pct": steps.torch_score(project, model)["miou_pct"]}
+    return rows | count(model, net.size) | {"miou_pct": project.score_net(model)["miou_pct"]}
 
 
 def hit(run: Bench, net: Net, project: Project, model: nn.Module, target: str, known: Any) -> None:
@@ -159,11 +159,11 @@ def hit(run: Bench, net: Net, project: Project, model: nn.Module, target: str, k
 
     def prune() -> dict[str, Any]:
         config = prune_config(run, net, target)
-        _, facts = steps.prune(project, model, config, folder, progress=False, statistics=known)
-        record = facts["phase"]["latency"]
+        _, facts = pruning.prune(project, model, config, folder, progress=False, statistics=known)
+        record = facts.phase["latency"]
         row = {"met": record["met"], "ratio": record["iterations"][record["chosen"]]["ratio"], "step": record["step"]}
         row |= {"iterations": len(record["iterations"]), "predicted_floor": record["predicted_floor"]}
-        return row | {"macs_kept": facts["kept"]["macs"], "params_kept": facts["kept"]["params"]}
+        return row | {"macs_kept": facts.kept["macs"], "params_kept": facts.kept["params"]}
 
     def again() -> dict[str, Any]:
         fresh = fresh_time(run, project, model, checkpoint.load(folder / "pruned.safetensors"), folder)
@@ -237,9 +237,11 @@ def compare(run: Bench, net: Net, project: Project, model: nn.Module, target: st
 
         def budget(align: int = align, name: str = name) -> dict[str, Any]:
             goal = LatencyGoal.open(project, model, prune_config(run, net, target), folder)
-            plan, rows = goal.twin(done["reached"], lambda keep: mac_plan(project, model, keep, align, known))
+            plan, rows = goal.iso_latency_baseline(
+                done["reached"], lambda keep: mac_plan(project, model, keep, align, known)
+            )
             small = apply_plan(model, plan, check_weights=False)
-            steps.recalibrate(project, small, goal.config)
+            pruning.recalibrate(project, small, goal.config)
             last, kept = rows[-1], plan.cost_after["macs"] / plan.cost_before["macs"]
             facts = {"ratio": last["ratio"], "off": last["off"], "align": align, "macs_kept": kept, "tried": len(rows)}
             return finetuned(project, small, folder / f"fit-{name.replace(' ', '-')}") | facts
@@ -251,14 +253,14 @@ def mac_plan(project: Project, model: nn.Module, keep: float, align: int, known:
     """The same criterion under a MAC budget."""
     config = PruneConfig(criterion="taylor", batches=10)
     budget = Budget(kind="macs", keep=keep, align=align)
-    return steps.plan_once(project, model, config, budget, statistics=known)
+    return pruning.plan_once(project, model, config, budget, statistics=known)
 
 
 def finetuned(project: Project, small: nn.Module, folder: Path) -> dict[str, Any]:
     """Test mIoU before and after the fine-tuning, the same for all."""
-    before = steps.torch_score(project, small)["miou_pct"]
-    steps.train(project, small, project.recipe.finetune, folder, progress=False)
-    return {"miou_pruned_pct": before, "miou_pct": steps.torch_score(project, small)["miou_pct"]}
+    before = project.score_net(small)["miou_pct"]
+    project.train(small, project.recipe.finetune, folder, progress=False)
+    return {"miou_pruned_pct": before, "miou_pct": project.score_net(small)["miou_pct"]}
 
 
 # -- error ----------------------------------------------------------------------------------------------------------

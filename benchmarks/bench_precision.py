@@ -31,8 +31,7 @@ from vss.core.environment import environment
 from vss.core.files import read_json, sha256_json, write_json
 from vss.deploy import BACKENDS, bench
 from vss.deploy.quantize.precision import decide
-from vss.run import steps
-from vss.run.precision import Typing, judge
+from vss.run.precision import PrecisionExporter, judge
 from vss.run.project import Project, project_of
 from vss.train import checkpoint
 
@@ -93,30 +92,30 @@ def open_project(path: Path, arguments: argparse.Namespace) -> Project:
 def rows_of(name: str, path: Path, arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """Every precision of one checkpoint: scores, size, gate, what is kept, and times of one run."""
     project, model = open_project(path, arguments), checkpoint.load(path)
-    typing = Typing.export(project, model, project.recipe.precision, folder, folder / "ranges")
-    results = {"torch": steps.torch_score(project, model), "onnxruntime": typing.score(typing.plain)}
+    exporter = PrecisionExporter.export(project, model, project.recipe.precision, folder, folder / "ranges")
+    results = {"torch": project.score_net(model), "onnxruntime": exporter.score(exporter.plain)}
     metric = project.task.metric
-    files = {"fp32": typing.plain}
+    files = {"fp32": exporter.plain}
     rows: dict[str, dict[str, Any]] = {"fp32": {"passed": True, **_scores(project, results["onnxruntime"])}}
     for kind in ("fp16", "int8"):
         files[kind] = folder / f"{kind}.onnx"
-        report = typing.write(files[kind], kind)
+        report = exporter.write(files[kind], kind)
         verdict = judge(
-            typing, files[kind], results | {"engine": typing.score(files[kind])}, max_drop=arguments.max_drop
+            exporter, files[kind], results | {"engine": exporter.score(files[kind])}, max_drop=arguments.max_drop
         )
         extra: dict[str, Any] = {}
         if kind == "int8" and not verdict["passed"]:
-            choice = typing.search()
+            choice = exporter.search()
             extra = {"before_search": verdict["drop"], "freed": choice.facts["freed"], "within": choice.facts["within"]}
             if choice.facts["within"]:
-                report = typing.write(files[kind], kind, choice.keep)
-                results["engine"] = typing.score(files[kind])
-                verdict = judge(typing, files[kind], results, max_drop=arguments.max_drop)
+                report = exporter.write(files[kind], kind, choice.keep)
+                results["engine"] = exporter.score(files[kind])
+                verdict = judge(exporter, files[kind], results, max_drop=arguments.max_drop)
         rows[kind] = {"passed": verdict["passed"], metric: verdict["candidate"], "drop": verdict["drop"]}
         rows[kind] |= {"interval": verdict.get("drop_interval"), "sentence": verdict["sentence"], **extra}
         rows[kind] |= {"layers": report["precision"]["layers"], "int8_layers": len(report["precision"]["int8"])}
         rows[kind] |= {"parity": report["parity"]["shapes"], "nodes": report["precision"]["nodes"]}
-    timing = times(typing, files, arguments)
+    timing = times(exporter, files, arguments)
     for kind, row in rows.items():
         row |= {"network": name, "precision": kind, "size_mib": files[kind].stat().st_size / 2**20}
         row |= {key: timing["sessions"][kind][key] for key in ("latency_ms_p50", "latency_ms_p99")}
@@ -124,9 +123,9 @@ def rows_of(name: str, path: Path, arguments: argparse.Namespace, folder: Path) 
     return [row | {"choice": decide(list(rows.values()))["sentence"]} for row in rows.values()]
 
 
-def times(typing: Typing, files: dict[str, Path], arguments: argparse.Namespace) -> dict[str, Any]:
+def times(exporter: PrecisionExporter, files: dict[str, Path], arguments: argparse.Namespace) -> dict[str, Any]:
     """One interleaved run over the files of a network, one image."""
-    feed = {"image": typing.images(1, typing.project.preprocess.size, 0).numpy()}
+    feed = {"image": exporter.images(1, exporter.project.preprocess.size, 0).numpy()}
     seconds = 3.0 if arguments.quick else 40.0
     with ExitStack() as stack:
         sessions = {
@@ -145,17 +144,17 @@ def collapse(name: str, path: Path, arguments: argparse.Namespace, folder: Path)
     project, model = open_project(path, arguments), checkpoint.load(path)
     twin, layer = blown_up(model, project.preprocess.size)
     config = project.recipe.precision.model_copy(update={"method": "minmax"})
-    typing = Typing.export(project, twin, config, folder, folder / "ranges")
+    exporter = PrecisionExporter.export(project, twin, config, folder, folder / "ranges")
     metric = project.task.metric
-    plain = typing.score(typing.plain)[metric]
-    typing.write(folder / "all.onnx", "int8")
-    ruined = typing.score(folder / "all.onnx")[metric]
-    choice = typing.search()
+    plain = exporter.score(exporter.plain)[metric]
+    exporter.write(folder / "all.onnx", "int8")
+    ruined = exporter.score(folder / "all.onnx")[metric]
+    choice = exporter.search()
     row = {"network": name, "blown_up": layer, "factor": BLOW_UP, "fp32": plain, "int8_minmax": ruined}
     row |= {"search": choice.facts, "keep": list(choice.keep)}
     if choice.facts["within"]:
-        typing.write(folder / "saved.onnx", "int8", choice.keep)
-        row["int8_searched"] = typing.score(folder / "saved.onnx")[metric]
+        exporter.write(folder / "saved.onnx", "int8", choice.keep)
+        row["int8_searched"] = exporter.score(folder / "saved.onnx")[metric]
     return row
 
 

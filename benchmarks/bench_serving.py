@@ -35,7 +35,7 @@ from vss.core.environment import environment
 from vss.core.errors import GateFailed, VssError
 from vss.core.files import read_json, write_json
 from vss.deploy import BACKENDS
-from vss.run.command import export_checkpoint
+from vss.run.candidates import export_checkpoint
 from vss.ship import read, verify
 from vss.ship.check import compare, open_engine
 from vss.ship.load import PROTOCOLS, Client, drive, load, summary

@@ -137,7 +137,7 @@ def test_rooms_import_lower_floors_alone_and_nothing_goes_in_circles() -> None:
         ("vss.models.unet", "import vss.data.readers\n", "models (floor 2) imports data"),
         ("vss.core.files", "def f() -> None:\n    import vss.cli.main\n", "core (floor 0) imports cli"),
         ("vss.core.errors", "if TYPE_CHECKING:\n    from vss.core import files\n", "vss.core.errors -> "),
-        ("vss.run.project", "def f() -> None:\n    from vss.run import steps\n", "vss.run.project -> "),
+        ("vss.run.project", "def f() -> None:\n    from vss.run import pruning\n", "vss.run.project -> "),
         ("vss.sweep.grid", "from vss.ship import bundle\n", "sweep (floor 5) imports ship"),
         ("vss.ops.reference", "import vss\n", "the package itself"),
     ],

@@ -17,7 +17,7 @@ from vss import models
 from vss.cli.main import app
 from vss.data.readers import CAMVID_NAMES
 from vss.deploy.onnx_file import KEY
-from vss.run import command
+from vss.run import candidates
 
 OWN = {"size": [32, 48], "mean": [0.1, 0.2, 0.3], "std": [1.0, 0.9, 0.8]}
 FLAGS = ("--mean", "0.1,0.2,0.3", "--std", "1.0,0.9,0.8")
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         net, place / "own.safetensors", preprocess=OWN, classes=CAMVID_NAMES, info={"dataset": "camvid"}
     )  # fmt: skip
     for name, inside in (("float", False), ("pixels", True)):
-        command.export_checkpoint(ckpt, place / f"{name}.onnx", size=None, preprocess=inside, labels=True)
+        candidates.export_checkpoint(ckpt, place / f"{name}.onnx", size=None, preprocess=inside, labels=True)
     return place
 
 
@@ -53,7 +53,7 @@ def changed(source: Path, target: Path, **values: str | None) -> Path:
 
 def score(path: Path, root: Path, **more: Any) -> dict[str, Any]:
     asked: dict[str, Any] = {"split": "val", "dataset": "camvid", "data_root": str(root), "size": None}
-    return command.evaluate(path, None, max_drop=None, **asked | more)["rows"][0]
+    return candidates.evaluate(path, None, max_drop=None, **asked | more)["rows"][0]
 
 
 def test_one_network_has_one_score(folder: Path, street_root: Path, tmp_path: Path) -> None:
@@ -104,8 +104,8 @@ def test_a_runtime_is_known_by_the_file(folder: Path, tmp_path: Path) -> None:
     renamed.write_bytes((folder / "float.onnx").read_bytes())
     plan = tmp_path / "plan.onnx"
     plan.write_bytes(b"ftrt" + bytes(64))
-    assert command.backend_of(renamed) == command.backend_of(folder / "float.onnx") == "onnxruntime"
-    assert command.backend_of(plan) == command.backend_of(tmp_path / "absent.engine") == "tensorrt"
+    assert candidates.backend_of(renamed) == candidates.backend_of(folder / "float.onnx") == "onnxruntime"
+    assert candidates.backend_of(plan) == candidates.backend_of(tmp_path / "absent.engine") == "tensorrt"
 
 
 @pytest.mark.parametrize("optimise", [None, "basic"])

@@ -20,7 +20,7 @@ import vss.cli.__main__
 from vss.cli.console import Screen, out, print_step, set_output
 from vss.cli.main import Commands
 from vss.core.errors import GateFailed, NotMeasured, VssError
-from vss.run.frame import write_failed
+from vss.run.report import write_failed
 from vss.run.runner import Runner
 
 

@@ -202,7 +202,7 @@ def test_one_prune_reads_once_builds_once_and_traces_once(
     ckpt: Path, street_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vss.prune import make
-    from vss.run import steps
+    from vss.run import pruning
 
     counts: dict[str, int] = {}
 
@@ -215,7 +215,7 @@ def test_one_prune_reads_once_builds_once_and_traces_once(
 
         monkeypatch.setattr(owner, name, counted)
 
-    for owner, name in ((checkpoint, "read"), (models, "build"), (steps, "find_groups"), (make, "find_groups")):
+    for owner, name in ((checkpoint, "read"), (models, "build"), (pruning, "find_groups"), (make, "find_groups")):
         count(owner, name)
     done = cli("prune", "--ckpt", ckpt, "--method", "corr", "--option", "lam=1e-3", "--option", "redundancy=mean",
                "--macs", 0.6, "--batches", 2, "--set", "prune.batch_size=1", "--set", "prune.recalibrate=2",

@@ -14,7 +14,6 @@ from vss.core.config import Recipe
 from vss.core.errors import VssError
 from vss.data import SegData, check_labels, open_data
 from vss.data.check import check
-from vss.run import steps
 from vss.run.project import Project
 
 SPLITS = ("train", "val", "test")
@@ -123,7 +122,7 @@ def test_training_and_scores_are_refused_before_they_start(tmp_path: Path, monke
     project = Project.open(recipe)
     monkeypatch.setattr("vss.train.fit.fit", lambda *_, **__: pytest.fail("training started"))
     with pytest.raises(VssError, match="split 'val' has no labelled pixel"):
-        steps.train(project, project.build_model(), recipe.train, tmp_path / "out")
+        project.train(project.build_model(), recipe.train, tmp_path / "out")
     with pytest.raises(VssError, match="split 'test' has no labelled pixel"):
         project.score(lambda images: pytest.fail("scoring started"))
 
@@ -138,7 +137,7 @@ def test_a_missing_split_is_refused_before_training(tmp_path: Path, monkeypatch:
     project = Project.open(recipe)
     monkeypatch.setattr("vss.train.fit.fit", lambda *_, **__: pytest.fail("training started"))
     with pytest.raises(VssError) as caught:
-        steps.train(project, project.build_model(), recipe.train, tmp_path / "out")
+        project.train(project.build_model(), recipe.train, tmp_path / "out")
     assert str(caught.value) == (
         f"{tmp_path} has no split 'val' (it has train, test); training (and --split val) needs images/val and "
         "masks/val."

@@ -20,7 +20,7 @@ from vss.deploy import BACKENDS, export
 from vss.deploy.profile.setting import Setting, cut_to
 from vss.deploy.profile.units import Reading, Shape
 from vss.prune import Plan, find_groups
-from vss.run.explain import Facts, _in_turns, causes, explain, finished, measure, request, rows, summary
+from vss.run.explain import Facts, _interleaved, causes, explain, finished, measure, request, rows, summary
 
 
 class Line(nn.Module):
@@ -181,7 +181,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 def test_rounds_that_differ_are_noise() -> None:
     times = {"a": iter([2.0, 3.0, 2.5]), "b": iter([1.0, 1.1, 1.0])}
-    found, noise = _in_turns(
+    found, noise = _interleaved(
         {name: (Path(name), 1) for name in times}, lambda path, _: Reading({"u": 1.0}, next(times[path.name])), 3
     )
     assert noise == pytest.approx(0.5)

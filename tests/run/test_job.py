@@ -23,9 +23,9 @@ from vss.core.errors import GateFailed, VssError
 from vss.core.files import TEMPORARY, at_work, sha256_file
 from vss.data import open_data
 from vss.prune import Plan, count
-from vss.run.frame import _limited
 from vss.run.job import run
 from vss.run.project import Project
+from vss.run.report import limit_note
 from vss.train import checkpoint
 
 
@@ -170,7 +170,7 @@ def test_one_at_a_time_and_a_finished_report_stays(
     def broken(*_: Any, **__: Any) -> Any:
         raise VssError("no clock.")
 
-    monkeypatch.setattr("vss.run.job.bench", broken)
+    monkeypatch.setattr("vss.run.engines.bench", broken)
     left = out / "scores" / f".engine-baseline{TEMPORARY}abcdefgh.npy"
     left.write_bytes(b"half")
     (out / "steps" / ".hidden").write_text("somebody's own")
@@ -186,7 +186,7 @@ def test_one_at_a_time_and_a_finished_report_stays(
 
 
 def test_iterative_pruning_composes_into_one_plan(street_root: Path, tmp_path: Path) -> None:
-    from vss.run import steps
+    from vss.run import pruning
 
     job = recipe(
         street_root,
@@ -194,9 +194,9 @@ def test_iterative_pruning_composes_into_one_plan(street_root: Path, tmp_path: P
     )
     project = Project.open(job)
     model = project.build_model()
-    small, facts = steps.prune(project, model, job.prune, tmp_path, progress=False)
+    small, facts = pruning.prune(project, model, job.prune, tmp_path, progress=False)
     assert len(small.plans) == 3
-    assert 0.45 < facts["kept"]["macs"] <= 0.5
+    assert 0.45 < facts.kept["macs"] <= 0.5
     whole = Plan.load(tmp_path / "plan.json")
     again = vss.prune.apply_plan(model, whole)
     assert [p.shape for p in again.parameters()] == [p.shape for p in small.parameters()]
@@ -206,7 +206,7 @@ def test_times_that_could_not_be_measured_are_exit_code_3_and_limited_images_are
     finished: tuple[Path, dict[str, Any]], street_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(finished[0], tmp_path / "copy")
-    monkeypatch.setattr("vss.run.job.noise", lambda result: "the machine is too noisy.")
+    monkeypatch.setattr("vss.run.engines.noise", lambda result: "the machine is too noisy.")
     job = tmp_path / "job.yaml"
     job.write_text(
         json.dumps(recipe(street_root, bench={"min_seconds": 0.1, "max_seconds": 1.0}).model_dump(mode="json"))
@@ -222,4 +222,4 @@ def test_times_that_could_not_be_measured_are_exit_code_3_and_limited_images_are
         recipe=recipe(street_root, data={"dataset": "camvid", "root": str(street_root), "limit": 5}),
         project=SimpleNamespace(data=open_data("camvid", street_root)),
     )
-    assert _limited(frame) == ["data.limit 5: 5 of 24 train, 5 of 6 val, 5 of 8 test images were used, evenly spread"]
+    assert limit_note(frame) == ["data.limit 5: 5 of 24 train, 5 of 6 val, 5 of 8 test images were used, evenly spread"]

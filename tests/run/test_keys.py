@@ -20,7 +20,7 @@ from vss.data import Preprocess, open_data
 from vss.run import runner as keys
 from vss.run.job import Job
 from vss.run.project import Project
-from vss.run.runner import Result, Runner
+from vss.run.runner import Json, Runner
 
 SEGMENTS: dict[str, Any] = {
     "name": "keys",
@@ -174,8 +174,8 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
             found.setdefault(now[-1], set()).add(f"{PREFIX[type(self)]}.{alias}".strip("."))
         return value
 
-    def call(self: Runner, name: str, depends: Any, after: list[str], outputs: list[str], work: Any) -> Result:
-        def noted() -> Result:
+    def call(self: Runner, name: str, depends: Any, after: list[str], outputs: list[str], work: Any) -> Json:
+        def noted() -> Json:
             now.append(depends["step"])
             try:
                 return work()
@@ -184,7 +184,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
 
         return own(self, name, depends, after, outputs, noted)
 
-    own: Callable[..., Result] = Runner.__call__
+    own: Callable[..., Json] = Runner.__call__
     monkeypatch.setattr(Section, "__getattribute__", get)
     monkeypatch.setattr(Runner, "__call__", call)
     return found

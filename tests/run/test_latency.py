@@ -49,6 +49,7 @@ class World:
         monkeypatch.setattr(LatencyGoal, "_engine", self.engine)
         monkeypatch.setattr(LatencyGoal, "_feed", staticmethod(lambda session: {}))
         monkeypatch.setattr(target, "cut", lambda model, groups, kept: [len(kept[g.id]) for g in groups])
+        monkeypatch.setattr(target, "apply_plan", lambda model, plan, check_weights: [len(g.kept) for g in plan.groups])
         monkeypatch.setattr(target, "measure", self.measure)
 
     def engine(self, model: Any, stem: Path) -> Any:
@@ -167,6 +168,34 @@ def test_rounds_and_tables_of_other_settings_are_refused(tmp_path: Path) -> None
     with pytest.raises(VssError, match="met in one round"):
         LatencyGoal.open(project, nn.Identity(), PruneConfig(steps=2, latency=latency), tmp_path)
     assert np.isfinite(latency.tolerance)
+
+
+def test_another_budget_is_brought_to_the_same_measured_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(1.1, 0.3, monkeypatch)
+    goal = goal_of(world, tmp_path / "t.json", "0.6x", tolerance=0.03)
+
+    def plan_of(keep: float) -> Plan:
+        groups = tuple(g.keep(torch.arange(max(1, round(g.channels * keep)))) for g in world.clock.groups)
+        return Plan(model="x", weights_sha256="0" * 64, criterion="l1", budget={"keep": keep}, groups=groups)
+
+    plan, rows = goal.iso_latency_baseline(0.6, plan_of)
+    widths = [len(group.kept) for group in plan.groups]
+    uncut, cut = (1.1 * world.clock.read(w).total + 0.3 for w in ([128] * 3, widths))
+    assert rows[-1]["ratio"] == pytest.approx(cut / uncut)
+    assert rows[-1]["off"] == min(row["off"] for row in rows) == pytest.approx(abs(cut / uncut / 0.6 - 1))
+    assert rows[-1]["off"] <= 0.03 < rows[0]["off"]
+    assert plan.budget["keep"] == rows[-1]["keep"]
+    assert world.built == 1 + len(rows)
+
+
+def test_a_budget_that_repeats_itself_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(1.0, 0.0, monkeypatch)
+    goal = goal_of(world, tmp_path / "t.json", "0.6x")
+    groups = tuple(g.keep(torch.arange(64)) for g in world.clock.groups)
+    same = Plan(model="x", weights_sha256="0" * 64, criterion="l1", budget={}, groups=groups)
+    plan, rows = goal.iso_latency_baseline(0.6, lambda keep: same)
+    assert (plan, len(rows), world.built) == (same, 2, 3)
+    assert rows[0]["ratio"] == rows[1]["ratio"]
 
 
 def test_the_command_makes_a_table_for_the_same_setting() -> None:

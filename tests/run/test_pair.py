@@ -11,7 +11,7 @@ import vss
 from vss import models
 from vss.data import Preprocess
 from vss.data.readers import CAMVID_NAMES
-from vss.run import command, pair
+from vss.run import candidates, pair
 
 SIZE = (48, 64)
 
@@ -56,8 +56,8 @@ def test_mse_is_the_mean_of_squares(nets: tuple[Path, Path]) -> None:
 
 @pytest.mark.parametrize("stable", [True, False])
 def test_speed_of_both_in_one_run(nets: tuple[Path, Path], stable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = command.bench_engines
-    monkeypatch.setattr(command, "bench_engines", lambda *a, **k: real(*a, **k) | {"stable": stable})
+    real = candidates.bench_engines
+    monkeypatch.setattr(candidates, "bench_engines", lambda *a, **k: real(*a, **k) | {"stable": stable})
     rows = [{"name": name, "resolution": list(SIZE)} for name in ("baseline", "candidate")]
     noisy = pair.speed(rows, *nets, seconds=0.4)
     if not stable:

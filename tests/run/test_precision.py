@@ -18,11 +18,10 @@ import vss
 from vss.core.config import Recipe
 from vss.core.errors import VssError
 from vss.deploy.quantize.ranges import Ranges
-from vss.run import steps
-from vss.run.precision import Typing, judge, load_choice
+from vss.run.precision import PrecisionExporter, judge, load_choice
 from vss.run.project import Project
 
-Make = Callable[..., Typing]
+Make = Callable[..., PrecisionExporter]
 
 
 def blown_up(model: nn.Module, factor: float = 4096.0) -> nn.Module:
@@ -58,24 +57,24 @@ def project(street_root: Path) -> Project:
 @pytest.fixture(scope="module")
 def model(project: Project, tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
     net = project.build_model()
-    steps.train(project, net, project.recipe.train, tmp_path_factory.mktemp("fit"), progress=False)
+    project.train(net, project.recipe.train, tmp_path_factory.mktemp("fit"), progress=False)
     return net.eval()
 
 
 @pytest.fixture(scope="module")
 def make(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """Typing of a network, with settings of the section `precision`; each network is exported once."""
-    exported: dict[int, Typing] = {}
+    """PrecisionExporter of a network, with settings of the section `precision`; each network is exported once."""
+    exported: dict[int, PrecisionExporter] = {}
 
-    def typing(model: nn.Module, **settings: Any) -> Typing:
+    def exporter(model: nn.Module, **settings: Any) -> PrecisionExporter:
         config = project.recipe.precision.model_copy(update={"images": 8, "max_drop": 0.5, "groups": 8} | settings)
         if id(model) not in exported:
             folder = tmp_path_factory.mktemp("typed")
-            exported[id(model)] = Typing.export(project, model, config, folder, folder / "ranges")
+            exported[id(model)] = PrecisionExporter.export(project, model, config, folder, folder / "ranges")
         first = exported[id(model)]
-        return Typing(project, model, config, first.plain, first.report, first.options, first.cache)
+        return PrecisionExporter(project, model, config, first.plain, first.report, first.options, first.cache)
 
-    return typing
+    return exporter
 
 
 @pytest.fixture(scope="module")
@@ -109,11 +108,11 @@ def test_ranges_are_measured_once_and_kept_under_their_hash(
 
 
 def test_scores_of_every_precision_stay_close(make: Make, model: nn.Module, tmp_path: Path) -> None:
-    typing = make(model)
-    scores = {"fp32": typing.score(typing.plain)["miou_pct"]}
+    exporter = make(model)
+    scores = {"fp32": exporter.score(exporter.plain)["miou_pct"]}
     for kind in ("fp16", "int8"):
-        report = typing.write(tmp_path / f"{kind}.onnx", kind)
-        scores[kind] = typing.score(tmp_path / f"{kind}.onnx")["miou_pct"]
+        report = exporter.write(tmp_path / f"{kind}.onnx", kind)
+        scores[kind] = exporter.score(tmp_path / f"{kind}.onnx")["miou_pct"]
         assert report["parity"]["argmax_agreement"] > 0.9 and report["precision"]["kind"] == kind
     assert scores["fp32"] > 10
     assert scores["fp16"] == pytest.approx(scores["fp32"], abs=0.2)
@@ -126,9 +125,9 @@ def test_a_network_that_collapses_under_minmax_is_saved_by_the_search(
     x = torch.randn(1, 3, 48, 64)
     with torch.inference_mode():
         assert torch.allclose(fragile(x), model(x), rtol=1e-5, atol=1e-5)
-    typing = make(fragile, method="minmax", search_images=6, max_drop=1.0)
+    exporter = make(fragile, method="minmax", search_images=6, max_drop=1.0)
     ticks: list[int] = []
-    choice = typing.search(lambda: ticks.append(1), timed=False)
+    choice = exporter.search(lambda: ticks.append(1), timed=False)
     facts = choice.facts
     assert facts["tried"][0]["freed"] == 0 and facts["tried"][0]["drop"] > 3.0
     assert facts["within"] and facts["drop"] <= 1.0
@@ -137,9 +136,9 @@ def test_a_network_that_collapses_under_minmax_is_saved_by_the_search(
     assert "encoder.0.1.0" in worst["layers"] and len(ticks) == len(facts["groups"])
     path = choice.save(tmp_path / "choice.json")
     keep = load_choice(path, vss.save(fragile, tmp_path / "fragile.safetensors"))
-    report = typing.write(tmp_path / "saved.onnx", "int8", keep)
+    report = exporter.write(tmp_path / "saved.onnx", "int8", keep)
     assert set(keep) <= set(report["precision"]["kept"])
-    before, after = (typing.score(file, "val")["miou_pct"] for file in (typing.plain, tmp_path / "saved.onnx"))
+    before, after = (exporter.score(file, "val")["miou_pct"] for file in (exporter.plain, tmp_path / "saved.onnx"))
     assert after >= before - 1.0
     with pytest.raises(VssError, match="chosen for other weights"):
         load_choice(path, vss.save(model, tmp_path / "other.safetensors"))
@@ -153,25 +152,25 @@ def test_times_of_groups_decide_who_goes_first(make: Make, model: nn.Module) -> 
 def test_a_failed_gate_names_the_layer_at_which_it_went_wrong(
     make: Make, fragile: nn.Module, project: Project, tmp_path: Path
 ) -> None:
-    typing = make(fragile, method="minmax")
-    torch_scores = steps.torch_score(project, copy.deepcopy(fragile))
-    plain = typing.score(typing.plain)
+    exporter = make(fragile, method="minmax")
+    torch_scores = project.score_net(copy.deepcopy(fragile))
+    plain = exporter.score(exporter.plain)
     path = tmp_path / "bad.onnx"
-    typing.write(path, "fp16")
+    exporter.write(path, "fp16")
     damaged = onnx.load(path)
     weight = next(tensor for tensor in damaged.graph.initializer if tensor.name == "model.decoder.0.0.0.weight")
     values = -onnx.numpy_helper.to_array(weight)
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
     onnx.save(damaged, path)
-    results = {"torch": torch_scores, "onnxruntime": plain, "engine": typing.score(path)}
-    verdict = judge(typing, path, results, max_drop=0.5)
+    results = {"torch": torch_scores, "onnxruntime": plain, "engine": exporter.score(path)}
+    verdict = judge(exporter, path, results, max_drop=0.5)
     assert not verdict["passed"] and verdict["scores"]["torch"] == pytest.approx(
         verdict["scores"]["onnxruntime"], abs=0.1
     )
     assert verdict["diverges"]["layer"] == "decoder.0.0.0" and "decoder.0.0.0" in verdict["sentence"]
     low, high = verdict["drop_interval"]
     assert low <= verdict["drop"] <= high
-    fine = judge(typing, path, results | {"engine": plain}, max_drop=0.5)
+    fine = judge(exporter, path, results | {"engine": plain}, max_drop=0.5)
     assert fine["passed"] and "diverges" not in fine
 
 

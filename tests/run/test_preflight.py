@@ -1,4 +1,4 @@
-"""vss.run.preflight: what the recipe alone shows to be impossible is refused before a folder is made."""
+"""vss.run.job: what the recipe alone shows to be impossible is refused before a folder is made."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ from vss.data import Preprocess
 from vss.data.readers import CAMVID_NAMES
 from vss.prune import CRITERIA, make_criterion, make_plan, masked
 from vss.prune import quality as measures
-from vss.run import quality, steps
-from vss.run.command import network_to_prune
+from vss.run import quality
+from vss.run.project import network_to_prune
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_quality_of_a_checkpoint(ckpt: Path, street_root: Path, tmp_path: Path) 
     assert rows["taylor"]["correlations"]["random"] == pytest.approx(rows["random"]["correlations"]["taylor"])
     job = Recipe.model_validate({"prune": {"batches": 2, "batch_size": 2}})
     subject = quality.Subject.open(ckpt, job, dataset=None, data_root=str(street_root), channels=12)
-    loss, net = steps.calibration_loss(subject.project), subject.net
+    loss, net = subject.project.task.calibration_loss(), subject.net
     plan = make_plan(net, torch.zeros(1, 3, 48, 64), criterion="taylor", batches=subject.batches, loss=loss)
     mask = masked(net, plan).eval()
     with torch.no_grad():

@@ -11,8 +11,7 @@ import pytest
 from vss.core.config import ModelConfig, Recipe
 from vss.core.errors import VssError
 from vss.core.files import sha256_file
-from vss.run.job import run
-from vss.run.references import title_of
+from vss.run.job import run, title_of
 from vss.train import checkpoint
 
 FIT = {"epochs": 1, "batch_size": 8, "lr": 0.02, "precision": "32-true", "accelerator": "cpu"}

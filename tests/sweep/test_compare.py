@@ -13,9 +13,8 @@ from vss.core.errors import VssError
 from vss.core.files import write_json
 from vss.sweep.compare import compare, judge, summarise
 from vss.sweep.results import summary
-from vss.train.decisions import average_precision
 from vss.train.gate import drop_interval
-from vss.train.metrics import scores
+from vss.train.metrics import average_precision, scores
 
 from .conftest import dry_grid
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from vss.core.config import Recipe
 from vss.core.errors import VssError
-from vss.prune import Plan
-from vss.run import steps
+from vss.prune import Plan, count
+from vss.run import pruning
 from vss.run.project import Project
 from vss.sweep import Grid, Settings, Store, sweep
 from vss.sweep.grid import benchmark_grid, finetune_grid
@@ -61,14 +61,14 @@ def test_the_shared_pass_gives_the_plan_of_a_single_run(finished: Store, criteri
     share = finished.root / "shared" / finished.stage_of(cell)
     model = checkpoint.load(share / "baseline.safetensors")
     project = Project.open(cell.recipe())
-    steps.prune(project, model, cell.recipe().prune, tmp_path, progress=False)
+    pruning.prune(project, model, cell.recipe().prune, tmp_path, progress=False)
     assert Plan.load(tmp_path / "plan.json") == Plan.load(finished.folder(cell.id) / "plan.json")
     record = finished.record(cell.id)
     assert record is not None
     small = checkpoint.load(finished.folder(cell.id) / "finetuned.safetensors")
-    score = steps.torch_score(project, small)
+    score = project.score_net(small)
     assert record["row"]["miou_pct"] == pytest.approx(score["miou_pct"], abs=1e-9)
-    assert record["row"]["macs_g"] == steps.count(small, (48, 64))["macs_g"]
+    assert record["row"]["macs_g"] == count(small, (48, 64))["macs_g"]
     assert 0.4 < record["row"]["macs_kept"] <= 0.5
 
 
@@ -93,7 +93,7 @@ def test_benchmark_of_a_run_folder(finished: Store, street_root: Path, tmp_path:
     kept = sorted(r["row"]["macs_kept"] for r in records if r)
     assert all(0.4 < k <= 0.5 for k in kept[:2]) and all(0.6 < k <= 0.7 for k in kept[2:])
     own = Project.open(cell.recipe())
-    expected = steps.torch_score(own, checkpoint.load(baseline / "baseline.safetensors"))["miou_pct"]
+    expected = own.score_net(checkpoint.load(baseline / "baseline.safetensors"))["miou_pct"]
     assert store.shared(store.stage_of(store.trials()[0]))["row"]["miou_pct"] == pytest.approx(expected, abs=1e-9)
 
 

@@ -8,10 +8,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from vss.core.errors import VssError
-from vss.train import decisions as d
+from vss.train import metrics as d
 
 
 def sample(seed: int, *, ties: bool = False, count: int = 60) -> tuple[np.ndarray, np.ndarray]:
@@ -106,6 +107,12 @@ def test_curve_ends_at_full_recall_and_the_share_of_defects() -> None:
     assert np.array_equal(curve.true_positives + curve.false_positives, [(scores >= t).sum() for t in curve.threshold])
 
 
+@pytest.mark.parametrize(("count", "total"), [(0, 18), (1, 18), (18, 18), (3, 7), (250, 1004)])
+def test_wilson_equals_scipy(count: int, total: int) -> None:
+    expected = binomtest(count, total).proportion_ci(method="wilson")
+    assert d.wilson(count, total) == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-12)
+
+
 def test_wilson_against_the_equation_it_solves() -> None:
     for count, total in ((0, 18), (3, 18), (18, 18), (40, 110)):
         low, high = (value / 100 for value in d.wilson(count, total))
@@ -177,11 +184,3 @@ def test_map_scores_are_the_average_precision_of_rounded_logits() -> None:
     labels, scores = (torch.cat(parts).numpy() for parts in zip(*every, strict=True))
     assert metric.compute() == pytest.approx(slow_ap(labels, scores), abs=1e-6)
     assert d.MapScores().compute() is None
-
-
-def test_decisions_come_back_in_order() -> None:
-    metric = d.Decisions()
-    metric.update(torch.tensor([0.5, -2.0]), torch.tensor([1.0, 0.0]))
-    metric.update(torch.tensor([3.0]), torch.tensor([0.0]))
-    labels, scores = metric.compute()
-    assert labels.tolist() == [True, False, False] and scores.tolist() == [0.5, -2.0, 3.0]

@@ -22,10 +22,9 @@ from vss.cli.main import Terminated, terminable
 from vss.core.config import FinetuneConfig, FitConfig, Recipe
 from vss.core.errors import VssError
 from vss.core.files import TEMPORARY, locked, read_json, sha256_tensors
-from vss.run import steps
-from vss.run.preflight import check_fits, teacher_of
-from vss.run.project import Project
-from vss.train.fit import Moment, Phase, check_settings
+from vss.run.job import check_fits
+from vss.run.project import Project, teacher_of
+from vss.train.fit import Phase, StepContext, check_settings
 from vss.train.fit.folder import _damage, check_norms, fit_folder
 
 CPU = {"precision": "32-true", "accelerator": "cpu", "devices": 1}
@@ -40,7 +39,7 @@ def project_of(root: Path, **train: Any) -> Project:
 
 def fit(root: Path, out: Path, phase: Phase | None = None, **train: Any) -> dict[str, Any]:
     project = project_of(root, **train)
-    return steps.train(project, project.build_model(), project.recipe.train, out, progress=False, phase=phase)
+    return project.train(project.build_model(), project.recipe.train, out, progress=False, phase=phase)
 
 
 def weights(folder: Path) -> str:
@@ -53,9 +52,9 @@ class At(Phase):
     def __init__(self, step: int, act: Callable[[Any], None]) -> None:
         self.step, self.act = step, act
 
-    def after_step(self, moment: Moment) -> None:
-        if moment.step == self.step:
-            self.act(moment.model)
+    def after_step(self, context: StepContext) -> None:
+        if context.step == self.step:
+            self.act(context.model)
 
 
 def interrupt(model: nn.Module) -> None:

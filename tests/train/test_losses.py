@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.special import log_softmax
 
-from vss.train.losses import DefectLoss, SegLoss, distillation
+from vss.train.losses import DefectLoss, SegLoss, distillation_loss
 
 VOID = 255
 
@@ -78,13 +78,16 @@ def test_another_void_label() -> None:
     assert float(loss) == pytest.approx(cross_entropy(logits, target), rel=1e-5)
 
 
-def test_a_batch_of_void_alone_is_zero_with_zero_gradient() -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 2.0, 0.5, 3.0])])
+def test_a_batch_of_void_alone_is_zero_with_zero_gradient(weights: torch.Tensor | None, smoothing: float) -> None:
     logits, other, target = batch()
     logits.requires_grad_()
-    loss = SegLoss()({"out": logits, "aux": other}, torch.full_like(target, VOID))
+    function = SegLoss(weights=weights, label_smoothing=smoothing)
+    loss = function({"out": logits, "aux": other}, torch.full_like(target, VOID))
     loss.backward()
-    assert float(loss) == 0 and torch.equal(logits.grad, torch.zeros_like(logits))
-    value = distillation(logits, other, torch.full_like(target, VOID), temperature=2.0, ignore_index=VOID)
+    assert float(loss.detach()) == 0 and torch.equal(logits.grad, torch.zeros_like(logits))
+    value = distillation_loss(logits, other, torch.full_like(target, VOID), temperature=2.0, ignore_index=VOID)
     assert float(value) == 0
 
 
@@ -103,14 +106,14 @@ def test_distillation_by_the_formula(temperature: float) -> None:
     divergence = (np.exp(p) * (p - q)).sum(axis=1)
     valid = target.numpy() != VOID
     wanted = temperature**2 * divergence[valid].mean()
-    value = distillation(student, teacher, target, temperature=temperature, ignore_index=VOID)
+    value = distillation_loss(student, teacher, target, temperature=temperature, ignore_index=VOID)
     assert float(value) == pytest.approx(wanted, rel=1e-5)
     assert wanted > 0.1
 
 
 def test_a_student_that_equals_its_teacher_has_nothing_to_learn() -> None:
     student, _, target = batch()
-    assert abs(float(distillation(student, student.clone(), target, temperature=2.0, ignore_index=VOID))) < 1e-6
+    assert abs(float(distillation_loss(student, student.clone(), target, temperature=2.0, ignore_index=VOID))) < 1e-6
 
 
 def test_the_gradient_keeps_its_size_over_temperatures() -> None:
@@ -118,7 +121,7 @@ def test_the_gradient_keeps_its_size_over_temperatures() -> None:
     sizes = []
     for temperature in (20.0, 40.0):  # at high temperature T^2 KL tends to a fixed quadratic form
         x = (0.01 * student).requires_grad_()
-        distillation(x, 0.01 * teacher, target, temperature=temperature, ignore_index=VOID).backward()
+        distillation_loss(x, 0.01 * teacher, target, temperature=temperature, ignore_index=VOID).backward()
         sizes.append(float(x.grad.norm()))
     assert math.isclose(sizes[0], sizes[1], rel_tol=0.02)
 
@@ -132,7 +135,7 @@ def test_many_pixels_in_half_precision_do_not_overflow_the_mean(dtype: torch.dty
     target = torch.zeros(1, 300, 300, dtype=torch.int64)
     p = math.exp(2) / (math.exp(2) + 1)
     wanted = math.log(2) + p * math.log(p) + (1 - p) * math.log(1 - p)
-    value = distillation(student, teacher, target, temperature=1.0, ignore_index=VOID)
+    value = distillation_loss(student, teacher, target, temperature=1.0, ignore_index=VOID)
     assert float(value) == pytest.approx(wanted, rel=1e-4)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ import torch.multiprocessing as mp
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from vss.core.errors import VssError
-from vss.train.metrics import SegMetrics, boundary_counts, boundary_width, confusion_per_image, miou_pct, scores
+from vss.train.losses import SegLearner
+from vss.train.metrics import boundary_counts, boundary_width, confusion_per_image, miou_pct, scores
 
 VOID = 255
 
@@ -77,10 +79,8 @@ def brute_boundary_iou(pred: np.ndarray, target: np.ndarray, classes: int, width
 @pytest.mark.parametrize("seed", [0, 1])
 def test_scores_equal_brute_force(seed: int) -> None:
     pred, target = random_labels(seed, classes=5)
-    metric = SegMetrics(7, VOID)  # two classes never appear
-    metric.update(pred[:3], target[:3])
-    metric.update(pred[3:], target[3:])
-    found, expected = metric.compute(), brute_scores(pred.numpy(), target.numpy(), 7)
+    found = scores(confusion_per_image(pred, target, 7, VOID).sum(0))  # two classes never appear
+    expected = brute_scores(pred.numpy(), target.numpy(), 7)
     assert found["iou_pct"][5:] == [None, None]
     for key in ("miou_pct", "pixel_acc_pct", "class_acc_pct", "fwiou_pct"):
         assert found[key] == pytest.approx(expected[key], abs=1e-9), key
@@ -91,10 +91,8 @@ def test_confusion_equals_torchmetrics() -> None:
     pred, target = random_labels(3)
     reference = MulticlassConfusionMatrix(5, ignore_index=VOID)
     reference.update(pred.long(), target)
-    metric = SegMetrics(5, VOID)
-    metric.update(pred, target)
-    assert torch.equal(metric.confusion, reference.compute())
-    assert metric.confusion.dtype == torch.int64
+    found = confusion_per_image(pred, target, 5, VOID).sum(0)
+    assert torch.equal(found, reference.compute()) and found.dtype == torch.int64
 
 
 def test_confusion_per_image_is_one_matrix_each() -> None:
@@ -107,20 +105,19 @@ def test_confusion_per_image_is_one_matrix_each() -> None:
 
 def test_class_only_predicted_counts_as_zero_and_rows_are_truth() -> None:
     pred, target = torch.tensor([[[0, 0, 1, 2]]]), torch.tensor([[[0, 0, 1, 1]]])
-    metric = SegMetrics(4)
-    metric.update(pred, target)
-    assert metric.confusion.tolist() == [[2, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
-    found = metric.compute()
+    confusion = confusion_per_image(pred, target, 4)[0]
+    assert confusion.tolist() == [[2, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    found = scores(confusion)
     assert found["iou_pct"] == [100.0, 50.0, 0.0, None]
     assert found["miou_pct"] == pytest.approx(50.0)
     assert found["class_acc_pct"] == pytest.approx(75.0)
     assert found["fwiou_pct"] == pytest.approx(75.0)
 
 
-def test_void_only_gives_none_and_reset_forgets() -> None:
-    metric = SegMetrics(3, VOID, boundary=True)
-    metric.update(torch.zeros(1, 4, 4, dtype=torch.uint8), torch.full((1, 4, 4), VOID))
-    assert metric.compute() == {
+def test_void_only_gives_none() -> None:
+    nothing, void = torch.zeros(1, 4, 4, dtype=torch.uint8), torch.full((1, 4, 4), VOID)
+    confusion, edges = confusion_per_image(nothing, void, 3, VOID)[0], boundary_counts(nothing, void, 3, VOID)
+    assert scores(confusion, edges) == {
         "miou_pct": None,
         "miou_truth_pct": None,
         "pixel_acc_pct": None,
@@ -129,11 +126,9 @@ def test_void_only_gives_none_and_reset_forgets() -> None:
         "iou_pct": [None, None, None],
         "boundary_iou_pct": None,
     }
-    metric.reset()
-    metric.update(torch.ones(1, 4, 4, dtype=torch.uint8), torch.ones(1, 4, 4, dtype=torch.int64))
-    assert metric.compute()["miou_pct"] == metric.compute()["boundary_iou_pct"] == 100.0
-    metric.reset()
-    assert int(metric.confusion.sum()) == 0
+    ones = torch.ones(1, 4, 4, dtype=torch.int64)
+    found = scores(confusion_per_image(ones, ones, 3)[0], boundary_counts(ones, ones, 3))
+    assert found["miou_pct"] == found["boundary_iou_pct"] == 100.0
 
 
 def test_miou_of_many_matrices_equals_scores_of_each() -> None:
@@ -152,13 +147,11 @@ def test_miou_of_many_matrices_equals_scores_of_each() -> None:
 )
 def test_labels_outside_the_classes_are_refused(pred: list, target: list, words: str) -> None:
     with pytest.raises(VssError, match=words):
-        SegMetrics(3, VOID).update(torch.tensor(pred), torch.tensor(target))
+        confusion_per_image(torch.tensor(pred), torch.tensor(target), 3, VOID)
 
 
 def test_prediction_under_void_is_not_looked_at() -> None:
-    metric = SegMetrics(3, VOID)
-    metric.update(torch.tensor([[[200, 1]]]), torch.tensor([[[VOID, 1]]]))
-    assert int(metric.confusion.sum()) == 1
+    assert int(confusion_per_image(torch.tensor([[[200, 1]]]), torch.tensor([[[VOID, 1]]]), 3, VOID).sum()) == 1
 
 
 @pytest.mark.parametrize(("height", "width", "expected"), [(10, 10, 1), (360, 480, 12), (1024, 2048, 46)])
@@ -188,25 +181,29 @@ def test_boundary_equals_the_papers_erosion_by_max_pool() -> None:
             outside = torch.nn.functional.pad(1 - mask, (width,) * 4, value=1.0)
             edges.append((mask - (1 - torch.nn.functional.max_pool2d(outside, 2 * width + 1, 1))).bool())
         total[0, k], total[1, k] = (edges[0] & edges[1]).sum(), (edges[0] | edges[1]).sum()
-    both, either = boundary_counts(pred, target, 4, VOID, 0.05)
-    assert torch.equal(torch.stack([both, either]), total)
+    assert torch.equal(boundary_counts(pred, target, 4, VOID, 0.05), total)
 
 
-def _distributed(rank: int, store: str, expected: dict) -> None:
+def _distributed(rank: int, store: str, expected: float) -> None:
     torch.set_num_threads(1)  # a forked process has no OpenMP pool
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     try:
-        pred, target = random_labels(8)
-        metric = SegMetrics(5, VOID, boundary=True)
-        metric.update(pred[rank::2], target[rank::2])
-        assert metric.compute() == expected
+        assert _validated(rank, 2) == expected
     finally:
         dist.destroy_process_group()
 
 
-def test_two_processes_give_the_scores_of_one(tmp_path: os.PathLike) -> None:
+def _validated(rank: int, world: int) -> float:
     pred, target = random_labels(8)
-    metric = SegMetrics(5, VOID, boundary=True)
-    metric.update(pred, target)
-    arguments = (os.path.join(tmp_path, "store"), metric.compute())
-    mp.start_processes(_distributed, args=arguments, nprocs=2, start_method="fork")
+    learner = SegLearner(5, ignore_index=VOID)
+    for index in range(rank, len(pred), world):
+        network = SimpleNamespace(predict=lambda _, index=index: pred[index : index + 1])
+        learner.update(network, torch.zeros(1), {"mask": target[index : index + 1]})
+    return learner.compute()
+
+
+def test_two_processes_give_the_validation_score_of_one(tmp_path: os.PathLike) -> None:
+    pred, target = random_labels(8)
+    expected = scores(confusion_per_image(pred, target, 5, VOID).sum(0))["miou_pct"]
+    assert _validated(0, 1) == expected
+    mp.start_processes(_distributed, args=(os.path.join(tmp_path, "store"), expected), nprocs=2, start_method="fork")

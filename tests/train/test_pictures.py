@@ -1,4 +1,4 @@
-"""vss.train.pictures: every image has files of its own."""
+"""vss.train.tasks.base: every image has files of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vss.train.pictures import write_panels
+from vss.train.tasks.base import write_panels
 
 
 class Split(list[Any]):

@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from vss.core.config import FitConfig, Recipe
-from vss.run import steps
 from vss.run.project import Project
 from vss.train import checkpoint
 from vss.train.fit import precision_of
@@ -39,7 +38,7 @@ def fit(root: Path, out: Path, **train: Any) -> tuple[nn.Module, dict[str, Any]]
     job = recipe(root, **train)
     project = Project.open(job)
     model = project.build_model()
-    return model, steps.train(project, model, job.train, out, progress=False)
+    return model, project.train(model, job.train, out, progress=False)
 
 
 def test_loss_falls_and_the_model_ends_with_the_best_epoch(street_root: Path, tmp_path: Path) -> None:
@@ -87,7 +86,7 @@ def test_distillation_pulls_towards_the_teacher(street_root: Path, tmp_path: Pat
     with torch.no_grad():
         teacher.classifier.bias.copy_(torch.eye(11)[3] * 8)  # a teacher that says class 3 everywhere
     model = project.build_model()
-    steps.train(project, model, job.train, tmp_path / "with", teacher=teacher, progress=False)
+    project.train(model, job.train, tmp_path / "with", teacher=teacher, progress=False)
     alone, _ = fit(street_root, tmp_path / "without", epochs=2, lr=0.02)
     images = project.preprocess.normalise(torch.stack([project.split("val")[i]["image"] for i in range(4)]))
 
@@ -102,7 +101,7 @@ def test_a_network_in_evaluation_mode_is_trained_in_training_mode(street_root: P
     project = Project.open(job)
     model = project.build_model().eval()
     before = model.encoder[0][0][1].running_mean.clone()
-    steps.train(project, model, job.train, tmp_path, progress=False)
+    project.train(model, job.train, tmp_path, progress=False)
     assert not torch.equal(before, model.encoder[0][0][1].running_mean)
 
 

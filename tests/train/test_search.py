@@ -16,11 +16,11 @@ import torch
 
 from vss.core.config import DmcpConfig, Recipe
 from vss.core.errors import VssError
-from vss.prune import CostModel, apply_plan, find_groups
+from vss.prune import Budget, CostModel, apply_plan, find_groups
 from vss.prune.plan import Plan
-from vss.run import steps
+from vss.run import pruning
 from vss.run.project import Project
-from vss.train.fit import Moment
+from vss.train.fit import StepContext
 from vss.train.losses import SegLearner
 from vss.train.search import SearchPhase, SparsePhase, ordered
 
@@ -44,7 +44,7 @@ def phase_of(model: torch.nn.Module, **changes: Any) -> SearchPhase:
     return SearchPhase(model, groups, cost, kind="macs", keep=0.5, config=config, example=EXAMPLE)
 
 
-def moment(model: Any, step: int = 5, total: int = 10) -> Moment:
+def context(model: Any, step: int = 5, total: int = 10) -> StepContext:
     generator = torch.Generator().manual_seed(step)
     images = torch.randn(2, 3, *SIZE, generator=generator)
     mask = torch.randint(0, 11, (2, *SIZE), generator=generator)
@@ -53,7 +53,7 @@ def moment(model: Any, step: int = 5, total: int = 10) -> Moment:
     outputs = model.train().forward_train(images)
     model.zero_grad()
     learner(outputs, batch).backward()
-    return Moment(
+    return StepContext(
         model=model, images=images, batch=batch, outputs={h: o.detach() for h, o in outputs.items()}, learner=learner,
         loss=lambda heads: learner(heads, batch), step=step, steps=total, scale=1.0, autocast=contextlib.nullcontext,
     )  # fmt: skip
@@ -65,7 +65,7 @@ def net(street_root: Path) -> Any:
 
 
 def test_the_step_of_alpha_leaves_weights_and_the_step_of_weights_leaves_alpha(net: Any) -> None:
-    phase, now = phase_of(net), moment(net)
+    phase, now = phase_of(net), context(net)
     state = copy.deepcopy(net.state_dict())
     grads = [p.grad.clone() for p in net.parameters()]
     alphas = [a.detach().clone() for a in phase.alphas]
@@ -85,12 +85,12 @@ def test_alpha_moves_in_the_joint_part_alone(net: Any) -> None:
     assert phase.joint_part(8) == (2, 6)
     for step, moves in ((0, False), (1, False), (2, True), (5, True), (6, False), (7, False)):
         before = [a.detach().clone() for a in phase.alphas]
-        phase.after_step(moment(net, step, 8))
+        phase.after_step(context(net, step, 8))
         assert any(not torch.equal(a, b) for a, b in zip(before, phase.alphas, strict=True)) == moves, step
 
 
 def test_gradients_of_the_sandwich_are_those_of_one_sum(net: Any) -> None:
-    phase, now = phase_of(net), moment(net)
+    phase, now = phase_of(net), context(net)
     plain = [p.grad.clone() for p in net.parameters()]
     phase.after_backward(now)
     got = [p.grad.clone() for p in net.parameters()]
@@ -144,14 +144,14 @@ def test_a_killed_search_resumes_bit_for_bit(street_root: Path, tmp_path: Path) 
         phase = phase_of(model)
         step = phase.after_step
 
-        def after_step(now: Moment) -> None:
+        def after_step(now: StepContext) -> None:
             if now.step == die_at:
                 raise Killed
             seen.append(now.step)
             step(now)
 
         phase.after_step = after_step  # type: ignore[method-assign]
-        steps.train(work, model, work.recipe.train, out, progress=False, phase=phase)
+        work.train(model, work.recipe.train, out, progress=False, phase=phase)
         return phase, model.state_dict()
 
     whole, weights = run(tmp_path / "whole", None)
@@ -169,13 +169,13 @@ def test_search_to_plan_to_cut_network(street_root: Path, tmp_path: Path) -> Non
     work = project(street_root, dmcp={"epochs": 2, "alpha_lr": 0.3})
     model = work.build_model()
     before = copy.deepcopy(model.state_dict())
-    small, facts = steps.prune(work, model, work.recipe.prune, tmp_path, progress=False)
+    small, facts = pruning.prune(work, model, work.recipe.prune, tmp_path, progress=False)
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
     plan = Plan.load(tmp_path / "plan.json")
     assert plan.labels == () and plan.criterion == "dmcp" and plan.criterion_options["order"] == "index"
     assert all(group.kept == tuple(range(len(group.kept))) for group in plan.groups)
-    assert 0.48 < facts["kept"]["macs"] <= 0.5 and facts["checks"]["masked_max_rel"] <= 1e-4
-    found = facts["phase"]["search"]
+    assert 0.48 < facts.kept["macs"] <= 0.5 and facts.checks["masked_max_rel"] <= 1e-4
+    found = facts.phase["search"]
     assert found["kept_expected"] < 0.85 and set(found["widths"]) == {group.id for group in plan.groups}
     from vss.train import checkpoint
 
@@ -186,10 +186,10 @@ def test_search_to_plan_to_cut_network(street_root: Path, tmp_path: Path) -> Non
 def test_sparse_training_shrinks_scales_and_nothing_is_labelled(street_root: Path, tmp_path: Path) -> None:
     sparse = {"epochs": 1, "lambda": 0.5, "lr": 0.05}
     work = project(street_root, sparse=sparse, prune={"criterion": "slimming", "batch_size": 4, "recalibrate": 2})
-    net, config, facts = steps.sparsify(work, work.build_model(), work.recipe.prune, tmp_path, progress=False)
+    net, config, facts = pruning.sparsify(work, work.build_model(), work.recipe.prune, tmp_path, progress=False)
     assert facts["scales"]["median"] < 0.99 * facts["scales_before"]["median"] and facts["labels"] == []
     assert config == work.recipe.prune and len(facts["curves"]) == 1
-    assert steps.plan_once(work, net, config, steps.Budget()).labels == ()
+    assert pruning.plan_once(work, net, config, Budget()).labels == ()
 
 
 @pytest.mark.parametrize(("criterion", "label"), [("slimming", ("slimming without its sparse phase",)), ("l1", ())])
@@ -197,14 +197,14 @@ def test_a_skipped_phase_is_a_label_of_the_plan(
     street_root: Path, tmp_path: Path, criterion: str, label: tuple[str, ...]
 ) -> None:
     work = project(street_root, prune={"criterion": criterion, "batch_size": 4, "recalibrate": 2})
-    _, facts = steps.prune(work, work.build_model(), work.recipe.prune, tmp_path, progress=False)
-    assert Plan.load(tmp_path / "plan.json").labels == label and tuple(facts["labels"]) == label
+    _, facts = pruning.prune(work, work.build_model(), work.recipe.prune, tmp_path, progress=False)
+    assert Plan.load(tmp_path / "plan.json").labels == label and tuple(facts.labels) == label
 
 
 def test_the_sparse_phase_adds_its_penalty_in_the_gradients_scale(net: Any) -> None:
-    now, groups = moment(net), find_groups(net, EXAMPLE)
+    now, groups = context(net), find_groups(net, EXAMPLE)
     before = net.get_parameter("encoder.0.0.1.weight").grad.clone()
-    scaled = Moment(**{**vars(now), "scale": 8.0})
+    scaled = StepContext(**{**vars(now), "scale": 8.0})
     SparsePhase(groups, 0.25, group_lasso=False).after_backward(scaled)
     weight = net.get_parameter("encoder.0.0.1.weight")
     assert torch.allclose(weight.grad - before, 2.0 * weight.detach().sign(), atol=1e-6)
@@ -214,12 +214,12 @@ SEARCHER = """
 import json, sys, os, torch
 from pathlib import Path
 from vss.core.config import Recipe
-from vss.run import steps
+from vss.run import pruning
 from vss.run.project import Project
 torch.manual_seed(int(os.environ["RANK"]))
 work = Project.open(Recipe.model_validate(json.loads(sys.argv[1])))
 out = Path(sys.argv[2])
-net, config, facts = steps.sparsify(work, work.build_model(), work.recipe.prune, out, progress=False)
+net, config, facts = pruning.sparsify(work, work.build_model(), work.recipe.prune, out, progress=False)
 state = {name: value.double().abs().sum().item() for name, value in net.named_parameters()}
 rank = {"widths": config.options["widths"], "state": state, "curves": facts["curves"]}
 (out / f"{os.environ['RANK']}.json").write_text(json.dumps(rank))

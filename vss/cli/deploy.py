@@ -61,7 +61,7 @@ def export(
     INT8 takes its ranges from training images.
     """
     from vss.deploy.quantize.precision import Precision
-    from vss.run import command
+    from vss.run import candidates
 
     target_of(save)
     job = recipe_of(given, overrides)
@@ -80,7 +80,9 @@ def export(
         if precision == "fp32":
             refuse_given(ctx, ["precision.keep"], "is for --precision fp16 and int8")
         wanted, size = Precision(precision, job.precision.keep), given.get("data.size")
-        figures = command.export_checkpoint(ckpt, save, precision=wanted, size=size, **job.export.model_dump(), **more)
+        figures = candidates.export_checkpoint(
+            ckpt, save, precision=wanted, size=size, **job.export.model_dump(), **more
+        )
     shapes = figures["parity"]["shapes"]
     print_table(shapes, {key: key for key in shapes[0]}, "parity with torch")
     out.print(f"{figures['nodes_before']} nodes, {figures['nodes_after']} after clean-up; wrote {save}")
@@ -152,8 +154,8 @@ def sensitivity(
 
 def _float32(ckpt: Path, job: Any, given: Given, folder: Path, cache: Path, **more: Any) -> Any:
     """The checkpoint's network with its data and its float32 file in `folder`."""
-    from vss.run.precision import Typing
-    from vss.run.preflight import check_calibration
+    from vss.run.job import check_calibration
+    from vss.run.precision import PrecisionExporter
     from vss.run.project import Project, project_of
     from vss.train import checkpoint
 
@@ -166,7 +168,7 @@ def _float32(ckpt: Path, job: Any, given: Given, folder: Path, cache: Path, **mo
         project = Project(project.recipe, project.data, resized)
     images = ("preprocess", "expects") if job.export.preprocess else ("expects", "preprocess")
     changes = job.export.model_dump() | more | dict(zip(images, (project.preprocess, None), strict=True))
-    return Typing.export(project, checkpoint.load(ckpt), project.recipe.precision, folder, cache, **changes)
+    return PrecisionExporter.export(project, checkpoint.load(ckpt), project.recipe.precision, folder, cache, **changes)
 
 
 def _print_precision(figures: dict[str, Any]) -> None:

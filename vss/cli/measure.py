@@ -60,11 +60,11 @@ def evaluate(
 
     Exit code 1 where a gate fails.
     """
-    from vss.run import command, pair
+    from vss.run import candidates, pair
 
     where = {"dataset": given.get("data.dataset"), "data_root": given.get("data.root")}
     limits: dict[str, Any] = {"max_drop": max_drop, "max_fnr_increase": max_fnr_increase, "max_ap_drop": max_ap_drop}
-    figures = command.evaluate(
+    figures = candidates.evaluate(
         candidate, baseline, split=split, **where, size=given.get("data.size"), **limits, statistics=statistics
     )
     if baseline and bench_seconds:
@@ -106,12 +106,12 @@ def bench(
     Exit code 3, and no figures, where the machine is too noisy.
     """
     from vss.deploy.bench import noise, pinned
-    from vss.run import command
+    from vss.run import candidates
 
     most = given.get("bench.max_seconds", 2.0)
     job = recipe_of({"bench.min_seconds": most if 0 < most < 2 else 2.0} | given)
     with pinned(job.bench.cores and list(job.bench.cores)):
-        figures = command.bench_engines(
+        figures = candidates.bench_engines(
             candidate, baseline, backend=backend, threads=job.build.threads, batch=job.bench.batch_size,
             max_seconds=job.bench.max_seconds, device=device, precision=precision,
         )  # fmt: skip

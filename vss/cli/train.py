@@ -100,12 +100,11 @@ def train(given: Given, save: Save = Path("runs/train"), recipe: RecipeName = No
 
     The same command goes on where it was stopped.
     """
-    from vss.run import steps
     from vss.run.project import Project
 
     job = recipe_of(given, overrides, recipe)
     project = Project.open(job)
-    _print_fit(steps.train(project, project.build_model(), job.train, save, progress=bars()), project.task.title)
+    _print_fit(project.train(project.build_model(), job.train, save, progress=bars()), project.task.title)
 
 
 @takes(given=recipe_keys(*FINETUNE, *DATA, "seed"))
@@ -121,9 +120,7 @@ def finetune(
 
     The same command goes on where it was stopped.
     """
-    from vss.run import steps
-    from vss.run.preflight import teacher_of
-    from vss.run.project import project_of
+    from vss.run.project import project_of, teacher_of
     from vss.train import checkpoint
 
     if ckpt.resolve().parent == save.resolve():
@@ -135,7 +132,7 @@ def finetune(
     fit = job.finetune
     if source and "finetune.distill" not in given and not fit.distill:
         fit = fit.model_copy(update={"distill": 1.0})
-    _print_fit(steps.train(project, net, fit, save, teacher=source, progress=bars()), project.task.title)
+    _print_fit(project.train(net, fit, save, teacher=source, progress=bars()), project.task.title)
 
 
 def _own_data(given: Given) -> dict[str, Any]:
@@ -201,7 +198,8 @@ def prune(
 
     Writes plan.json and pruned.safetensors, whose outputs equal those of the masked network.
     """
-    from vss.run import command, steps
+    from vss.run import pruning
+    from vss.run.project import network_to_prune
 
     if dry_run and "prune.latency" in budget:
         raise VssError("--latency builds and measures engines, which is no dry run; leave --dry-run off.")
@@ -211,20 +209,20 @@ def prune(
             raise VssError("--option 'preset' is given twice, as --preset too; give it once.")
         given["prune.options"] = options_of([f"preset={preset}"]) | options
     job = recipe_of(given | budget, overrides)
-    project, net = command.network_to_prune(job, ckpt, model, weights, **_own_data(given), size=given.get("data.size"))
+    project, net = network_to_prune(job, ckpt, model, weights, **_own_data(given), size=given.get("data.size"))
     if dry_run:
-        groups, limits = steps.groups_of(project, net), job.prune.budget
-        figures = steps.describe(steps.plan_once(project, net, job.prune, limits, groups=groups), groups)
+        groups, limits = pruning.groups_of(project, net), job.prune.budget
+        figures = pruning.describe(pruning.plan_once(project, net, job.prune, limits, groups=groups), groups)
     else:
         with at_work(save, deep=False):
-            _, figures = steps.prune(project, net, job.prune, save, progress=bars())
-    widths = [{"name": g, "before": a, "after": b} for g, (a, b) in figures["widths"].items()]
+            _, figures = pruning.prune(project, net, job.prune, save, progress=bars())
+    widths = [{"name": g, "before": a, "after": b} for g, (a, b) in figures.widths.items()]
     print_table(widths, {"name": "group", "before": "before", "after": "after"})
-    for lock in figures["locked"]:
+    for lock in figures.locked:
         out.print(f"locked: {lock['layer']}: {lock['reason']}")
-    out.print("kept: " + ", ".join(f"{share:.1%} of the {kind}" for kind, share in figures["kept"].items()))
+    out.print("kept: " + ", ".join(f"{share:.1%} of the {kind}" for kind, share in figures.kept.items()))
     if not dry_run:
-        out.print(f"masked == sliced to {figures['checks']['masked_max_rel']:.1e} (relative); wrote {save}/plan.json")
+        out.print(f"masked == sliced to {figures.checks['masked_max_rel']:.1e} (relative); wrote {save}/plan.json")
 
 
 def methods() -> None:

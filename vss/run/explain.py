@@ -97,8 +97,8 @@ def rows(facts: Facts) -> list[Row]:
     peak = max(_rates(facts.before, facts.shapes_before) + _rates(facts.after, facts.shapes_after), default=1.0)
     found = []
     for unit, ms in sorted(facts.after.units.items(), key=lambda item: -item[1]):
-        old = lookup_shape(unit, dict(facts.shapes_before)) or NOTHING
-        new = lookup_shape(unit, dict(facts.shapes_after)) or NOTHING
+        old = lookup_shape(unit, dict(facts.shapes_before)) or EMPTY
+        new = lookup_shape(unit, dict(facts.shapes_after)) or EMPTY
         was = facts.before.units.get(unit, 0.0)
         lost = max(0.0, ms - was / reduction)
         reason, better = _reason(unit, was, ms, old, new, facts)
@@ -107,7 +107,7 @@ def rows(facts: Facts) -> list[Row]:
     return found
 
 
-NOTHING = Shape(0, 0, 0, 0, 0)
+EMPTY = Shape(0, 0, 0, 0, 0)
 
 
 def _macs(shapes: Mapping[str, Shape]) -> int:
@@ -148,7 +148,7 @@ def _better(unit: str, ms: float, new: Shape, facts: Facts) -> str:
     """Widths at which a layer does more per millisecond: the widest that is no slower, else the most efficient."""
     found = []
     for name, reading in facts.others.items():
-        shape, there = facts.other_shapes[name].get(unit, NOTHING), reading.units.get(unit)
+        shape, there = facts.other_shapes[name].get(unit, EMPTY), reading.units.get(unit)
         if there and new.macs and (shape.cin, shape.cout) != (new.cin, new.cout):
             found.append((there, shape, shape.macs / there / (new.macs / ms)))
     if not any(rate > BETTER for *_, rate in found):
@@ -185,13 +185,10 @@ def causes(found: Sequence[Row], facts: Facts) -> list[dict[str, Any]]:
 
 
 def explain(run: Path, *, precision: str = "fp32", seconds: float = 1.0, rounds: int = 2) -> dict[str, Any]:
-    """Everything about the engines of a finished `vss run`, JSON-ready.
+    """Everything about the engines in the folder of a finished `vss run`, JSON-ready.
 
-    Args:
-        run: its folder: plan.json, report.json, engine/baseline.onnx and engine/finetuned.onnx.
-        precision: in which both are timed, see `vss.deploy.profile.setting.Setting`.
-        seconds: of one reading.
-        rounds: readings of every engine, in turns; the least counts.
+    `precision`: in which both are timed; `seconds` of one reading; `rounds` of readings of every engine, interleaved,
+    of which the minimum counts.
     """
     report, paths = finished(run)
     build = BuildConfig(**report.get("recipe", {}).get("build", {}))
@@ -227,13 +224,8 @@ def finished(run: Path) -> tuple[dict[str, Any], dict[str, Path]]:
 
 
 def cliff_plot(run: Path, lut: Path | None, path: Path) -> Path:
-    """The width-cliff plot of a run's latency table (or of another one of its network), with the widths that it kept.
-
-    Args:
-        run: folder of a finished run.
-        lut: the table; None for the one that `prune.latency` has left in the folder.
-        path: SVG to write.
-    """
+    """An SVG of a latency table (None: the one that `prune.latency` has left in the folder of the run) with the widths
+    that the run kept."""
     source = lut or run / "latency_table.json"
     if lut is None and not source.is_file():
         command = f"vss lut build --ckpt {run / 'baseline.safetensors'} --save TABLE"
@@ -278,11 +270,7 @@ def request(report: Mapping[str, Any]) -> dict[str, Any]:
 def measure(before: Path, after: Path, plan: Plan, setting: Setting, *, seconds: float = 1.0, rounds: int = 2) -> Facts:
     """Profile the uncut and the cut engine, and the cut one with filled widths and, on a CPU, other thread counts.
 
-    Args:
-        before, after: exported files of the uncut and of the cut network, float32.
-        plan: how the one became the other.
-        setting: the runtime, and the precision in which both are timed.
-        seconds, rounds: see `explain`.
+    `before` and `after` are the exported float32 files, `plan` how the one became the other; see `explain`.
     """
     variants, cut = SlicedVariants(before, plan.groups), load(after)
     count, cores = setting.on_threads or 1, 1 if setting.on_gpu else usable_threads(None)
@@ -310,7 +298,7 @@ def measure(before: Path, after: Path, plan: Plan, setting: Setting, *, seconds:
             at = dataclasses.replace(setting, threads=None if setting.on_gpu else threads)
             return read_file(path, feed, at, graph=graph, shapes=lambda: shapes[key], seconds=seconds)
 
-        found, noise = _in_turns(files, read, rounds)
+        found, noise = _interleaved(files, read, rounds)
     return Facts(
         found["before"], found["after"], shapes["before"], shapes["after"],
         {key: found[key] for key in others}, {key: shapes[key] for key in others},
@@ -318,7 +306,7 @@ def measure(before: Path, after: Path, plan: Plan, setting: Setting, *, seconds:
     )  # fmt: skip
 
 
-def _in_turns(
+def _interleaved(
     files: Mapping[Any, tuple[Any, ...]], read: Callable[..., Reading], rounds: int
 ) -> tuple[dict[Any, Reading], float]:
     """Least times of every file over some rounds, and how far its rounds lay apart at most."""

@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from torch import nn
+import torch
 
-from vss.core.config import Recipe
-from vss.core.errors import GateFailed
-from vss.core.files import at_work, atomic, read_array, sha256_artefact
-from vss.core.report import write_report
-from vss.deploy import bench, bench_end_to_end, export
-from vss.deploy.backends import available, build_spec, inspected
-from vss.deploy.bench import noise, pinned
-from vss.prune import Statistics
+from vss import models
+from vss.core.config import ModelConfig, Recipe
+from vss.core.errors import GateFailed, VssError, shown, unknown
+from vss.core.files import at_work, safe_name
+from vss.data.counts import choose_calibration
+from vss.deploy.backends import BACKENDS, available, build_spec
+from vss.deploy.backends.trt_plan import member
+from vss.deploy.backends.trt_runner import load_tensorrt
+from vss.deploy.bench import pinned
+from vss.prune import Statistics, find_groups
+from vss.run import pruning
 from vss.run import runner as keys
-from vss.run import steps
-from vss.run.frame import frame, write_failed
-from vss.run.page import write_page
-from vss.run.precision_step import merge, typed_engines, unpruned
-from vss.run.preflight import check_run
-from vss.run.project import Project, export_options
-from vss.run.references import References
-from vss.run.runner import Result, Runner
+from vss.run.engines import make_engine, opened, time_engines, typed_engines, unpruned
+from vss.run.latency import LatencyGoal
+from vss.run.precision import read_list
+from vss.run.project import Project, Workspace
+from vss.run.pruning import Pruned
+from vss.run.report import Engine, Fit, Found, Pictures, Score, make_report, write_both, write_failed
+from vss.run.runner import Json, Runner
 from vss.train import checkpoint
 from vss.train.evaluate import engine_predictor
-from vss.train.pictures import spread
 
 log = logging.getLogger(__name__)
+REFERENCES = "references"
 
 
 def run(
@@ -43,7 +44,7 @@ def run(
     say: Callable[[str, str, float, str], None] | None = None,
     progress: bool = True,
     command: str = "",
-) -> Result:
+) -> Json:
     """Do a whole recipe; returns the report, which is also `out/report.json` beside `out/report.html`.
 
     Raises:
@@ -60,8 +61,8 @@ def run(
             raise
     failed = [check for check in report["gate"]["checks"] if check["passed"] is False]
     if failed:
-        told = " ".join(f"Gate {check['what']} {check['sentence']}" for check in failed)
-        raise GateFailed(f"{told} See {out / 'report.html'}.")
+        verdicts = " ".join(f"Gate {check['what']} {check['sentence']}" for check in failed)
+        raise GateFailed(f"{verdicts} See {out / 'report.html'}.")
     return report
 
 
@@ -70,166 +71,98 @@ def _log(name: str, status: str, seconds: float, detail: str) -> None:
 
 
 @dataclass
-class Job:
-    """The steps of one recipe in one folder, each remembered by `step`; `vss.sweep` calls some of them."""
+class Job(Workspace):
+    """The steps of one recipe in one folder; `vss.sweep` calls some of them."""
 
-    project: Project
-    out: Path
-    step: Runner
-    progress: bool
-    command: str
-
-    @property
-    def recipe(self) -> Recipe:
-        return self.project.recipe
-
-    def everything(self) -> Result:
-        references = References.open(self)
-        train = self.train()
-        pruned = self.prune()
+    def everything(self) -> Json:
+        references = references_of(self)
+        train, pruned = self.train(), self.prune()
         finetuned = self.finetune("finetune", "pruned.safetensors", "prune")
         control = self.finetune("control", "baseline.safetensors", "train") if self.recipe.control else None
         nets = {"baseline": "train", "pruned": "prune", "finetuned": "finetune"}
-        if control:
-            nets["control"] = "control"
+        nets |= {"control": "control"} if control else {}
         scores = {name: self.score(name, after) for name, after in nets.items()}
-        engines = {name: self.engine(name, after) for name, after in (("baseline", "train"), ("finetuned", "finetune"))}
+        engines = {name: make_engine(self, name, nets[name]) for name in ("baseline", "finetuned")}
         gates = self.gates()
-        extra = references.make()
-        timing = self.bench(references.engines)
-        pictures = self.panels()
-        typed = typed_engines(self)
-        report = self.report(train, pruned, finetuned, control, scores, engines, gates, timing, pictures, extra)
-        merge(report, typed, self.out)
-        write_report(self.out / "report.json", report)
-        write_page(self.out / "report.json", self.out / "report.html")
+        extra = {title: self.reference(title, job) for title, job in references.items()}
+        timing = time_engines(self, {title: engine.artefact["files"]["engine"] for title, (_, engine) in extra.items()})
+        pictures, typed = self.panels(), typed_engines(self)
+        found = Found(
+            train=train, pruned=pruned, finetuned=finetuned, control=control, scores=scores, engines=engines,
+            gates=gates, timing=timing, pictures=pictures, references=extra, typed=typed,
+        )  # fmt: skip
+        report = make_report(self, found)
+        write_both(self, report)
         return report
 
-    # -- networks -----------------------------------------------------------------------------------------------------
-
-    def train(self) -> Result:
+    def train(self) -> Fit:
         recipe, project = self.recipe, self.project
 
-        def work() -> Result:
+        def work() -> Fit:
             model = project.build_model()
             if recipe.model.checkpoint:
                 project.save(model, self.out / "baseline.safetensors")
-                return {"detail": f"taken from {recipe.model.checkpoint}", "curves": []}
-            result = steps.train(project, model, recipe.train, self.folder("train", model), progress=self.progress)
+                return Fit(curves=[], detail=f"taken from {recipe.model.checkpoint}")
+            result = project.train(model, recipe.train, self.folder("train", model), progress=self.progress)
             project.save(model, self.out / "baseline.safetensors", _best(result))
-            return self._fit_facts(result)
+            return self._fit(result)
 
-        return self.do("train", "train", [], ["baseline.safetensors"], work, keys.of_data(project, "train", "val"))
+        return self.do(Fit, "train", "train", [], ["baseline.safetensors"], work, project.fingerprint("train", "val"))
 
-    def do(
-        self, name: str, kind: str, after: list[str], outputs: list[str], work: Callable[[], Result], also: Any = None
-    ) -> Result:
-        """A step of a kind of `vss.run.runner`; `also` is what it depends on beside recipe and earlier steps."""
-        return self.step(name, keys.depends(self.recipe, kind, also), after, outputs, work)
-
-    def folder(self, name: str, *nets: nn.Module) -> Path:
-        """Where the fit of a step works; `nets` are the networks that it starts from."""
-        return keys.fit_folder(self.out / name, self.step.keys[name], nets)
-
-    def prune(self, statistics: Statistics | None = None) -> Result:
+    def prune(self, statistics: Statistics | None = None) -> Pruned:
         """Plan, cut, proof; `statistics` of the baseline save the calibration pass and change nothing."""
         config = self.recipe.prune
         also = keys.machine() if config.latency else None
 
-        def work() -> Result:
+        def work() -> Pruned:
             model = checkpoint.load(self.out / "baseline.safetensors")
-            _, facts = steps.prune(self.project, model, config, self.out, progress=self.progress, statistics=statistics)
-            kept = ", ".join(f"{share:.1%} of {kind}" for kind, share in facts["kept"].items())
-            return facts | {"detail": "; ".join([f"{facts['criterion']}: kept {kept}", *facts["labels"]])}
+            options: dict[str, Any] = {"progress": self.progress, "statistics": statistics}
+            _, facts = pruning.prune(self.project, model, config, self.out, **options)
+            kept = ", ".join(f"{share:.1%} of {kind}" for kind, share in facts.kept.items())
+            return replace(facts, detail="; ".join([f"{facts.criterion}: kept {kept}", *facts.labels]))
 
-        return self.do("prune", "prune", ["train"], ["plan.json", "pruned.safetensors"], work, also)
+        return self.do(Pruned, "prune", "prune", ["train"], ["plan.json", "pruned.safetensors"], work, also)
 
-    def finetune(self, name: str, source: str, after: str) -> Result:
+    def finetune(self, name: str, source: str, after: str) -> Fit:
+        """Train the network in `source` by `finetune`, as the step `name` ("finetune" or "control")."""
         config = self.recipe.finetune
         target = "finetuned.safetensors" if name == "finetune" else f"{name}.safetensors"
 
-        def work() -> Result:
+        def work() -> Fit:
             model = checkpoint.load(self.out / source)
             teacher = checkpoint.load(self.out / "baseline.safetensors") if config.distill else None
             folder = self.folder(name, *filter(None, (model, teacher)))
-            result = steps.train(self.project, model, config, folder, teacher=teacher, progress=self.progress)
+            result = self.project.train(model, config, folder, teacher=teacher, progress=self.progress)
             self.project.save(model, self.out / target, _best(result))
-            return self._fit_facts(result)
+            return self._fit(result)
 
-        return self.do(name, "finetune", [after], [target], work)
+        return self.do(Fit, name, "finetune", [after], [target], work)
 
-    # -- figures ------------------------------------------------------------------------------------------------------
+    def _fit(self, result: Json) -> Fit:
+        score = result[f"best_{result['metric']}"]
+        kept = {key: result[key] for key in ("best_epoch", "metric", "steps", "epochs", "precision", "curves")}
+        detail = f"best val {self.project.task.title} {score:.2f} in epoch {result['best_epoch'] + 1}"
+        return Fit(**kept, best_score=score, detail=detail)
 
-    def score(self, name: str, after: str) -> Result:
+    def score(self, name: str, after: str) -> Score:
         """Metrics of a network in torch; the figures by image go beside, for intervals."""
-        recipe = self.recipe
         path, images = self.out / f"{name}.safetensors", f"scores/{name}.npy"
 
-        def work() -> Result:
+        def work() -> Score:
             model = checkpoint.load(path)
-            result = steps.torch_score(self.project, model)
+            result = self.project.score_net(model)
             self.write_images(images, result)
-            row = steps.size_row(name, model, self.project, path)
-            return {"row": row, "metrics": result, "detail": self.summary(result)}
+            return Score(row=self.project.size_row(name, model, path), metrics=result, detail=self.summary(result))
 
-        also = keys.of_data(self.project, recipe.split, "val")
-        return self.do(f"evaluate-{name}", "evaluate", [after], [images], work, also)
+        also = self.project.fingerprint(self.recipe.split, "val")
+        return self.do(Score, f"evaluate-{name}", "evaluate", [after], [images], work, also)
 
-    def write_images(self, name: str, metrics: Result) -> None:
-        """Take the array by image out of the metrics and write it."""
-        value = metrics.pop(self.project.task.per_image)
-        with atomic(self.out / name) as temporary:
-            np.save(temporary, value.astype(np.int32) if value.dtype == np.int64 else value)
-
-    def summary(self, metrics: Result) -> str:
-        task = self.project.task
-        return f"{task.title} {metrics[task.metric]:.2f}"
-
-    def _fit_facts(self, result: Result) -> Result:
-        score = result[f"best_{result['metric']}"]
-        keys = ("best_epoch", "metric", "steps", "epochs", "precision", "curves")
-        detail = f"best val {self.project.task.title} {score:.2f} in epoch {result['best_epoch'] + 1}"
-        return {key: result[key] for key in keys} | {"best_score": score, "detail": detail}
-
-    def engine(self, name: str, after: str) -> Result:
-        """ONNX, artefact, and the same evaluation on the engine."""
-        recipe, project = self.recipe, self.project
-        onnx, artefact, images = f"engine/{name}.onnx", f"engine/{name}.engine.onnx", f"scores/engine-{name}.npy"
-
-        def work() -> Result:
-            model = checkpoint.load(self.out / f"{name}.safetensors")
-            exported = export(model, self.out / onnx, **export_options(project, model))
-            backend, spec = available(recipe.build.backend), build_spec(recipe.build)
-            backend.build(self.out / onnx, self.out / artefact, spec)
-            with backend.open(self.out / artefact, threads=recipe.build.threads) as session:
-                metrics = project.score(engine_predictor(session, project.preprocess))
-            self.write_images(images, metrics)
-            return {
-                "export": exported,
-                "metrics": metrics,
-                "artefact": {
-                    "backend": backend.name,
-                    "spec": spec.model_dump(mode="json"),
-                    "files": {"onnx": onnx, "engine": artefact, "scores": images},
-                },
-                "inspector": inspected(self.out / artefact),
-                "size_mib": (self.out / artefact).stat().st_size / 2**20,
-                "detail": f"{backend.name}: {self.summary(metrics)}",
-            }
-
-        return self.do(f"engine-{name}", "engine", [f"evaluate-{name}", after], [onnx, artefact, images], work)
-
-    def scores_of(self, step: str) -> Result:
-        """What a step of an evaluation found, with the array by image."""
-        images = read_array(self.out / f"scores/{step.removeprefix('evaluate-')}.npy")
-        return self.step.result(step)["metrics"] | {self.project.task.per_image: images}
-
-    def gates(self) -> Result:
+    def gates(self) -> Json:
         """The verdicts of the task on the pruned engine; the head of the result is the first that failed."""
         task = self.project.task
         sources = {name: f"evaluate-{name}" for name in ("finetuned", *unpruned(self.recipe))}
 
-        def work() -> Result:
+        def work() -> Json:
             results = {name: self.scores_of(step) for name, step in sources.items()}
             verdicts = task.verdicts(results | {"engine": self.scores_of("engine-finetuned")})
             checks = [{"engine": "engine pruned", **verdict} for verdict in verdicts]
@@ -238,144 +171,152 @@ class Job:
             status = {"status": "not passed"} if failed else {}
             return {**(failed or checks)[0], "passed": not failed, "checks": checks, "detail": detail, **status}
 
-        return self.do("gate", "gate", [*sources.values(), "engine-finetuned"], [], work)
+        return self.step("gate", keys.depends(self.recipe, "gate"), [*sources.values(), "engine-finetuned"], [], work)
 
-    def bench(self, references: Mapping[str, str]) -> Result:
-        """Both engines interleaved with those of `references` (step -> file), engine only and end to end."""
-        recipe, project, config = self.recipe, self.project, self.recipe.bench
+    def panels(self) -> Pictures:
+        project = self.project
 
-        def work() -> Result:
-            with pinned(config.cores):
-                return timed()
-
-        def timed() -> Result:
-            backend = available(recipe.build.backend)
-            paths = {"engine baseline": "engine/baseline.engine.onnx", "engine pruned": "engine/finetuned.engine.onnx"}
-            paths |= references
-            split = project.split(recipe.split)
-            pixels = np.stack([split[i % len(split)]["image"].numpy() for i in range(config.batch_size)])
-            limits = config.limits()
-            files = [split.pairs[i].image for i in spread(split.pairs, config.images)]
-            import torch
-
-            with ExitStack() as stack:
-                sessions = {
-                    name: stack.enter_context(backend.open(self.out / path, threads=recipe.build.threads))
-                    for name, path in paths.items()
-                }
-                predictors = {name: engine_predictor(s, project.preprocess) for name, s in sessions.items()}
-                feeds = {name: p.feed(torch.from_numpy(pixels)) for name, p in predictors.items()}
-                engine = bench(sessions, feeds, **limits)
-                whole = bench_end_to_end(predictors, files, project.preprocess, **limits)
-            ratio = engine["speedup"]["engine pruned"]["ratio"]
-            noisy = noise(engine) or noise(whole)
-            detail = noisy or f"{ratio:.2f}x on {backend.name}"
-            status = {"status": "not measured"} if noisy else {}
-            return {
-                "engine": engine, "end_to_end": whole, "again": bool(noisy), "noise": noisy, "detail": detail, **status
-            }  # fmt: skip
-
-        after = ["engine-baseline", "engine-finetuned", *references]
-        return self.do("bench", "bench", after, [], work, keys.machine())
-
-    def panels(self) -> Result:
-        """Pictures: image, truth, and what each network says."""
-        recipe, project = self.recipe, self.project
-
-        def work() -> Result:
+        def work() -> Pictures:
             nets = {name: checkpoint.load(self.out / f"{name}.safetensors") for name in ("baseline", "pruned")}
             predictors = {name: project.task.predictor(net) for name, net in nets.items()}
             scores = {"engine": self.step.result("engine-finetuned")["metrics"]}
-            path, backend = self.out / "engine/finetuned.engine.onnx", available(recipe.build.backend)
-            with backend.open(path, threads=recipe.build.threads) as session:
-                predictors["engine"] = engine_predictor(session, project.preprocess)
+            with opened(self, {"engine": "engine/finetuned.engine.onnx"}) as sessions:
+                predictors["engine"] = engine_predictor(sessions["engine"], project.preprocess)
                 pictures = project.task.pictures(self.out, predictors, scores)
-            return pictures | {"detail": f"{len(pictures['files'])} pictures"}
+            return Pictures(**pictures, detail=f"{len(pictures['files'])} pictures")
 
         after = ["evaluate-baseline", "evaluate-pruned", "engine-finetuned"]
-        return self.do("panels", "panels", after, [], work)
+        return self.do(Pictures, "panels", "panels", after, [], work)
 
-    # -- report -------------------------------------------------------------------------------------------------------
-
-    def report(
-        self,
-        train: Result,
-        pruned: Result,
-        finetuned: Result,
-        control: Result | None,
-        scores: dict[str, Result],
-        engines: dict[str, Result],
-        gates: Result,
-        timing: Result,
-        pictures: Result,
-        references: Mapping[str, tuple[Result, Result]],
-    ) -> Result:
-        names = {"baseline": "engine baseline", "finetuned": "engine pruned"}
-        keys = self.project.task.row_keys
-        rows = [_row(name, scores[name]["row"], scores[name]["metrics"], keys) for name in scores]
-        for name, (score, engine) in references.items():
-            names[name], scores[name], engines[name] = name, score, engine
-        for name, title in names.items():
-            static = scores[name]["row"] | {"size_mib": engines[name]["size_mib"]}
-            timed = _timing(timing["engine"], timing["end_to_end"], title)
-            if title == "engine pruned" and "speedup" in timed:
-                ratio = scores["baseline"]["row"]["macs_g"] / static["macs_g"]
-                timed["speedup_per_mac_reduction"] = timed["speedup"] / ratio
-            rows.append(_row(title, static, engines[name]["metrics"], keys) | timed)
-        for row in rows:
-            if pruned["labels"] and row["name"] in ("pruned", "finetuned", "engine pruned"):
-                row["labels"] = "; ".join(pruned["labels"])
-            if row["name"] in references:
-                row["labels"] = "not pruned, trained and fine-tuned as long, on the engine"
-        metrics = {name: result["metrics"] for name, result in scores.items()}
-        metrics |= {names[name]: result["metrics"] for name, result in engines.items()}
-        curves = {"train": train["curves"], "sparse": pruned["phase"].get("curves", [])}
-        curves["finetune"] = finetuned["curves"]
-        if control:
-            curves["control"] = control["curves"]
-        return frame(self, "ok") | {
-            "rows": rows,
-            "curves": {name: rows for name, rows in curves.items() if rows},
-            "groups": [{"id": g, "before": w[0], "after": w[1]} for g, w in pruned["widths"].items()],
-            "locked": pruned["locked"],
-            "classes": list(self.project.data.class_names),
-            "palette": self.project.data.palette.tolist(),
-            **self.project.task.report(metrics),
-            **{key: value for key, value in pictures.items() if key not in ("files", "detail")},
-            "checks": pruned["checks"],
-            "bench": {key: timing[key] for key in ("engine", "end_to_end", "noise")},
-            "gate": gates,
-            "plan": {key: pruned[key] for key in PLAN_FACTS}
-            | {key: value for key, value in pruned["phase"].items() if key not in ("curves", "labels")},
-            "export": {names[name]: result["export"] for name, result in engines.items()},
-            "inspector": {names[n]: r["inspector"] for n, r in engines.items() if r["inspector"]},
-            "artefacts": {names[n]: sha256_artefact(self.out, r["artefact"]) for n, r in engines.items()},
-        }
+    def reference(self, title: str, job: Job) -> tuple[Score, Engine]:
+        """Train an unpruned network for as many steps as the pruned one has had; its scores, and its engine."""
+        job.train()
+        job.finetune("control", "baseline.safetensors", "train")
+        score, engine = job.score("control", "control"), make_engine(job, "control", "control")
+        self.step.keys[title] = job.step.keys["engine-control"]
+        files = {role: f"{REFERENCES}/{job.out.name}/{path}" for role, path in engine.artefact["files"].items()}
+        return score, replace(engine, artefact=engine.artefact | {"files": files})
 
 
-PLAN_FACTS = ("criterion", "options", "budget", "calibration", "labels", "kept")
+def references_of(job: Job) -> dict[str, Job]:
+    """Title -> the run of each unpruned network of `references`, in its own folder; timed beside the pruned one, it
+    shows whether to prune. What can be refused is refused now, before anything is trained."""
+    found: dict[str, Job] = {}
+    for config in job.recipe.references:
+        title, recipe = title_of(config), job.recipe.model_copy(update={"model": config, "references": ()})
+        folder = job.out / REFERENCES / safe_name(re.sub(r"[^\w.=-]+", "-", title.removeprefix("reference ")))
+        if folder in [each.out for each in found.values()]:
+            raise VssError(f"two references are called {title!r}; give one, or other options.")
+        project = Project(recipe, job.project.data, job.project.preprocess)
+        if type(project.task) is not type(job.project.task):
+            raise VssError(f"{title} is not for the task of {job.recipe.model.name}; their scores do not compare.")
+        project.build_model()
+        steps = Runner(folder, job.step.say, job.step.records, title=f"{title}: ")
+        found[title] = replace(job, project=project, out=folder, step=steps)
+    return found
 
 
-def _best(result: Result) -> dict[str, float]:
-    """The best validation score of a fit, under its name."""
+def title_of(config: ModelConfig) -> str:
+    """The row of a reference: its name and options, or its checkpoint.
+
+    >>> title_of(ModelConfig(name="unet", options={"width": 8}))
+    'reference unet width=8'
+    """
+    parts = [config.name, *(f"{key}={value}" for key, value in config.options.items())]
+    return " ".join(["reference", *([Path(config.checkpoint).stem] if config.checkpoint else parts)])
+
+
+def _best(result: Json) -> dict[str, float]:
     return {f"val_{result['metric']}": result[f"best_{result['metric']}"]}
 
 
-def _row(name: str, static: Result, metrics: Result, keys: Iterable[str]) -> Result:
-    return static | {"name": name} | {key: metrics[key] for key in keys}
+# -- what is refused before anything is trained, made or written -------------------------------------------------------
 
 
-def _timing(engine: Result, whole: Result, name: str) -> Result:
-    """Times of a row; those of a noisy machine are left out, the report's `bench` has them."""
-    session, request = engine["sessions"][name], whole["sessions"][name]
-    end_to_end = {"end_to_end_ms_p50": request["latency_ms_p50"]} if whole["stable"] else {}
-    if not engine["stable"]:
-        return end_to_end
-    return {
-        "latency_ms_p50": session["latency_ms_p50"],
-        "latency_ms_p90": session["latency_ms_p90"],
-        "latency_ms_p99": session["latency_ms_p99"],
-        "fps": session["throughput_fps"],
-        "speedup": engine["speedup"].get(name, {"ratio": 1.0})["ratio"],
-        **end_to_end,
-    }
+def check_fits(project: Project, *, tuned: bool = True) -> None:
+    """Refuse what a fit of a run could not start with, before the first of them does; `tuned`: it is fine-tuned."""
+    from vss.train.fit import check_norms, check_settings
+
+    recipe = project.recipe
+    configs = [recipe.train] * (not recipe.model.checkpoint) + [recipe.finetune] * tuned
+    for config in configs:
+        check_settings(config)
+    if recipe.train.distill:
+        raise VssError(f"train.distill is {recipe.train.distill} and a first training has no teacher; set it to 0.")
+    single = next((config for config in configs if config.batch_size == 1), None)
+    if single:
+        image = project.split("train", augment=True)[0]["image"]
+        check_norms(project.build_model(), project.preprocess.normalise(image[None]), single)
+
+
+def check_run(project: Project, *, engines: bool = True, here: bool = True) -> None:
+    """Refuse what would stop a whole run, or a cell of a sweep, after its training; builds the untrained network.
+
+    Args:
+        project: the recipe with its data.
+        engines: whether it ends in engines; a cell that does not may leave the fine-tuning out.
+        here: whether this machine does the work, so that it must have the devices, the backend and the cores.
+    """
+    recipe = project.recipe
+    if here:
+        check_fits(project, tuned=engines or recipe.finetune.epochs > 0)
+    if engines:
+        check_build(recipe, here=here)
+    if engines and here:
+        with pinned(recipe.bench.cores):
+            pass
+    check_metric(project)
+    if recipe.precision.kinds:
+        check_calibration(project)
+    elif recipe.precision.keep:
+        raise VssError("precision.keep is given and precision.kinds names no precision to make; add fp16 or int8.")
+    check_network(project, project.build_model())
+    project.task.check_labels("train", "val", recipe.split)
+
+
+def check_build(recipe: Recipe, *, here: bool) -> None:
+    """The runtime takes what the recipe says, and is on this machine where it must be."""
+    build, backend = recipe.build, BACKENDS.canonical(recipe.build.backend)
+    if backend == "torch":
+        raise VssError("build.backend is torch, and a run builds engines; choose onnxruntime or tensorrt.")
+    if backend == "tensorrt" and build.threads is not None:
+        raise VssError(f"build.threads is {build.threads} and means nothing to a TensorRT engine; leave it away.")
+    build_spec(build)
+    if here:
+        available(backend)
+    if here and backend == "tensorrt":
+        trt = load_tensorrt()
+        for flag in build.tensorrt.flags:
+            member(trt.BuilderFlag, flag)
+
+
+def check_calibration(project: Project) -> None:
+    """The images that `precision.image_list` names are training images."""
+    if project.recipe.precision.image_list:
+        choose_calibration(project.data, ids=read_list(Path(project.recipe.precision.image_list)))
+
+
+def check_metric(project: Project) -> None:
+    """`gate.metric` is a score of the task, higher is better."""
+    metric, task = project.recipe.gate.metric, project.task
+    ends = ("_low_pct", "_high_pct")
+    known = [key for key in task.row_keys if key.endswith("_pct") and not key.endswith(ends) and "fnr" not in key]
+    if metric is not None and metric not in known:
+        raise VssError(f"gate.metric is {shown(metric)}; expected one of {', '.join(known)}.")
+
+
+def check_network(project: Project, model: torch.nn.Module) -> None:
+    """What depends on the layers: the size of images and crops, names of layers, latency tables."""
+    config, multiple = project.recipe.prune, int(getattr(model, "size_multiple", 1))
+    name = project.recipe.model.name
+    models.check_multiple(name, project.preprocess.size, multiple)
+    if project.augment.crop:
+        models.check_multiple(f"{name} (data.augment.crop)", project.augment.crop, multiple)
+    layers = dict(model.named_modules())
+    for layer in project.recipe.precision.keep:
+        if layer not in layers:
+            raise unknown("layer of precision.keep", layer, layers.keys() - {""})
+    if config.keep:
+        find_groups(model, torch.zeros(1, 3, *project.preprocess.size), keep=config.keep)
+    if config.latency:
+        LatencyGoal.check(project, model, config)

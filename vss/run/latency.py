@@ -1,6 +1,6 @@
 """Prune to a measured time: choose widths under the predicted latency, build the engine, measure it, correct, repeat.
 
-The prediction only proposes. What counts is the real engine in turns with the uncut one in one run; while its time is
+The prediction only proposes. What counts is the real engine interleaved with the uncut one; while its time is
 off the target by more than the tolerance, the predicted time that is asked for moves by the same factor, inside of the
 bracket that earlier engines have given.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -26,7 +26,7 @@ from vss.deploy.profile.build import QUICK, Effort, build
 from vss.deploy.profile.setting import PLAIN, Setting, groups_and_key
 from vss.deploy.profile.subject import open_subject
 from vss.deploy.profile.table import LatencyTable
-from vss.prune.apply import cut
+from vss.prune.apply import apply_plan, cut
 from vss.prune.budget import Rounding, top_channels
 from vss.prune.latency import Choices, LatencyModel, Target, choices, search
 from vss.prune.plan import Group, Plan
@@ -51,12 +51,10 @@ class Measured:
 
     @property
     def noise(self) -> float:
-        """Half the interval over the ratio."""
         return (self.high - self.low) / 2 / self.ratio
 
     @classmethod
     def of(cls, figures: Mapping[str, Any]) -> Self:
-        """Of a `vss.bench` with the sessions `uncut` and `cut`, in this order."""
         faster = figures["speedup"]["cut"]
         if faster["low"] is None:
             raise NotMeasured(f"only {figures['rounds']} rounds were measured; give the measurement more seconds.")
@@ -76,13 +74,9 @@ def check_noise(found: Measured, allowed: float) -> Measured:
 
 
 def correct(asked: float, ratio: float, goal: float, tried: list[tuple[float, float]]) -> float:
-    """The predicted time to ask for next.
+    """The predicted milliseconds to ask for next, after `ratio` was measured where `goal` is wanted.
 
-    Args:
-        asked: predicted milliseconds that were asked for last.
-        ratio: what was measured then, over the uncut network.
-        goal: what is wanted.
-        tried: all (asked, ratio) so far; the next stays between the nearest below and above the goal.
+    `tried` holds all (asked, ratio) so far; the next stays between the nearest below and above the goal.
     """
     wanted = asked * goal / ratio
     below = max((ask for ask, got in tried if got <= goal), default=0.0)
@@ -133,7 +127,6 @@ class LatencyGoal:
         return setting, _given_table(model, project.preprocess, setting, settings.lut) if settings.lut else None
 
     def __call__(self, groups: list[Group], scores: dict[str, Tensor], rounding: Rounding | None) -> dict[str, Tensor]:
-        """Kept channel numbers per group id."""
         model, asked = self.table.model(), self.config.budget.align > 1
         step = self.config.budget.align if asked else self.table.step
         floor = self.config.budget.floor
@@ -190,6 +183,41 @@ class LatencyGoal:
         self.record["met"] = min(errors) <= settings.tolerance
         return found[self.record["chosen"]]
 
+    def iso_latency_baseline(
+        self, goal: float, plan_of: Callable[[float], Plan]
+    ) -> tuple[Plan, list[dict[str, float]]]:
+        """A plan of another budget (`plan_of`: fraction kept -> plan) whose engine takes `goal` of the uncut time.
+
+        Returns:
+            The plan measured nearest to the goal, and what was tried: `keep`, `ms`, `ratio`, `low`, `high`, `off`
+            (relative distance of the ratio from the goal), the nearest last.
+        """
+        settings = self.config.latency
+        assert settings is not None
+        keep, rows, plans = goal, list[dict[str, float]](), list[Plan]()
+        with (
+            tempfile.TemporaryDirectory() as name,
+            self.setting.held(),
+            self._engine(self.model, Path(name) / "uncut") as uncut,
+        ):
+            while len(rows) < settings.iterations:
+                plans.append(plan_of(min(keep, 1.0)))
+                seen = self._measure(uncut, plans[-1], Path(name) / f"{len(rows)}")
+                rows.append({"keep": min(keep, 1.0), "ms": seen.ms, "ratio": seen.ratio, "low": seen.low,
+                             "high": seen.high, "off": abs(seen.ratio / goal - 1)})  # fmt: skip
+                log.info("kept %.3f: %.3fx of the uncut (wanted %.3fx)", keep, seen.ratio, goal)
+                if rows[-1]["off"] <= settings.tolerance or plans[-1].widths() in [p.widths() for p in plans[:-1]]:
+                    break
+                keep = correct(keep, seen.ratio, goal, [(row["keep"], row["ratio"]) for row in rows])
+        order = sorted(range(len(rows)), key=lambda index: -rows[index]["off"])
+        return plans[order[-1]], [rows[index] for index in order]
+
+    def _measure(self, uncut: Session, plan: Plan, stem: Path) -> Measured:
+        settings = self.config.latency
+        assert settings is not None
+        with self._engine(apply_plan(self.model, plan, check_weights=False), stem) as cut:
+            return measure(uncut, cut, self._feed(uncut), settings.max_seconds, settings.noise)
+
     def _head(self, settings: LatencyConfig, whole: float, floor: float) -> dict[str, Any]:
         table, setting = self.table, self.setting
         return {
@@ -218,7 +246,6 @@ class LatencyGoal:
         return any(np.array_equal(found[-1], each) for each in found[:-1])
 
     def _engine(self, model: nn.Module, stem: Path) -> Session:
-        """Exported, built and opened as a run does it."""
         if self.setting.backend == "torch":
             return self.setting.module(model, self.project.preprocess)
         from vss.run.project import export_options
@@ -238,16 +265,9 @@ class LatencyGoal:
 
 
 def measure(uncut: Session, cut: Session, feed: Mapping[str, np.ndarray], seconds: float, allowed: float) -> Measured:
-    """Both engines in turns on the same input, each time for longer until the ratio is known well enough.
+    """Both engines interleaved on the same input, for longer until the ratio is known to `allowed` (`Measured.noise`).
 
-    Args:
-        uncut, cut: engines that take the same input.
-        feed: the input.
-        seconds: most that one run in turns takes.
-        allowed: noise that the ratio may have, see `Measured.noise`.
-
-    Raises:
-        NotMeasured: still too noisy after so long.
+    Raises `NotMeasured` when it is still too noisy after `seconds` in one run.
     """
     sessions, feeds = {"uncut": uncut, "cut": cut}, {"uncut": feed, "cut": feed}
     for least in sorted({min(each, seconds) for each in (2.0, 8.0, 24.0, seconds)}):

@@ -13,7 +13,7 @@ from vss.core.errors import VssError
 from vss.deploy.bench import noise
 from vss.prune import find_groups, quality
 from vss.prune.budget import top_channels
-from vss.run import command, steps
+from vss.run import candidates
 from vss.run.project import Project, project_of
 from vss.train import checkpoint
 from vss.train.checkpoint import Checkpoint
@@ -27,7 +27,7 @@ def speed(rows: list[dict[str, Any]], baseline: Path, candidate: Path, *, second
     Returns:
         None, or the sentence that says why the machine is too noisy; the rows have no times then.
     """
-    found = command.bench_engines(candidate, baseline, backend=None, threads=None, batch=1, max_seconds=seconds)
+    found = candidates.bench_engines(candidate, baseline, backend=None, threads=None, batch=1, max_seconds=seconds)
     if noisy := noise(found):
         for row in rows:
             row["stable"] = False
@@ -95,6 +95,6 @@ def _oracle(
     count = int(stay.sum())
     if not 0 < count < len(sample):
         return {"oracle_overlap": None, "oracle_note": f"{count} of {len(sample)} sampled channels stay; sample more"}
-    truth = quality.oracle(first.model, groups, sample, batches, steps.calibration_loss(project)).change.abs()
+    truth = quality.oracle(first.model, groups, sample, batches, project.task.calibration_loss()).change.abs()
     overlap = float(stay[top_channels(truth, count)].double().mean())
     return {"oracle_overlap": overlap, "oracle_chance": count / len(sample), "oracle_channels": len(sample)}

@@ -7,7 +7,6 @@ import functools
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,18 +39,9 @@ Tick = Callable[[], None]
 
 
 @dataclass(frozen=True)
-class Typing:
-    """A network, its float32 file, and what is needed to write it in another precision.
-
-    Attributes:
-        project: data and recipe.
-        model: the network; not changed.
-        config: calibration, placement, limits.
-        plain: its exported float32 file.
-        report: of that export.
-        options: how it was exported, see `vss.run.project.export_options`.
-        cache: folder of ranges by hash.
-    """
+class PrecisionExporter:
+    """A network, its exported float32 file `plain` (with the report and the options of that export), and what is needed
+    to write it in another precision; `cache` is a folder of ranges by hash."""
 
     project: Project
     model: nn.Module
@@ -64,7 +54,7 @@ class Typing:
     @classmethod
     def export(
         cls, project: Project, model: nn.Module, config: PrecisionConfig, folder: Path, cache: Path, **changes: Any
-    ) -> Typing:
+    ) -> PrecisionExporter:
         """Write the float32 file into `folder` first; `changes` to the options of the recipe's export."""
         options = export_options(project, model) | changes
         plain = folder / "fp32.onnx"
@@ -76,7 +66,6 @@ class Typing:
 
     @functools.cached_property
     def calibration(self) -> CalibrationSet:
-        """The images that ranges are measured on."""
         config, listed = self.config, self.config.image_list
         return choose_calibration(
             self.project.data, count=config.images, seed=self.project.recipe.seed, split=config.split,
@@ -85,7 +74,6 @@ class Typing:
 
     @property
     def method(self) -> Method:
-        """How a range is read off."""
         return Method(self.config.method, self.config.percent)
 
     def prepared(self, images: Tensor) -> Tensor:
@@ -124,13 +112,11 @@ class Typing:
         return ranges
 
     def calibrate(self) -> Ranges:
-        """The ranges of this network's file."""
         return self.ranges(self.plain, observed(Net(read_onnx(self.plain))))
 
     # -- files --------------------------------------------------------------------------------------------------------
 
     def precision(self, kind: str, keep: Sequence[str] | None = None) -> Precision:
-        """As the recipe says; `keep` in place of its list."""
         config = self.config
         kept = tuple(config.keep if keep is None else keep)
         if kind != "int8":
@@ -149,18 +135,19 @@ class Typing:
         )  # fmt: skip
 
     def score(self, path: Path, split: str | None = None) -> dict[str, Any]:
-        """The task's scores of a file in onnxruntime."""
-        with BACKENDS["onnxruntime"].open(path, threads=self.project.recipe.build.threads) as session:
+        session = BACKENDS["onnxruntime"].open(path, threads=self.project.recipe.build.threads)
+        try:
             return self.project.score(engine_predictor(session, self.project.preprocess), split=split)
+        finally:
+            session.close()
 
     # -- search -------------------------------------------------------------------------------------------------------
 
     def search(self, tick: Tick | None = None, *, timed: bool = True) -> Choice:
         """Find the layers that stay in floating point so that INT8 costs at most `max_drop` points on validation.
 
-        Args:
-            tick: called after each group of layers that was scored.
-            timed: also time every group's file, so that layers which save nothing go first.
+        `tick` is called after each group of layers that was scored; `timed`: also time every group's file, so that
+        layers which save nothing go first.
         """
         task, recipe = self.project.task, self.project.recipe
         small = project_with(self.project, split="val", limit=self.config.search_images)
@@ -196,15 +183,15 @@ class Typing:
     def times(self, files: dict[str, Path]) -> dict[str, float]:
         """Milliseconds a call (p50) of files in one interleaved run, one image."""
         recipe = self.project.recipe
+        sessions = {name: BACKENDS["onnxruntime"].open(p, threads=recipe.build.threads) for name, p in files.items()}
         feed = {"image": self.images(1, self.project.preprocess.size, 0).numpy()}
         limit = recipe.bench.max_seconds
-        timing: dict[str, Any] = {"window_seconds": 0.05, "windows": 4, "warmup": 2}
-        with ExitStack() as stack:
-            sessions = {
-                name: stack.enter_context(BACKENDS["onnxruntime"].open(path, threads=recipe.build.threads))
-                for name, path in files.items()
-            }
+        try:
+            timing: dict[str, Any] = {"window_seconds": 0.05, "windows": 4, "warmup": 2}
             found = bench(sessions, dict.fromkeys(sessions, feed), min_seconds=0.0, max_seconds=limit, **timing)
+        finally:
+            for session in sessions.values():
+                session.close()
         return {name: row["latency_ms_p50"] for name, row in found["sessions"].items()}
 
 
@@ -214,7 +201,12 @@ def read_list(path: Path) -> list[str]:
 
 
 def judge(
-    typing: Typing, path: Path, results: dict[str, dict[str, Any]], *, max_drop: float, metric: str | None = None
+    exporter: PrecisionExporter,
+    path: Path,
+    results: dict[str, dict[str, Any]],
+    *,
+    max_drop: float,
+    metric: str | None = None,
 ) -> dict[str, Any]:
     """Three-way comparison of torch, the float32 file and the file in another precision, and the gate of the last.
 
@@ -227,16 +219,16 @@ def judge(
         The verdict of `vss.train.gate` between "torch" and "engine", `scores` of all three, and after a failure
         `diverges`: the first layer that does, found on calibration images, also in the sentence.
     """
-    task = typing.project.task
+    task = exporter.project.task
     metric = metric or task.metric
     span = task.drop_interval(results["torch"], results["engine"]) if metric == task.metric else None
     verdict = gate(results["torch"], results["engine"], metric=metric, max_drop=max_drop, interval=span)
     verdict["scores"] = {name: result[metric] for name, result in results.items()}
-    return verdict if verdict["passed"] else _explained(typing, path, verdict)
+    return verdict if verdict["passed"] else _explained(exporter, path, verdict)
 
 
 def refused(
-    typing: Typing,
+    exporter: PrecisionExporter,
     path: Path,
     results: Mapping[str, dict[str, Any]],
     reason: str,
@@ -245,18 +237,17 @@ def refused(
     metric: str | None,
 ) -> dict[str, Any]:
     """The verdict of `judge` on an engine that gives NaN, `reason` in a sentence; its figures are None."""
-    name = metric or typing.project.task.metric
+    name = metric or exporter.project.task.metric
     verdict = {"passed": False, "metric": name, "baseline": comparable(results["torch"], name), "candidate": None}
     verdict |= {"drop": None, "max_drop": max_drop, "sentence": f"failed: {reason}"}
     verdict["scores"] = {key: result[name] for key, result in results.items()} | {"engine": None}
-    return _explained(typing, path, verdict)
+    return _explained(exporter, path, verdict)
 
 
-def _explained(typing: Typing, path: Path, verdict: dict[str, Any]) -> dict[str, Any]:
-    """With the first layer that diverges, also in the sentence."""
-    feed = {"image": typing.images(2, typing.project.preprocess.size, 0).numpy()}
+def _explained(exporter: PrecisionExporter, path: Path, verdict: dict[str, Any]) -> dict[str, Any]:
+    feed = {"image": exporter.images(2, exporter.project.preprocess.size, 0).numpy()}
     level = BACKENDS["onnxruntime"].open(path).describe()["optimisation"]
-    verdict["diverges"] = first_diverging(typing.plain, path, feed, optimisation=level)
+    verdict["diverges"] = first_diverging(exporter.plain, path, feed, optimisation=level)
     verdict["sentence"] += f" {sentence(verdict['diverges'])}"
     return verdict
 

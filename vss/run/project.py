@@ -4,35 +4,37 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vss import models
-from vss.core.config import FitConfig, Recipe, parse
-from vss.core.errors import VssError, steadily
+from vss.core.config import FitConfig, Recipe
+from vss.core.errors import VssError, shown, steadily
+from vss.core.files import atomic, read_array
+from vss.core.yaml12 import parse
 from vss.data import Augment, Preprocess, SegData, SegSplit, open_data, require_classes
-from vss.prune import CRITERIA, make_criterion
+from vss.prune import CRITERIA, count, make_criterion
 from vss.prune.latency import Target
+from vss.run import runner as keys
+from vss.run.runner import Json, Runner, T
 from vss.train import checkpoint
 from vss.train.evaluate import Predictor
 from vss.train.tasks import TASKS, Task, task_of
 
+if TYPE_CHECKING:
+    from vss.train.fit import FitData, Phase
+
 
 @dataclass(frozen=True)
 class Project:
-    """A recipe with its data opened.
-
-    Attributes:
-        recipe: what to do.
-        data: the data set.
-        preprocess: the one preprocessing of every step.
-    """
+    """A recipe with its data set opened, and the one preprocessing of every step."""
 
     recipe: Recipe
     data: SegData
@@ -66,11 +68,9 @@ class Project:
 
     @functools.cached_property
     def augment(self) -> Augment:
-        """Training augmentation; unknown keys are refused."""
         return parse(Augment, self.recipe.data.augment, source="data.augment")
 
     def split(self, name: str, *, augment: bool = False) -> SegSplit:
-        """A split at the network's size."""
         return self.task.split(name, augment=self.augment if augment else None)
 
     def build_model(self) -> Any:
@@ -110,11 +110,112 @@ class Project:
         for batch in steadily(itertools.islice(loader, count), "calibration batch", count):
             yield self.preprocess.normalise(batch["image"]), batch["mask"]
 
-    def score(self, predict: Predictor, *, split: str | None = None, per_image: bool = True) -> dict[str, Any]:
-        """The metrics of a predictor on the recipe's split; without `per_image` they are all JSON-able."""
+    def score(self, predict: Predictor, *, split: str | None = None) -> dict[str, Any]:
+        """The metrics of a predictor on the recipe's split, with the array `per_image` of the task."""
         self.task.check_labels(split or self.recipe.split)
-        result = self.task.evaluate(predict, split or self.recipe.split)
-        return result if per_image else {key: value for key, value in result.items() if key != self.task.per_image}
+        return self.task.evaluate(predict, split or self.recipe.split)
+
+    def score_net(self, model: nn.Module, *, split: str | None = None) -> dict[str, Any]:
+        """Metrics of a network in torch, on the GPU where there is one."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        result = self.score(self.task.predictor(model, device), split=split)
+        model.to("cpu")
+        return result
+
+    def size_row(self, name: str, model: nn.Module, path: Path) -> dict[str, Any]:
+        """The static half of a row of a report."""
+        return {"name": name, **count(model, self.preprocess.size), "size_mib": path.stat().st_size / 2**20}
+
+    def train(
+        self,
+        model: nn.Module,
+        config: FitConfig,
+        run_dir: Path,
+        *,
+        teacher: nn.Module | None = None,
+        progress: bool = True,
+        phase: Phase | None = None,
+    ) -> dict[str, Any]:
+        """Train or fine-tune `model` in place; see `vss.train.fit.fit`."""
+        from vss.train.fit import check_settings, fit
+
+        check_settings(config)  # before the data is hashed
+        self.task.check_labels("train", "val")
+        settings: dict[str, Any] = {"save": self.save, "seed": self.recipe.seed, "progress": progress}
+        with self.task.training(model):
+            return fit(model, self.fit_data(config), config, run_dir, teacher=teacher, phase=phase, **settings)
+
+    def fingerprint(self, *splits: str) -> Any:
+        """What samples of these splits are made of, beside the recipe: contents, classes, and how masks are read."""
+        data = self.data
+        contents = {name: self.split(name).sha256() for name in splits}
+        return [contents, list(data.class_names), data.ignore_index, data.palette.tolist()]
+
+    def fit_data(self, config: FitConfig) -> FitData:
+        from vss.train.fit import FitData
+
+        recipe = self.recipe
+        data = recipe.data.model_dump(mode="json", exclude={"root", "workers"})  # neither changes what is learnt
+        return FitData(
+            train=lambda rank, world: self.loader("train", config, rank, world),
+            val=lambda rank, world: self.loader("val", config, rank, world),
+            normalise=self.preprocess.normalise,
+            learner=self.task.learner(config),
+            about={
+                "data": data | {name: self.split(name).sha256() for name in ("train", "val")},
+                "preprocess": self.preprocess.sha256,
+                "classes": list(self.task.classes),
+                "defect": recipe.defect.model_dump(mode="json"),
+            },
+        )
+
+
+@dataclass
+class Workspace:
+    """The folder in which the steps of one recipe work, each remembered by `step`."""
+
+    project: Project
+    out: Path
+    step: Runner
+    progress: bool = True
+    command: str = ""
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.project.recipe
+
+    def do(
+        self,
+        result: type[T],
+        name: str,
+        kind: str,
+        after: list[str],
+        outputs: list[str],
+        work: Callable[[], T],
+        also: Any = None,
+    ) -> T:
+        """A step of a kind of `VERSIONS`; `also` is what it depends on beside recipe and earlier steps."""
+        depends_on = keys.depends(self.recipe, kind, also)
+        return result.of(self.step(name, depends_on, after, outputs, lambda: asdict(work())))
+
+    def folder(self, name: str, *nets: nn.Module) -> Path:
+        """Where the fit of a step works; `nets` are the networks that it starts from."""
+        return keys.fit_folder(self.out / name, self.step.keys[name], nets)
+
+    def write_images(self, name: str, metrics: Json) -> None:
+        """Take the array by image out of the metrics and write it."""
+        value = metrics.pop(self.project.task.per_image)
+        with atomic(self.out / name) as temporary:
+            np.save(temporary, value.astype(np.int32) if value.dtype == np.int64 else value)
+
+    def scores_of(self, step: str) -> Json:
+        """What a step of an evaluation found, with the array by image."""
+        images = read_array(self.out / f"scores/{step.removeprefix('evaluate-')}.npy")
+        return self.step.result(step)["metrics"] | {self.project.task.per_image: images}
+
+    def summary(self, metrics: Json) -> str:
+        task = self.project.task
+        return f"{task.title} {metrics[task.metric]:.2f}"
 
 
 def export_options(project: Project, model: nn.Module) -> dict[str, Any]:
@@ -151,6 +252,70 @@ def project_of(path: Path | str, *, data_root: str | None, dataset: str | None, 
     project = Project(recipe, open_data(recipe.data.dataset, recipe.data.root), Preprocess(**saved.preprocess))
     project.task  # noqa: B018  (other classes than those of the data are refused now)
     return project
+
+
+def network_to_prune(
+    recipe: Recipe,
+    ckpt: Path | None,
+    model: str | None,
+    weights: Path | None,
+    *,
+    dataset: str | None,
+    data_root: str | None,
+    size: list[int] | None,
+) -> tuple[Project, nn.Module]:
+    """A checkpoint, or the flat state dict `weights` of the network `model` that something else has trained, with its
+    data opened. `size` is that of images, (H, W), of a named network alone; a checkpoint knows its own."""
+    if ckpt is not None and model is None and weights is None and size is None:
+        project = project_of(ckpt, data_root=data_root, dataset=dataset, recipe=recipe)
+        return project, checkpoint.load(ckpt)
+    if ckpt is not None or model is None or weights is None:
+        raise VssError("give --ckpt alone, or --model and --weights (and --input-size), to say what is to be pruned.")
+    data = {"dataset": dataset, "root": data_root, "size": size}
+    named = {"model": recipe.model.model_dump() | {"name": model}}
+    given = {key: value for key, value in data.items() if value is not None}
+    recipe = Recipe.model_validate(recipe.model_dump() | named | {"data": recipe.data.model_dump() | given})
+    project = Project.open(recipe)
+    net = project.build_model()
+    load_foreign(net, weights)
+    return project, net
+
+
+def load_foreign(net: nn.Module, path: Path) -> None:
+    """Load a whole state dict; a key too many, too few or of another shape is refused by name."""
+    state, own = models.read_state_dict(path), net.state_dict()
+    faults = [f"has no {name}" for name in own if name not in state]
+    faults += [f"has {name}, which the network does not" for name in state if name not in own]
+    faults += [
+        f"has {name} of {tuple(state[name].shape)} and the network of {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if faults:
+        more = f" and differs in {len(faults) - 1} more places" if len(faults) > 1 else ""
+        raise VssError(
+            f"{path} does not fit the network: it {faults[0]}{more}; check --model, its options and classes."
+        )
+    net.load_state_dict(state)
+
+
+def teacher_of(path: Path, project: Project, student: nn.Module) -> nn.Module:
+    """The teacher in a checkpoint; one that means something else by its outputs or inputs is refused."""
+    saved = checkpoint.read(path)
+    own: dict[str, Any] = {"task": str(getattr(student, "task", ""))}
+    theirs: dict[str, Any] = {"task": str(getattr(saved.model, "task", ""))}
+    for key in ("mean", "std"):
+        own[key] = list(getattr(project.preprocess, key))
+        theirs[key] = list((saved.preprocess or {}).get(key, own[key]))
+    for key, value in own.items():
+        if value != theirs[key]:
+            raise VssError(
+                f"the teacher {path} has {key} {shown(theirs[key])} and the network has {shown(value)}; "
+                "give as --teacher a network that was trained for the same."
+            )
+    count = int(getattr(saved.model, "num_classes", 0) or 0)
+    require_classes(f"the teacher {path}", saved.classes, "the network", project.task.classes, count=count)
+    return saved.model
 
 
 USUAL = (360, 480)

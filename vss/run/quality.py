@@ -17,7 +17,6 @@ from vss.prune import quality as measures
 from vss.prune.budget import search
 from vss.prune.criteria import data_needs, score_groups
 from vss.prune.stats import Stats
-from vss.run import steps
 from vss.run.project import Project, project_of
 from vss.train import checkpoint
 
@@ -72,14 +71,13 @@ class Subject:
         return cls(project, net, groups, batches, sample)
 
     def cost_sentence(self) -> str:
-        """What the oracle will take."""
         images = sum(len(batch[0]) for batch in self.batches)
         forwards = measures.oracle_cost(self.sample, self.batches)
         return f"oracle: {len(self.sample)} channels left out on {images} images, {forwards} forward passes"
 
     def scores(self, criteria: dict[str, Criterion]) -> dict[str, dict[str, Tensor]]:
         """Scores of every criterion; those that agree on the mode of batch norms share one calibration pass."""
-        loss = steps.calibration_loss(self.project)
+        loss = self.project.task.calibration_loss()
         found: dict[str, dict[str, Tensor]] = {}
         for mode in ("eval", "train"):
             same = {name: criterion for name, criterion in criteria.items() if criterion.batch_norm_mode() == mode}
@@ -93,13 +91,10 @@ class Subject:
 def compare(
     subject: Subject, names: Sequence[str], *, keep: float, tick: Callable[[], None] | None = None
 ) -> dict[str, Any]:
-    """Judge criteria; see `vss.prune.quality` for every figure.
+    """Judge criteria, NAME or NAME:PRESET; see `vss.prune.quality` for every figure.
 
-    Args:
-        subject: what to judge on.
-        names: NAME or NAME:PRESET.
-        keep: fraction of the MACs that stays for the reconstruction error.
-        tick: called after every channel of the oracle.
+    `keep` is the fraction of the MACs that stays for the reconstruction error; `tick` is called after every channel of
+    the oracle.
 
     Returns:
         `oracle` (sample, absolute changes of the loss, forwards) and `methods`, a row each: `overlap_25`, `overlap_50`
@@ -111,7 +106,7 @@ def compare(
     net, groups, batches = subject.net, subject.groups, subject.batches
     cost = CostModel.measure(net, torch.zeros(1, 3, *subject.project.preprocess.size))
     budget = parse(Budget, {"keep": keep}, source="budget")
-    oracle = measures.oracle(net, groups, subject.sample, batches, steps.calibration_loss(subject.project), tick=tick)
+    oracle = measures.oracle(net, groups, subject.sample, batches, subject.project.task.calibration_loss(), tick=tick)
     truth = oracle.change.abs()
     rows = []
     for name, criterion in criteria.items():
@@ -143,7 +138,7 @@ def compare(
 def scan(subject: Subject, name: str) -> list[dict[str, Any]]:
     """Mean loss on the calibration images when one group alone loses its lowest channels, for every group."""
     scores = subject.scores(parse_methods([name]))
-    loss = steps.calibration_loss(subject.project)
+    loss = subject.project.task.calibration_loss()
 
     def measure(net: nn.Module) -> float:
         return measures.mean_loss(net, subject.batches, loss)

@@ -1,7 +1,8 @@
 """Steps that remember: each is skipped when its inputs have not changed and its files are whole.
 
 A step is up to date when the hash of everything it depends on (its part of the recipe, the data's fingerprint, the
-steps before it) is the one in its record and the files it wrote still have their hashes.
+steps before it) is the one in its record and the files it wrote still have their hashes. It depends on the whole
+recipe, less the keys of `UNREAD`, which are listed with reasons, and on data by content.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from vss.core.config import Recipe
 from vss.core.environment import environment
@@ -23,14 +24,27 @@ from vss.core.files import read_json, sha256_file, sha256_json, sha256_tensors, 
 if TYPE_CHECKING:
     from torch import nn
 
-    from vss.run.project import Project
-
 
 log = logging.getLogger(__name__)
 
 KIND, SCHEMA = "vss.step", 2
-Result = dict[str, Any]
+Json = dict[str, Any]
 WANTED: dict[str, type] = {"key": str, "seconds": float, "outputs": dict, "result": dict}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What a step returns; its fields are the JSON of its record. A `status` other than "ok" is told once."""
+
+    detail: str = ""
+    status: str = "ok"
+
+    @classmethod
+    def of(cls, result: Json) -> Self:
+        return cls(**result)
+
+
+T = TypeVar("T", bound=StepResult)
 
 
 @dataclass
@@ -39,22 +53,19 @@ class Runner:
 
     out: Path
     say: Callable[[str, str, float, str], None]
-    records: list[Result] = field(default_factory=list)
+    records: list[Json] = field(default_factory=list)
     keys: dict[str, str] = field(default_factory=dict)
     title: str = ""
 
-    def __call__(
-        self, name: str, depends: Any, after: list[str], outputs: list[str], work: Callable[[], Result]
-    ) -> Result:
-        """Do `work` unless its record is up to date; a result with a true `again` never is. A result with a `status`
-        is called that in place of "ok".
+    def __call__(self, name: str, depends: Any, after: list[str], outputs: list[str], work: Callable[[], Json]) -> Json:
+        """Do `work` unless its record is up to date.
 
         Args:
-            name: of the step.
             depends: JSON-able data that the result depends on.
             after: names of steps whose results it reads.
             outputs: files it writes, relative to `out`.
-            work: returns JSON-able figures; more files that it wrote are under `files`.
+            work: returns JSON-able figures; more files that it wrote are under `files`. With a true `again` they are
+                never up to date; a `status` is told in place of "ok".
         """
         key = sha256_json([name, depends, [self.keys[step] for step in after]])
         self.keys[name] = key
@@ -79,8 +90,7 @@ class Runner:
         write_record(self._path(name), KIND, {"key": key, "seconds": seconds, "outputs": hashes, "result": result})
         return self._done(name, status, seconds, result.get("detail", ""), result)
 
-    def result(self, name: str) -> Result:
-        """What a finished step returned."""
+    def result(self, name: str) -> Json:
         record = self._record(name)
         if record is None:
             raise VssError(f"{self._path(name)} is no whole record of a step; repeat the command that writes it.")
@@ -89,27 +99,26 @@ class Runner:
     def _path(self, name: str) -> Path:
         return self.out / "steps" / f"{name}.json"
 
-    def _record(self, name: str) -> Result | None:
+    def _record(self, name: str) -> Json | None:
         return read_record(self._path(name), KIND, WANTED)
 
     def _same(self, path: str, digest: str) -> bool:
         file = self.out / path
         return file.is_file() and sha256_file(file) == digest
 
-    def _done(self, name: str, status: str, seconds: float, detail: str, result: Result) -> Result:
+    def _done(self, name: str, status: str, seconds: float, detail: str, result: Json) -> Json:
         name = f"{self.title}{name}"
         self.records.append({"name": name, "status": status, "seconds": seconds, "detail": detail})
         self.say(name, status, seconds, detail)
         return result
 
 
-def write_record(path: Path, kind: str, body: Result) -> None:
-    """Write what was found out, with the hash of it."""
+def write_record(path: Path, kind: str, body: Json) -> None:
     body = json.loads(json.dumps(body, allow_nan=False))  # keys of dictionaries are text, as they are when it is read
     write_json(path, {"kind": kind, "schema": SCHEMA, "sha256": sha256_json(body), **body})
 
 
-def read_record(path: Path, kind: str, wanted: Mapping[str, type]) -> Result | None:
+def read_record(path: Path, kind: str, wanted: Mapping[str, type]) -> Json | None:
     """A record that is whole; None where there is none. A damaged or foreign one is as none: its work is done again.
 
     `wanted` are keys that it must have, and what their values are.
@@ -127,9 +136,6 @@ def read_record(path: Path, kind: str, wanted: Mapping[str, type]) -> Result | N
         log.warning("%s is not as it was written; it is made again.", path)
         return None
     return body
-
-
-# What the result of a step depends on: the whole recipe, less what is listed here with reasons, and data by content.
 
 
 VERSIONS = {
@@ -244,13 +250,6 @@ def _hash(content: dict[str, Any], key: str) -> None:
 @functools.lru_cache(maxsize=64)
 def _sha256(path: Path, *state: int) -> str:
     return sha256_file(path)
-
-
-def of_data(project: Project, *splits: str) -> Any:
-    """What samples of these splits are made of, beside the recipe: contents, classes, and how masks are read."""
-    data = project.data
-    contents = {name: project.split(name).sha256() for name in splits}
-    return [contents, list(data.class_names), data.ignore_index, data.palette.tolist()]
 
 
 @functools.cache

@@ -14,9 +14,8 @@ from vss.core.report import read_report
 from vss.data import require_classes
 from vss.sweep import results
 from vss.sweep.results import LEVEL, summary
-from vss.train.decisions import average_precision
 from vss.train.gate import comparable, drop_interval
-from vss.train.metrics import miou_pct
+from vss.train.metrics import average_precision, miou_pct
 from vss.train.tasks.defect import DefectTask, ap_drop_interval
 
 REPORT = "report.json"

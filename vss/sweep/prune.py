@@ -28,17 +28,16 @@ from vss.deploy.backends import available
 from vss.deploy.bench import unsteady
 from vss.prune import CRITERIA, Statistics, collect, find_groups, make_criterion
 from vss.run import runner as keys
-from vss.run import steps
-from vss.run.job import Job
-from vss.run.precision_step import unpruned
-from vss.run.preflight import check_run
+from vss.run.engines import make_engine, unpruned
+from vss.run.job import Job, check_run
 from vss.run.project import Project
-from vss.run.runner import Result, Runner
+from vss.run.report import Engine, Score
+from vss.run.runner import Runner
 from vss.sweep.experiment import EXPERIMENTS, Experiment, Json, TrialDirs
 from vss.sweep.results import to_tensorboard
 from vss.train import checkpoint
 from vss.train.evaluate import engine_predictor
-from vss.train.pictures import spread, write_panels
+from vss.train.tasks.base import spread, write_panels
 
 log = logging.getLogger(__name__)
 
@@ -90,10 +89,10 @@ class PruneExperiment(Experiment):
             "metric": task.metric,
             "title": task.title,
             "row_keys": list(task.row_keys),
-            "iou_pct": score["metrics"].get("iou_pct"),
+            "iou_pct": score.metrics.get("iou_pct"),
             "classes": list(task.classes),
             "protocol": task.protocol,
-            "curves": train.get("curves", []),
+            "curves": train.curves,
             "faults": faults,
         }
         self.finish_stage(job, found)
@@ -133,23 +132,23 @@ class PruneExperiment(Experiment):
         stages = {"pruned": job.score("pruned", "prune")}
         curves: list[Json] = []
         if recipe.finetune.epochs:
-            curves = job.finetune("finetune", "pruned.safetensors", "prune")["curves"]
+            curves = job.finetune("finetune", "pruned.safetensors", "prune").curves
             stages["finetuned"] = job.score("finetuned", "finetune")
             for leftover in dirs.folder.glob("finetune/*/lightning/resume.ckpt"):
                 leftover.unlink()  # the fit is over; its weights are in finetuned.safetensors
         last = list(stages.values())[-1]
         row, base = _flat(last), shared["row"]
         row |= {f"pruned_{key}": value for key, value in _metrics(stages["pruned"]).items()}
-        row |= {f"{kind}_kept": share for kind, share in pruned["kept"].items()}
+        row |= {f"{kind}_kept": share for kind, share in pruned.kept.items()}
         keys = [key for key in shared["row_keys"] if row.get(key) is not None and base.get(key) is not None]
         row |= {f"{key}_change": row[key] - base[key] for key in keys}
         found = {
             "row": row,
             "stage": list(stages)[-1],
-            "iou_pct": last["metrics"].get("iou_pct"),
-            "groups": [{"id": name, "before": w[0], "after": w[1]} for name, w in pruned["widths"].items()],
-            "plan_sha256": pruned["plan_sha256"],
-            "labels": pruned["labels"],
+            "iou_pct": last.metrics.get("iou_pct"),
+            "groups": [{"id": name, "before": w[0], "after": w[1]} for name, w in pruned.widths.items()],
+            "plan_sha256": pruned.plan_sha256,
+            "labels": pruned.labels,
             "curves": curves,
             "steps": job.step.records,
         }
@@ -221,16 +220,16 @@ def job_of(recipe: Recipe, dirs: TrialDirs) -> Job:
     return Job(Project.open(recipe), dirs.folder, runner, False, "")
 
 
-def _flat(score: Json) -> Json:
+def _flat(score: Score) -> Json:
     """A row: sizes and scalar metrics of one evaluated network."""
-    static = {key: value for key, value in score["row"].items() if key != "name"}
+    static = {key: value for key, value in score.row.items() if key != "name"}
     return static | _metrics(score)
 
 
-def _metrics(score: Json) -> Json:
+def _metrics(score: Score) -> Json:
     return {
         key: value
-        for key, value in score["metrics"].items()
+        for key, value in score.metrics.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and key not in ("images",)
     }
 
@@ -263,7 +262,7 @@ class EngineExperiment(PruneExperiment):
     def finish_stage(self, job: Job, found: Json) -> None:
         """The row also has `engine_*` and, with a control, `control_*` figures."""
         keys = found["row_keys"]
-        found["row"] |= _named("engine", job.engine("baseline", "train"), keys)
+        found["row"] |= _named("engine", make_engine(job, "baseline", "train"), keys)
         if job.recipe.control:
             job.finetune("control", "baseline.safetensors", "train")
             found["row"] |= _named("control", job.score("control", "control"), keys)
@@ -271,14 +270,14 @@ class EngineExperiment(PruneExperiment):
     def finish_trial(self, job: Job, dirs: TrialDirs, shared: Json, found: Json) -> None:
         """The row also has `engine_*` figures and `ships`: 1 where the engine passes all gates of the recipe, else 0;
         the labels say which it does not."""
-        engine = job.engine("finetuned", "finetune")
+        engine = make_engine(job, "finetuned", "finetune")
         steps = {"finetuned": "evaluate-finetuned", "engine": "engine-finetuned"}
         results = {name: _result(job, dirs, step) for name, step in steps.items()}
         common = TrialDirs(dirs.shared, dirs.shared, dirs.computed)
         results |= {name: _result(job, common, f"evaluate-{name}") for name in unpruned(job.recipe)}
         failed = [verdict for verdict in job.project.task.verdicts(results) if verdict["passed"] is False]
         found["row"] |= _named("engine", engine, shared["row_keys"]) | {"ships": int(not failed)}
-        found["row"]["engine_mib"] = engine["size_mib"]
+        found["row"]["engine_mib"] = engine.size_mib
         found["labels"] = [*found["labels"], *(f"{verdict['what']} {verdict['sentence']}" for verdict in failed)]
 
     def time(self, recipe: Recipe, dirs: TrialDirs, seconds: float) -> Json:
@@ -298,8 +297,8 @@ class EngineExperiment(PruneExperiment):
 EXPERIMENTS.add("engine", EngineExperiment())
 
 
-def _named(prefix: str, step: Result, keys: Iterable[str]) -> Json:
-    return {f"{prefix}_{key}": step["metrics"][key] for key in keys}
+def _named(prefix: str, step: Score | Engine, keys: Iterable[str]) -> Json:
+    return {f"{prefix}_{key}": step.metrics[key] for key in keys}
 
 
 def _result(job: Job, dirs: TrialDirs, step: str) -> Json:
@@ -353,7 +352,7 @@ def _write_statistics(
     A statistic that stops the pass is left out of it; returns {mode|need: reason}.
     """
     groups = list(find_groups(model, torch.zeros(1, 3, *project.preprocess.size), keep=config.keep))
-    loss = steps.calibration_loss(project)
+    loss = project.task.calibration_loss()
     found: dict[str, Tensor] = {}
     seen: dict[str, str] = {}
     faults: dict[str, str] = {}

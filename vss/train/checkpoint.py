@@ -59,16 +59,8 @@ class Header(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A network and what is known of it.
-
-    Attributes:
-        model: in evaluation mode, on the CPU.
-        plans: how it was cut, first cut first.
-        preprocess: `Preprocess` as a dictionary, or None.
-        classes: names of the K classes.
-        info: dataset, metrics and whatever the writer added.
-        weights_sha256: hash of the state dict.
-    """
+    """A network in evaluation mode on the CPU, and what is known of it: the plans that cut it, in order, its
+    preprocessing and classes, and what its writer added (`info`)."""
 
     model: nn.Module
     plans: tuple[Plan, ...] = ()
@@ -86,10 +78,7 @@ def save(
     classes: tuple[str, ...] | list[str] = (),
     info: dict[str, Any] | None = None,
 ) -> Path:
-    """Write a checkpoint atomically.
-
-    The pruning history is read from `model.plans`, which `apply_plan` keeps.
-    """
+    """Write a checkpoint atomically; the pruning history is that of `model.plans`."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -128,11 +117,9 @@ def _unshared(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def load(path: Path | str, *, model: nn.Module | None = None) -> nn.Module:
-    """Give the network of a checkpoint back, pruned as it was saved, in evaluation mode.
+    """The network of a checkpoint, pruned as it was saved, in evaluation mode.
 
-    Args:
-        path: a file that `save` wrote.
-        model: an unpruned instance, needed only for networks that are not registered with vss.
+    `model` is an unpruned instance, needed only for networks that are not registered with vss.
     """
     return read(path, model=model).model
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from vss import ops
 from vss.core.closeness import ENGINE, NETWORK, refuse_not_finite
 from vss.core.errors import VssError, shown, steadily
-from vss.train.metrics import SegMetrics, confusion_per_image
+from vss.train.metrics import boundary_counts, confusion_per_image, scores
 
 if TYPE_CHECKING:
     from vss.data.transforms import Preprocess
@@ -35,8 +35,6 @@ class _Binding(Protocol):
 
 
 class _Session(Protocol):
-    """What is used of `vss.deploy.Session`."""
-
     @property
     def inputs(self) -> Mapping[str, Any]: ...
     @property
@@ -83,8 +81,8 @@ def evaluate(
         raise VssError("the split holds no images; nothing can be evaluated.")
     if len(class_names) != num_classes:
         raise VssError(f"{len(class_names)} class names for {num_classes} classes.")
-    metric = SegMetrics(num_classes, ignore_index, boundary=boundary)
     confusions: list[Tensor] = []
+    edges = torch.zeros(2, num_classes, dtype=torch.int64)
     resolution = [0, 0]
     loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers)
     for batch in _track(steadily(loader, "evaluate: batch", len(loader)), progress, len(loader)):
@@ -93,16 +91,16 @@ def evaluate(
         if labels.shape != target.shape or labels.is_floating_point():
             got = f"{labels.dtype} {tuple(labels.shape)}"
             raise VssError(f"the predictor gave {got}; expected integer labels of shape {tuple(target.shape)}.")
-        metric.update(labels, target)
-        if per_image:
-            confusions.append(confusion_per_image(labels, target, num_classes, ignore_index))
+        confusions.append(confusion_per_image(labels, target, num_classes, ignore_index))
+        if boundary:
+            edges += boundary_counts(labels, target, num_classes, ignore_index)
         resolution = list(target.shape[-2:])
-    if not metric.confusion.any():
+    confusion = torch.cat(confusions)
+    if not confusion.any():
         raise VssError(f"no labelled pixel is left in {total} masks at {resolution[0]}x{resolution[1]}; {ADVICE}.")
-    result = {**metric.compute(), "classes": list(class_names), "images": total, "resolution": resolution}
-    if per_image:
-        result["confusion_per_image"] = torch.cat(confusions).numpy()
-    return result
+    result = scores(confusion.sum(0), edges if boundary else None)
+    result |= {"classes": list(class_names), "images": total, "resolution": resolution}
+    return result | ({"confusion_per_image": confusion.numpy()} if per_image else {})
 
 
 def _track(loader: Iterable[Any], progress: bool, total: int) -> Iterable[Any]:
@@ -211,7 +209,6 @@ class EnginePredictor:
 
 
 def _input(session: _Session, size: tuple[int, ...]) -> tuple[int | None, bool, str]:
-    """Fixed batch or None, whether NHWC, numpy dtype."""
     binding: _Binding | None = session.inputs.get("image")
     if binding is None or len(session.inputs) != 1 or len(binding.shape) != 4:
         found = {name: str(each) for name, each in session.inputs.items()}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vss.core.errors import VssError
-from vss.train.decisions import Decisions, average_precision
-from vss.train.metrics import SegMetrics
+from vss.train.metrics import average_precision, scores
+
+Batch = dict[str, Tensor]
+Heads = dict[str, Tensor]
 
 
 class SegLoss(nn.Module):
@@ -44,15 +47,9 @@ class SegLoss(nn.Module):
         return total
 
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
-        if not (target != self.ignore_index).any():
-            return logits.sum() * 0.0
-        return F.cross_entropy(
-            logits,
-            target,
-            weight=self.weights,
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-        )
+        settings: Any = {"ignore_index": self.ignore_index, "label_smoothing": self.label_smoothing}
+        loss = F.cross_entropy(logits, target, weight=self.weights, **settings)
+        return torch.where((target != self.ignore_index).any(), loss, logits.sum() * 0.0)  # no wait for the device
 
 
 class DefectLoss(nn.Module):
@@ -87,80 +84,65 @@ class DefectLoss(nn.Module):
         return w_seg * maps + w_dec * F.binary_cross_entropy_with_logits(decision, batch["label"])
 
 
-def divergence(student: Tensor, teacher: Tensor, target: Tensor, *, temperature: float, ignore_index: int) -> Tensor:
-    """`distillation` of one head of any number of classes; a head of one channel is a decision between two."""
-    if student.shape[1] == 1:
-        soft = torch.sigmoid(teacher.float() / temperature)
-        own = F.binary_cross_entropy(soft, soft)
-        return temperature**2 * (F.binary_cross_entropy_with_logits(student.float() / temperature, soft) - own)
-    return distillation(student, teacher, target, temperature=temperature, ignore_index=ignore_index)
-
-
-def distillation(student: Tensor, teacher: Tensor, target: Tensor, *, temperature: float, ignore_index: int) -> Tensor:
-    """Per-pixel KL(teacher || student) at a temperature, times its square (Hinton et al., 2015), over non-void pixels.
+def distillation_loss(
+    student: Tensor, teacher: Tensor, target: Tensor, *, temperature: float, ignore_index: int
+) -> Tensor:
+    """KL(teacher || student) at a temperature, times its square (Hinton et al., 2015), a mean over non-void pixels.
 
     Args:
-        student, teacher: (N, K, H, W) logits.
+        student, teacher: (N, K, H, W) logits; a head of one channel is a decision between two, a mean over its values.
         target: (N, H, W) int64; only its void pixels matter here.
     """
+    student, teacher = student.float() / temperature, teacher.float() / temperature
+    if student.shape[1] == 1:
+        soft = torch.sigmoid(teacher)
+        own = F.binary_cross_entropy(soft, soft)
+        return temperature**2 * (F.binary_cross_entropy_with_logits(student, soft) - own)
     valid = (target != ignore_index).float()  # a half-precision count of pixels would overflow
-    soft = F.log_softmax(teacher.float() / temperature, dim=1)
-    pixels = F.kl_div(F.log_softmax(student.float() / temperature, dim=1), soft, reduction="none", log_target=True).sum(
-        dim=1
-    )
+    soft, hard = F.log_softmax(teacher, dim=1), F.log_softmax(student, dim=1)
+    pixels = F.kl_div(hard, soft, reduction="none", log_target=True).sum(dim=1)
     return temperature**2 * (pixels * valid).sum() / valid.sum().clamp(min=1)
 
 
-# What a task teaches: its loss, how two networks are compared, and the score that chooses the best epoch.
+# -- what a task teaches: its loss, how two networks are compared, and the score that chooses the best epoch -----------
 
 
-Batch = dict[str, Tensor]
-Heads = dict[str, Tensor]
-
-
-class Learner(nn.Module):
+class Learner(nn.Module, ABC):
     """Base of all tasks' training halves; a module, so that its tensors follow the network to its device.
 
     Attributes:
         metric: key of the validation score, in percent, higher is better.
     """
 
-    metric: str = ""
+    metric: ClassVar[str]
 
+    @abstractmethod
     def forward(self, outputs: Heads, batch: Batch, *, progress: float = 1.0) -> Tensor:
         """The scalar loss over all heads; `progress` is the finished share of the training, 0..1."""
-        raise TypeError(f"{type(self).__name__} must define forward")
 
-    def teach(self, teacher: Any, images: Tensor) -> Heads:
+    @abstractmethod
+    def teacher_outputs(self, teacher: Any, images: Tensor) -> Heads:
         """The heads of a teacher that a student is compared with."""
-        raise TypeError(f"{type(self).__name__} must define teach")
 
-    def divergence(self, student: Heads, teacher: Heads, batch: Batch, *, temperature: float = 1.0) -> Tensor:
+    @abstractmethod
+    def distillation_loss(self, student: Heads, teacher: Heads, batch: Batch, *, temperature: float = 1.0) -> Tensor:
         """How far the student's heads are from the teacher's, summed over the heads that the teacher has."""
-        raise TypeError(f"{type(self).__name__} must define divergence")
 
+    @abstractmethod
     def update(self, model: Any, images: Tensor, batch: Batch) -> None:
-        """Add one validation batch."""
-        raise TypeError(f"{type(self).__name__} must define update")
+        """Add one validation batch; images: (N, 3, H, W) float."""
 
+    @abstractmethod
     def compute(self) -> float:
         """The validation score so far, in percent."""
-        raise TypeError(f"{type(self).__name__} must define compute")
 
+    @abstractmethod
     def reset(self) -> None:
         """Forget the validation batches."""
-        raise TypeError(f"{type(self).__name__} must define reset")
 
 
 class SegLearner(Learner):
-    """Segmentation: cross-entropy of label maps, mean IoU.
-
-    Args:
-        num_classes: K.
-        ignore_index: label of void.
-        weights: (K,) class weights or None.
-        aux_weight, label_smoothing: see `SegLoss`.
-    """
+    """Segmentation: `SegLoss` and mean IoU; batches have `mask` (N, H, W) int64."""
 
     metric = "miou_pct"
 
@@ -173,36 +155,34 @@ class SegLearner(Learner):
         aux_weight: float = 0.4,
         label_smoothing: float = 0.0,
     ) -> None:
+        from torchmetrics.classification import MulticlassConfusionMatrix  # seconds of import, for trainings alone
+
         super().__init__()
         self.ignore_index = ignore_index
         settings = {"aux_weight": aux_weight, "label_smoothing": label_smoothing}
         self.loss = SegLoss(weights=weights, ignore_index=ignore_index, **settings)
-        self.score = SegMetrics(num_classes, ignore_index)
+        self.confusion = MulticlassConfusionMatrix(num_classes, ignore_index=ignore_index, validate_args=False)
 
     def forward(self, outputs: Heads, batch: Batch, *, progress: float = 1.0) -> Tensor:
-        """outputs: {head: (N, K, H, W)}; batch: `mask` (N, H, W) int64."""
         return self.loss(outputs, batch["mask"])
 
-    def teach(self, teacher: Any, images: Tensor) -> Heads:
+    def teacher_outputs(self, teacher: Any, images: Tensor) -> Heads:
         """The main head alone."""
         return {"out": teacher(images)}
 
-    def divergence(self, student: Heads, teacher: Heads, batch: Batch, *, temperature: float = 1.0) -> Tensor:
-        """Mean over the pixels that are not void, summed over the heads."""
+    def distillation_loss(self, student: Heads, teacher: Heads, batch: Batch, *, temperature: float = 1.0) -> Tensor:
         total = batch["mask"].new_zeros((), dtype=next(iter(student.values())).dtype)
         for head, soft in teacher.items():
-            total = total + divergence(
+            total = total + distillation_loss(
                 student[head], soft, batch["mask"], temperature=temperature, ignore_index=self.ignore_index
             )
         return total
 
     def update(self, model: Any, images: Tensor, batch: Batch) -> None:
-        """images: (N, 3, H, W) float; batch: `mask`."""
-        self.score.update(model.predict(images), batch["mask"])
+        self.confusion.update(model.predict(images), batch["mask"])
 
     def compute(self) -> float:
-        """Mean IoU in percent."""
-        found = self.score.compute()["miou_pct"]
+        found = scores(self.confusion.compute())["miou_pct"]
         if found is None:
             raise VssError(
                 "no labelled pixel is left in the validation masks at the size of the network; set data.size."
@@ -210,51 +190,45 @@ class SegLearner(Learner):
         return float(found)
 
     def reset(self) -> None:
-        """Forget the confusion matrix."""
-        self.score.reset()
+        self.confusion.reset()
 
 
 class DefectLearner(Learner):
-    """Defect networks: weighted map and decision, average precision of the decisions.
-
-    Args:
-        delta, dynamic: see `DefectLoss`.
-    """
+    """Defect networks: `DefectLoss`, and average precision of the decisions."""
 
     metric = "ap_pct"
 
     def __init__(self, *, delta: float = 1.0, dynamic: bool = True) -> None:
+        from torchmetrics import CatMetric
+
         super().__init__()
         self.loss = DefectLoss(delta=delta, dynamic=dynamic)
-        self.score = Decisions()
+        self.scores, self.labels = CatMetric(nan_strategy="disable"), CatMetric(nan_strategy="disable")
 
     def forward(self, outputs: Heads, batch: Batch, *, progress: float = 1.0) -> Tensor:
         """outputs: `decision` and `seg`; batch: as for `DefectLoss`."""
         loss: Tensor = self.loss(outputs, batch, progress=progress)
         return loss
 
-    def teach(self, teacher: Any, images: Tensor) -> Heads:
+    def teacher_outputs(self, teacher: Any, images: Tensor) -> Heads:
         """Both heads."""
         heads: Heads = teacher.forward_train(images)
         return heads
 
-    def divergence(self, student: Heads, teacher: Heads, batch: Batch, *, temperature: float = 1.0) -> Tensor:
-        """Of both heads, each a mean over its values."""
+    def distillation_loss(self, student: Heads, teacher: Heads, batch: Batch, *, temperature: float = 1.0) -> Tensor:
         parts = [
-            divergence(student[head], soft, batch["mask"], temperature=temperature, ignore_index=255)
+            distillation_loss(student[head], soft, batch["mask"], temperature=temperature, ignore_index=255)
             for head, soft in teacher.items()
         ]
         return torch.stack(parts).sum()
 
     def update(self, model: Any, images: Tensor, batch: Batch) -> None:
-        """images: (N, 3, H, W) float; batch: `label`."""
-        self.score.update(model.forward_train(images)["decision"].flatten(), batch["label"])
+        self.scores.update(model.forward_train(images)["decision"].flatten().float())
+        self.labels.update((batch["label"] > 0).float())
 
     def compute(self) -> float:
-        """Average precision in percent."""
-        labels, scores = self.score.compute()
-        return average_precision(labels, scores)
+        return average_precision(*(torch.as_tensor(m.compute()).cpu().numpy() for m in (self.labels, self.scores)))
 
     def reset(self) -> None:
-        """Forget the decisions."""
-        self.score.reset()
+        self.scores.reset()
+        self.labels.reset()

@@ -45,20 +45,15 @@ from vss.prune.phases import (
     untracked,
 )
 from vss.prune.stats import Batch, Loss, Stats, collect
-from vss.train.fit import FitData, Moment, Phase, fit
+from vss.train.fit import FitData, Phase, StepContext, fit
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class SparsePhase(Phase):
-    """Adds the penalty on scales to the gradients; see `vss.prune.phases`.
-
-    Args:
-        groups: of the network.
-        strength: lambda.
-        group_lasso: coupled layers shrink together.
-    """
+    """Adds the penalty on scales (`strength` is lambda) to the gradients, see `vss.prune.phases`; with `group_lasso`
+    coupled layers shrink together."""
 
     groups: Groups
     strength: float
@@ -67,25 +62,16 @@ class SparsePhase(Phase):
     def about(self) -> dict[str, Any]:
         return {"strength": self.strength, "group_lasso": self.group_lasso}
 
-    def after_backward(self, moment: Moment) -> None:
+    def after_backward(self, context: StepContext) -> None:
         """The subgradient, in the gradients' scale."""
-        add_subgradient(moment.model, self.groups, self.strength * moment.scale, group_lasso=self.group_lasso)
+        add_subgradient(context.model, self.groups, self.strength * context.scale, group_lasso=self.group_lasso)
 
 
 class SearchPhase(Phase):
-    """DMCP's training step, and the alphas.
+    """DMCP's training step, and the alphas: one (K,) float64 tensor a group, on the CPU.
 
-    Args:
-        model: its groups' channels in order of importance; only looked at.
-        groups: of the network.
-        cost: of the network.
-        kind, keep: the budget: this fraction of "macs", "params" or "channels".
-        config: settings.
-        example: an input, (N, 3, H, W).
-        seed: of all draws.
-
-    Attributes:
-        alphas: one (K,) float64 tensor a group, on the CPU.
+    `model` has the channels of its groups in order of importance and is only looked at; `kind` and `keep` are the
+    budget, `example` an input (N, 3, H, W).
     """
 
     def __init__(
@@ -130,16 +116,16 @@ class SearchPhase(Phase):
 
     # -- weights ------------------------------------------------------------------------------------------------------
 
-    def after_backward(self, moment: Moment) -> None:
+    def after_backward(self, context: StepContext) -> None:
         """Add the gradients of the least width and of two drawn ones, one graph at a time."""
-        parameters = [p for p in moment.model.parameters() if p.requires_grad]
+        parameters = [p for p in context.model.parameters() if p.requires_grad]
         total: list[Tensor | None] = [None] * len(parameters)
-        for widths in self.sandwich(moment.step, moment.steps):
+        for widths in self.sandwich(context.step, context.steps):
             gates = [chain.mask(width) for chain, width in zip(self.chains, widths, strict=True)]
-            with untracked(moment.model), moment.autocast():
-                outputs = self.gates(moment.model, moment.images, gates)
-                loss = self.agreement(outputs, moment)
-            grads = torch.autograd.grad(loss * moment.scale, parameters, allow_unused=True)
+            with untracked(context.model), context.autocast():
+                outputs = self.gates(context.model, context.images, gates)
+                loss = self.agreement(outputs, context)
+            grads = torch.autograd.grad(loss * context.scale, parameters, allow_unused=True)
             for index, grad in enumerate(grads):
                 before = total[index]
                 total[index] = grad if before is None else before if grad is None else before + grad
@@ -168,9 +154,9 @@ class SearchPhase(Phase):
         pairs = zip(self.chains, self.alphas, strict=True)
         return [sample_width(chain, alpha, generator, self.config.form) for chain, alpha in pairs]
 
-    def agreement(self, outputs: dict[str, Tensor], moment: Moment) -> Tensor:
+    def agreement(self, outputs: dict[str, Tensor], context: StepContext) -> Tensor:
         """Divergence of all heads from those of the full width; void pixels do not count, labels do not either."""
-        return moment.learner.divergence(outputs, moment.outputs, moment.batch)
+        return context.learner.distillation_loss(outputs, context.outputs, context.batch)
 
     # -- widths -------------------------------------------------------------------------------------------------------
 
@@ -179,37 +165,35 @@ class SearchPhase(Phase):
         begin = round(self.config.warmup * steps)
         return begin, max(begin, round((self.config.warmup + self.config.joint) * steps))
 
-    def after_step(self, moment: Moment) -> None:
+    def after_step(self, context: StepContext) -> None:
         """One step of alpha, in the joint part; weights, their gradients and running statistics stay as they are."""
-        begin, end = self.joint_part(moment.steps)
-        if not begin <= moment.step < end:
+        begin, end = self.joint_part(context.steps)
+        if not begin <= context.step < end:
             return
         form = self.config.form
         gates = [soft_mask(chain, alpha, form) for chain, alpha in zip(self.chains, self.alphas, strict=True)]
-        with untracked(moment.model), moment.autocast():
-            task = moment.loss(self.gates(moment.model, moment.images, gates))
+        with untracked(context.model), context.autocast():
+            task = context.loss(self.gates(context.model, context.images, gates))
         widths = [expected_width(chain, alpha, form) for chain, alpha in zip(self.chains, self.alphas, strict=True)]
         price = self.config.mac_weight * mac_loss(self.cost(widths), self.target)
         moving = [alpha for alpha in self.alphas if len(alpha)]
-        by_task = torch.autograd.grad(task * moment.scale, moving, allow_unused=True)
+        by_task = torch.autograd.grad(task * context.scale, moving, allow_unused=True)
         by_price = torch.autograd.grad(price, moving, allow_unused=True)
         for alpha, first, second in zip(moving, by_task, by_price, strict=True):
-            pull = torch.zeros_like(alpha) if first is None else _average(first) / moment.scale
+            pull = torch.zeros_like(alpha) if first is None else _average(first) / context.scale
             alpha.grad = pull + (0 if second is None else second)
         if any(not torch.isfinite(alpha.grad).all() for alpha in moving if alpha.grad is not None):
-            log.warning("step %d of the width search had no finite gradient and was left out", moment.step)
+            log.warning("step %d of the width search had no finite gradient and was left out", context.step)
             return
-        lr = self.config.alpha_lr * (0.6 + 0.4 * math.cos(math.pi * (moment.step - begin) / (end - begin)))
+        lr = self.config.alpha_lr * (0.6 + 0.4 * math.cos(math.pi * (context.step - begin) / (end - begin)))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Alphas and their optimiser."""
         return {"alphas": [alpha.detach().clone() for alpha in self.alphas], "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
         with torch.no_grad():
             for alpha, value in zip(self.alphas, state["alphas"], strict=True):
                 alpha.copy_(value)
@@ -287,17 +271,10 @@ def search(
     seed: int = 0,
     progress: bool = True,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Find widths for a budget; a killed search resumes from `run_dir`.
+    """Find widths for the budget `kind`, `keep`, multiples of `align`; a killed search resumes from `run_dir`.
 
-    Args:
-        model: the trained network; not changed.
-        data, config, run_dir, save, seed, progress: as for `fit`.
-        settings: of the search.
-        example: an input of the size at which MACs count, (N, 3, H, W).
-        kind, keep: the budget.
-        align: widths are multiples of this.
-        stay: layers whose channels stay.
-        batches, loss: calibration of the ordering criterion, where it needs one.
+    `model` is not changed, the layers `stay` keep their channels; `example` is an input of the size at which MACs
+    count; `batches` and `loss` calibrate the ordering criterion, where it needs them. The rest is as for `fit`.
 
     Returns:
         The network with ordered channels and the weights of the search, and {"widths": group id -> channels, ...,
@@ -314,7 +291,6 @@ def search(
 
 
 def _average(value: Tensor) -> Tensor:
-    """The mean over all processes."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(value)
         value = value / torch.distributed.get_world_size()

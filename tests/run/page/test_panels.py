@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from vss.core.errors import VssError
-from vss.run.page.panels import BROKEN_RGB, FIXED_RGB, VOID_RGB, WRONG_RGB, change, default_palette, labels_of, panels
+from vss.data.readers import generic_palette
+from vss.run.page.panels import BROKEN_RGB, FIXED_RGB, VOID_RGB, WRONG_RGB, change, labels_of, panels
 
 
 def pixels(uri: str) -> np.ndarray:
@@ -52,8 +53,15 @@ def test_coloured_masks_are_read_back() -> None:
     assert labels_of(picture, palette).tolist() == labels.tolist()
 
 
-def test_default_palette_is_the_voc_map() -> None:
-    assert default_palette(6) == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [128, 0, 128]]
+def test_without_a_palette_colours_are_those_of_voc() -> None:
+    assert generic_palette(6).tolist() == [
+        [0, 0, 0],
+        [128, 0, 0],
+        [0, 128, 0],
+        [128, 128, 0],
+        [0, 0, 128],
+        [128, 0, 128],
+    ]
 
 
 def test_missing_and_damaged_pictures_are_named(report: dict[str, Any], tmp_path: Path) -> None:

@@ -16,12 +16,12 @@ from torch import Tensor
 from vss.core.config import Recipe
 from vss.core.errors import VssError
 from vss.data import labels_of, write_defects
-from vss.run import command, steps
+from vss.run import candidates
+from vss.run.engines import _shipped
 from vss.run.job import run
-from vss.run.precision_step import _shipped
 from vss.run.project import Project, project_of
 from vss.train import checkpoint
-from vss.train.decisions import at_threshold, average_precision, choose_threshold
+from vss.train.metrics import at_threshold, average_precision, choose_threshold
 from vss.train.tasks.defect import DefectTask
 
 SIZE = (128, 64)
@@ -175,7 +175,7 @@ def test_calibration_is_balanced_and_its_loss_reaches_every_layer(root: Path) ->
     batches = list(project.calibration(2, 6))
     assert [[bool((mask == 1).any()) for mask in masks] for _, masks in batches] == [[True, False] * 3] * 2
     model = project.build_model()
-    loss = steps.calibration_loss(project)(model, batches[0])
+    loss = project.task.calibration_loss()(model, batches[0])
     loss.backward()
     assert all(p.grad is not None and bool((p.grad != 0).any()) for p in model.volume.parameters())
     images, masks = batches[0]
@@ -311,7 +311,7 @@ def test_again_does_nothing(finished: tuple[Path, dict[str, Any]], root: Path) -
 def test_the_checkpoint_knows_its_task(finished: tuple[Path, dict[str, Any]], root: Path) -> None:
     project = project_of(finished[0] / "finetuned.safetensors", data_root=str(root), dataset=None, recipe=Recipe())
     model = checkpoint.load(finished[0] / "finetuned.safetensors")
-    result = project.score(project.task.predictor(model), split="test", per_image=False)
+    result = project.score(project.task.predictor(model), split="test")
     row = next(row for row in finished[1]["rows"] if row["name"] == "finetuned")
     assert result["ap_pct"] == row["ap_pct"] and result["missed"] == sorted(result["missed"], key=lambda m: m["score"])
 
@@ -320,7 +320,7 @@ def test_files_are_compared_by_the_ship_rule(finished: tuple[Path, dict[str, Any
     out, report = finished
     rows = {row["name"]: row for row in report["rows"]}
     options: dict[str, Any] = {"split": "test", "dataset": "ksdd2", "data_root": str(root), "size": None}
-    found = command.evaluate(
+    found = candidates.evaluate(
         out / "engine" / "finetuned.onnx", out / "control.safetensors", **options, max_drop=100.0,
         max_fnr_increase=100.0, max_ap_drop=100.0,
     )  # fmt: skip
@@ -329,7 +329,7 @@ def test_files_are_compared_by_the_ship_rule(finished: tuple[Path, dict[str, Any
     assert table["candidate"]["ap_pct"] == pytest.approx(rows["engine pruned"]["ap_pct"], abs=1e-9)
     assert table["baseline"]["fnr_pct"] == rows["control"]["fnr_pct"]
     files = out / "finetuned.safetensors", out / "baseline.safetensors"
-    timed = command.bench_engines(*files, backend=None, threads=1, batch=1, max_seconds=0.4)
+    timed = candidates.bench_engines(*files, backend=None, threads=1, batch=1, max_seconds=0.4)
     assert set(timed["sessions"]) == {"baseline", "candidate"}
 
 

@@ -11,13 +11,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vss.core.errors import VssError
-from vss.core.files import atomic
 from vss.core.report import read_report
 from vss.run.page.charts import NOBODY, curves, points_of, trade_off, worth
 from vss.run.page.panels import missed_defects, panels
-from vss.run.page.text import block, gates, label, number, show, signed
-from vss.run.page.verdict import Verdict, score_of, verdict
+from vss.run.page.text import block, label, number, show, signed, template, write_html
+from vss.run.page.verdict import Verdict, gates, score_of, verdict
 
 __all__ = ["render", "write_page"]
 
@@ -52,24 +50,13 @@ _STAGES = {
 
 def render(report: Mapping[str, Any], root: Path) -> str:
     """The page of one report (see `vss.core.report`) as HTML; pictures are read below `root` and embedded."""
-    try:
-        import jinja2
-    except ImportError as error:
-        raise VssError("the page needs jinja2: pip install jinja2.") from error
-    loader = jinja2.FileSystemLoader(Path(__file__).resolve().parent.parent / "templates")
-    jinja = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    jinja.undefined = jinja2.StrictUndefined
-    jinja.filters.update(show=show, label=label, number=number, signed=signed)
-    return jinja.get_template("report.html.j2").render(context(report, root))
+    return template("report.html.j2").render(context(report, root))
 
 
 def write_page(report_path: Path | str, html_path: Path | str) -> Path:
     """Read report.json and write report.html, whole or not at all; pictures lie beside report.json."""
     report_path = Path(report_path)
-    html = render(read_report(report_path), report_path.parent)
-    with atomic(html_path) as temporary:
-        temporary.write_text(html, encoding="utf-8")
-    return Path(html_path)
+    return write_html(html_path, render(read_report(report_path), report_path.parent))
 
 
 def context(report: Mapping[str, Any], root: Path) -> dict[str, Any]:
@@ -201,7 +188,6 @@ def _latency(report: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _stages(bench: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Stacked bars of every session that was timed stage by stage (`stages_ms_p50`)."""
     parts = [bench, *(value for value in bench.values() if isinstance(value, Mapping))]
     sessions = {name: row for part in parts for name, row in (part.get("sessions") or {}).items()}
     timed = {name: row["stages_ms_p50"] for name, row in sessions.items() if row.get("stages_ms_p50")}

@@ -246,7 +246,6 @@ def points_of(report: Mapping[str, Any]) -> list[Point]:
 
 
 def front_of(points: Sequence[Point]) -> list[Point]:
-    """Points that none beats, fastest first."""
     return [points[index] for index in pareto([(point.ms, point.score) for point in points])]
 
 
@@ -280,7 +279,6 @@ def worth(points: Sequence[Point], title: str) -> str:
 
 
 def trade_off(report: Mapping[str, Any]) -> TradeOff | None:
-    """Of a report; None with fewer than two engines."""
     points, (_, title) = points_of(report), score_of(report)
     if len(points) < 2:
         return None

@@ -44,7 +44,11 @@ class Panels(NamedTuple):
 def panels(report: Mapping[str, Any], root: Path) -> Panels:
     """Read every picture below `root`; one that is missing or unreadable becomes a note in its place."""
     classes = report.get("classes", [])
-    palette = report.get("palette") or default_palette(max(len(classes), 2))
+    palette = report.get("palette")
+    if not palette:
+        from vss.data.readers import generic_palette
+
+        palette = generic_palette(max(len(classes), 2)).tolist()
     rows: list[tuple[str, list[Cell]]] = []
     compared = None
     for panel in report.get("panels", []):
@@ -53,19 +57,6 @@ def panels(report: Mapping[str, Any], root: Path) -> Panels:
         compared = compared or pair
     legend = [(name, _css(colour)) for name, colour in zip(classes, palette, strict=False)]
     return Panels(rows, [*legend, ("void", _css(VOID_RGB))] if legend else [], compared)
-
-
-def default_palette(count: int) -> list[list[int]]:
-    """The PASCAL VOC colour map (VOCdevkit, `VOClabelcolormap`), for reports without a palette."""
-    table = []
-    for label in range(count):
-        colour, value = [0, 0, 0], label
-        for shift in range(7, -1, -1):
-            for channel in range(3):
-                colour[channel] |= ((value >> channel) & 1) << shift
-            value >>= 3
-        table.append(colour)
-    return table
 
 
 def labels_of(picture: Image.Image, palette: list[list[int]]) -> np.ndarray:
@@ -197,7 +188,6 @@ def missed_defects(report: Mapping[str, Any], root: Path) -> dict[str, Any] | No
 
 
 def _cell(name: str, picture: Image.Image | str) -> Cell:
-    """A picture, or the note on why there is none."""
     if isinstance(picture, str):
         return Cell(name, "", picture, False)
     return Cell(name, data_uri(shrink(picture)), "", False)

@@ -16,7 +16,7 @@ from vss.core.errors import VssError
 from vss.core.files import atomic, read_json
 from vss.run.page.charts import pareto
 from vss.run.page.panels import panels
-from vss.run.page.text import block, label, number, signed
+from vss.run.page.text import block, label, number, signed, template, write_html
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,25 +29,15 @@ MAIN = ("macs_g", "params_m", "latency_ms_p50", "speedup")
 def write_page(results_path: Path | str, html_path: Path | str) -> Path:
     """Read results.json and write the page, whole or not at all; pictures lie beside results.json."""
     results_path = Path(results_path)
-    html = render(read_json(results_path, kind=KIND, schema=SCHEMA), results_path.parent)
-    with atomic(html_path) as temporary:
-        temporary.write_text(html, encoding="utf-8")
-    return Path(html_path)
+    return write_html(html_path, render(read_json(results_path, kind=KIND, schema=SCHEMA), results_path.parent))
 
 
 def render(results: Mapping[str, Any], root: Path) -> str:
     """The page as HTML; pictures are read below `root` and embedded."""
-    try:
-        import jinja2
-    except ImportError as error:
-        raise VssError("the page needs jinja2: pip install jinja2.") from error
-    loader = jinja2.FileSystemLoader(Path(__file__).resolve().parent.parent / "templates")
-    jinja = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    jinja.undefined = jinja2.StrictUndefined
     pictures = panels({"panels": results["panels"], "classes": results["classes"], "palette": results["palette"]}, root)
     environment = results.get("environment", {})
     machine = [environment.get("machine"), (environment.get("cpu") or {}).get("model")]
-    return jinja.get_template("sweep.html.j2").render(
+    return template("sweep.html.j2").render(
         data=results,
         json=_embedded(_shown(results)),
         head=headline(results),
@@ -60,12 +50,10 @@ def render(results: Mapping[str, Any], root: Path) -> str:
 
 
 def _embedded(data: Any) -> str:
-    """JSON that cannot end the script element it stands in."""
     return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _shown(results: Mapping[str, Any]) -> dict[str, Any]:
-    """What the script needs."""
     metric = results["metric"]
     keys = (
         "name",

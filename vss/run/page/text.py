@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from vss.core.errors import VssError
+from vss.core.files import atomic
 
 MINUS, TIMES, THIN = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{NARROW NO-BREAK SPACE}"
 _UNITS = {
@@ -56,7 +60,6 @@ def signed(value: float, digits: int = 1) -> str:
 
 
 def show(value: Any) -> str:
-    """Any JSON scalar or flat list as text."""
     if value is None:
         return "\N{EM DASH}"
     if isinstance(value, bool):
@@ -122,36 +125,20 @@ def _table(rows: list[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
     return {"head": [label(key) for key in keys], "body": body}
 
 
-# The gates of a run as a table: what was compared, both figures, the change with its interval, limit, verdict.
+def template(name: str) -> Any:
+    """A template of the pages."""
+    try:
+        import jinja2
+    except ImportError as error:
+        raise VssError("the page needs jinja2: pip install jinja2.") from error
+    loader = jinja2.FileSystemLoader(Path(__file__).resolve().parent.parent / "templates")
+    jinja = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    jinja.undefined = jinja2.StrictUndefined
+    jinja.filters.update(show=show, label=label, number=number, signed=signed)
+    return jinja.get_template(name)
 
 
-WORDS = {True: ("passed", "good"), False: ("failed", "bad"), None: ("not judged", "")}
-
-
-def gates(report: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Rows of `report["gate"]["checks"]`; None for a report whose gate is one comparison without a name."""
-    checks = [check for check in report.get("gate", {}).get("checks", []) if "drop" in check and "baseline" in check]
-    rows = []
-    for check in checks:
-        rows.append(_row(check["what"], label(check["metric"]), check))
-        if "all_classes" in check:
-            title = f"{label(check['metric'])}, classes that are only predicted counted as 0"
-            rows.append(_row("", title, check["all_classes"]))
-    return {"rows": rows} if rows else None
-
-
-def _row(name: str, figure: str, found: Mapping[str, Any]) -> dict[str, Any]:
-    span = found.get("drop_interval")
-    limit = found.get("max_drop")
-    word, tone = WORDS[found["passed"]] if "passed" in found else ("", "")
-    return {
-        "name": name,
-        "figure": figure,
-        "before": number(found["baseline"], 2),
-        "after": number(found["candidate"], 2),
-        "change": signed(found["candidate"] - found["baseline"], 2),
-        "span": f"{signed(-span[1], 2)} to {signed(-span[0], 2)}" if span else "",
-        "limit": number(limit, 2) if limit is not None else "none" if "passed" in found else "",
-        "word": word,
-        "tone": tone,
-    }
+def write_html(path: Path | str, html: str) -> Path:
+    with atomic(path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return Path(path)

@@ -1,11 +1,11 @@
-"""What the run came to, in sentences: computed from the rows and the gate, never written by hand."""
+"""What the run came to: sentences and tiles, computed from the rows and the gate, and the table of the gates."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from vss.run.page.text import THIN, TIMES, number, signed
+from vss.run.page.text import THIN, TIMES, label, number, signed
 
 Row = Mapping[str, Any]
 _FRACTIONS = ((1 / 2, "Half the MACs"), (1 / 3, "A third of the MACs"), (1 / 4, "A quarter of the MACs"))
@@ -64,7 +64,6 @@ def score_of(report: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def facts(report: Mapping[str, Any]) -> Facts:
-    """Collect the compared figures from the rows of a report."""
     rows = {row["name"]: row for row in report.get("rows", [])}
     before, engine = rows.get("baseline", {}), rows.get("engine pruned", {})
     small = rows.get("finetuned") or rows.get("pruned") or {}
@@ -85,7 +84,6 @@ def facts(report: Mapping[str, Any]) -> Facts:
 
 
 def verdict(report: Mapping[str, Any]) -> Verdict:
-    """The head of the page."""
     found, gate = facts(report), report.get("gate", {})
     parts = [_macs_phrase(found.mac_ratio), _speed_phrase(found.speedup), _score_phrase(found)]
     headline = ", ".join(part for part in parts if part)
@@ -105,7 +103,6 @@ def verdict(report: Mapping[str, Any]) -> Verdict:
 
 
 def _gate_phrase(gate: Mapping[str, Any]) -> str:
-    """Which gates failed, or were not judged, by name."""
     named = [check for check in gate.get("checks", []) if check.get("what")]
     failed = [check["what"] for check in named if check.get("passed") is False]
     open_ = [check["what"] for check in named if check.get("passed", True) is None]
@@ -208,3 +205,35 @@ def _speedup(rows: Mapping[str, Row], name: str, reference: str) -> float | None
     if row.get("speedup"):
         return float(row["speedup"])
     return _ratio(base.get("latency_ms_p50"), row.get("latency_ms_p50"))
+
+
+WORDS = {True: ("passed", "good"), False: ("failed", "bad"), None: ("not judged", "")}
+
+
+def gates(report: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Rows of `report["gate"]["checks"]`; None for a report whose gate is one comparison without a name."""
+    checks = [check for check in report.get("gate", {}).get("checks", []) if "drop" in check and "baseline" in check]
+    rows = []
+    for check in checks:
+        rows.append(_gate_row(check["what"], label(check["metric"]), check))
+        if "all_classes" in check:
+            title = f"{label(check['metric'])}, classes that are only predicted counted as 0"
+            rows.append(_gate_row("", title, check["all_classes"]))
+    return {"rows": rows} if rows else None
+
+
+def _gate_row(name: str, figure: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    span = found.get("drop_interval")
+    limit = found.get("max_drop")
+    word, tone = WORDS[found["passed"]] if "passed" in found else ("", "")
+    return {
+        "name": name,
+        "figure": figure,
+        "before": number(found["baseline"], 2),
+        "after": number(found["candidate"], 2),
+        "change": signed(found["candidate"] - found["baseline"], 2),
+        "span": f"{signed(-span[1], 2)} to {signed(-span[0], 2)}" if span else "",
+        "limit": number(limit, 2) if limit is not None else "none" if "passed" in found else "",
+        "word": word,
+        "tone": tone,
+    }

@@ -75,10 +75,7 @@ def _refuses(**one: Any) -> bool:
 def check_norms(model: Any, image: Tensor, config: FitConfig) -> None:
     """Refuse a batch in which a norm layer would see one value a channel, which has no variance.
 
-    Args:
-        model: with `forward_train`; stays as it is.
-        image: (1, 3, H, W) float, of the size that is trained on.
-        config: for the batch size.
+    `image` is (1, 3, H, W) float, of the size that is trained on; `model` stays as it is.
     """
     norms = {name: module for name, module in model.named_modules() if isinstance(module, _NormBase)}
     if config.batch_size > 1 and all(isinstance(module, _BatchNorm) for module in norms.values()):
@@ -189,7 +186,6 @@ def _set_aside(path: Path, old: Mapping[str, Any], inputs: Mapping[str, Any]) ->
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """{"a": {"b": 1}} as {"a.b": "1"}."""
     flat: dict[str, str] = {}
     for key, value in data.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}

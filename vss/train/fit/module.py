@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -41,7 +42,7 @@ class FitData:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moment:
+class StepContext:
     """What a `Phase` sees of one training step.
 
     Attributes:
@@ -76,10 +77,10 @@ class Phase:
     random numbers are functions of the step.
     """
 
-    def after_backward(self, moment: Moment) -> None:
+    def after_backward(self, context: StepContext) -> None:
         """Add to the gradients, which are there and synchronised between processes."""
 
-    def after_step(self, moment: Moment) -> None:
+    def after_step(self, context: StepContext) -> None:
         """After the optimiser's step, on the same batch."""
 
     def about(self) -> dict[str, Any]:
@@ -112,13 +113,15 @@ def precision_of(config: FitConfig) -> Any:
 # One training step, the schedule and the validation, as Lightning wants them.
 
 
+EVERY = 10
+"""Steps after which the losses of a GPU are looked at."""
+
+
 class Diverged(VssError):
     """The training has left the numbers that float32 has."""
 
 
 class FitModule(L.LightningModule):
-    """Loss, schedule and validation metric."""
-
     def __init__(
         self,
         model: nn.Module,
@@ -134,8 +137,9 @@ class FitModule(L.LightningModule):
         self.model: Any = model
         self.key, self.begun = key, False
         self.data, self.config, self.seed, self.phase = data, config, seed, phase
-        self.moment: Moment | None = None
+        self.context: StepContext | None = None
         self.learner = data.learner
+        self.losses: list[Tensor] = []
         self._teacher = [teacher.eval().requires_grad_(False)] if teacher is not None and config.distill else []
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -159,21 +163,24 @@ class FitModule(L.LightningModule):
         progress = self.current_epoch / max(1, self.config.epochs)
         loss = self.learner(outputs, batch, progress=progress)
         if self.phase is not None:
-            self.moment = self._moment(images, batch, outputs, progress)
+            self.context = self._context(images, batch, outputs, progress)
         for teacher in self._teacher:
             with torch.no_grad():
-                soft = self.learner.teach(teacher, images)
-            far = self.learner.divergence(outputs, soft, batch, temperature=self.config.temperature)
+                soft = self.learner.teacher_outputs(teacher, images)
+            far = self.learner.distillation_loss(outputs, soft, batch, temperature=self.config.temperature)
             loss = loss + self.config.distill * far
-        if not torch.isfinite(loss.detach()):
-            raise Diverged(f"the loss is {float(loss.detach())}")
+        self.losses.append(loss.detach())
+        if len(self.losses) >= EVERY or not loss.is_cuda:
+            self.refuse_losses()
         self.log("loss", loss, prog_bar=True, on_step=True, on_epoch=True, sync_dist=True)
         return loss
 
-    def _moment(self, images: Tensor, batch: dict[str, Tensor], outputs: dict[str, Tensor], progress: float) -> Moment:
+    def _context(
+        self, images: Tensor, batch: dict[str, Tensor], outputs: dict[str, Tensor], progress: float
+    ) -> StepContext:
         plugin = self.trainer.precision_plugin
         scaler = getattr(plugin, "scaler", None)
-        return Moment(
+        return StepContext(
             model=self.model,
             images=images,
             batch=batch,
@@ -187,16 +194,24 @@ class FitModule(L.LightningModule):
         )
 
     def on_after_backward(self) -> None:
-        if self.phase is not None and self.moment is not None:
-            self.phase.after_backward(self.moment)
+        if self.phase is not None and self.context is not None:
+            self.phase.after_backward(self.context)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.phase is not None and self.moment is not None:
-            self.phase.after_step(self.moment)
-        self.moment = None
+        if self.phase is not None and self.context is not None:
+            self.phase.after_step(self.context)
+        self.context = None
+
+    def refuse_losses(self) -> None:
+        """Those since the last look; a look waits for the device, so a GPU is not asked at every step."""
+        losses, self.losses = self.losses, []
+        for loss in torch.stack(losses).tolist() if losses else ():
+            if not math.isfinite(loss):
+                raise Diverged(f"the loss is {loss}")
 
     def refuse_non_finite(self) -> None:
-        """Weights and the running statistics of norms; other buffers may hold infinity by intent."""
+        """Losses, weights and the running statistics of norms; other buffers may hold infinity by intent."""
+        self.refuse_losses()
         tensors = dict(self.model.named_parameters())
         for name, module in self.model.named_modules():
             if isinstance(module, _NormBase) and module.running_var is not None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from vss.train.tasks.base import TASKS, Task, task_of
+from vss.train.tasks.base import TASKS, SegmentationTask, Task, task_of
 from vss.train.tasks.defect import DefectTask
-from vss.train.tasks.segmentation import SegmentationTask
 
 __all__ = ["TASKS", "DefectTask", "SegmentationTask", "Task", "task_of"]

@@ -1,4 +1,4 @@
-"""The one interface between the steps of a run and the task of its network.
+"""The one interface between the steps of a run and the task of its network; segmentation, the usual task.
 
 A task is chosen by the network (`SegModel.task`). Everything a step needs that is not the same for every task is a
 method here, so that a step never asks which task it serves.
@@ -9,23 +9,26 @@ from __future__ import annotations
 import contextlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vss import models
 from vss.core.config import FitConfig, Recipe
 from vss.core.errors import VssError
+from vss.core.files import atomic, safe_name, sha256_json
 from vss.core.registry import Registry
-from vss.data import Augment, Preprocess, SegData, SegSplit, check_labels, make_loader
-from vss.train.evaluate import Predictor
+from vss.data import IGNORE, Augment, Preprocess, SegData, SegSplit, check_labels, class_weights, make_loader
+from vss.train.evaluate import Predictor, evaluate, torch_predictor
 from vss.train.gate import gate
-from vss.train.losses import Learner
+from vss.train.losses import Learner, SegLearner, SegLoss
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +46,6 @@ class Task(ABC):
         row_keys: scores that every row of a report shows.
         notes: what `check_labels` found doubtful.
         per_image: key, ending in `_per_image`, of a numpy array by image in the results, for intervals; it is no JSON.
-
-    Args:
-        recipe: what to do.
-        data: the data set.
-        preprocess: the one preprocessing of every step.
     """
 
     metric: ClassVar[str]
@@ -210,3 +208,112 @@ TASKS: Registry[type[Task]] = Registry("task")
 def task_of(model_name: str) -> str:
     """The task of a registered network; functions that build networks segment."""
     return str(getattr(models.MODELS[model_name], "task", "segmentation"))
+
+
+@TASKS.register("segmentation")
+class SegmentationTask(Task):
+    """Cross-entropy, mean IoU from one confusion matrix, label maps as pictures."""
+
+    metric = "miou_pct"
+    title = "mIoU"
+    row_keys = ("miou_pct", "pixel_acc_pct", "class_acc_pct", "fwiou_pct", "boundary_iou_pct")
+    per_image = "confusion_per_image"
+
+    def check(self) -> None:
+        config = self.recipe.gate
+        self.limits({}, {}, max_fnr_increase=config.max_fnr_increase, max_ap_drop=config.max_ap_drop)
+
+    def learner(self, config: FitConfig) -> SegLearner:
+        weights = None
+        if config.class_weights != "none":
+            weights = class_weights(self.data, "train", config.class_weights)
+        return SegLearner(
+            len(self.classes), ignore_index=self.data.ignore_index, weights=weights, aux_weight=config.aux_weight,
+            label_smoothing=config.label_smoothing,
+        )  # fmt: skip
+
+    def calibration_loss(self) -> Callable[[Any, tuple[Tensor, Tensor]], Tensor]:
+        loss = SegLoss(ignore_index=self.data.ignore_index, aux_weight=self.recipe.train.aux_weight)
+
+        def call(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
+            return loss(model.forward_train(batch[0]), batch[1])
+
+        return call
+
+    def predictor(self, model: nn.Module, device: str = "cpu") -> Predictor:
+        return torch_predictor(model, self.preprocess, device)
+
+    def evaluate(self, predict: Predictor, split: str) -> Figures:
+        return evaluate(
+            predict,
+            self.split(split),
+            num_classes=len(self.classes),
+            class_names=self.classes,
+            ignore_index=self.data.ignore_index,
+            batch_size=self.recipe.eval_batch_size,
+            workers=self.recipe.data.workers,
+            per_image=True,
+        )
+
+    def export_options(self) -> dict[str, Any]:
+        return {"labels": self.recipe.export.labels, "labels_dtype": self.recipe.export.labels_dtype}
+
+    def pictures(self, out: Path, predictors: Mapping[str, Predictor], results: Mapping[str, Figures]) -> Figures:
+        split = self.split(self.recipe.split)
+        panels = write_panels(out, split, spread(split, self.recipe.panels), predictors, self.data.palette)
+        return {"panels": panels, "files": [path for panel in panels for path in panel["files"].values()]}
+
+    def report(self, scores: Mapping[str, Figures]) -> Figures:
+        return {"iou_pct": {name: result["iou_pct"] for name, result in scores.items()}}
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def spread(items: Sized, amount: int) -> list[int]:
+    """`amount` indices evenly over a collection; all of them where it has fewer."""
+    amount = min(amount, len(items))
+    return [index * len(items) // amount for index in range(amount)]
+
+
+def file_name(name: str) -> str:
+    """An image's id as part of a file name; two ids never share one.
+
+    >>> file_name("a_b"), file_name("a/b"), file_name("a b")
+    ('a_b', 'a_b-f5effa31', 'a_b-5e229e24')
+    """
+    safe = safe_name(name)
+    return safe if safe == name else f"{safe}-{sha256_json(name)[:8]}"
+
+
+def write_panels(
+    root: Path, split: SegSplit, indices: Iterable[int], predictors: Mapping[str, Predictor], palette: np.ndarray
+) -> list[dict[str, Any]]:
+    """Write `panels/ID-WHAT.png` below `root` for every chosen image; returns the panel list of a report.
+
+    Args:
+        split: where the images come from.
+        indices: which of them.
+        predictors: name -> predictor; each becomes a picture beside `image` and `truth`.
+        palette: (K, 3) uint8.
+    """
+    panels = []
+    for index in indices:
+        sample, name = split[index], file_name(split.ids[index])
+        pictures = {"image": sample["image"].permute(1, 2, 0).numpy(), "truth": paint(sample["mask"].numpy(), palette)}
+        for title, predict in predictors.items():
+            pictures[title] = paint(predict(sample["image"][None])[0].cpu().numpy(), palette)
+        files = {title: f"panels/{name}-{safe_name(title)}.png" for title in pictures}
+        for title, pixels in pictures.items():
+            with atomic(root / files[title]) as temporary:
+                Image.fromarray(pixels).save(temporary)
+        panels.append({"id": split.ids[index], "files": files})
+    return panels
+
+
+def paint(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """(H, W) labels -> (H, W, 3) uint8; void is black."""
+    table = np.zeros((256, 3), dtype=np.uint8)
+    table[: len(palette)] = palette
+    table[IGNORE] = 0
+    return table[labels]

@@ -8,26 +8,35 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from vss.core.config import FitConfig
 from vss.core.errors import VssError
+from vss.core.files import atomic
 from vss.data import Augment, DefectSplit, SegSplit, Targets, choose_annotated, labels_of, make_loader, read_split_file
-from vss.train.decisions import MapScores, choose_threshold, decision_scores, draws, interval, resampled_ap
 from vss.train.evaluate import Predictor, torch_predictor
 from vss.train.gate import gate
 from vss.train.losses import DefectLearner
-from vss.train.metrics import SegMetrics
-from vss.train.pictures import write_defects
-from vss.train.tasks.base import TASKS, Figures, Task
+from vss.train.metrics import (
+    MapScores,
+    choose_threshold,
+    confusion_per_image,
+    decision_scores,
+    draws,
+    interval,
+    resampled_ap,
+    scores,
+)
+from vss.train.tasks.base import TASKS, Figures, Task, file_name, paint
 
 MASK_WEIGHT = 3.0  # of defect pixels in the loss that scores channels (criterion C4 of the KSDD2 study)
 SPANS = ("ap", "fnr", "f1")
@@ -48,7 +57,6 @@ class DefectTask(Task):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The one thing that is decided about."""
         return (self.data.class_names[-1],)
 
     @property
@@ -124,7 +132,6 @@ class DefectTask(Task):
     # -- training -----------------------------------------------------------------------------------------------------
 
     def learner(self, config: FitConfig) -> DefectLearner:
-        """See `DefectLoss`."""
         return DefectLearner(delta=self.recipe.defect.delta, dynamic=self.recipe.defect.dynamic)
 
     @contextlib.contextmanager
@@ -154,15 +161,13 @@ class DefectTask(Task):
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
     def drop_interval(self, before: Figures, after: Figures) -> list[float]:
-        """Of average precision on the split."""
         return ap_drop_interval(before, after, part=1)
 
     def predictor(self, model: nn.Module, device: str = "cpu") -> Predictor:
-        """uint8 (N, 3, H, W) -> both heads."""
         return torch_predictor(model, self.preprocess, device, method="forward_train")
 
     def evaluate(self, predict: Predictor, split: str) -> Figures:
-        """Figures of `vss.train.decisions.decision_scores` on the split and, as `val`, on validation.
+        """Figures of `vss.train.metrics.decision_scores` on the split and, as `val`, on validation.
 
         Also `pixel_iou_pct` (of the upsampled map at logit 0) and `pixel_ap_pct` at the size of the network,
         `threshold` (a probability) and `threshold_logit`, and `missed`, the defective images below it, lowest first.
@@ -170,8 +175,9 @@ class DefectTask(Task):
         """
         config = self.recipe.defect
         val = self._run(predict, "val")
-        labels, scores = val["labels"], val["scores"]
-        threshold = choose_threshold(labels, scores, rule=config.threshold, max_fnr_pct=config.max_fnr_pct)
+        threshold = choose_threshold(
+            val["labels"], val["scores"], rule=config.threshold, max_fnr_pct=config.max_fnr_pct
+        )
         own = val if split == "val" else self._run(predict, split)
         found, on_val = (decision_scores(each["labels"], each["scores"], threshold) for each in (own, val))
         order = np.argsort(own["scores"], kind="stable")
@@ -200,17 +206,17 @@ class DefectTask(Task):
     def _run(self, predict: Predictor, name: str) -> Figures:
         """Labels, scores (logits) and ids of a split, and the figures of its maps."""
         split = self.split(name)
-        confusion, maps, scores = SegMetrics(2), MapScores(), []
+        confusion, maps, logits = torch.zeros(2, 2, dtype=torch.int64), MapScores(), []
         options: dict[str, Any] = {"batch_size": self.recipe.eval_batch_size, "num_workers": self.recipe.data.workers}
         for batch in DataLoader(split, **options):
             heads = {head: value.to("cpu").float() for head, value in predict(batch["image"]).items()}
-            scores.append(heads["decision"].flatten())
+            logits.append(heads["decision"].flatten())
             seg = F.interpolate(heads["seg"], size=self.preprocess.size, mode="bilinear", align_corners=False)[:, 0]
-            confusion.update((seg >= 0).long(), batch["mask"])
+            confusion += confusion_per_image((seg >= 0).long(), batch["mask"], 2).sum(0)
             maps.update(seg, batch["mask"] == 1)
-        pixels = {"pixel_iou_pct": confusion.compute()["iou_pct"][1], "pixel_ap_pct": maps.compute()}
-        logits = torch.cat(scores).double().numpy()
-        return {"labels": split.labels, "scores": logits, "ids": split.ids, "pixels": pixels}
+        pixels = {"pixel_iou_pct": scores(confusion)["iou_pct"][1], "pixel_ap_pct": maps.compute()}
+        decisions = torch.cat(logits).double().numpy()
+        return {"labels": split.labels, "scores": decisions, "ids": split.ids, "pixels": pixels}
 
     def ship_rule(self, before: Figures, after: Figures, limits: Mapping[str, float], name: str) -> list[Figures]:
         """In points on validation, each network at the threshold that it chose there.
@@ -257,5 +263,42 @@ def ap_drop_interval(before: Figures, after: Figures, *, part: int) -> list[floa
 
 
 def sigmoid(logit: float) -> float:
-    """The probability of a logit."""
     return float(1 / (1 + np.exp(-np.clip(logit, -700, 700))))
+
+
+def write_defects(
+    root: Path, split: SegSplit, images: Iterable[Mapping[str, Any]], predict: Predictor, *, threshold: float
+) -> list[dict[str, Any]]:
+    """Write `defects/ID-WHAT.png` below `root`: image, mask and heat map of every image; returns the list of a report.
+
+    Args:
+        split: where the images come from.
+        images: `id` and `score`, a probability.
+        predict: gives the heads of a defect network.
+        threshold: a probability; images below it are missed.
+    """
+    panels = []
+    for row in images:
+        sample = split[split.ids.index(row["id"])]
+        pixels = sample["image"].permute(1, 2, 0).numpy()
+        seg = predict(sample["image"][None])["seg"].float().cpu()
+        logits = F.interpolate(seg, size=pixels.shape[:2], mode="bilinear", align_corners=False)[0, 0]
+        pictures = {"image": pixels, "mask": paint(sample["mask"].numpy(), MASK), "heat": heat(pixels, logits.numpy())}
+        files = {title: f"defects/{file_name(row['id'])}-{title}.png" for title in pictures}
+        for title, picture in pictures.items():
+            with atomic(root / files[title]) as temporary:
+                Image.fromarray(picture).save(temporary)
+        panels.append({"id": row["id"], "files": files, "score": row["score"], "missed": row["score"] < threshold})
+    return panels
+
+
+MASK = np.array([(0, 0, 0), (255, 255, 255)], np.uint8)
+HEAT = np.array([(0, 0, 60), (70, 30, 130), (200, 40, 90), (250, 150, 30), (255, 250, 150)], np.float64)
+
+
+def heat(image: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8: a map's probabilities as colours over the dimmed image, from dark blue (0) to yellow (1)."""
+    share = 1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -50, 50)))
+    steps = np.linspace(0, 1, len(HEAT))
+    colours = np.stack([np.interp(share, steps, HEAT[:, channel]) for channel in range(3)], axis=2)
+    return (0.35 * image + 0.65 * colours).astype(np.uint8)

@@ -1,13 +1,11 @@
-"""The steps of the job, each a function from inputs to files and figures. The command line and `vss run` call these.
-
-This is the place where data, networks, pruning, training and deployment meet; each of those knows nothing of the rest.
-"""
+"""Pruning on a project: the training phase of the method, calibration, plan, cut, proof, rounds."""
 
 from __future__ import annotations
 
 import copy
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,6 @@ from vss.prune import (
     Plan,
     Statistics,
     apply_plan,
-    count,
     find_groups,
     make_criterion,
     make_plan,
@@ -34,20 +31,15 @@ from vss.prune.make import Choose, norm_of_single_values, refuse_single_images, 
 from vss.prune.phases import scale_facts
 from vss.run import runner as keys
 from vss.run.latency import LatencyGoal
-from vss.run.preflight import fit_data, train
 from vss.run.project import Project
+from vss.run.runner import Json, StepResult
 
 log = logging.getLogger(__name__)
 
 
-def calibration_loss(project: Project) -> Any:
-    """(model, (images, masks)) -> the task loss over all heads by which channels are scored."""
-    return project.task.calibration_loss()
-
-
 def sparsify(
     project: Project, model: nn.Module, config: PruneConfig, out: Path, *, progress: bool = True
-) -> tuple[nn.Module, PruneConfig, dict[str, Any]]:
+) -> tuple[nn.Module, PruneConfig, Json]:
     """The training phase that a criterion assumes, where the recipe has it; writes `sparse.safetensors` into `out`.
 
     Returns:
@@ -62,7 +54,7 @@ def sparsify(
         return model, config, {"labels": [f"{name} without its {'search' if name == 'dmcp' else 'sparse phase'}"]}
     settings = {"epochs": section.epochs, "lr": section.lr or recipe.train.lr, "ema": None, "distill": 0.0}
     fit_config = recipe.train.model_copy(update=settings)
-    about = keys.depends(recipe, "sparse", keys.of_data(project, "train", "val"))
+    about = keys.depends(recipe, "sparse", project.fingerprint("train", "val"))
     folder = keys.fit_folder(out / "sparse", about, [model])
     work = _search if isinstance(section, DmcpConfig) else _penalise
     net, config, facts = work(project, model, config, fit_config, folder, progress)
@@ -72,32 +64,31 @@ def sparsify(
 
 def _penalise(
     project: Project, model: nn.Module, config: PruneConfig, fit_config: FitConfig, folder: Path, progress: bool
-) -> tuple[nn.Module, PruneConfig, dict[str, Any]]:
-    """Sparse training of a copy."""
+) -> tuple[nn.Module, PruneConfig, Json]:
     from vss.train.search import SparsePhase
 
     sparse, net = project.recipe.sparse, copy.deepcopy(model)
     groups = find_groups(model, torch.zeros(1, 3, *project.preprocess.size), keep=config.keep)
     before = scale_facts(net, groups)
     phase = SparsePhase(groups, sparse.lambda_, sparse.group_lasso)
-    result = train(project, net, fit_config, folder, progress=progress, phase=phase)
+    result = project.train(net, fit_config, folder, progress=progress, phase=phase)
     facts = {"curves": result["curves"], "scales_before": before, "scales": scale_facts(net.cpu(), groups)}
     return net, config, facts
 
 
 def _search(
     project: Project, model: nn.Module, config: PruneConfig, fit_config: FitConfig, folder: Path, progress: bool
-) -> tuple[nn.Module, PruneConfig, dict[str, Any]]:
+) -> tuple[nn.Module, PruneConfig, Json]:
     """DMCP's search on a copy; its widths become options of the criterion."""
     from vss.train.search import search
 
     if config.steps > 1:
         raise VssError("dmcp searches all widths at once; set prune.steps to 1.")
     net, facts = search(
-        model, fit_data(project, fit_config), fit_config, project.recipe.dmcp, folder,
+        model, project.fit_data(fit_config), fit_config, project.recipe.dmcp, folder,
         example=torch.zeros(1, 3, *project.preprocess.size), save=project.save, kind=config.budget.kind,
         keep=config.budget.keep, align=config.budget.align, stay=config.keep,
-        batches=project.calibration(config.batches, config.batch_size), loss=calibration_loss(project),
+        batches=project.calibration(config.batches, config.batch_size), loss=project.task.calibration_loss(),
         seed=project.recipe.seed, progress=progress,
     )  # fmt: skip
     options = config.options | {"order": "index", "widths": facts["widths"]}
@@ -132,7 +123,7 @@ def plan_once(
         criterion=criterion,
         budget=budget,
         batches=project.calibration(config.batches, config.batch_size) if criterion.needs else None,
-        loss=calibration_loss(project),
+        loss=project.task.calibration_loss(),
         seed=project.recipe.seed,
         keep=config.keep,
         statistics=statistics,
@@ -159,17 +150,11 @@ def prune(
     *,
     progress: bool = True,
     statistics: Statistics | None = None,
-) -> tuple[nn.Module, dict[str, Any]]:
+) -> tuple[nn.Module, Pruned]:
     """Score, cut and prove, in one round or several; writes `plan.json` and `pruned.safetensors` into `out`.
 
-    A criterion that assumes a training phase has it first, when the recipe says so; see `sparsify`.
-
-    Args:
-        project: data and recipe.
-        model: the trained network; not changed.
-        config: criterion, budget, rounds.
-        out: folder.
-        statistics: of the calibration pass over `model`, for the first round, unless a sparse phase has changed it.
+    A criterion that assumes a training phase has it first, see `sparsify`. `model` is not changed; `statistics` are
+    those of a calibration pass over it, for the first round, unless a sparse phase has changed it.
 
     Returns:
         The cut network with recalibrated batch norms, and figures for the report.
@@ -180,7 +165,7 @@ def prune(
     model, config, phase = sparsify(project, model, config, out, progress=progress)
     known = statistics if model is given else None
     goal = LatencyGoal.open(project, model, config, out) if config.latency else None
-    small, checks, origin = model, dict[str, Any](), dict[str, int]()
+    small, checks, origin = model, Json(), dict[str, int]()
     first = groups_of(project, model)
     plan: Plan | None = None
     for step in range(1, config.steps + 1):
@@ -200,17 +185,17 @@ def prune(
         if config.epochs_between and step < config.steps:
             between = project.recipe.finetune.model_copy(update={"epochs": config.epochs_between, "val_every": 1})
             teacher = copy.deepcopy(given) if between.distill else None
-            about = keys.depends(project.recipe, "finetune", keys.of_data(project, "train", "val"))
+            about = keys.depends(project.recipe, "finetune", project.fingerprint("train", "val"))
             nets = filter(None, [cut, teacher])
             folder = keys.fit_folder(out / f"round-{step}", [about, config.epochs_between], nets)
-            train(project, cut, between, folder, teacher=teacher, progress=progress)
+            project.train(cut, between, folder, teacher=teacher, progress=progress)
         small = cut
-        kept = ", ".join(f"{share:.1%} of {kind}" for kind, share in describe(plan, first)["kept"].items())
+        kept = ", ".join(f"{share:.1%} of {kind}" for kind, share in describe(plan, first).kept.items())
         log.info("prune: round %d/%d, kept %s", step, config.steps, kept)
     assert plan is not None  # there is a round at least
     plan.save(out / "plan.json")
     project.save(small, out / "pruned.safetensors")
-    return small, {"checks": checks, "plan_sha256": plan.sha256(), **describe(plan, first), "phase": phase}
+    return small, describe(plan, first, checks=checks, plan_sha256=plan.sha256(), phase=phase)
 
 
 def recalibrate(project: Project, model: nn.Module, config: PruneConfig) -> None:
@@ -221,34 +206,46 @@ def recalibrate(project: Project, model: nn.Module, config: PruneConfig) -> None
         recalibrate_bn(model, (images for images, _ in batches if len(images) >= least))
 
 
-def describe(plan: Plan, groups: Groups) -> dict[str, Any]:
-    """What a report says of a plan, and of the layers that it could not cut."""
+@dataclass(frozen=True, kw_only=True)
+class Pruned(StepResult):
+    """What a report says of a plan, and of the layers that it could not cut.
+
+    Attributes:
+        widths: group id -> channels before and after.
+        kept: "channels", "params", "macs" -> fraction.
+        checks: of `verify`; none where nothing was cut.
+        phase: figures of the training phase (`curves`, `labels`, ...) and of the latency target.
+    """
+
+    criterion: str
+    options: Json
+    budget: Json
+    calibration: Json
+    labels: list[str]
+    widths: dict[str, list[int]]
+    kept: dict[str, float]
+    locked: list[dict[str, str]]
+    checks: Json = field(default_factory=dict)
+    plan_sha256: str = ""
+    phase: Json = field(default_factory=dict)
+
+
+def describe(plan: Plan, groups: Groups, **more: Any) -> Pruned:
+    """The result for a plan of these groups; `more` of its fields."""
     before, after = plan.cost_before, plan.cost_after
-    return {
-        "criterion": plan.criterion,
-        "options": plan.criterion_options,
-        "budget": plan.budget,
-        "calibration": plan.calibration,
-        "labels": list(plan.labels),
-        "widths": {group: list(widths) for group, widths in plan.widths().items()},
-        "kept": {kind: after[kind] / before[kind] for kind in before},
-        "locked": [{"layer": lock.layer, "reason": lock.reason} for lock in groups.locked],
-    }
+    return Pruned(
+        criterion=plan.criterion,
+        options=plan.criterion_options,
+        budget=plan.budget,
+        calibration=plan.calibration,
+        labels=list(plan.labels),
+        widths={group: list(widths) for group, widths in plan.widths().items()},
+        kept={kind: after[kind] / before[kind] for kind in before},
+        locked=[{"layer": lock.layer, "reason": lock.reason} for lock in groups.locked],
+        **more,
+    )
 
 
 def groups_of(project: Project, model: nn.Module) -> Groups:
     """What of a network can be cut, and what is locked."""
     return find_groups(model, torch.zeros(1, 3, *project.preprocess.size), keep=project.recipe.prune.keep)
-
-
-def size_row(name: str, model: nn.Module, project: Project, path: Path) -> dict[str, Any]:
-    """The static half of a table row."""
-    return {"name": name, **count(model, project.preprocess.size), "size_mib": path.stat().st_size / 2**20}
-
-
-def torch_score(project: Project, model: nn.Module, *, split: str | None = None) -> dict[str, Any]:
-    """Metrics of a network in torch, on the GPU where there is one."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    result = project.score(project.task.predictor(model, device), split=split)
-    model.to("cpu")
-    return result

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vss.core.errors import VssError
-from vss.run import command
+from vss.run import candidates
 
 SETTINGS: dict[str, Any] = {"split": "test", "dataset": None, "data_root": None, "size": None}
 
@@ -19,11 +19,11 @@ def test_a_limit_without_a_baseline_is_refused_before_anything_is_read(name: str
     flag = f"--{name.replace('_', '-')}"
     limits = dict.fromkeys(("max_drop", "max_fnr_increase", "max_ap_drop")) | {name: 0.0}
     with pytest.raises(VssError, match=rf"^{flag} 0 is a limit against a baseline, .* add --baseline FILE"):
-        command.evaluate(Path("absent.safetensors"), None, **SETTINGS, **limits)
+        candidates.evaluate(Path("absent.safetensors"), None, **SETTINGS, **limits)
     with pytest.raises(VssError, match=rf"{flag} is nan"):
-        command.evaluate(Path("absent.safetensors"), Path("b.safetensors"), **SETTINGS, **limits | {name: math.nan})
+        candidates.evaluate(Path("absent.safetensors"), Path("b.safetensors"), **SETTINGS, **limits | {name: math.nan})
 
 
 def test_without_limits_the_file_is_what_is_missing() -> None:
     with pytest.raises(VssError, match=r"absent\.safetensors does not exist"):
-        command.evaluate(Path("absent.safetensors"), None, **SETTINGS, max_drop=None)
+        candidates.evaluate(Path("absent.safetensors"), None, **SETTINGS, max_drop=None)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import ValidationError
-from torch import nn
 
 from vss import models
 from vss.core.config import Recipe
@@ -34,59 +33,6 @@ Statistics = dict[str, list[float]]
 ONNX_FIRST, PLAN_MAGIC = b"\x08", b"ftrt"
 """How an ONNX file (protobuf, field 1, the IR version) and a TensorRT engine begin."""
 TENSORRT = (".engine", ".plan", ".trt")  # how TensorRT engines are called
-
-
-def network_to_prune(
-    recipe: Recipe,
-    ckpt: Path | None,
-    model: str | None,
-    weights: Path | None,
-    *,
-    dataset: str | None,
-    data_root: str | None,
-    size: list[int] | None,
-) -> tuple[Project, nn.Module]:
-    """A checkpoint, or the state dict of a named network that something else has trained, with its data opened.
-
-    Args:
-        recipe: what to do; `model.options` are those of the named network.
-        ckpt: a checkpoint, or None.
-        model: name of a network, with `weights`.
-        weights: flat state dict under that network's own keys.
-        dataset, data_root: where the recipe or the checkpoint does not say.
-        size: (H, W) of images, of a named network alone; a checkpoint knows its own.
-    """
-    if ckpt is not None and model is None and weights is None and size is None:
-        project = project_of(ckpt, data_root=data_root, dataset=dataset, recipe=recipe)
-        return project, checkpoint.load(ckpt)
-    if ckpt is not None or model is None or weights is None:
-        raise VssError("give --ckpt alone, or --model and --weights (and --input-size), to say what is to be pruned.")
-    data = {"dataset": dataset, "root": data_root, "size": size}
-    named = {"model": recipe.model.model_dump() | {"name": model}}
-    given = {key: value for key, value in data.items() if value is not None}
-    recipe = Recipe.model_validate(recipe.model_dump() | named | {"data": recipe.data.model_dump() | given})
-    project = Project.open(recipe)
-    net = project.build_model()
-    load_foreign(net, weights)
-    return project, net
-
-
-def load_foreign(net: nn.Module, path: Path) -> None:
-    """Load a whole state dict; a key too many, too few or of another shape is refused by name."""
-    state, own = models.read_state_dict(path), net.state_dict()
-    faults = [f"has no {name}" for name in own if name not in state]
-    faults += [f"has {name}, which the network does not" for name in state if name not in own]
-    faults += [
-        f"has {name} of {tuple(state[name].shape)} and the network of {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    if faults:
-        more = f" and differs in {len(faults) - 1} more places" if len(faults) > 1 else ""
-        raise VssError(
-            f"{path} does not fit the network: it {faults[0]}{more}; check --model, its options and classes."
-        )
-    net.load_state_dict(state)
 
 
 def evaluate(
@@ -205,12 +151,8 @@ def backend_of(path: Path) -> str:
 
 
 def preprocess_of(path: Path, session: Session, size: list[int] | None, statistics: Statistics | None) -> Preprocess:
-    """The preprocessing that an engine was made for, by its own metadata; a file that says nothing needs `statistics`,
-    unless it takes pixels.
-
-    Raises:
-        VssError: mean and std that nobody knows, or a file that contradicts itself.
-    """
+    """The preprocessing that an engine was made for, by its own metadata; a file that does not give it needs
+    `statistics`, unless it takes pixels. A file that contradicts itself is refused."""
     said, binding = session.images, session.inputs.get("image")
     if binding is None:
         raise VssError(f"{path} takes {shown(sorted(session.inputs))}; expected one input 'image': export it with vss.")
@@ -250,10 +192,8 @@ def export_checkpoint(
 ) -> dict[str, Any]:
     """Export a checkpoint at its own size and with its own preprocessing, unless another size is given.
 
-    Args:
-        precision: "fp32" or "fp16"; INT8 needs data, see `vss.run.precision`.
-        preprocess: whether the graph takes uint8 images.
-        options: of `vss.deploy.export`.
+    `precision` is fp32 or fp16, since INT8 needs data; with `preprocess` the graph takes uint8 images; `options` of
+    `vss.deploy.export`.
     """
     saved = checkpoint.read(ckpt)
     if saved.preprocess is None and (preprocess or not size):

@@ -1,0 +1,259 @@
+"""Engines of a run: made, scored, judged and timed, in float32 and in the precisions of the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vss.core.config import Recipe
+from vss.core.errors import NotFinite
+from vss.deploy import Session, bench, bench_end_to_end, export
+from vss.deploy.backends import available, build_spec, inspected
+from vss.deploy.bench import noise, pinned
+from vss.deploy.quantize.precision import decide
+from vss.run import runner as keys
+from vss.run.precision import PrecisionExporter, judge, refused
+from vss.run.project import Workspace, export_options
+from vss.run.report import TITLES, Engine, Timing
+from vss.run.runner import Json, StepResult
+from vss.train import checkpoint
+from vss.train.evaluate import engine_predictor
+from vss.train.tasks.base import spread
+
+AFTER = {"baseline": "train", "finetuned": "finetune"}
+
+
+@contextmanager
+def opened(work: Workspace, paths: Mapping[str, str]) -> Iterator[dict[str, Session]]:
+    """Name -> session of an engine below the folder of the run, closed afterwards."""
+    backend, sessions = available(work.recipe.build.backend), dict[str, Session]()
+    try:
+        for name, path in paths.items():
+            sessions[name] = backend.open(work.out / path, threads=work.recipe.build.threads)
+        yield sessions
+    finally:
+        for session in sessions.values():
+            session.close()
+
+
+def make_engine(work: Workspace, name: str, after: str) -> Engine:
+    """ONNX, artefact, and the same evaluation on the engine."""
+    project = work.project
+    onnx, artefact, images = f"engine/{name}.onnx", f"engine/{name}.engine.onnx", f"scores/engine-{name}.npy"
+
+    def make() -> Engine:
+        model = checkpoint.load(work.out / f"{name}.safetensors")
+        exported = export(model, work.out / onnx, **export_options(project, model))
+        built = _build(work, onnx, artefact)
+        with opened(work, {name: artefact}) as sessions:
+            metrics = project.score(engine_predictor(sessions[name], project.preprocess))
+        work.write_images(images, metrics)
+        return Engine(
+            export=exported,
+            metrics=metrics,
+            artefact=built | {"files": {"onnx": onnx, "engine": artefact, "scores": images}},
+            inspector=inspected(work.out / artefact),
+            size_mib=_mib(work.out / artefact),
+            detail=f"{built['backend']}: {work.summary(metrics)}",
+        )
+
+    return work.do(Engine, f"engine-{name}", "engine", [f"evaluate-{name}", after], [onnx, artefact, images], make)
+
+
+def _build(work: Workspace, onnx: str, artefact: str) -> Json:
+    backend, spec = available(work.recipe.build.backend), build_spec(work.recipe.build)
+    backend.build(work.out / onnx, work.out / artefact, spec)
+    return {"backend": backend.name, "spec": spec.model_dump(mode="json")}
+
+
+def _mib(path: Path) -> float:
+    return path.stat().st_size / 2**20
+
+
+def _pixels(work: Workspace) -> Tensor:
+    split = work.project.split(work.recipe.split)
+    return torch.stack([split[i % len(split)]["image"] for i in range(work.recipe.bench.batch_size)])
+
+
+def time_engines(work: Workspace, references: Mapping[str, str]) -> Timing:
+    """Both engines interleaved with those of `references` (step -> file), engine only and end to end."""
+    project, config = work.project, work.recipe.bench
+    paths = {**{title: f"engine/{name}.engine.onnx" for name, title in TITLES.items()}, **references}
+
+    def measure() -> Timing:
+        with pinned(config.cores), opened(work, paths) as sessions:
+            split, pixels = project.split(work.recipe.split), _pixels(work)
+            predictors = {name: engine_predictor(session, project.preprocess) for name, session in sessions.items()}
+            feeds = {name: predictor.feed(pixels) for name, predictor in predictors.items()}
+            engine = bench(sessions, feeds, **work.recipe.bench.limits())
+            files = [split.pairs[i].image for i in spread(split.pairs, config.images)]
+            whole = bench_end_to_end(predictors, files, project.preprocess, **work.recipe.bench.limits())
+        noisy = noise(engine) or noise(whole)
+        ratio = f"{engine['speedup']['engine pruned']['ratio']:.2f}x on {available(work.recipe.build.backend).name}"
+        return Timing(
+            engine=engine,
+            end_to_end=whole,
+            noise=noisy,
+            again=bool(noisy),
+            detail=noisy or ratio,
+            status="not measured" if noisy else "ok",
+        )
+
+    after = ["engine-baseline", "engine-finetuned", *references]
+    return work.do(Timing, "bench", "bench", after, [], measure, keys.machine())
+
+
+# -- other precisions -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionEngines(StepResult):
+    """One network's engines: precision -> {"export", "metrics", "gate", "size_mib", "artefact", "search"?}."""
+
+    kinds: dict[str, Json]
+
+
+def typed_engines(work: Workspace) -> Json:
+    """Files, scores, times and the choice of every network in the precisions of the recipe; nothing when it has none.
+
+    Returns:
+        {"nets": {title: {"kinds": {precision: facts}, "choice": of `decide`}}, "bench": of all}.
+    """
+    if not work.recipe.precision.kinds:
+        return {}
+    nets = {name: _precisions(work, name).kinds for name in TITLES}
+    timing = _time(work, nets)
+    table = {}
+    for name, title in TITLES.items():
+        rows = [{"precision": "fp32", "passed": True, **timing["sessions"][f"{title} fp32"]}]
+        for kind, facts in nets[name].items():
+            session = timing["sessions"][f"{title} {kind}"]
+            speedup = timing["speedup_against"][f"{title} {kind}"]
+            verdict = {key: facts["gate"][key] for key in ("passed", "sentence")}
+            rows.append({"precision": kind, **session, "speedup": speedup, **verdict})
+        table[title] = {"kinds": nets[name], "choice": decide(rows)}
+    return {"nets": table, "bench": timing}
+
+
+def _precisions(work: Workspace, name: str) -> PrecisionEngines:
+    """One network in every precision: file, artefact, score, gate; INT8 searches when it costs too much."""
+    recipe, project, config = work.recipe, work.project, work.recipe.precision
+    files = {
+        kind: {
+            "onnx": f"engine/{name}.{kind}.onnx",
+            "engine": f"engine/{name}.{kind}.engine.onnx",
+            "scores": f"scores/engine-{name}-{kind}.npy",
+        }
+        for kind in config.kinds
+    }
+
+    def make() -> PrecisionEngines:
+        model = checkpoint.load(work.out / f"{name}.safetensors")
+        plain = work.step.result(f"engine-{name}")["export"]
+        exporter = PrecisionExporter(
+            project, model, config, work.out / f"engine/{name}.onnx", plain, export_options(project, model),
+            work.out / "ranges",
+        )  # fmt: skip
+        references = {"torch": work.scores_of(f"evaluate-{name}"), "onnxruntime": work.scores_of(f"engine-{name}")}
+        kinds: dict[str, Json] = {
+            kind: _with_search(work, exporter, kind, files[kind], references) for kind in config.kinds
+        }
+        parts = (f"{k} {work.summary(facts['metrics']) if facts['metrics'] else 'NaN'}" for k, facts in kinds.items())
+        return PrecisionEngines(kinds=kinds, detail=", ".join(parts))
+
+    outputs = [path for each in files.values() for path in each.values()]
+    after = [f"engine-{name}", f"evaluate-{name}", AFTER[name]]
+    if name == "finetuned":
+        after += [f"evaluate-{start}" for start in unpruned(recipe)]
+    return work.do(PrecisionEngines, f"precision-{name}", "precision", after, outputs, make)
+
+
+def _with_search(
+    work: Workspace, exporter: PrecisionExporter, kind: str, files: dict[str, str], references: Mapping[str, Json]
+) -> Json:
+    facts = _attempt(work, exporter, kind, files, references, None)
+    if kind != "int8" or facts["gate"]["passed"] or not exporter.config.search:
+        return facts
+    choice = exporter.search()
+    path = choice.save(work.out / files["onnx"].replace(".onnx", ".choice.json"))
+    first = {"gate": facts["gate"], "choice": path.name, **choice.facts}
+    if choice.facts["within"]:
+        facts = _attempt(work, exporter, kind, files, references, choice.keep)
+    return facts | {"search": first}
+
+
+def _attempt(
+    work: Workspace,
+    exporter: PrecisionExporter,
+    kind: str,
+    files: dict[str, str],
+    references: Mapping[str, Json],
+    keep: tuple[str, ...] | None,
+) -> Json:
+    recipe, project, onnx = work.recipe, work.project, work.out / files["onnx"]
+    exported = exporter.write(onnx, kind, keep)
+    built = _build(work, files["onnx"], files["engine"])
+    settings: dict[str, Any] = {"max_drop": recipe.precision.max_drop, "metric": recipe.gate.metric}
+    try:
+        if exported["precision"]["overflow"]:  # which onnxruntime's CPU does not show
+            raise NotFinite(exported["precision"]["overflow"])
+        with opened(work, {kind: files["engine"]}) as sessions:
+            metrics = project.score(engine_predictor(sessions[kind], project.preprocess))
+        verdict = judge(exporter, onnx, {**references, "engine": metrics}, **settings)
+        if "finetuned" in files["onnx"]:
+            verdict = _shipped(work, verdict, metrics)
+    except NotFinite as error:  # float16 that overflows is a precision that is not kept
+        metrics = {project.task.per_image: np.empty(0)}
+        verdict = refused(exporter, onnx, references, str(error), **settings)
+    work.write_images(files["scores"], metrics)
+    return {
+        "export": exported,
+        "metrics": metrics,
+        "gate": verdict,
+        "size_mib": _mib(work.out / files["engine"]),
+        "artefact": built | {"files": files},
+    }
+
+
+def unpruned(recipe: Recipe) -> tuple[str, ...]:
+    """The networks that no pruned engine may fall behind."""
+    return ("baseline", "control") if recipe.control else ("baseline",)
+
+
+def _shipped(work: Workspace, verdict: Json, metrics: Json) -> Json:
+    """The verdict on a pruned engine (`equal`) with those against the unpruned networks (`ship`); a defect network
+    has chosen its own threshold on validation for them."""
+    starts = {name: work.scores_of(f"evaluate-{name}") for name in unpruned(work.recipe)}
+    checks = work.project.task.against(starts, metrics)
+    failed = [f"{check['what']} {check['sentence']}" for check in checks if check["passed"] is False]
+    sentence = " ".join([verdict["sentence"], *failed])
+    passed = verdict["passed"] and not failed
+    return verdict | {"equal": verdict, "ship": checks, "passed": passed, "sentence": sentence}
+
+
+def _time(work: Workspace, nets: Mapping[str, Mapping[str, Json]]) -> Json:
+    """All files of all networks in one interleaved run, and each over the float32 file of its own network."""
+    recipe, config = work.recipe, work.recipe.bench
+    paths = {f"{title} fp32": f"engine/{name}.engine.onnx" for name, title in TITLES.items()}
+    own = {}
+    for name, title in TITLES.items():
+        for kind, facts in nets[name].items():
+            paths[f"{title} {kind}"] = facts["artefact"]["files"]["engine"]
+            own[f"{title} {kind}"] = f"{title} fp32"
+
+    def measure() -> Json:
+        with pinned(config.cores), opened(work, paths) as sessions:
+            feed = engine_predictor(next(iter(sessions.values())), work.project.preprocess).feed(_pixels(work))
+            found = bench(sessions, dict.fromkeys(sessions, feed), against=own, **work.recipe.bench.limits())
+        ratios = ", ".join(f"{name} {each['ratio']:.2f}x" for name, each in found["speedup_against"].items())
+        return {**found, "again": not found["stable"], "detail": noise(found) or ratios}
+
+    after, depends = [f"precision-{name}" for name in TITLES], keys.depends(recipe, "precision-bench", keys.machine())
+    return work.step("precision-bench", depends, after, [], measure)
