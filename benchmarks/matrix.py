@@ -45,13 +45,13 @@ from vss.prune import (  # noqa: E402
     CostModel,
     Groups,
     apply_plan,
-    dmcp,
     find_groups,
     make_criterion,
     make_plan,
     recalibrate_bn,
     verify,
 )
+from vss.prune import phases as dmcp  # noqa: E402
 from vss.prune.criteria import score_groups  # noqa: E402
 from vss.prune.stats import Stats  # noqa: E402
 from vss.train import checkpoint  # noqa: E402

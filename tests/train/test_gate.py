@@ -12,7 +12,7 @@ import torch
 
 from vss.core.errors import VssError
 from vss.train.gate import drop_interval, gate
-from vss.train.metrics import SegMetrics, confusion_per_image
+from vss.train.metrics import confusion_per_image, scores
 
 
 @pytest.mark.parametrize(
@@ -119,9 +119,8 @@ def test_interval_of_other_masks_is_refused() -> None:
 
 def scored(predicted: torch.Tensor, truth: torch.Tensor) -> dict[str, Any]:
     """As `vss.train.evaluate.evaluate` gives it, of labels of three classes."""
-    metric = SegMetrics(3)
-    metric.update(predicted, truth)
-    return {**metric.compute(), "confusion_per_image": confusion_per_image(predicted, truth, 3).numpy()}
+    confusion = confusion_per_image(predicted, truth, 3)
+    return {**scores(confusion.sum(0)), "confusion_per_image": confusion.numpy()}
 
 
 def test_networks_are_compared_over_the_classes_in_the_truth_and_both_figures_are_said() -> None:
