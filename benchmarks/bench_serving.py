@@ -37,11 +37,11 @@ from vss.core.files import read_json, write_json
 from vss.deploy import BACKENDS
 from vss.run.candidates import export_checkpoint
 from vss.ship import read, verify
-from vss.ship.check import compare, open_engine
-from vss.ship.load import PROTOCOLS, Client, drive, load, summary
+from vss.ship.check import open_engine
+from vss.ship.load import PROTOCOLS, Client, drive, feeds, load, summary
 from vss.ship.manifest import Manifest
-from vss.ship.serve import feeds
-from vss.ship.server import HOST, Ports, Server, deploy, find, free_ports
+from vss.ship.samples import compare
+from vss.ship.server import HOST, Ports, Server, deploy, find, free_ports, session_of
 from vss.ship.standalone import readable
 from vss.ship.triton import Serving, write_repository
 
@@ -301,7 +301,7 @@ def soak(options: argparse.Namespace) -> dict[str, Any]:
                 found = run(rate, slice_seconds, options.concurrency)
                 keys = ("latency_ms_p50", "latency_ms_p99", "throughput_rps", "answered", "mean_batch")
                 row = {key: found[key] for key in keys} | {"errors": sum(found["errors"].values())}
-                rows.append(row | {"rss_mib": server.rss_mib(), "at_s": time.monotonic() - start})
+                rows.append(row | {"rss_mib": _rss_mib(server), "at_s": time.monotonic() - start})
                 sys.stderr.write(f"{rows[-1]}\n")
             killed = _kill_under_load(server, bundle, manifest, rate)
         finally:
@@ -322,6 +322,16 @@ def soak(options: argparse.Namespace) -> dict[str, Any]:
         "answered": sum(row["answered"] for row in rows), "errors": errors, "memory": memory,
         "kill_9": {**killed, "verified": checks, "answers": answers}, "bundle": _facts(manifest),
     }  # fmt: skip
+
+
+def _rss_mib(server: Server) -> float:
+    """Resident memory of a server and the processes of its models, from /proc."""
+    kib = 0
+    for pid in session_of(server.process.pid):
+        with contextlib.suppress(OSError):  # it has just ended
+            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+            kib += sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+    return kib / 1024
 
 
 def _kill_under_load(server: Server, bundle: Path, manifest: Manifest, rate: float) -> dict[str, Any]:

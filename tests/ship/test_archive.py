@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from vss.core.errors import VssError
-from vss.ship import archive, ship, verify
+from vss.ship import manifest as archive
+from vss.ship import ship, verify
 from vss.ship.manifest import walk
 
 

@@ -20,7 +20,8 @@ from vss.core.files import sha256_file
 from vss.core.report import write_report
 from vss.prune import Plan
 from vss.run.page import write_page
-from vss.ship import archive, read, ship, verify
+from vss.ship import manifest as archive
+from vss.ship import read, ship, verify
 from vss.ship.manifest import walk
 from vss.ship.source import public
 from vss.ship.triton import parse

@@ -18,8 +18,8 @@ import pytest
 
 import vss.ship
 from vss.ship import read
-from vss.ship.check import load_expected
-from vss.ship.serve import pixels
+from vss.ship.load import pixels
+from vss.ship.samples import load_expected
 
 CPP = Path(vss.ship.__file__).parent / "cpp"
 USER = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from vss.core.errors import VssError
 from vss.ship import read
-from vss.ship.check import compare, load_expected, metrics, write_samples
+from vss.ship.samples import compare, load_expected, metrics, write_samples
 
 
 def test_labels_are_compared_by_share_and_logits_by_size() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -24,10 +25,20 @@ from vss.deploy import Binding
 from vss.ship import read, verify
 from vss.ship import server as server_env
 from vss.ship.check import open_engine
-from vss.ship.load import PROTOCOLS, Client
+from vss.ship.load import PROTOCOLS, Client, check_answers, load_bundle
 from vss.ship.manifest import Manifest
-from vss.ship.serve import check_answers, load_bundle
-from vss.ship.server import HOST, Installation, Ports, Server, deploy, find, free_ports, refuse_taken, running
+from vss.ship.server import (
+    HOST,
+    Installation,
+    Ports,
+    Server,
+    deploy,
+    find,
+    free_ports,
+    refuse_taken,
+    running,
+    session_of,
+)
 from vss.ship.standalone import prepare, readable
 from vss.ship.triton import CONFIG, Serving, parse, write_repository
 
@@ -178,8 +189,8 @@ def test_the_only_complaint_about_the_tensorrt_repository_is_the_missing_backend
     config.dynamic_batching.preferred_batch_size.append(99)
     (tmp_path / "models/wrong" / CONFIG).write_text(str(config))
     with running([tmp_path / "models"], log=tmp_path / "log", strict=False) as server:
-        server.wait_live()
-        rows = {row["name"]: row for row in server.index()}
+        server.wait_ready(path="/v2/health/live")  # answers after its first look at every model, loaded or not
+        rows = {row["name"]: row for row in json.loads(server.ask("POST", "/v2/repository/index")[1])}
         log = (tmp_path / "log").read_text()
     assert rows["right"]["state"] == "UNAVAILABLE"
     assert "unable to find backend library for backend 'tensorrt'" in rows["right"]["reason"]
@@ -293,7 +304,7 @@ def test_the_stubs_of_a_dead_server_end_with_it(tmp_path: Path, by_itself: bool)
     pid = int((tmp_path / "pid").read_text())
     if by_itself:
         server.process.wait()
-    assert alive(pid) and server.rss_mib() > 0
+    assert alive(pid) and pid in session_of(server.process.pid)
     server.stop()
     assert not alive(pid), "it is gone when `stop` returns"
     assert server.process.returncode == (-signal.SIGKILL if by_itself else -signal.SIGTERM)

@@ -58,10 +58,10 @@ def verify(
     run: Annotated[bool, Option("--run/--no-run", help="run the engine and score the samples as well")] = True,
 ) -> None:
     """Check every hash, the chain, the repositories; run the engine and score the shipped samples."""
-    from vss.ship import archive
     from vss.ship import verify as check
+    from vss.ship.manifest import opened
 
-    with archive.opened(bundle) as folder:
+    with opened(bundle) as folder:
         rows = check(folder, run=run)
     print_table(rows, {"name": "check", "status": "status", "detail": "detail"})
 
@@ -90,8 +90,8 @@ def serve(
 ) -> None:
     """Start a Triton server over bundles, check its answers, and serve until interrupted."""
     from vss.ship import server as tritonserver
-    from vss.ship.serve import serve as start
     from vss.ship.server import Ports
+    from vss.ship.server import serve as start
 
     if get_server:
         out.print(f"server: {tritonserver.make()}")
@@ -125,8 +125,8 @@ def load(
 ) -> None:
     """Send the bundle's samples to a server: latency, throughput, errors, and the batches that the server formed."""
     from vss.ship import load as tools
+    from vss.ship.load import load_bundle
     from vss.ship.manifest import read
-    from vss.ship.serve import load_bundle
 
     figures = load_bundle(bundle, address, seconds=seconds, concurrency=concurrency, rate=rate)
     if perf_analyzer and "lost" not in figures:

@@ -28,10 +28,9 @@ from vss.deploy.onnx_file import metadata
 from vss.deploy.quantize.ranges import Ranges
 from vss.run.page import render
 from vss.run.project import Project
-from vss.ship import archive, card
-from vss.ship.check import hash_of, write_samples
-from vss.ship.manifest import NAME, Engine, Image, Link, Manifest, Samples, Tensor, seal
-from vss.ship.source import Source, open_run, public
+from vss.ship.manifest import NAME, Engine, Image, Link, Manifest, Samples, Tensor, is_archive, pack, seal
+from vss.ship.samples import write_samples
+from vss.ship.source import Source, hash_of, model_card, open_run, public, readme, requirements
 from vss.ship.triton import FOR_BACKEND, Serving, write_repository
 from vss.train.tasks.base import PRUNED
 
@@ -96,8 +95,8 @@ def _whole(to: Path, write: Callable[[Path], Manifest]) -> Manifest:
         folder = Path(temporary) / "bundle"
         folder.mkdir()
         manifest = write(folder)
-        if archive.is_archive(to):
-            archive.pack(folder, to)
+        if is_archive(to):
+            pack(folder, to)
         else:
             if to.exists():
                 to.rmdir()
@@ -228,10 +227,8 @@ def _manifest(
     licences: dict[str, str],
 ) -> Manifest:
     report, backend = source.report, source.backend
-    versions = {key: version for key in RUNTIME[backend] if (version := package_version(key))}
     sides = {key: {n: Tensor(dtype=b.dtype, shape=list(b.shape)) for n, b in values.items()} for key, values in (
         ("inputs", session.inputs), ("outputs", session.outputs))}  # fmt: skip
-    preprocess = source.preprocess.model_dump()
     return Manifest(
         name=name,
         row=source.row,
@@ -240,7 +237,7 @@ def _manifest(
         versions=environment()["packages"],
         task="defect" if "decision" in session.outputs else "segmentation",
         threshold=source.metrics.get("threshold"),
-        image=Image(**preprocess),
+        image=Image(**source.preprocess.model_dump()),
         inputs=sides["inputs"],
         outputs=sides["outputs"],
         classes=report.get("classes", []),
@@ -252,7 +249,7 @@ def _manifest(
             as_written=session.describe().get("optimisation") == "disabled",
             spec=_spec(source),
             device=bound_to(backend, source.files["engine"]),
-            versions=versions,
+            versions=runtime_versions(backend),
         ),
         chain=_chain(folder, source, files),
         gate={"checks": source.gate} if source.gate else None,
@@ -269,6 +266,11 @@ def _spec(source: Source) -> dict[str, Any]:
     """As the run states it; what TensorRT was asked for in full stands beside its engine."""
     about = read_about(source.files["engine"]) if source.backend == "tensorrt" else None
     return {"plan": public(about["plan"])} if about else source.spec
+
+
+def runtime_versions(backend: str) -> dict[str, str]:
+    """Of the packages that run its engines."""
+    return {name: version for name in RUNTIME[backend] if (version := package_version(name))}
 
 
 def bound_to(backend: str, engine: Path) -> dict[str, Any] | None:
@@ -348,9 +350,9 @@ def _texts(folder: Path, manifest: Manifest, source: Source, plugins: list[str])
         shutil.copyfile(str(trt_runner.__file__), folder / "trt_runner.py")
     shutil.copytree(HERE / "cpp", folder / "cpp", ignore=lambda _, names: _others(names, manifest.engine.backend))
     texts = {
-        "requirements.txt": card.requirements(manifest),
-        "README.md": card.readme(manifest, plugins),
-        "MODEL_CARD.md": card.model_card(manifest, source),
+        "requirements.txt": requirements(manifest),
+        "README.md": readme(manifest, plugins),
+        "MODEL_CARD.md": model_card(manifest, source),
         "labels.txt": "".join(f"{name}\n" for name in manifest.classes),
     }
     for name, text in texts.items():

@@ -1,159 +1,30 @@
-"""A few images in the bundle with their truth and the shipped engine's answers, and the comparison with new answers."""
+"""`vss verify` and `vss rebuild`: is a bundle whole, does its engine give its answers, and is it built anew here?"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image
+from pydantic import ValidationError
 
-from vss.core.closeness import relative_difference
-from vss.core.environment import cuda_devices, package_version
-from vss.core.errors import GateFailed, VssError, shown
-from vss.core.files import atomic, read_array, sha256_file
+from vss.core.environment import cuda_devices, environment, package_version
+from vss.core.errors import VssError, fault
+from vss.core.files import atomic, sha256_file
 from vss.core.report import read_report
-from vss.data.images import open_rgb, read_stored_mask
-from vss.deploy import Session
+from vss.deploy import BuildSpec, Session
 from vss.deploy.backends import available
+from vss.deploy.backends.trt_plan import BuildPlan
 from vss.deploy.onnx_file import metadata, stated
-from vss.deploy.quantize.ranges import Ranges
-from vss.prune import Plan
-from vss.ship.manifest import Manifest, Samples, damage, inside, read
-from vss.ship.standalone import prepare, readable
-from vss.ship.triton import CONFIG, parse
-from vss.train.metrics import confusion_per_image, scores
-
-LABELS_AGREE = 0.999  # share of equal labels: another processor may round a near-tie the other way
-LOGITS_CLOSE = 1e-3  # of the spread of the values, see `vss.core.closeness`: the same for numbers
-
-
-def write_samples(
-    bundle: Path, pairs: Iterable[tuple[str, Path, np.ndarray]], session: Session, manifest: Manifest, source: str
-) -> Samples:
-    """Write images and truth as PNG, and the engine's answers as .npy; returns what the manifest says of them.
-
-    Of an image its upright 8-bit RGB pixels are written and nothing else: no place, time, camera or name from its EXIF.
-
-    Args:
-        pairs: (id, image file, (H, W) integer truth at the engine's size, 255 is void).
-        session: the opened engine.
-        manifest: with image, task and classes.
-        source: where the images come from, one sentence.
-    """
-    images, truths, expected = [], [], []
-    for folder in ("images", "truth", "expected"):
-        (bundle / "samples" / folder).mkdir(parents=True, exist_ok=True)
-    for number, (name, path, truth) in enumerate(pairs):
-        stem = f"{number:02d}-{Path(name).name}"
-        images.append(f"samples/images/{stem}.png")
-        truths.append(f"samples/truth/{stem}.png")
-        for file, pixels in ((images[-1], np.asarray(open_rgb(path))), (truths[-1], truth.astype(np.uint8))):
-            with atomic(bundle / file) as temporary:
-                Image.fromarray(pixels).save(temporary)
-        found = session.run({"image": load_image(bundle / images[-1], manifest)[None]})
-        files = {}
-        for output, value in found.items():
-            files[output] = f"samples/expected/{stem}-{output}.npy"
-            with atomic(bundle / files[output]) as temporary:
-                np.save(temporary, value, allow_pickle=False)
-        expected.append(files)
-    made = Samples(images=images, truth=truths, expected=expected, source=source)
-    answers = [load_expected(bundle, files) for files in expected]
-    return made.model_copy(update={"metrics": metrics(bundle, made, answers, manifest)})
-
-
-def load_image(path: Path, manifest: Manifest) -> np.ndarray:
-    """One image as the engine takes it, without the batch dimension."""
-    return prepare(open_rgb(path), manifest.image.model_dump(), manifest.inputs["image"].dtype == "uint8")
-
-
-def load_expected(bundle: Path, files: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """Output name -> (1, ...) array, as it was shipped."""
-    return {name: read_array(inside(bundle, path)) for name, path in files.items()}
-
-
-def metrics(
-    bundle: Path, samples: Samples, answers: list[dict[str, np.ndarray]], manifest: Manifest
-) -> dict[str, float]:
-    """What answers score on the samples, in percent: mIoU and pixel accuracy, or the share of right decisions."""
-    if not answers:
-        return {}
-    truth = [read_stored_mask(inside(bundle, path)) for path in samples.truth]
-    read = [readable(dict(answer)) for answer in answers]
-    if manifest.task == "defect":
-        limit = manifest.threshold
-        if limit is None:
-            return {}
-        right = [(one["score"][0] >= limit) == bool((mask == 1).any()) for one, mask in zip(read, truth, strict=True)]
-        return {"decision_acc_pct": 100 * float(np.mean(right))}
-    classes = len(manifest.classes)
-    for path, one, mask in zip(samples.truth, read, truth, strict=True):
-        if one.get("labels", mask).shape[-2:] != mask.shape or one["labels"].max() >= classes:
-            raise VssError(
-                f"the answers to the samples do not fit {path} and {classes} classes; copy the bundle again."
-            )
-    labels = torch.from_numpy(np.concatenate([one["labels"] for one in read]).astype(np.int64))
-    confusion = confusion_per_image(
-        labels, torch.from_numpy(np.stack(truth).astype(np.int64)), len(manifest.classes)
-    ).sum(0)
-    found = scores(confusion)
-    return {key: found[key] for key in ("miou_pct", "pixel_acc_pct") if found[key] is not None}
-
-
-def run_samples(bundle: Path, manifest: Manifest, session: Session) -> list[dict[str, np.ndarray]]:
-    """The session's answers to every sample."""
-    paths = [inside(bundle, path) for path in manifest.samples.images]
-    return [session.run({"image": load_image(path, manifest)[None]}) for path in paths]
-
-
-def compare(expected: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> float:
-    """How far answers lie apart: share of unequal labels over 1 - LABELS_AGREE, or relative error over LOGITS_CLOSE.
-
-    At most 1 is equal within the stated tolerance. Raises `VssError` when names or shapes differ.
-    """
-    worst = 0.0
-    for name, want in expected.items():
-        if name not in found or found[name].shape != want.shape:
-            got = found[name].shape if name in found else "nothing"
-            raise VssError(f"{name!r} of the engine is {got}; the bundle was shipped with {want.shape}.")
-        if np.issubdtype(want.dtype, np.integer):
-            worst = max(worst, float((want != found[name]).mean()) / (1 - LABELS_AGREE))
-            continue
-        difference = relative_difference(torch.from_numpy(want), torch.from_numpy(found[name]))
-        worst = max(worst, difference / LOGITS_CLOSE)
-    return worst
-
-
-def check_samples(bundle: Path, manifest: Manifest, session: Session, *, max_drop: float = 0.1) -> dict[str, Any]:
-    """Run the samples and compare answers and metrics with those that were shipped.
-
-    Returns:
-        {"images", "distance" (see `compare`), "metrics"}.
-
-    Raises:
-        GateFailed: answers out of tolerance, or a metric more than `max_drop` points lower.
-    """
-    answers = run_samples(bundle, manifest, session)
-    shipped = [load_expected(bundle, files) for files in manifest.samples.expected]
-    distance = max((compare(a, b) for a, b in zip(shipped, answers, strict=True)), default=0.0)
-    now = metrics(bundle, manifest.samples, answers, manifest)
-    for key, before in manifest.samples.metrics.items():
-        if key not in now:
-            raise VssError(f"the manifest states {shown(key)} of the samples, which they do not give; ship it again.")
-        if now[key] < before - max_drop:
-            raise GateFailed(
-                f"{key} of the samples is {now[key]:.3f} and was {before:.3f} when the bundle was shipped."
-            )
-    if distance > 1:
-        raise GateFailed(f"the engine's answers to the samples are {distance:.2f} times the tolerance off.")
-    return {"images": len(answers), "distance": distance, "metrics": now}
-
-
-# `vss verify`: is the bundle whole, does it say one thing, does its engine still give its answers?
-
+from vss.ship.bundle import beside, bound_to, copy_about, runtime_versions
+from vss.ship.manifest import Engine, Link, Manifest, damage, inside, read, seal
+from vss.ship.samples import SamplesVerdict, check_samples
+from vss.ship.source import hash_of, requirements
+from vss.ship.triton import CONFIG, VARIANTS, parse
 
 Row = dict[str, str]
 STATED = {"weights": "vss.weights_sha256", "calibration": "vss.ranges_sha256"}
@@ -222,13 +93,6 @@ def _chain(bundle: Path, manifest: Manifest) -> str:
     return " -> ".join(link.what for link in manifest.chain)
 
 
-def hash_of(what: str, path: Path) -> str:
-    """The hash by which a link of the chain names its file; see `vss.ship.manifest.Link`."""
-    if what == "plan":
-        return Plan.load(path).sha256()
-    return Ranges.load(path).sha256() if what == "calibration" else sha256_file(path)
-
-
 def _gate(manifest: Manifest) -> str:
     """Every gate in a line of its own; what failed must have been accepted in words."""
     checks = (manifest.gate or {}).get("checks", [])
@@ -281,8 +145,6 @@ def _smoke(session: Session, manifest: Manifest) -> str:
         real = {name: (each.dtype, each.shape) for name, each in found.items()}
         if told != real:
             raise VssError(f"the engine has the bindings {real}; the manifest states {told}.")
-    import numpy as np
-
     shapes: dict[str, Any] = {}
     binding = session.inputs["image"]
     for batch in (1, 2) if binding.shape[0] is None else (binding.shape[0],):
@@ -295,5 +157,91 @@ def _samples(bundle: Path, manifest: Manifest, session: Session) -> str:
     if not manifest.samples.images:
         return "none were shipped"
     found = check_samples(bundle, manifest, session)
-    scores = ", ".join(f"{key} {value:.2f}" for key, value in found["metrics"].items())
-    return f"{found['images']} images, {scores}; distance {found['distance']:.2g} of 1"
+    scores = ", ".join(f"{key} {value:.2f}" for key, value in found.metrics.items())
+    return f"{found.images} images, {scores}; distance {found.distance:.2g} of 1"
+
+
+def rebuild(bundle: Path, *, max_drop: float = 0.1, options: dict[str, Any] | None = None) -> Manifest:
+    """Build, compare with the shipped samples, write the engine into the bundle and into its repositories.
+
+    Args:
+        bundle: folder of a bundle; only its engine, its repositories and its manifest change.
+        max_drop: points that a metric of the samples may lose.
+        options: changes to the `BuildSpec` that the bundle was shipped with.
+
+    Raises:
+        GateFailed: the new engine's answers differ; the bundle stays as it was.
+        VssError: a damaged bundle, no samples to judge by, or a backend that cannot build here.
+    """
+    manifest = read(bundle)
+    whole(bundle, manifest)
+    if not manifest.samples.images:
+        raise VssError(f"{bundle} holds no samples, so nothing can judge a new engine; ship it with --samples 4.")
+    backend = available(manifest.engine.backend)
+    spec = {**manifest.engine.spec, **(options or {})}
+    suffix = Path(manifest.engine.file).suffix
+    with tempfile.TemporaryDirectory(prefix=".rebuild-", dir=bundle.resolve().parent) as folder:
+        copy = Path(folder) / "bundle"
+        shutil.copytree(bundle, copy)
+        built = backend.build(inside(copy, manifest.onnx), Path(folder) / f"built{suffix}", build_spec(spec, copy))
+        with backend.open(built) as session:
+            verdict = check_samples(copy, manifest, session, max_drop=max_drop)
+        fresh = _written(copy, manifest, built, spec, verdict)
+        bundle.resolve().rename(Path(folder) / "old")
+        copy.rename(bundle.resolve())
+    return fresh
+
+
+def build_spec(values: dict[str, Any], bundle: Path) -> BuildSpec:
+    """The `BuildSpec` of a manifest; plugins of a TensorRT plan are those in the bundle."""
+    try:
+        plan = values.get("plan")
+        return BuildSpec(**{**values, "plan": _build_plan(plan, bundle) if plan else None})
+    except ValidationError as error:
+        raise VssError(
+            f"the bundle was built with settings that this version of vss does not know ({fault(error)})."
+        ) from error
+
+
+def _build_plan(values: dict[str, Any], bundle: Path) -> BuildPlan:
+    if values.get("calibration"):  # plans of older versions
+        raise VssError(
+            "the engine was calibrated inside of TensorRT 10, which is not repeated; ship an ONNX with Q/DQ."
+        )
+    values = {key: value for key, value in values.items() if key != "calibration"}
+    libraries = sorted((bundle / "engine").glob("*.so"))
+    return BuildPlan(**{**values, "plugins": libraries, "timing_cache": None})
+
+
+def _written(copy: Path, manifest: Manifest, built: Path, spec: dict[str, Any], verdict: SamplesVerdict) -> Manifest:
+    """Put the new engine everywhere, and note where and how well it was built."""
+    backend, target = manifest.engine.backend, f"engine/rebuilt{built.suffix}"
+    if manifest.engine.file != manifest.onnx:
+        (copy / manifest.engine.file).unlink()
+        beside(copy / manifest.engine.file).unlink(missing_ok=True)
+    shutil.copyfile(built, copy / target)
+    copy_about(built, copy / target)
+    for variant, place in manifest.triton.items():
+        for old in (copy / place).glob(f"*/1/{VARIANTS[variant].file}"):
+            shutil.copyfile(copy / target, old)
+    digest = sha256_file(copy / target)
+    engine = Engine(
+        backend=backend,
+        file=target,
+        as_written=manifest.engine.as_written,
+        spec=spec,
+        device=bound_to(backend, copy / target),
+        versions=runtime_versions(backend),
+    )
+    chain = [Link(what="engine", sha256=digest, file=target) if x.what == "engine" else x for x in manifest.chain]
+    note = {
+        "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "machine": environment()["machine"],
+        "engine_sha256": digest,
+        "samples": verdict.model_dump(),
+    }
+    changes = {"engine": engine, "chain": chain, "rebuilds": [*manifest.rebuilds, note]}
+    fresh = manifest.model_copy(update=changes)
+    with atomic(copy / "requirements.txt") as temporary:
+        temporary.write_text(requirements(fresh))
+    return seal(copy, fresh)

@@ -1,4 +1,7 @@
-"""Requests to a Triton server, by HTTP or gRPC, with one face; and what the server's statistics say of its batches."""
+"""Requests to a Triton server: one face for HTTP and gRPC, the samples of a bundle, and load.
+
+Load is at an offered rate whether or not the server keeps up, or as fast as it answers.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from vss.core.errors import SHOWN, VssError, need, one_line
+from vss.core.errors import SHOWN, GateFailed, VssError, need, one_line, shown
+from vss.data.images import open_rgb
+from vss.ship.manifest import Manifest, inside, read
+from vss.ship.samples import compare, load_expected
+from vss.ship.standalone import prepare, readable
 
 PROTOCOLS = ("grpc", "http")
 TRITON_TYPES = {"uint8": "UINT8", "int32": "INT32", "float32": "FP32", "float16": "FP16", "int64": "INT64"}
@@ -78,13 +85,6 @@ class Client:
                 raise VssError(f"the server counts {found['count']['success']} of {answered} requests to {model}.")
             time.sleep(0.02)
 
-    def models(self) -> list[str]:
-        """Names of the models in the server's repositories."""
-        with self._asking(f"the server at {self.address} does not list its models"):
-            index = self.client.get_model_repository_index()
-        rows = index if self.protocol == "http" else index.models
-        return [row["name"] if self.protocol == "http" else row.name for row in rows]
-
     @contextlib.contextmanager
     def _asking(self, what: str) -> Iterator[None]:
         """Errors of the server and of the connection, and answers that are none of Triton's, as one sentence."""
@@ -132,9 +132,6 @@ def difference(after: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str,
     }
 
 
-# Load on a served model: requests at an offered rate whether or not the server keeps up, or as fast as it answers.
-
-
 Feed = Mapping[str, np.ndarray]
 
 
@@ -158,13 +155,12 @@ def drive(
     rate: float | None = None,
     seed: int = 0,
 ) -> Trace:
-    """Call `send` from `concurrency` threads for `seconds`; see the module's description.
+    """Call `send` from `concurrency` threads for `seconds`; a `VssError` of it is counted by its text.
 
     Args:
-        send: one request; whatever `VssError` it raises is counted by its text.
         feeds: taken in turn.
         concurrency: requests that may be under way at once.
-        rate: requests a second, or None.
+        rate: requests a second; None: as fast as it answers.
     """
     if concurrency < 1 or seconds <= 0 or (rate is not None and rate <= 0) or not feeds:
         raise VssError(f"a load of {rate} requests/s from {concurrency} workers for {seconds} s cannot be made.")
@@ -292,3 +288,58 @@ def perf_analyzer(address: str, model: str, *, seconds: float, concurrency: int,
             raise VssError(f"perf_analyzer failed: {last[0]}")
         with open(table, newline="") as file:
             return {key: float(value) for key, value in next(csv.DictReader(file)).items() if value}
+
+
+def pixels(path: Path, manifest: Manifest) -> np.ndarray:
+    """One image as a client sends it: (1, H, W, 3) uint8."""
+    return prepare(open_rgb(path), manifest.image.model_dump(), True)[None]
+
+
+def feeds(bundle: Path, manifest: Manifest) -> list[dict[str, np.ndarray]]:
+    """What a client sends for every sample; noise where the bundle has no samples."""
+    if manifest.samples.images:
+        return [{"image": pixels(inside(bundle, path), manifest)} for path in manifest.samples.images]
+    noise = np.random.default_rng(0).integers(0, 256, (1, *manifest.image.size, 3), dtype=np.uint8)
+    return [{"image": noise}]
+
+
+def check_answers(bundle: Path, manifest: Manifest, client: Client) -> float:
+    """Send every sample; the largest distance (see `vss.ship.samples.compare`) from the shipped answers.
+
+    Raises `GateFailed` when it is out of tolerance.
+    """
+    names, distance = list(manifest.served()[1]), 0.0
+    for feed, files in zip(feeds(bundle, manifest), manifest.samples.expected, strict=False):
+        shipped = readable(load_expected(bundle, files))
+        found = client.infer(manifest.name, feed, names)
+        distance = max(distance, compare({name: shipped[name] for name in names}, found))
+    if distance > 1:
+        raise GateFailed(f"answers of the server to the samples of {manifest.name} are {distance:.2f} tolerances off.")
+    return distance
+
+
+def engine_name(manifest: Manifest) -> str:
+    """The model that runs the engine: the bundle's own, or the inner one of its ensemble."""
+    ensemble = manifest.inputs["image"].dtype == "float32" or "logits" in manifest.outputs
+    return f"{manifest.name}_net" if ensemble else manifest.name
+
+
+def load_bundle(
+    bundle: Path, address: str, *, seconds: float, concurrency: int, rate: float | None = None
+) -> dict[str, Any]:
+    """Load the model of a bundle with its own samples; see `vss.ship.load.load`."""
+    manifest = read(bundle)
+    host, _, port = address.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise VssError(f"--address is {shown(address)}; expected HOST:PORT, the port from 1 to 65535.")
+    outputs = list(manifest.served()[1])
+    return load(
+        address,
+        manifest.name,
+        feeds(bundle, manifest),
+        outputs,
+        seconds=seconds,
+        concurrency=concurrency,
+        rate=rate,
+        engine=engine_name(manifest),
+    )

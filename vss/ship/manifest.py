@@ -1,4 +1,4 @@
-"""manifest.json of a bundle: what is in it, where it came from, and the hash of every file.
+"""The files of a bundle: manifest.json with where it came from and the hash of every file, and the bundle as .tar.gz.
 
 Every file is listed with its SHA-256; `SHA256SUMS` says the same in the format of `sha256sum -c` and covers the
 manifest too. That finds damage and tampering of single files; it is no signature, since it holds no key.
@@ -6,7 +6,12 @@ manifest too. That finds damage and tampering of single files; it is no signatur
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import os
+import tarfile
+import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
@@ -24,6 +29,7 @@ from pydantic import (
 
 from vss.core.errors import VssError, fault
 from vss.core.files import atomic, read_json, sha256_file, write_json
+from vss.data.transforms import Preprocess
 
 KIND, SCHEMA = "vss.bundle", 1
 MANIFEST, SUMS = "manifest.json", "SHA256SUMS"
@@ -88,8 +94,8 @@ class Engine(_Part):
     versions: dict[str, str] = {}
 
 
-class Image(_Part):
-    """What every image goes through before the engine: see `vss.data.transforms.Preprocess`; units of 0..1."""
+class Image(Preprocess):
+    """The preprocessing, with nothing left to a default."""
 
     size: tuple[Side, Side]
     mean: tuple[float, float, float]
@@ -254,3 +260,85 @@ def _sums_damage(bundle: Path, manifest: Manifest) -> list[str]:
     if line in text:
         return [f"{SUMS} does not say what {MANIFEST} says"]
     return [f"{MANIFEST} does not have the hash that {SUMS} states (one of the two was changed)"]
+
+
+SUFFIXES = (".tar.gz", ".tgz")
+MAX_BYTES, MAX_FILES = 16 * 2**30, 10_000
+
+
+def is_archive(path: Path) -> bool:
+    """Whether the name is that of an archive."""
+    return path.name.endswith(SUFFIXES)
+
+
+def pack(bundle: Path, to: Path) -> Path:
+    """Write every file of a folder, sorted, without owner and times: the same files give the same bytes."""
+    with (
+        atomic(to) as temporary,
+        open(temporary, "wb") as raw,
+        gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as stream,
+        tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for name in walk(bundle):
+            info = tar.gettarinfo(bundle / name, arcname=name)
+            info.uid = info.gid = 0
+            info.uname = info.gname = ""
+            info.mtime, info.mode = 0, 0o644
+            with open(bundle / name, "rb") as file:
+                tar.addfile(info, file)
+    return to
+
+
+def unpack(path: Path, to: Path) -> Path:
+    """Unpack into the empty folder `to`.
+
+    Plain files below `to` are all that is accepted: an absolute path, `..`, a link, a device, a name that comes twice,
+    more than `MAX_FILES` files or `MAX_BYTES` in all are a `VssError` before anything is written.
+    """
+    try:
+        with tarfile.open(path, "r:gz") as tar:
+            members = _checked(path, tar)
+            for member in members:
+                target = to / member.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                source = tar.extractfile(member)
+                assert source is not None
+                with open(target, "xb") as file:
+                    while chunk := source.read(2**20):
+                        file.write(chunk)
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise VssError(f"{path} cannot be unpacked ({error}); copy it again.") from error
+    return to
+
+
+def _checked(path: Path, tar: tarfile.TarFile) -> list[tarfile.TarInfo]:
+    members, total, names = [], 0, set()
+    for member in tar:
+        if member.isdir():
+            continue
+        try:
+            relative(member.name)
+        except ValueError as error:
+            raise VssError(f"{path} is refused: {error}.") from error
+        if not member.isreg():
+            raise VssError(f"{path} is refused: {member.name} is a link or a device; a bundle holds plain files.")
+        if member.name in names:
+            raise VssError(f"{path} is refused: it holds {member.name} twice.")
+        names.add(member.name)
+        total += member.size
+        members.append(member)
+        if total > MAX_BYTES or len(members) > MAX_FILES:
+            raise VssError(f"{path} is refused: more than {MAX_FILES} files or {MAX_BYTES} bytes.")
+    return members
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Path]:
+    """The folder of a bundle, or of an archive, unpacked for as long as it is open."""
+    if not is_archive(path):
+        yield path
+        return
+    if not path.is_file():
+        raise VssError(f"{path} does not exist; expected a bundle.")
+    with tempfile.TemporaryDirectory(prefix="vss-bundle-") as folder:
+        yield unpack(path, Path(folder))

@@ -1,7 +1,8 @@
-"""A real Triton Inference Server without root and without a container: the one inside the nvidia-pytriton wheel.
+"""Bundles in a Triton Inference Server: found or installed, started, asked once, watched and stopped.
 
-It runs on the CPU and has the python backend alone. It needs numpy below 2, so it lives in an environment of its own,
-made once and kept: `make` writes it, `server.json` in it says how to start it.
+A server without root and without a container is the one inside the nvidia-pytriton wheel: for the CPU, with the python
+backend alone. It needs numpy below 2, so it lives in an environment of its own: `make` writes it, `server.json` in it
+says how to start it.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from vss.core.errors import SHOWN, VssError, one_line, shown
+from vss.core.errors import SHOWN, GateFailed, VssError, one_line
 from vss.core.files import read_json, write_json
-from vss.ship.manifest import Manifest, inside
+from vss.ship.check import refuse_foreign, whole
+from vss.ship.load import Client, check_answers
+from vss.ship.manifest import Manifest, inside, read
 
 log = logging.getLogger(__name__)
 
@@ -92,9 +95,6 @@ def _run(command: list[str]) -> str:
         last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:] or ["no message"]
         raise VssError(f"the Triton environment cannot be made ({' '.join(command[-3:])}: {last[0]}).")
     return done.stdout
-
-
-# Start, watch and stop a Triton Inference Server over the repositories of bundles.
 
 
 HOST = "127.0.0.1"
@@ -248,15 +248,8 @@ class Server:
             preexec_fn=functools.partial(_end_with, os.getpid()),
         )
 
-    def wait_ready(self, seconds: float = 60.0) -> None:
+    def wait_ready(self, seconds: float = 60.0, *, path: str = "/v2/health/ready") -> None:
         """Return when every model is loaded; raises `VssError` with the server's own words when it ends before."""
-        self._wait("/v2/health/ready", seconds)
-
-    def wait_live(self, seconds: float = 60.0) -> None:
-        """Return when the server answers, which it does after its first look at every model, loaded or not."""
-        self._wait("/v2/health/live", seconds)
-
-    def _wait(self, path: str, seconds: float) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if self.process.poll() is not None:
@@ -285,15 +278,6 @@ class Server:
         finally:
             connection.close()
 
-    def index(self) -> list[dict[str, Any]]:
-        """One row per model: name, version, state, reason."""
-        body = self.ask("POST", "/v2/repository/index")[1]
-        try:
-            rows: list[dict[str, Any]] = json.loads(body) if body else []
-        except (ValueError, RecursionError) as error:
-            raise VssError(f"the server at port {self.ports.http} lists no models but {shown(body)}.") from error
-        return rows
-
     def complaint(self) -> str:
         """The last error line that this server wrote since it was ready, or since its start; else its last line."""
         with open(self.log, "rb") as file:
@@ -301,10 +285,6 @@ class Server:
             lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
         bad = [line for line in lines if line.startswith("E") or "error" in line.lower()]
         return one_line((bad or lines or ["it said nothing"])[-1], 3 * SHOWN)
-
-    def rss_mib(self) -> float:
-        """Resident memory of the server and the processes of its models, MiB."""
-        return sum(_rss(pid) for pid in _session(self.process.pid))
 
     def stop(self, *, kill: bool = False) -> None:
         """End the server: SIGTERM and, after half a minute or with `kill`, SIGKILL; then whatever it left behind."""
@@ -321,7 +301,7 @@ class Server:
             _end_session(self.process.pid)
 
 
-def _session(pid: int) -> list[int]:
+def session_of(pid: int) -> list[int]:
     """The living processes of the session that a process began, from /proc."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
@@ -335,7 +315,7 @@ def _session(pid: int) -> list[int]:
 def _end_session(leader: int) -> None:
     """SIGKILL to what lives on of the session of a process that is gone (its models' stubs), until nothing does."""
     end = time.monotonic() + GOODBYE
-    while left := _session(leader):
+    while left := session_of(leader):
         if leader in left:  # the number is another process's by now, which began a session of its own
             return
         if time.monotonic() > end:
@@ -344,14 +324,6 @@ def _end_session(leader: int) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
-
-
-def _rss(pid: int) -> float:
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) / 1024
-    return 0.0
 
 
 @contextlib.contextmanager
@@ -369,3 +341,34 @@ def running(
         yield server
     finally:
         server.stop()
+
+
+@contextlib.contextmanager
+def serve(bundles: Sequence[Path], *, ports: Ports, log: Path) -> Iterator[tuple[Server, dict[str, float]]]:
+    """Bundles in one server: checked, started, ready, and asked once; gives the server and a distance per model."""
+    manifests = [read(bundle) for bundle in bundles]
+    names = [manifest.name for manifest in manifests]
+    if len(set(names)) != len(names):
+        raise VssError(f"two bundles have one name ({', '.join(names)}); ship one of them with --name.")
+    installation = find()
+    for bundle, manifest in zip(bundles, manifests, strict=True):
+        whole(bundle, manifest)
+        refuse_foreign(manifest, bundle)
+    pairs = list(zip(bundles, manifests, strict=True))
+    with tempfile.TemporaryDirectory(prefix="vss-serve-") as folder:
+        places = [deploy(bundle, manifest, installation, Path(folder)) for bundle, manifest in pairs]
+        plugins = [inside(bundle, name) for bundle, manifest in pairs for name in manifest.plugins()]
+        with running(places, log=log, ports=ports, plugins=plugins) as server:
+            server.wait_ready()
+            client = Client("grpc", f"{HOST}:{ports.grpc}")
+            try:
+                distances = {manifest.name: check_answers(bundle, manifest, client) for bundle, manifest in pairs}
+            except GateFailed:
+                raise
+            except VssError as error:
+                if server.process.poll() is not None:  # the true reason
+                    raise server.ended() from error
+                raise
+            finally:
+                client.close()
+            yield server, distances

@@ -1,18 +1,26 @@
-"""What of a run's records may leave the house: no folder of this machine, no command line."""
+"""Where a bundle comes from: a finished run, what of its records may leave the house, and the texts made of them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+import numpy as np
+import torch
+
+from vss.core.environment import package_version
 from vss.core.errors import VssError, unknown
-from vss.core.files import sha256_file
+from vss.core.files import read_array, sha256_file
 from vss.core.report import read_report
 from vss.data.transforms import Preprocess
 from vss.deploy.onnx_file import metadata, stated
+from vss.deploy.quantize.ranges import Ranges
+from vss.prune import Plan
+from vss.ship.manifest import Manifest, Tensor
+from vss.train.metrics import miou_pct
 from vss.train.tasks.base import EQUAL
 
 HOME_GROUND = {"home", "root", "Users", "mnt", "media", "srv", "data", "tmp", "var", "opt", "scratch", "workspace"}
@@ -149,6 +157,13 @@ def open_run(run: Path, row: str | None = None) -> Source:
     )
 
 
+def hash_of(what: str, path: Path) -> str:
+    """The hash by which a link of the chain names its file; see `vss.ship.manifest.Link`."""
+    if what == "plan":
+        return Plan.load(path).sha256()
+    return Ranges.load(path).sha256() if what == "calibration" else sha256_file(path)
+
+
 def _gates(report: dict[str, Any], row: str) -> list[dict[str, Any]]:
     """The verdicts on one engine: the run's own are on its pruned float32 engine, other precisions have theirs."""
     for title, net in report.get("precision", {}).items():
@@ -169,3 +184,91 @@ def _preprocess(run: Path, report: dict[str, Any], onnx: Path) -> Preprocess:
             f"{run}/report.json was made with another preprocessing than this version of vss has; run again."
         )
     return made
+
+
+# The texts of a bundle: README (how to run it), model card (what it is and is not), requirements.
+
+
+def requirements(manifest: Manifest) -> str:
+    """Pinned to what the bundle was made and checked with."""
+    names = ("numpy", "pillow", *manifest.engine.versions)
+    found = {name: manifest.engine.versions.get(name) or package_version(name) for name in names}
+    return "".join(f"{name}=={version}\n" for name, version in found.items())
+
+
+SERVERS = {
+    "onnxruntime": "Triton with the onnxruntime backend",
+    "python": "Triton with the python backend alone",
+    "tensorrt": "Triton with the tensorrt backend, on the GPU that the engine was built on",
+}
+
+
+def readme(manifest: Manifest, plugins: Sequence[str] = ()) -> str:
+    """How to run and serve the bundle, from its own files; `plugins` are the libraries among them."""
+    gives = "a label map and an overlay" if manifest.task == "segmentation" else "a defect score, a map and an overlay"
+    return _text("README.md", manifest, gives=gives, plugins=plugins, servers=SERVERS, served=manifest.served())
+
+
+def model_card(manifest: Manifest, source: Source) -> str:
+    """What it is, data, metrics with intervals, limits, licences, provenance."""
+    images, interval = read_array(source.files["scores"]) if "scores" in source.files else np.empty(0), None
+    if images.ndim == 3:
+        low, high = miou_interval(images)
+        interval = {"images": len(images), "low": low, "high": high}
+    return _text(
+        "MODEL_CARD.md", manifest, report=source.report, recipe=source.report["recipe"], interval=interval,
+        gates=gates(source),
+    )  # fmt: skip
+
+
+def _text(name: str, manifest: Manifest, **values: Any) -> str:
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    jinja = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    jinja.filters.update(pairs=pairs, show=show, bindings=_bindings)
+    return jinja.get_template(f"{name}.j2").render(manifest=manifest, size=manifest.image.size, **values)
+
+
+def _bindings(side: Mapping[str, Tensor]) -> str:
+    shapes = {name: ", ".join(map(str, ["N", *value.shape[1:]])) for name, value in side.items()}
+    return "; ".join(f"`{name}` {value.dtype} ({shapes[name]})" for name, value in side.items())
+
+
+def pairs(mapping: dict[str, Any]) -> str:
+    """`key value` with commas between."""
+    return ", ".join(f"{key} {value}" for key, value in mapping.items())
+
+
+def show(value: Any) -> str:
+    """Numbers with four digits, the rest as it is."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def gates(source: Source) -> str:
+    """What was compared with what, both figures, the loss with its interval, the limit and the verdict."""
+    if not source.gate:
+        return "No gate judged this engine."
+    lines = [
+        "| Gate | Figure | Before | This engine | Loss in points (95 % interval) | May lose | Verdict |",
+        "|" + "---|" * 7,
+    ]
+    words = {True: "passed", False: "FAILED", None: "not judged"}
+    for check in source.gate:
+        span = " ({:.2f} to {:.2f})".format(*check["drop_interval"]) if "drop_interval" in check else ""
+        loss = f"{check['drop']:.2f}{span}"
+        limit = "none" if check["max_drop"] is None else f"{check['max_drop']:g}"
+        figures = [check["metric"], f"{check['baseline']:.2f}", f"{check['candidate']:.2f}", loss, limit]
+        lines.append(f"| {' | '.join([check.get('what', 'gate'), *figures, words[check['passed']]])} |")
+    told = [check["sentence"] for check in source.gate if "all_classes" in check]
+    return "\n".join([*lines, *([""] if told else []), *told])
+
+
+def miou_interval(confusion: np.ndarray, *, samples: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """confusion: (n, K, K) counts per image. Percentile bootstrap over images (Efron 1979), in percent."""
+    count = len(confusion)
+    weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=samples)
+    flat = confusion.reshape(count, -1).astype(np.float64)
+    drawn = torch.from_numpy((weights @ flat).reshape(samples, *confusion.shape[1:]))
+    low, high = np.nanpercentile(miou_pct(drawn).numpy(), [2.5, 97.5])
+    return float(low), float(high)
