@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from vss.core.errors import VssError
 from vss.data import Augment, Preprocess, SegSplit, open_data
-from vss.data.loader import sample_seed
+from vss.data.transforms import sample_seed
 
 OFF = {"scale": (1.0, 1.0), "hflip": 0.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
 

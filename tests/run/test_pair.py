@@ -11,7 +11,8 @@ import vss
 from vss import models
 from vss.data import Preprocess
 from vss.data.readers import CAMVID_NAMES
-from vss.run import candidates, pair
+from vss.run import candidates
+from vss.run import candidates as pair
 
 SIZE = (48, 64)
 

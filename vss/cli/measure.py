@@ -60,7 +60,8 @@ def evaluate(
 
     Exit code 1 where a gate fails.
     """
-    from vss.run import candidates, pair
+    from vss.run import candidates
+    from vss.run import candidates as pair
 
     where = {"dataset": given.get("data.dataset"), "data_root": given.get("data.root")}
     limits: dict[str, Any] = {"max_drop": max_drop, "max_fnr_increase": max_fnr_increase, "max_ap_drop": max_ap_drop}

@@ -7,10 +7,9 @@ from vss.data.check import check_labels
 from vss.data.counts import class_weights, count_classes
 from vss.data.defects import DefectSplit, Targets, choose_annotated, labels_of, read_split_file
 from vss.data.images import BadSampleError
-from vss.data.loader import BalancedSampler, EpochSampler, SegSplit, make_loader
 from vss.data.readers import DATASETS, open_data
 from vss.data.synthetic import write_defects, write_street
-from vss.data.transforms import Augment, Preprocess
+from vss.data.transforms import Augment, BalancedSampler, EpochSampler, Preprocess, SegSplit, make_loader
 
 __all__ = [
     "DATASETS",

@@ -22,8 +22,7 @@ from vss.core.errors import VssError
 from vss.core.files import require_file
 from vss.data.base import IGNORE, Pair, SegData
 from vss.data.counts import count_classes
-from vss.data.loader import Key, SegSplit
-from vss.data.transforms import Augment, Preprocess
+from vss.data.transforms import Augment, Key, Preprocess, SegSplit
 
 DEFECT = 1
 

@@ -6,8 +6,8 @@ package (`MODELS.register`, see `vss.core.registry`).
 
 from vss.models import resnet_seg, segdecnet, segnet, torchvision, unet  # noqa: F401  (registers)
 from vss.models.adapter import wrap
-from vss.models.backbones import load_backbone, read_state_dict
 from vss.models.base import MODELS, AtMost, DefectModel, SegModel, build, check_multiple
+from vss.models.resnet_seg import load_backbone, read_state_dict
 
 __all__ = [
     "MODELS",

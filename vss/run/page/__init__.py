@@ -14,8 +14,19 @@ from typing import Any
 from vss.core.report import read_report
 from vss.run.page.charts import NOBODY, curves, points_of, trade_off, worth
 from vss.run.page.panels import missed_defects, panels
-from vss.run.page.text import block, label, number, show, signed, template, write_html
-from vss.run.page.verdict import Verdict, gates, score_of, verdict
+from vss.run.page.verdict import (
+    Verdict,
+    block,
+    gates,
+    label,
+    number,
+    score_of,
+    show,
+    signed,
+    template,
+    verdict,
+    write_html,
+)
 
 __all__ = ["render", "write_page"]
 

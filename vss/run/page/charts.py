@@ -13,8 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vss.core.errors import VssError
-from vss.run.page.text import number, signed
-from vss.run.page.verdict import score_of
+from vss.run.page.verdict import number, score_of, signed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vss.core.errors import VssError
-from vss.run.page.text import number
+from vss.run.page.verdict import number
 
 if TYPE_CHECKING:
     import numpy as np
