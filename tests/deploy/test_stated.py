@@ -36,7 +36,7 @@ def test_it_stays_with_the_file_through_every_step(plain: Path, exported: Any, t
     convert(plain, tmp_path / "half.onnx", Precision("fp16"))
     assert said(tmp_path / "half.onnx") == WANTED
     for optimise in (None, "basic", "extended"):
-        built = BACKENDS["onnxruntime"].build(plain, tmp_path / "built.onnx", BuildSpec(optimise))
+        built = BACKENDS["onnxruntime"].build(plain, tmp_path / "built.onnx", BuildSpec(optimise=optimise))
         assert said(built) == WANTED
 
 

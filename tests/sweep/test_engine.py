@@ -87,7 +87,7 @@ def test_a_gate_that_fails_is_a_label_and_ships_nothing(finished: Store) -> None
     found: dict[str, Any] = {"row": {}, "labels": ["first"]}
     record = (place.folder / "steps" / "engine-finetuned.json").read_text()
     job.engine = lambda name, after: job.step.result("engine-finetuned")  # type: ignore[method-assign]
-    EngineExperiment().finish_cell(job, place, shared, found)
+    EngineExperiment().finish_trial(job, place, shared, found)
     assert found["row"]["ships"] == 0 and found["labels"] == ["first", "lost worse"]
     assert (place.folder / "steps" / "engine-finetuned.json").read_text() == record
 

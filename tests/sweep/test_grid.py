@@ -98,5 +98,5 @@ def test_names_of_cells_are_folders_inside_of_the_sweep(tmp_path: Path) -> None:
         cell = Grid.model_validate({"base": {}, "variants": [{"name": name, "set": {"seed": 1}}]}).trials()[0]
         assert (tmp_path / cell.id).resolve().parent == tmp_path.resolve() and len(cell.id) <= 120
         (tmp_path / cell.id).mkdir(exist_ok=True)
-    with pytest.raises(VssError, match="two cells of sweep 'sweep' are called '_'"):
+    with pytest.raises(VssError, match="two trials of sweep 'sweep' are called '_'"):
         Grid.model_validate({"base": {}, "variants": ["..", "."]}).trials()

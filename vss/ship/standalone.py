@@ -30,7 +30,7 @@ import numpy as np
 from PIL import Image
 
 if __package__:
-    from vss.data.pixels import READ_ERRORS, image_suffixes, list_images, read_rgb, to_rgb
+    from ..data.pixels import READ_ERRORS, image_suffixes, list_images, read_rgb, to_rgb
 else:  # in a bundle, whose files stay as they were shipped
     sys.dont_write_bytecode = True
     sys.path.insert(0, str(Path(__file__).resolve().parent))

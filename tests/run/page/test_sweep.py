@@ -107,7 +107,7 @@ def test_means_are_those_of_the_seeds(desktop: Browser, page: tuple[Path, dict[s
 def test_every_export_gives_a_file(desktop: Browser, page: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     desktop.send("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
     names = desktop.run("[...document.querySelectorAll('[data-export]')].map(b => b.dataset.export)")
-    stems = ["ranking", "pareto-macs_g", "pareto-params_m", "pareto-latency_ms_p50", "cells", "classes", "widths"]
+    stems = ["ranking", "pareto-macs_g", "pareto-params_m", "pareto-latency_ms_p50", "trials", "classes", "widths"]
     assert names == [f"{stem}.{kind}" for stem in stems for kind in ("csv", "tex", "png")]
     for name in names:
         desktop.click(f'[data-export="{name}"]')
@@ -115,7 +115,7 @@ def test_every_export_gives_a_file(desktop: Browser, page: tuple[Path, dict[str,
         while not (file.is_file() and file.stat().st_size) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert file.stat().st_size > 100, name
-    with (tmp_path / "camvid_small-cells.csv").open() as file:
+    with (tmp_path / "camvid_small-trials.csv").open() as file:
         table = list(csv.DictReader(file))
     assert len(table) == 90 and [row["status"] for row in table].count("failed") == 1
     assert [float(r["mIoU (%)"]) for r in table if r["mIoU (%)"]] == [
