@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from vss.data import write_defects
+from vss.run.report import Engine
 from vss.sweep import Grid, Settings, Store, TrialDirs, sweep
 from vss.sweep import results as tables
 from vss.sweep.prune import EngineExperiment, job_of
@@ -69,7 +70,7 @@ def test_rows_have_engines_controls_verdicts_and_latencies(finished: Store) -> N
     assert rows[1]["macs_kept"] < rows[0]["macs_kept"] < 1
 
 
-def test_a_gate_that_fails_is_a_label_and_ships_nothing(finished: Store) -> None:
+def test_a_gate_that_fails_is_a_label_and_ships_nothing(finished: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = finished.trials()[0]
     place = TrialDirs(finished.folder(cell.id), finished.root / "shared" / finished.stage_of(cell), lambda *_: None)
     job = job_of(cell.recipe(), place)
@@ -86,7 +87,8 @@ def test_a_gate_that_fails_is_a_label_and_ships_nothing(finished: Store) -> None
     job.project.__dict__["task"] = Strict(job.project.recipe, job.project.data, job.project.preprocess)
     found: dict[str, Any] = {"row": {}, "labels": ["first"]}
     record = (place.folder / "steps" / "engine-finetuned.json").read_text()
-    job.engine = lambda name, after: job.step.result("engine-finetuned")  # type: ignore[method-assign]
+    stored = Engine.of(job.step.result("engine-finetuned"))
+    monkeypatch.setattr("vss.sweep.prune.make_engine", lambda *_: stored)
     EngineExperiment().finish_trial(job, place, shared, found)
     assert found["row"]["ships"] == 0 and found["labels"] == ["first", "lost worse"]
     assert (place.folder / "steps" / "engine-finetuned.json").read_text() == record

@@ -30,7 +30,7 @@ def test_narrow_is_faster_and_channels_follow_widths(net: Any, preprocess: Any, 
     subject = open_subject(net, tmp_path, preprocess, Setting(threads=1), seconds=0.2)
     full = [group.channels for group in subject.groups]
     half = [max(16, count // 2) for count in full]
-    whole, less = subject.read(full), subject.read(half)
+    whole = subject.read(full)
     fastest = [min(sum(subject.read(widths).units.values()) for _ in range(3)) for widths in (half, full)]
     assert fastest[0] < fastest[1]  # the minimum over three passes: noise only adds
     units = sorted(whole.units)
