@@ -17,7 +17,7 @@ from vss.core import config
 from vss.core.config import Recipe, Section
 from vss.core.errors import VssError
 from vss.data import Preprocess, open_data
-from vss.run import runner as keys
+from vss.run import runner
 from vss.run.job import Job
 from vss.run.project import Project
 from vss.run.runner import Json, Runner
@@ -95,7 +95,7 @@ def changed(recipe: Recipe, key: str, field: FieldInfo, file: Path) -> Recipe:
     now: Any = recipe.model_dump(mode="json")
     for part in key.split("."):
         now = (now or {}).get(part)
-    values = [str(file)] if key in keys.FILES else list(others(field.annotation, now))
+    values = [str(file)] if key in runner.FILES else list(others(field.annotation, now))
     for value in values:
         data = recipe.model_dump(mode="json")
         put(data, key, value)
@@ -110,11 +110,11 @@ def changed(recipe: Recipe, key: str, field: FieldInfo, file: Path) -> Recipe:
 
 def made(recipe: Recipe) -> dict[str, str]:
     """Kind of step -> its key without those of the steps before it."""
-    return {kind: str(keys.depends(recipe, kind)) for kind in keys.VERSIONS}
+    return {kind: str(runner.depends(recipe, kind)) for kind in runner.VERSIONS}
 
 
 def listed(recipe: Recipe, kind: str, key: str) -> bool:
-    names = keys.unread(recipe, kind)
+    names = runner.unread(recipe, kind)
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
@@ -132,28 +132,28 @@ def test_every_key_changes_a_step_or_is_listed_for_it(more: dict[str, Any], tmp_
         if len(typing.get_args(field.annotation)) == 1 and typing.get_origin(field.annotation) is typing.Literal:
             continue  # one value alone
         after, count = made(found := changed(recipe, key, field, file)), count + 1
-        for kind in keys.VERSIONS:
+        for kind in runner.VERSIONS:
             silent = listed(recipe, kind, key) and listed(found, kind, key)
             assert (before[kind] == after[kind]) == silent, f"{key} and {kind}"
     assert count > 130
-    for kind in keys.VERSIONS:
-        assert all(reason for reason in keys.unread(recipe, kind).values())
+    for kind in runner.VERSIONS:
+        assert all(reason for reason in runner.unread(recipe, kind).values())
 
 
 def test_files_count_by_content(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    for key in keys.FILES:
+    for key in runner.FILES:
         one.write_text("a")
         two.write_text("a")
         field = next(field for name, _, field in fields(Recipe) if name == key)
         recipe = Recipe.model_validate(SEGMENTS)
         first, same = (changed(recipe, key, field, path) for path in (one, two))
-        assert keys.depends(first, "cell") == keys.depends(same, "cell")
-        before = keys.depends(first, "cell")
+        assert runner.depends(first, "cell") == runner.depends(same, "cell")
+        before = runner.depends(first, "cell")
         one.write_text("other")
-        assert keys.depends(first, "cell") != before
+        assert runner.depends(first, "cell") != before
     with pytest.raises(VssError, match=r"model\.checkpoint is .*gone, which cannot be read"):
-        keys.depends(Recipe.model_validate({"model": {"checkpoint": str(tmp_path / "gone")}}), "train")
+        runner.depends(Recipe.model_validate({"model": {"checkpoint": str(tmp_path / "gone")}}), "train")
 
 
 PREFIX = {kind: key.rpartition(".")[0] for key, kind, _ in fields(Recipe)} | {

@@ -25,8 +25,7 @@ from vss.core import __version__
 from vss.core.closeness import NETWORK, refuse_not_finite, spread
 from vss.core.errors import VssError, need
 from vss.core.files import atomic, sha256_file, sha256_tensors
-from vss.deploy import onnx_file as stated
-from vss.deploy import surgeon
+from vss.deploy import onnx_file, surgeon
 from vss.deploy.backends import BACKENDS, Session
 from vss.deploy.graph import Declared, SegGraph
 from vss.deploy.surgeon import add_bodies
@@ -161,7 +160,7 @@ def _metadata(
         "vss.options": json.dumps(model.options, sort_keys=True),
         "vss.size": json.dumps(list(size)),
         "vss.weights_sha256": sha256_tensors(model.state_dict()),
-        stated.KEY: stated.text_of(images, size) if images is not None else None,
+        onnx_file.KEY: onnx_file.text_of(images, size) if images is not None else None,
         "vss.preprocess_sha256": images.sha256 if images is not None else None,
         "vss.classes": json.dumps(list(class_names)) if class_names is not None else None,
         "vss.plan_sha256": plan_sha256,

@@ -18,7 +18,7 @@ from vss.deploy import Session, bench, bench_end_to_end, export
 from vss.deploy.backends import available, build_spec, inspected
 from vss.deploy.bench import noise, pinned
 from vss.deploy.quantize.precision import decide
-from vss.run import runner as keys
+from vss.run import runner
 from vss.run.precision import PrecisionExporter, judge, refused
 from vss.run.project import Workspace, export_options
 from vss.run.report import TITLES, Engine, Timing
@@ -107,7 +107,7 @@ def time_engines(work: Workspace, references: Mapping[str, str]) -> Timing:
         )
 
     after = ["engine-baseline", "engine-finetuned", *references]
-    return work.do(Timing, "bench", "bench", after, [], measure, keys.machine())
+    return work.do(Timing, "bench", "bench", after, [], measure, runner.machine())
 
 
 # -- other precisions -------------------------------------------------------------------------------------------------
@@ -255,5 +255,8 @@ def _time(work: Workspace, nets: Mapping[str, Mapping[str, Json]]) -> Json:
         ratios = ", ".join(f"{name} {each['ratio']:.2f}x" for name, each in found["speedup_against"].items())
         return {**found, "again": not found["stable"], "detail": noise(found) or ratios}
 
-    after, depends = [f"precision-{name}" for name in TITLES], keys.depends(recipe, "precision-bench", keys.machine())
+    after, depends = (
+        [f"precision-{name}" for name in TITLES],
+        runner.depends(recipe, "precision-bench", runner.machine()),
+    )
     return work.step("precision-bench", depends, after, [], measure)

@@ -21,8 +21,7 @@ from vss.deploy.backends.trt_plan import member
 from vss.deploy.backends.trt_runner import load_tensorrt
 from vss.deploy.bench import pinned
 from vss.prune import Statistics, find_groups
-from vss.run import pruning
-from vss.run import runner as keys
+from vss.run import pruning, runner
 from vss.run.engines import make_engine, opened, time_engines, typed_engines, unpruned
 from vss.run.latency import LatencyGoal
 from vss.run.precision import read_list
@@ -112,7 +111,7 @@ class Job(Workspace):
     def prune(self, statistics: Statistics | None = None) -> Pruned:
         """Plan, cut, proof; `statistics` of the baseline save the calibration pass and change nothing."""
         config = self.recipe.prune
-        also = keys.machine() if config.latency else None
+        also = runner.machine() if config.latency else None
 
         def work() -> Pruned:
             model = checkpoint.load(self.out / "baseline.safetensors")
@@ -171,7 +170,7 @@ class Job(Workspace):
             status = {"status": "not passed"} if failed else {}
             return {**(failed or checks)[0], "passed": not failed, "checks": checks, "detail": detail, **status}
 
-        return self.step("gate", keys.depends(self.recipe, "gate"), [*sources.values(), "engine-finetuned"], [], work)
+        return self.step("gate", runner.depends(self.recipe, "gate"), [*sources.values(), "engine-finetuned"], [], work)
 
     def panels(self) -> Pictures:
         project = self.project

@@ -22,7 +22,7 @@ from vss.core.yaml12 import parse
 from vss.data import Augment, Preprocess, SegData, SegSplit, open_data, require_classes
 from vss.prune import CRITERIA, count, make_criterion
 from vss.prune.latency import Target
-from vss.run import runner as keys
+from vss.run import runner
 from vss.run.runner import Json, Runner, T
 from vss.train import checkpoint
 from vss.train.evaluate import Predictor
@@ -195,12 +195,12 @@ class Workspace:
         also: Any = None,
     ) -> T:
         """A step of a kind of `VERSIONS`; `also` is what it depends on beside recipe and earlier steps."""
-        depends_on = keys.depends(self.recipe, kind, also)
+        depends_on = runner.depends(self.recipe, kind, also)
         return result.of(self.step(name, depends_on, after, outputs, lambda: asdict(work())))
 
     def folder(self, name: str, *nets: nn.Module) -> Path:
         """Where the fit of a step works; `nets` are the networks that it starts from."""
-        return keys.fit_folder(self.out / name, self.step.keys[name], nets)
+        return runner.fit_folder(self.out / name, self.step.keys[name], nets)
 
     def write_images(self, name: str, metrics: Json) -> None:
         """Take the array by image out of the metrics and write it."""

@@ -29,7 +29,7 @@ from vss.prune import (
 )
 from vss.prune.make import Choose, norm_of_single_values, refuse_single_images, two_sizes
 from vss.prune.phases import scale_facts
-from vss.run import runner as keys
+from vss.run import runner
 from vss.run.latency import LatencyGoal
 from vss.run.project import Project
 from vss.run.runner import Json, StepResult
@@ -54,8 +54,8 @@ def sparsify(
         return model, config, {"labels": [f"{name} without its {'search' if name == 'dmcp' else 'sparse phase'}"]}
     settings = {"epochs": section.epochs, "lr": section.lr or recipe.train.lr, "ema": None, "distill": 0.0}
     fit_config = recipe.train.model_copy(update=settings)
-    about = keys.depends(recipe, "sparse", project.fingerprint("train", "val"))
-    folder = keys.fit_folder(out / "sparse", about, [model])
+    about = runner.depends(recipe, "sparse", project.fingerprint("train", "val"))
+    folder = runner.fit_folder(out / "sparse", about, [model])
     work = _search if isinstance(section, DmcpConfig) else _penalise
     net, config, facts = work(project, model, config, fit_config, folder, progress)
     project.save(net.eval(), out / "sparse.safetensors")
@@ -185,9 +185,9 @@ def prune(
         if config.epochs_between and step < config.steps:
             between = project.recipe.finetune.model_copy(update={"epochs": config.epochs_between, "val_every": 1})
             teacher = copy.deepcopy(given) if between.distill else None
-            about = keys.depends(project.recipe, "finetune", project.fingerprint("train", "val"))
+            about = runner.depends(project.recipe, "finetune", project.fingerprint("train", "val"))
             nets = filter(None, [cut, teacher])
-            folder = keys.fit_folder(out / f"round-{step}", [about, config.epochs_between], nets)
+            folder = runner.fit_folder(out / f"round-{step}", [about, config.epochs_between], nets)
             project.train(cut, between, folder, teacher=teacher, progress=progress)
         small = cut
         kept = ", ".join(f"{share:.1%} of {kind}" for kind, share in describe(plan, first).kept.items())

@@ -27,7 +27,7 @@ from vss.deploy import BACKENDS, bench
 from vss.deploy.backends import available
 from vss.deploy.bench import unsteady
 from vss.prune import CRITERIA, Statistics, collect, find_groups, make_criterion
-from vss.run import runner as keys
+from vss.run import runner
 from vss.run.engines import make_engine, unpruned
 from vss.run.job import Job, check_run
 from vss.run.project import Project
@@ -57,7 +57,7 @@ class PruneExperiment(Experiment):
 
     def stage_inputs(self, recipe: Recipe) -> Json:
         """The trained network and its scores."""
-        return {kind: keys.depends(recipe, kind) for kind in self.shared_steps}
+        return {kind: runner.depends(recipe, kind) for kind in self.shared_steps}
 
     def check(self, recipe: Recipe) -> None:
         """Names and options of the network and of the criterion; the budget was checked with the recipe."""
@@ -108,7 +108,7 @@ class PruneExperiment(Experiment):
         """Write `statistics-NAME.safetensors`; returns what could not be had, with the reasons."""
         needs, config, file = _wanted(configs), configs[0], f"statistics-{name}.safetensors"
         wanted = {mode: sorted(table) for mode, table in needs.items()}
-        depends = keys.depends(job.recipe.model_copy(update={"prune": config}), "statistics", wanted)
+        depends = runner.depends(job.recipe.model_copy(update={"prune": config}), "statistics", wanted)
         if not any(needs.values()):
             return {}
 
@@ -214,10 +214,10 @@ def job_of(recipe: Recipe, dirs: TrialDirs) -> Job:
     def say(name: str, status: str, seconds: float, detail: str) -> None:
         log.info("%7s %-24s %8.1f s  %s", status, name, seconds, detail)
         if status in ("ok", "not passed", "not measured"):
-            dirs.computed(name, runner.keys[name])
+            dirs.computed(name, steps.keys[name])
 
-    runner = Runner(dirs.folder, say)
-    return Job(Project.open(recipe), dirs.folder, runner, False, "")
+    steps = Runner(dirs.folder, say)
+    return Job(Project.open(recipe), dirs.folder, steps, False, "")
 
 
 def _flat(score: Score) -> Json:

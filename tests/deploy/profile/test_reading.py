@@ -32,7 +32,7 @@ def test_narrow_is_faster_and_channels_follow_widths(net: Any, preprocess: Any, 
     half = [max(16, count // 2) for count in full]
     whole = subject.read(full)
     fastest = [min(sum(subject.read(widths).units.values()) for _ in range(3)) for widths in (half, full)]
-    assert fastest[0] < fastest[1]  # the minimum over three passes: noise only adds
+    assert fastest[0] < 0.8 * fastest[1]  # the minimum over three passes: noise only adds
     units = sorted(whole.units)
     cin, cout = channels(subject, units)
     shapes = subject.shapes(half)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vss.core.errors import VssError
-from vss.deploy import onnx_file as stated
+from vss.deploy import onnx_file
 from vss.deploy.backends.base import Binding, BuildSpec, Session
 from vss.deploy.graph import SegGraph
 
@@ -93,7 +93,7 @@ class TorchSession(Session):
             model, preprocess=preprocess, labels=labels, labels_dtype=labels_dtype, native=True, half=half
         )
         self.graph.to(self.device).eval()
-        self._stated = {stated.KEY: stated.text_of(preprocess, size)} if preprocess is not None else {}
+        self._stated = {onnx_file.KEY: onnx_file.text_of(preprocess, size)} if preprocess is not None else {}
         self._recorded: dict[tuple[int, ...], tuple[Any, Tensor, Any]] = {}
         height, width = size
         nhwc, nchw = Binding((None, height, width, 3), "uint8"), Binding((None, 3, height, width), "float32")
