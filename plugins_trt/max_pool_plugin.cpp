@@ -23,10 +23,14 @@ MaxPoolParams params(const nvinfer1::Dims& large, const nvinfer1::Dims& small, c
 }
 
 void check_maps(const nvinfer1::Dims& large, const nvinfer1::Dims& small, int64_t kernel) {
-    expect(large.nbDims == 4 && small.nbDims == 4 && large.d[0] == small.d[0] && large.d[1] == small.d[1] &&
-               large.d[2] / kernel == small.d[2] && large.d[3] / kernel == small.d[3],
-           "maps " + text(large) + " and " + text(small) + " do not belong together");
-    expect(large.d[2] * large.d[3] <= kInt32Max, "maps " + text(large) + " are over the int32 range of their places");
+    bool fits = large.nbDims == 4 && small.nbDims == 4;
+    for (int32_t axis = 0; fits && axis < 4; ++axis) {
+        const bool divided = axis >= 2 && large.d[axis] >= 0;
+        fits = agree(divided ? large.d[axis] / kernel : large.d[axis], small.d[axis]);
+    }
+    expect(fits, "maps " + text(large) + " and " + text(small) + " do not belong together");
+    expect(large.d[2] < 0 || large.d[3] < 0 || large.d[2] * large.d[3] <= kInt32Max,
+           "maps " + text(large) + " are over the int32 range of their places");
 }
 
 struct MaxPool {
@@ -48,7 +52,12 @@ struct MaxPool {
         out[1] = out[0];
     }
 
-    void check(const Tensors& t) const { check_maps(t.in[0].dims, t.out[0].dims, values[0]); }
+    void check(const Sides& t) const {
+        const auto& maps = t.in[0];
+        check_maps(maps, t.out[0], values[0]);
+        expect(at_least(maps.d[2], values[0]) && at_least(maps.d[3], values[0]),
+               "the kernel " + std::to_string(values[0]) + " does not fit into maps " + text(maps));
+    }
 
     void run(const Tensors& t, const void* const* in, void* const* out, void*, cudaStream_t stream) const {
         MaxPoolParams p = params(t.in[0].dims, t.out[0].dims, t.in[0].dims);
@@ -86,10 +95,12 @@ struct MaxUnpool {
         }
     }
 
-    void check(const Tensors& t) const {
-        check_maps(t.out[0].dims, t.in[0].dims, 2);
-        expect(text(t.in[0].dims) == text(t.in[1].dims),
-               "values " + text(t.in[0].dims) + " and places " + text(t.in[1].dims) + " do not belong together");
+    void check(const Sides& t) const {
+        const auto &values_of = t.in[0], &places = t.in[1];
+        bool same = values_of.nbDims == places.nbDims;
+        for (int32_t axis = 0; same && axis < places.nbDims; ++axis) same = agree(values_of.d[axis], places.d[axis]);
+        expect(same, "values " + text(values_of) + " and places " + text(places) + " do not belong together");
+        check_maps(t.out[0], values_of, 2);
     }
 
     void run(const Tensors& t, const void* const* in, void* const* out, void* workspace, cudaStream_t stream) const {

@@ -4,7 +4,7 @@
 //   kName                                      the op type in ONNX
 //   kFields, values                            its integer attributes: name, default, range; and what they are
 //   kMinInputs, kInputs, kOutputs, kWorkspace  numbers of tensors, bytes of scratch memory
-//   type, accepts, shapes, check, run          output types, input types, output shapes, concrete shapes, the kernel
+//   type, accepts, shapes, check, run          output types, input types, output shapes, known sides, the kernel
 // and `Host` makes an IPluginV3 of it, for TensorRT 10 and 11 from one source. The library exports getCreators and
 // setLoggerFinder, which is all that a registry needs; it is built from headers alone and links to no TensorRT.
 //
@@ -61,9 +61,25 @@ inline void expect_ok(Status status) {
     expect(status == Status::ok, status == Status::launch_failed ? "the CUDA launch failed" : "the kernel refused");
 }
 
+// Sides of the tensors of a plugin. While an engine is built a free side is -1; when it runs all are known.
+struct Sides {
+    const nvinfer1::Dims* in;
+    const nvinfer1::Dims* out;
+};
+
+inline bool agree(int64_t side, int64_t other) {
+    return side < 0 || other < 0 || side == other;
+}
+
+inline bool at_least(int64_t side, int64_t low) {
+    return side < 0 || side >= low;
+}
+
 inline std::string text(const nvinfer1::Dims& dims) {
     std::string shown = "(";
-    for (int32_t i = 0; i < dims.nbDims; ++i) shown += (i > 0 ? ", " : "") + std::to_string(dims.d[i]);
+    for (int32_t i = 0; i < dims.nbDims; ++i) {
+        shown += (i > 0 ? ", " : "") + (dims.d[i] < 0 ? std::string("?") : std::to_string(dims.d[i]));
+    }
     return shown + ")";
 }
 
@@ -175,9 +191,15 @@ class Host final : public nvinfer1::IPluginV3,
     const char* getPluginNamespace() const noexcept override { return kNamespace; }
     int32_t getNbOutputs() const noexcept override { return Plugin::kOutputs; }
 
-    int32_t configurePlugin(const DynamicPluginTensorDesc*, int32_t inputs, const DynamicPluginTensorDesc*,
+    // The smallest and the largest shapes of a profile are as good as constants.
+    int32_t configurePlugin(const DynamicPluginTensorDesc* in, int32_t inputs, const DynamicPluginTensorDesc* out,
                             int32_t outputs) noexcept override {
-        return guarded(Plugin::kName, -1, [&] { return check_counts(inputs, outputs); });
+        return guarded(Plugin::kName, -1, [&] {
+            check_counts(inputs, outputs);
+            check_sides(in, inputs, out, [](const DynamicPluginTensorDesc& each) { return each.min; });
+            check_sides(in, inputs, out, [](const DynamicPluginTensorDesc& each) { return each.max; });
+            return 0;
+        });
     }
 
     int32_t getOutputDataTypes(DataType* types, int32_t outputs, const DataType* in,
@@ -198,6 +220,7 @@ class Host final : public nvinfer1::IPluginV3,
                                               " dimensions, expected 4: (N, C, H, W)");
             }
             plugin_.shapes(in, inputs, out, builder);
+            check_sides(in, inputs, out, constants);
             return 0;
         });
     }
@@ -219,7 +242,7 @@ class Host final : public nvinfer1::IPluginV3,
                           int32_t outputs) noexcept override {
         return guarded(Plugin::kName, -1, [&] {
             check_counts(inputs, outputs);
-            plugin_.check({in, out});
+            check_sides(in, inputs, out, [](const PluginTensorDesc& each) { return each.dims; });
             return 0;
         });
     }
@@ -249,6 +272,24 @@ class Host final : public nvinfer1::IPluginV3,
                    std::to_string(Plugin::kMinInputs) + " to " + std::to_string(Plugin::kInputs) + " and " +
                    std::to_string(Plugin::kOutputs));
         return 0;
+    }
+
+    static nvinfer1::Dims constants(const DimsExprs& expressions) {
+        nvinfer1::Dims dims{};
+        dims.nbDims = expressions.nbDims;
+        for (int32_t i = 0; i < dims.nbDims; ++i) {
+            dims.d[i] = expressions.d[i]->isConstant() ? expressions.d[i]->getConstantValue() : -1;
+        }
+        return dims;
+    }
+
+    template <typename Tensor, typename DimsOf>
+    void check_sides(const Tensor* in, int32_t inputs, const Tensor* out, const DimsOf& dims_of) const {
+        std::array<nvinfer1::Dims, Plugin::kInputs> sources{};
+        std::array<nvinfer1::Dims, Plugin::kOutputs> targets{};
+        for (int32_t i = 0; i < inputs; ++i) sources[static_cast<size_t>(i)] = dims_of(in[i]);
+        for (size_t i = 0; i < targets.size(); ++i) targets[i] = dims_of(out[i]);
+        plugin_.check({sources.data(), targets.data()});
     }
 
     Plugin plugin_;

@@ -31,14 +31,14 @@ struct SegArgmax {
         out[0].d[2] = fixed ? builder.constant(values[1]) : in[1].d[3];
     }
 
-    void check(const Tensors& t) const {
-        const auto& in = t.in[0].dims;
-        const auto& out = t.out[0].dims;
-        expect(in.nbDims == 4 && out.nbDims == 3 && in.d[0] == out.d[0],
+    void check(const Sides& t) const {
+        const auto& in = t.in[0];
+        const auto& out = t.out[0];
+        expect(in.nbDims == 4 && out.nbDims == 3 && agree(in.d[0], out.d[0]),
                "logits " + text(in) + " and labels " + text(out) + " do not belong together");
-        expect(in.d[1] >= 1 && in.d[1] <= kSegArgmaxMaxClasses,
+        expect(at_least(in.d[1], 1) && in.d[1] <= kSegArgmaxMaxClasses,
                "logits " + text(in) + " must have 1 to " + std::to_string(kSegArgmaxMaxClasses) + " classes");
-        expect(in.d[2] >= 1 && in.d[3] >= 1, "logits " + text(in) + " have no pixels");
+        expect(at_least(in.d[2], 1) && at_least(in.d[3], 1), "logits " + text(in) + " have no pixels");
     }
 
     void run(const Tensors& t, const void* const* in, void* const* out, void*, cudaStream_t stream) const {

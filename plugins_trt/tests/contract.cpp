@@ -20,7 +20,6 @@ using namespace nvinfer1;
 using namespace vss::test;
 
 using Creators = std::vector<IPluginCreatorV3One*>;
-using Sides = std::vector<int64_t>;
 using Fields = std::vector<PluginField>;
 
 Creators creators;
@@ -40,45 +39,6 @@ std::unique_ptr<IPluginV3> make(const std::string& name, const Fields& fields, T
 
 PluginField field(const char* name, const int32_t& value) {
     return {name, &value, PluginFieldType::kINT32, 1};
-}
-
-auto* build_of(IPluginV3& plugin) {
-    return static_cast<v_1_0::IPluginV3OneBuild*>(plugin.getCapabilityInterface(PluginCapabilityType::kBUILD));
-}
-auto* runtime_of(IPluginV3& plugin) {
-    return static_cast<v_1_0::IPluginV3OneRuntime*>(plugin.getCapabilityInterface(PluginCapabilityType::kRUNTIME));
-}
-auto* core_of(IPluginV3& plugin) {
-    return static_cast<v_1_0::IPluginV3OneCore*>(plugin.getCapabilityInterface(PluginCapabilityType::kCORE));
-}
-
-// Output shapes that a plugin gives for input shapes; empty when it refuses.
-std::vector<Sides> shapes_of(IPluginV3& plugin, const std::vector<Sides>& inputs) {
-    Builder builder;
-    std::vector<DimsExprs> in(inputs.size()), out(static_cast<size_t>(build_of(plugin)->getNbOutputs()));
-    for (size_t i = 0; i < inputs.size(); ++i) {
-        in[i].nbDims = static_cast<int32_t>(inputs[i].size());
-        for (size_t d = 0; d < inputs[i].size(); ++d) in[i].d[d] = builder.constant(inputs[i][d]);
-    }
-    const auto inputs_count = static_cast<int32_t>(in.size()), outputs_count = static_cast<int32_t>(out.size());
-    if (build_of(plugin)->getOutputShapes(in.data(), inputs_count, nullptr, 0, out.data(), outputs_count, builder)) {
-        return {};
-    }
-    std::vector<Sides> found;
-    for (const auto& each : out) {
-        Sides sides;
-        for (int32_t d = 0; d < each.nbDims; ++d) sides.push_back(each.d[d]->getConstantValue());
-        found.push_back(sides);
-    }
-    return found;
-}
-
-PluginTensorDesc desc(const Sides& sides, DataType type) {
-    PluginTensorDesc made{};
-    made.dims.nbDims = static_cast<int32_t>(sides.size());
-    std::copy(sides.begin(), sides.end(), made.dims.d);
-    made.type = type, made.format = TensorFormat::kLINEAR;
-    return made;
 }
 
 bool accepts(IPluginV3& plugin, int32_t at, const std::vector<DataType>& types, int32_t inputs,
@@ -169,6 +129,56 @@ void check_shapes() {
     check(last_message.find("got 2 inputs and 2 outputs, expected 1 to 1 and 2") != std::string::npos, "counts said");
     auto unpool = make("VssMaxUnpool", {field("extra_h", one)}, TensorRTPhase::kBUILD);
     check(shapes_of(*unpool, {{2, 5, 4, 7}, {2, 5, 4, 7}}) == std::vector<Sides>{{2, 5, 9, 14}}, "unpooled");
+}
+
+void refuse_shapes(IPluginV3& plugin, const std::vector<Sides>& inputs, const char* words) {
+    last_message.clear();
+    check(shapes_of(plugin, inputs).empty(), words);
+    check(last_message == words, last_message.c_str());
+}
+
+// Sides that are known while an engine is built: constants of the file, and the ends of a profile. -1 is a free side.
+void check_known_sides() {
+    const int32_t large = 99, eight = 8;
+    auto pool = make("VssMaxPool", {field("kernel", large)}, TensorRTPhase::kBUILD);
+    refuse_shapes(*pool, {{1, 4, 8, 8}}, "VssMaxPool: the kernel 99 does not fit into maps (1, 4, 8, 8).");
+    refuse_shapes(*pool, {{-1, 4, 99, 98}}, "VssMaxPool: the kernel 99 does not fit into maps (?, 4, 99, 98).");
+    refuse_shapes(*pool, {{1, 4, 1 << 16, 1 << 16}},
+                  "VssMaxPool: maps (1, 4, 65536, 65536) are over the int32 range of their places.");
+    check(shapes_of(*pool, {{1, 4, 99, 99}}) == std::vector<Sides>{{1, 4, 1, 1}, {1, 4, 1, 1}}, "one window");
+    check(shapes_of(*pool, {{-1, 4, -1, 198}}) == std::vector<Sides>{{-1, 4, -1, 2}, {-1, 4, -1, 2}}, "free sides");
+    auto unpool = make("VssMaxUnpool", {}, TensorRTPhase::kBUILD);
+    refuse_shapes(*unpool, {{1, 4, 8, 8}, {1, 4, 4, 4}},
+                  "VssMaxUnpool: values (1, 4, 8, 8) and places (1, 4, 4, 4) do not belong together.");
+    refuse_shapes(*unpool, {{-1, 4, 8, -1}, {2, 3, -1, 8}},
+                  "VssMaxUnpool: values (?, 4, 8, ?) and places (2, 3, ?, 8) do not belong together.");
+    check(shapes_of(*unpool, {{2, 4, -1, 8}, {-1, 4, 8, 8}}) == std::vector<Sides>{{2, 4, -1, 16}}, "free values");
+    auto labels = make("VssSegArgmax", {field("out_h", eight), field("out_w", eight)}, TensorRTPhase::kBUILD);
+    refuse_shapes(*labels, {{-1, 300, 4, 4}}, "VssSegArgmax: logits (?, 300, 4, 4) must have 1 to 256 classes.");
+    refuse_shapes(*labels, {{1, 3, 0, -1}}, "VssSegArgmax: logits (1, 3, 0, ?) have no pixels.");
+    check(shapes_of(*labels, {{-1, -1, -1, -1}}) == std::vector<Sides>{{-1, 8, 8}}, "free logits");
+
+    const auto ends = [](const Sides& low, const Sides& high, DataType type) {
+        DynamicPluginTensorDesc made{desc(high, type), desc(low, type).dims, desc(high, type).dims,
+                                     desc(high, type).dims};
+        made.desc.dims.d[2] = made.desc.dims.d[3] = -1;
+        return made;
+    };
+    const auto f32 = DataType::kFLOAT, i32 = DataType::kINT32;
+    const auto halved = [&](int64_t low, int64_t high) {
+        const DynamicPluginTensorDesc in = ends({1, 4, low, low}, {2, 4, high, high}, f32);
+        const auto small = [&](DataType type) {
+            return ends({1, 4, low / 99, low / 99}, {2, 4, high / 99, high / 99}, type);
+        };
+        const DynamicPluginTensorDesc outs[] = {small(f32), small(i32)};
+        return build_of(*pool)->configurePlugin(&in, 1, outs, 2);
+    };
+    check(halved(99, 300) == 0, "a profile whose smallest maps hold one window");
+    last_message.clear();
+    check(halved(64, 300) == -1, "a profile whose smallest maps hold none");
+    check(last_message == "VssMaxPool: the kernel 99 does not fit into maps (1, 4, 64, 64).", last_message.c_str());
+    check(halved(99, 1 << 16) == -1, "a profile whose largest maps are too large");
+    check(last_message.find("(2, 4, 65536, 65536) are over the int32 range") != std::string::npos, "the largest said");
 }
 
 void check_types() {
@@ -352,6 +362,7 @@ int main(int count, char** words) {
     check_catalogue();
     check_bad_fields();
     check_shapes();
+    check_known_sides();
     check_types();
     check_serialisation();
     for (const bool half : {false, true}) {
