@@ -13,6 +13,7 @@ from vss import models
 from vss.core.errors import VssError
 from vss.prune import Budget, CostModel, Group, Slot, apply_plan, find_groups, make_plan
 from vss.prune.budget import allowed_counts, rank, search, top_channels
+from vss.prune.criteria import make_criterion
 
 from .nets import Concat, Residual
 
@@ -37,10 +38,17 @@ def free(groups: list[Group]) -> CostModel:
         (64, 1, 8, 0.3, [24, 32, 40, 48, 56, 64]),  # floor 19.2
         (20, 1, 8, 0.1, [8, 16, 20]),  # the full width may stay whatever the alignment
         (8, 1, 8, 0.1, [8]),
-        (16, 1, 16, 0.1, [16]),
+        (16, 1, 16, 0.1, [8, 16]),  # 16 leaves no choice: the next power of two, not below 8
+        (32, 1, 32, 0.1, [16, 32]),
+        (20, 1, 32, 0.1, [16, 20]),
+        (40, 1, 32, 0.9, [40]),  # nothing between the floor and the whole
+        (60, 1, 32, 0.7, [48, 60]),  # 32 is below the floor, 16 is not
+        (8, 1, 16, 0.1, [8]),
+        (6, 1, 6, 0.1, [4, 6]),
         (12, 1, 16, 0.1, [8, 12]),  # narrower than align: the largest power of two in it
         (7, 1, 8, 0.1, [4, 7]),
-        (16, 1, 24, 0.1, [16]),
+        (16, 1, 24, 0.1, [8, 16]),
+        (48, 3, 16, 0.1, [24, 48]),  # 48 leaves no choice
         (3, 1, 16, 0.1, [2, 3]),
         (1, 1, 16, 0.1, [1]),
         (8, 2, 1, 0.1, [2, 4, 6, 8]),
@@ -56,6 +64,17 @@ def test_allowed_counts(channels: int, unit: int, align: int, floor: float, choi
     wanted = [min(choices, key=lambda c: (abs(c - i), c)) for i in range(channels + 1)]
     assert table.tolist() == wanted
     assert min(table.tolist()) >= 1 and sorted(set(table.tolist())) == choices
+
+
+@pytest.mark.parametrize("align", [8, 16, 24, 32, 64])
+@pytest.mark.parametrize("rule", [None, "tiered", "strict32"])
+def test_align_holds_in_every_group(align: int, rule: str | None) -> None:
+    """No width that is cut to is off the eights, whatever asks for it; below eight channels none is odd."""
+    rounding = make_criterion("hw_l1", align=rule).rounding if rule else None
+    for channels in range(1, 100):
+        counts = set(allowed_counts(group(channels), Budget(align=align, floor=0.2), rounding).tolist()) - {channels}
+        assert all(count % min(8, 1 << (channels.bit_length() - 1)) == 0 for count in counts)
+        assert counts or rule or channels in (1, 2, 4, 8), (channels, counts)
 
 
 def test_a_fixed_table() -> None:
@@ -227,7 +246,7 @@ def nets() -> dict[str, nn.Module]:
 
 def legal(whole: int, unit: int, align: int, floor: float) -> set[int]:
     """What may be left of a group of `whole` channels, written out again."""
-    step = align if align <= whole else max(p for p in (1, 2, 4, 8, 16) if p <= whole)
+    step = align if align <= whole else max(p for p in (1, 2, 4, 8) if p <= whole)
     return {n for n in range(1, whole + 1) if n == whole or (n % step == 0 and n % unit == 0 and n >= whole * floor)}
 
 

@@ -122,6 +122,7 @@ def test_uniform_widths_reach_every_width() -> None:
 def test_nearest_width() -> None:
     wide, narrow, units = chain_of(64), chain_of(6), chain_of(32, 4)
     assert [wide.nearest(w, 8) for w in (1.0, 19.9, 20.1, 63.0)] == [8, 16, 24, 64]
+    assert chain_of(16).nearest(9.4, 16) == 8 and chain_of(16).nearest(13, 32) == 16  # 16 leaves no choice
     assert narrow.nearest(2.6, 8) == 4 and narrow.nearest(0.1) == 1
     assert units.nearest(9.9) == 8 and units.nearest(13, 6) == 12
 

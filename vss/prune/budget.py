@@ -97,19 +97,33 @@ def count(model: nn.Module, size: tuple[int, int]) -> dict[str, float]:
     return {"params_m": cost.total("params", [], []) / 1e6, "macs_g": cost.total("macs", [], []) / 1e9}
 
 
+LEAST_STEP = 8
+"""No group that has so many channels falls back to a smaller step: half-precision kernels come in eights."""
+
+
+def step_of(whole: int, align: int, *, unit: int = 1, floor: int = 1) -> int:
+    """Channels between the widths that a group of `whole` channels may have: whole units, and multiples of `align`.
+
+    Where no multiple of `align` lies between `floor` and `whole`, the largest power of two below it that has one, but
+    `LEAST_STEP` at least; in a group of less than that, the largest power of two in it.
+    """
+    powers = [1 << place for place in range(min(whole, align).bit_length() - 1, -1, -1)]
+    inside = [power for power in powers if math.lcm(power, unit) <= whole] or [1]
+    steps = [math.lcm(each, unit) for each in (align, *inside) if each == align or each >= min(LEAST_STEP, inside[0])]
+    return next((step for step in steps if (whole - 1) // step * step >= floor), steps[-1])
+
+
 def allowed_counts(group: Group, budget: Budget, rounding: Rounding | None = None, whole: int | None = None) -> Tensor:
     """For each walked count 0..C of a group, the count that really stays (int64, length C + 1).
 
-    Entry i answers "i channels would stay": at least the floor (and one channel), whole units, the nearest multiple of
-    `align` (in a narrower group, of the largest power of two in it) or the full width. With `rounding` that many are
-    asked for instead of i. `whole` is the width before earlier rounds of cutting, of which floor, alignment and
-    rounding count; by default C.
+    Entry i answers "i channels would stay": at least the floor (and one channel), the nearest multiple of the group's
+    step (see `step_of`) or the full width. With `rounding` that many are asked for instead of i. `whole` is the width
+    before earlier rounds of cutting, of which floor, alignment and rounding count; by default C.
     """
-    total, unit = group.channels, group.unit
+    total = group.channels
     whole = whole or total
     floor = max(1, math.ceil(whole * budget.floor - 1e-9))
-    step = budget.align if whole >= budget.align else 1 << (whole.bit_length() - 1)
-    step = math.lcm(step, unit)
+    step = step_of(whole, budget.align, unit=group.unit, floor=floor)
     choices = sorted({count for count in [*range(step, total + 1, step), total] if count >= floor})
     table = torch.tensor(choices)
     wanted = torch.arange(total + 1)

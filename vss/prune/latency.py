@@ -184,8 +184,9 @@ class Choices:
 
 
 def group_step(group: Group, step: int) -> int:
-    """`step`, or for a group with fewer than FEWEST_CHOICES multiples of it, the largest halving with so many."""
-    while step > 1 and group.channels < FEWEST_CHOICES * step:
+    """`step`, or for a group with fewer than FEWEST_CHOICES multiples of it, the largest halving with so many, never
+    down to odd widths."""
+    while step > 2 and group.channels < FEWEST_CHOICES * step:
         step //= 2
     return step
 

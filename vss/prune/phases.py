@@ -19,7 +19,6 @@ channel, hence a net with zeroed channels computes what the cut one does, across
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from torch import Tensor, nn
 from vss.core.closeness import proven_difference
 from vss.core.errors import VssError
 from vss.prune.apply import TOLERANCE, BatchNorm, default_forward, flatten, tensors_of, zero_channels
-from vss.prune.budget import CostModel
+from vss.prune.budget import CostModel, step_of
 from vss.prune.plan import Group, Slot
 from vss.prune.stats.taps import following_norm, norm_slots, owner, slot_values
 
@@ -139,8 +138,8 @@ class Chain:
         return (torch.arange(self.channels) < width).float()
 
     def nearest(self, width: float, align: int = 1) -> int:
-        """The whole number of units nearest to `width`, a multiple of `align`, see `Budget`."""
-        step = math.lcm(self.unit, align if self.channels >= align else 1 << (self.channels.bit_length() - 1))
+        """The whole number of units nearest to `width`, aligned as `step_of` says."""
+        step = step_of(self.channels, align, unit=self.unit)
         return min(self.channels, max(step, round(width / step) * step))
 
 

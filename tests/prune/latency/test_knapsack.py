@@ -60,6 +60,8 @@ def test_small_groups_get_smaller_steps_and_units_stay_whole() -> None:
     assert group_step(Group("x", 256, ()), 32) == 32
     assert group_step(Group("x", 64, ()), 32) == 16
     assert group_step(Group("x", 16, ()), 32) == 4
+    assert group_step(Group("x", 4, ()), 32) == 2  # never down to odd widths
+    assert widths_of(Group("x", 16, ()), 16, 0.1, exact=True).tolist() == [8, 16]
     assert widths_of(Group("x", 64, ()), 16, 0.3).tolist() == [32, 48, 64]
     assert widths_of(Group("x", 24, (), unit=6), 4, 0.0).tolist() == [12, 24]
     only = choices([Group("x", 24, (), unit=6)], {"x": torch.arange(24.0)}, step=1, floor=0.0)
