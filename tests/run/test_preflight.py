@@ -60,6 +60,7 @@ CASES = [
     ("precision", {"kinds": ["int8"], "keep": ["nope"]}, r"unknown layer of precision\.keep 'nope'"),
     ("precision.keep", ["classifier"], r"precision\.kinds names no precision to make"),
     ("precision", {"kinds": ["int8"], "image_list": "gone.txt"}, r"gone\.txt"),
+    ("export", {"plugins": True, "labels": False}, "nothing that unet is exported with has a plugin"),
 ]
 
 

@@ -41,7 +41,10 @@ ForTensorRT = functools.partial(Option, rich_help_panel="TensorRT")
 
 
 @takes(
-    given=recipe_keys(*GRAPH, "export.labels_dtype", "data.size", "precision.keep", "precision.elsewhere", *CALIBRATION)
+    given=recipe_keys(
+        *(*GRAPH, "export.labels_dtype", ("export.plugins", False), "data.size"),
+        *("precision.keep", "precision.elsewhere", *CALIBRATION),
+    )
 )
 def export(
     ctx: typer.Context,
@@ -50,7 +53,6 @@ def export(
     save: Save = Path("model.onnx"),
     precision: PrecisionName = "fp32",
     dynamic_size: Annotated[bool, Option(help="leave H and W open, as the batch is")] = False,
-    plugins: Annotated[bool, Option("--plugins", help="use the nodes of the TensorRT plugins")] = False,
     choice: Annotated[Path | None, Option(help="int8: file of `vss sensitivity` to read")] = None,
     cache: Cache = RANGES,
     overrides: Set = None,
@@ -65,7 +67,6 @@ def export(
 
     target_of(save)
     job = recipe_of(given, overrides)
-    more = {"dynamic_size": dynamic_size, "plugins": plugins}
     if not job.export.labels:
         refuse_given(ctx, ["export.labels_dtype"], "is for --labels")
     if precision == "int8":
@@ -73,7 +74,7 @@ def export(
 
         chosen = load_choice(choice, ckpt)
         with tempfile.TemporaryDirectory(prefix="vss-export-") as folder:
-            typed = _float32(ckpt, job, given, Path(folder), cache, **more)
+            typed = _float32(ckpt, job, given, Path(folder), cache, dynamic_size=dynamic_size)
             figures = typed.write(save, "int8", list(dict.fromkeys([*typed.config.keep, *chosen])))
     else:
         refuse_given(ctx, OF_INT8, "is for --precision int8")
@@ -81,7 +82,7 @@ def export(
             refuse_given(ctx, ["precision.keep"], "is for --precision fp16 and int8")
         wanted, size = Precision(precision, job.precision.keep), given.get("data.size")
         figures = candidates.export_checkpoint(
-            ckpt, save, precision=wanted, size=size, **job.export.model_dump(), **more
+            ckpt, save, precision=wanted, size=size, dynamic_size=dynamic_size, **job.export.model_dump()
         )
     shapes = figures["parity"]["shapes"]
     print_table(shapes, {key: key for key in shapes[0]}, "parity with torch")

@@ -236,6 +236,9 @@ class ExportConfig(Section):
     labels: bool = Field(default=True, description="give class numbers, with the argmax in the file")
     labels_dtype: Literal["int32", "uint8"] = Field(default="int32", description="type of the class numbers")
     preprocess: bool = Field(default=True, description="take uint8 images, with the normalisation in the file")
+    plugins: bool = Field(
+        default=False, description="use the nodes of the TensorRT plugins, with bodies of standard ops"
+    )
 
 
 class PrecisionConfig(Section):

@@ -106,6 +106,14 @@ def export(
     return {"onnx": Path(path).name, "opset": opset, **_shapes(inputs, outputs), **report, "metadata": metadata}
 
 
+def writes_plugins(model: Any, size: tuple[int, int]) -> bool:
+    """Whether a network has something that a plugin does beside its labels, from a trace and without a file."""
+    with plugin_nodes(), _quiet():
+        graph = SegGraph(copy.deepcopy(model).cpu().eval()).eval()
+        traced = torch.export.export(graph, (torch.zeros(EXAMPLE_BATCH, 3, *size),))
+    return any("onnx_symbolic" in str(node.target) for node in traced.graph.nodes)
+
+
 def _shapes(inputs: dict[str, Declared], outputs: dict[str, Declared]) -> dict[str, Any]:
     return {
         kind: {name: {"dtype": dtype, "shape": list(dims)} for name, (dtype, dims) in values.items()}

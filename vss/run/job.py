@@ -20,6 +20,7 @@ from vss.deploy.backends import BACKENDS, available, build_spec
 from vss.deploy.backends.trt_plan import member
 from vss.deploy.backends.trt_runner import load_tensorrt
 from vss.deploy.bench import pinned
+from vss.deploy.export import writes_plugins
 from vss.prune import Statistics, find_groups
 from vss.run import pruning, runner
 from vss.run.engines import make_engine, opened, time_engines, typed_engines, unpruned
@@ -307,8 +308,12 @@ def check_metric(project: Project) -> None:
 def check_network(project: Project, model: torch.nn.Module) -> None:
     """What depends on the layers: the size of images and crops, names of layers, latency tables."""
     config, multiple = project.recipe.prune, int(getattr(model, "size_multiple", 1))
-    name = project.recipe.model.name
+    name, labels = project.recipe.model.name, project.task.export_options().get("labels")
     models.check_multiple(name, project.preprocess.size, multiple)
+    if project.recipe.export.plugins and not labels and not writes_plugins(model, project.preprocess.size):
+        raise VssError(
+            f"export.plugins is true and nothing that {name} is exported with has a plugin; set it to false."
+        )
     if project.augment.crop:
         models.check_multiple(f"{name} (data.augment.crop)", project.augment.crop, multiple)
     layers = dict(model.named_modules())

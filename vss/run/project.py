@@ -225,6 +225,7 @@ def export_options(project: Project, model: nn.Module) -> dict[str, Any]:
         "size": project.preprocess.size,
         "preprocess" if config.preprocess else "expects": project.preprocess,
         "opset": config.opset,
+        "plugins": config.plugins,
         "class_names": project.task.classes,
         **project.task.export_options(),
         "plan_sha256": plans[-1].sha256() if plans else None,
