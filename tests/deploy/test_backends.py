@@ -30,7 +30,7 @@ def test_importing_deploy_imports_no_optional_package() -> None:
         "import vss.deploy; print(len(vss.deploy.BACKENDS.names()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout.strip()) == (0, "3"), done.stderr
+    assert (done.returncode, done.stdout.strip()) == (0, "4"), done.stderr
 
 
 def test_build_spec_is_what_the_recipe_says() -> None:

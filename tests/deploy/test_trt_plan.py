@@ -12,6 +12,7 @@ from vss.core.config import parse
 from vss.core.errors import VssError
 from vss.deploy import BuildPlan, BuildSpec, Span, spans
 from vss.deploy.backends import BACKENDS
+from vss.deploy.backends.trt_flavour import TENSORRT
 from vss.deploy.backends.trt_plan import OPTIONS, commands
 
 
@@ -89,7 +90,7 @@ def test_both_commands_say_the_same() -> None:
         auxiliary_streams=1,
         plugins=(Path("libp.so"),),
     )
-    made = commands(plan, Path("m.onnx"), Path("out/m.engine"), Path("t.cache"))
+    made = commands(plan, Path("m.onnx"), Path("out/m.engine"), Path("t.cache"), TENSORRT)
     trtexec, polygraphy = options(made["trtexec"]), options(made["polygraphy"])
     assert trtexec["--onnx"] == ["m.onnx"] and trtexec["--saveEngine"] == ["m.engine"]
     assert trtexec["--minShapes"] == ["a:1x3,b:1", "a:8x3,b:8"] and trtexec["--profile"] == ["0", "1"]

@@ -115,7 +115,8 @@ def test_an_exchanged_engine_is_refused(seg_bundle: Path, defect_bundle: Path, t
     assert done.returncode == 2 and b"is not the engine that was shipped" in done.stderr
     shutil.copyfile(seg_bundle / "engine/model.onnx", copy / "engine/model.onnx")
     manifest = read(copy)
-    shutil.copyfile(str(trt_runner.__file__), copy / "trt_runner.py")
+    for name in trt_runner.ALONE:
+        shutil.copyfile(Path(str(trt_runner.__file__)).with_name(name), copy / name)
     seal(copy, manifest.model_copy(update={"engine": manifest.engine.model_copy(update={"backend": "tensorrt"})}))
     other = start(copy, str(copy / "samples/images"))
     assert other.returncode == 2 and b"vss rebuild" in other.stderr and b"Traceback" not in other.stderr

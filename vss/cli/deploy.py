@@ -201,17 +201,20 @@ def build(
 
     A TensorRT engine is named after GPU and version, with its facts beside it.
     """
-    from vss.deploy import BACKENDS, BuildPlan, BuildSpec, onnx_file
-    from vss.deploy.backends import available, build_spec
+    from vss.deploy import BuildPlan, BuildSpec, onnx_file
+    from vss.deploy.backends import available, build_spec, of_tensorrt
     from vss.deploy.backends.trt import declared, dry_commands
     from vss.deploy.backends.trt_plan import TRTEXEC_FLAGS, spans
 
     target_of(save)
     job = recipe_of(given)
     backend = job.build.backend
-    if BACKENDS.canonical(backend) != "tensorrt":
+    tensorrt = of_tensorrt(backend)
+    if tensorrt is None:
         own = ("batch", "sizes", "timing_cache", "plugin", "aot", "dry_run")
-        refuse_given(ctx, (*TENSORRT, *own), f"is for --backend tensorrt, and the backend is {backend}")
+        refuse_given(
+            ctx, (*TENSORRT, *own), f"is for --backend tensorrt and tensorrt_rtx, and the backend is {backend}"
+        )
         out.print(f"wrote {available(backend).build(onnx, save, BuildSpec(optimise=optimise))}")
         return
     if optimise is not None:
@@ -221,15 +224,38 @@ def build(
     added: dict[str, Any] = {"timing_cache": timing_cache, "plugins": tuple(plugin or []), "aot": aot}
     added["profiles"] = (spans(inputs, _three("--batch", batch), _sizes(sizes)),)
     plan = (build_spec(job.build).plan or BuildPlan()).model_copy(update=added)
+    tensorrt.check(plan)
     if dry_run:
         for name in set(plan.flags) - TRTEXEC_FLAGS.keys():
             raise unknown("--flag of trtexec and polygraphy", name, TRTEXEC_FLAGS)
-        for line in dry_commands(plan, onnx, save).values():
+        for line in dry_commands(plan, onnx, save, tensorrt.flavour).values():
             out.print(line, highlight=False, soft_wrap=True)
         return
-    runtime = available(backend)
-    path = runtime.build(onnx, runtime.named(save), BuildSpec(plan=plan))
+    path = available(backend).build(onnx, tensorrt.named(save, plan), BuildSpec(plan=plan))
+    _print_engine(path, tensorrt.flavour.title)
+
+
+def _print_engine(path: Path, title: str) -> None:
+    """What was built; a check that fails is exit code 1, and the engine stays with what was found beside it."""
+    from vss.deploy.backends.trt import failed_checks
+    from vss.deploy.backends.trt_runner import read_about
+
+    about = read_about(path) or {}
+    where = f"for {', '.join(about['targets'])}" if about["targets"] else "for this GPU"
+    where = where if about["device"] or about["targets"] else "for sm80 and newer"
     out.print(f"wrote {path} and, beside it, .json, .layers.json and .sh")
+    out.print(
+        f"{title} {about['tensorrt']}, {where}: {about['bytes'] / 2**20:.2f} MiB in {about['build_seconds']:.1f} s"
+    )
+    if about["layers"]:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in about["layers"].items() if kind != "total")
+        out.print(f"{about['layers']['total']} engine layers: {kinds}")
+    for check in about["checks"]:
+        out.print(f"{'ok' if check['passed'] else 'FAILED'}: {check['what']}: {check['sentence']}")
+    if not about["device"]:
+        out.print("The engine was built without its GPU and was not run: measure accuracy and time there.")
+    if failed := failed_checks(path):
+        raise GateFailed(f"{path} is not what {about['onnx']} asked for: {failed[0]}")
 
 
 def _check_files(

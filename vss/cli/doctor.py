@@ -83,6 +83,7 @@ def diagnose() -> list[Finding]:
         ("onnxruntime", _onnxruntime),
         *((package.name, lambda package=package: _package(package)) for package in PACKAGES[4:]),
         ("tensorrt", _tensorrt),
+        ("tensorrt_rtx", _tensorrt_rtx),
         ("nvcc", _nvcc),
         ("C++ compiler", _compiler),
         ("disk", _disk),
@@ -184,23 +185,41 @@ def _onnxruntime() -> Iterable[Finding]:
     yield Finding("onnxruntime", "ok", f"{onnxruntime.__version__}, providers: {', '.join(providers)}")
 
 
-def _tensorrt() -> Iterable[Finding]:
-    """Looked up, not imported. Distributions: tensorrt, or tensorrt-cu12 and tensorrt-cu13; JetPack has none."""
-    from vss.deploy.backends.trt_runner import INSTALL
+def _flavour(name: str) -> tuple[Any, str | None, Finding | None]:
+    """A TensorRT by name: its row, its version, and a finding where it is missing or unknown. Looked up, not imported;
+    JetPack's has no distribution and so no version."""
+    from vss.deploy.backends.trt_flavour import FLAVOURS
 
-    if importlib.util.find_spec("tensorrt") is None:
-        fix = INSTALL if cuda_devices() else f"on a machine with an NVIDIA GPU: {INSTALL}"
-        yield Finding("tensorrt", "missing", "not installed; needed for vss build --backend tensorrt", fix)
-        return
-    names = ("tensorrt-cu13", "tensorrt-cu12", "tensorrt")
-    version = next((found for name in names if (found := package_version(name))), None)
-    if version is not None and int(version.split(".")[0]) not in (10, 11):
-        yield Finding("tensorrt", "broken", f"{version}; engines need 10 or 11", INSTALL)
+    flavour = FLAVOURS[name]
+    if importlib.util.find_spec(flavour.module) is None:
+        fix = (
+            flavour.install
+            if flavour.targets or cuda_devices()
+            else f"on a machine with an NVIDIA GPU: {flavour.install}"
+        )
+        return flavour, None, Finding(name, "missing", f"not installed; needed for vss build --backend {name}", fix)
+    version = next((found for each in flavour.packages if (found := package_version(each))), None)
+    if version is not None and int(version.split(".")[0]) not in flavour.majors:
+        known = " or ".join(map(str, flavour.majors))
+        return flavour, version, Finding(name, "broken", f"{version}; engines need {known}", flavour.install)
+    return flavour, version or "version unknown", None
+
+
+def _tensorrt() -> Iterable[Finding]:
+    _, version, bad = _flavour("tensorrt")
+    if bad:
+        yield bad
     elif not cuda_devices():
-        what = f"{version or 'version unknown'}, and no NVIDIA device is visible: nothing can be built or run here"
+        what = f"{version}, and no NVIDIA device is visible: nothing can be built or run here"
         yield Finding("tensorrt", "warning", what, "run on a GPU machine")
     else:
-        yield Finding("tensorrt", "ok", f"{version or 'version unknown'}, for TensorRT engines")
+        yield Finding("tensorrt", "ok", f"{version}, for TensorRT engines")
+
+
+def _tensorrt_rtx() -> Iterable[Finding]:
+    flavour, version, bad = _flavour("tensorrt_rtx")
+    what = f"{version}, builds engines for {', '.join(flavour.targets)}"
+    yield bad or Finding("tensorrt_rtx", "ok", what if cuda_devices() else f"{what}; running them needs such a GPU")
 
 
 def _nvcc() -> Iterable[Finding]:

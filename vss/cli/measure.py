@@ -95,7 +95,7 @@ def bench(
     given: Given,
     baseline: Annotated[Path | None, Option(help="checkpoint or engine to be faster than")] = None,
     backend: Annotated[
-        str | None, Option(help="runtime of engines: onnxruntime or tensorrt; default: that of each file")
+        str | None, Option(help="runtime of engines: onnxruntime, tensorrt or tensorrt_rtx; default: that of each file")
     ] = None,
     device: Annotated[str, Option(help="where checkpoints run, in torch: cpu or cuda")] = "cpu",
     precision: Annotated[Literal["fp32", "fp16"], Option(help="what checkpoints compute in")] = "fp32",
@@ -207,10 +207,10 @@ def _with_size(ckpt: Path) -> Any:
 
 def _refuse_unread(ctx: typer.Context, backend: str, *, quick: bool, labels: bool, defects: bool) -> None:
     """Refuse the flags of `vss lut build` that nothing would read."""
-    from vss.deploy import BACKENDS
+    from vss.deploy.backends import of_tensorrt
 
-    if BACKENDS.canonical(backend) != "tensorrt":
-        refuse_given(ctx, TENSORRT, f"is for --backend tensorrt, and the backend is {backend}")
+    if of_tensorrt(backend) is None:
+        refuse_given(ctx, TENSORRT, f"is for --backend tensorrt and tensorrt_rtx, and the backend is {backend}")
     if quick:
         refuse_given(ctx, ["limit"], "is for a whole table, and --quick asks for a small one")
     if defects:

@@ -46,9 +46,20 @@ Given = dict[str, Any]
 """Dotted keys of the recipe and the values that flags gave them."""
 
 DATA = ("data.dataset", "data.root")
-TENSORRT = tuple(
-    f"build.tensorrt.{name}"
-    for name in ("workspace_mib", "optimisation_level", "tf32", "hardware", "version_compatible", "flags")
+TENSORRT = (
+    "build.targets",
+    *(
+        f"build.tensorrt.{name}"
+        for name in (
+            "workspace_mib",
+            "optimisation_level",
+            "tf32",
+            "hardware",
+            "version_compatible",
+            "flags",
+            "time_limit_s",
+        )
+    ),
 )
 NAMES = {
     "data.root": ("--data-root",),
@@ -65,7 +76,13 @@ NAMES = {
 }
 """Names of flags that are not the last word of their key; the first is shown in sentences."""
 LIMITS = {"ge": "min", "gt": "min", "le": "max", "lt": "max"}
-METAVARS = {"data.size": "H,W", "model.options": "NAME=VALUE", "prune.options": "NAME=VALUE", "bench.cores": "0,1"}
+METAVARS = {
+    "data.size": "H,W",
+    "model.options": "NAME=VALUE",
+    "prune.options": "NAME=VALUE",
+    "bench.cores": "0,1",
+    "build.targets": "sm86,sm89",
+}
 MAX_SIDE = 16384  # pixels
 
 
@@ -109,6 +126,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "model.options": options_of,
     "prune.options": options_of,
     "build.tensorrt.flags": lambda names: [name.upper() for name in names],
+    "build.targets": lambda names: [each.strip().lower() for name in names for each in name.split(",") if each.strip()],
 }
 """What becomes of the text of a flag that is no plain value."""
 

@@ -277,14 +277,23 @@ class TensorRTConfig(Section):
     )
     version_compatible: bool = Field(default=False, description="the engine loads in newer releases of TensorRT too")
     flags: tuple[str, ...] = Field(default=(), description="further names of trt.BuilderFlag")
+    time_limit_s: int | None = Field(
+        default=3600, ge=1, le=1 << 20, description="seconds after which a build is stopped"
+    )
 
 
 class BuildConfig(Section):
     """Which runtime."""
 
-    backend: str = Field(default="onnxruntime", description="runtime: onnxruntime, tensorrt, or torch for timing")
+    backend: str = Field(
+        default="onnxruntime", description="runtime: onnxruntime, tensorrt, tensorrt_rtx, or torch for timing"
+    )
+    targets: tuple[str, ...] = Field(
+        default=(), description="tensorrt_rtx: GPUs to build for, which need not be here, such as sm86 and sm89"
+    )
+    also: tuple[str, ...] = Field(default=(), description="runtimes whose engines are built beside and not run")
     threads: int | None = Field(default=None, ge=1, le=4096, description="CPU threads; null: one per usable core")
-    tensorrt: TensorRTConfig = Field(default_factory=TensorRTConfig, description="read by backend tensorrt alone")
+    tensorrt: TensorRTConfig = Field(default_factory=TensorRTConfig, description="read by tensorrt and tensorrt_rtx")
 
 
 class GateConfig(Section):

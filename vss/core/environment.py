@@ -20,7 +20,7 @@ from vss.core import __version__
 
 PACKAGES = (
     "torch", "torchvision", "numpy", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "onnx-graphsurgeon",
-    "polygraphy", "torch-pruning", "lightning", "torchmetrics", "tensorrt", "pycuda", "ray",
+    "polygraphy", "torch-pruning", "lightning", "torchmetrics", "tensorrt", "tensorrt-rtx-cu13", "pycuda", "ray",
 )  # fmt: skip
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _CPU = "/sys/devices/system/cpu/cpu"

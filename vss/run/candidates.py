@@ -22,7 +22,7 @@ from vss.core.errors import VssError, fault, shown
 from vss.core.files import parse_json
 from vss.data import Preprocess, require_classes
 from vss.deploy import BACKENDS, Session, bench
-from vss.deploy.backends import available
+from vss.deploy.backends import available, of_tensorrt
 from vss.deploy.backends.base import check_finite
 from vss.deploy.bench import noise
 from vss.deploy.quantize.precision import Precision, export_as
@@ -37,8 +37,10 @@ from vss.train.gate import gate
 CHECKPOINT = ".safetensors"
 Statistics = dict[str, list[float]]
 """{"mean", "std"} of images, R, G, B in units of 0..1."""
-ONNX_FIRST, PLAN_MAGIC = b"\x08", b"ftrt"
-"""How an ONNX file (protobuf, field 1, the IR version) and a TensorRT engine begin."""
+ONNX_FIRST = b"\x08"
+"""How an ONNX file begins (protobuf, field 1, the IR version)."""
+PLAN_MAGIC = {b"ftrt": "tensorrt", b"vtrt": "tensorrt_rtx"}
+"""How the engines of each begin."""
 TENSORRT = (".engine", ".plan", ".trt")  # how TensorRT engines are called
 
 
@@ -150,8 +152,8 @@ def backend_of(path: Path) -> str:
     if path.is_file():
         with path.open("rb") as file:
             head = file.read(4)
-        if head == PLAN_MAGIC:
-            return "tensorrt"
+        if head in PLAN_MAGIC:
+            return PLAN_MAGIC[head]
         if head[:1] == ONNX_FIRST:
             return "onnxruntime"
     return "tensorrt" if path.suffix in TENSORRT else "onnxruntime"
@@ -239,7 +241,7 @@ def bench_engines(
     engines = [path for path in paths.values() if path is not None and path.suffix != CHECKPOINT]
     if backend is not None and not engines:
         raise VssError(f"--backend {backend} is for engines, and a checkpoint runs in torch; leave it off.")
-    if threads is not None and any((backend or backend_of(path)) in ("tensorrt", "trt") for path in engines):
+    if threads is not None and any(of_tensorrt(backend or backend_of(path)) for path in engines):
         raise VssError("--threads means nothing to a TensorRT engine; leave it off.")
     in_torch_alone = (device, precision) != ("cpu", "fp32")
     if in_torch_alone and not any(path.suffix == CHECKPOINT for path in (candidate, baseline) if path):

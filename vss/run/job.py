@@ -16,9 +16,7 @@ from vss.core.config import ModelConfig, Recipe
 from vss.core.errors import GateFailed, VssError, shown, unknown
 from vss.core.files import at_work, safe_name
 from vss.data.counts import choose_calibration
-from vss.deploy.backends import BACKENDS, available, build_spec
-from vss.deploy.backends.trt_plan import member
-from vss.deploy.backends.trt_runner import load_tensorrt
+from vss.deploy.backends import BACKENDS, available, build_spec, of_tensorrt
 from vss.deploy.bench import pinned
 from vss.deploy.export import writes_plugins
 from vss.prune import Statistics, find_groups
@@ -279,15 +277,14 @@ def check_build(recipe: Recipe, *, here: bool) -> None:
     build, backend = recipe.build, BACKENDS.canonical(recipe.build.backend)
     if backend == "torch":
         raise VssError("build.backend is torch, and a run builds engines; choose onnxruntime or tensorrt.")
-    if backend == "tensorrt" and build.threads is not None:
+    if of_tensorrt(backend) and build.threads is not None:
         raise VssError(f"build.threads is {build.threads} and means nothing to a TensorRT engine; leave it away.")
-    build_spec(build)
-    if here:
-        available(backend)
-    if here and backend == "tensorrt":
-        trt = load_tensorrt()
-        for flag in build.tensorrt.flags:
-            member(trt.BuilderFlag, flag)
+    for name in (backend, *build.also):
+        plan, runtime = build_spec(build, name).plan, of_tensorrt(name)
+        if here:
+            available(name)
+        if here and runtime and plan:
+            runtime.check_flags(plan)
 
 
 def check_calibration(project: Project) -> None:

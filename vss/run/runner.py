@@ -261,7 +261,7 @@ def machine() -> str:
     return sha256_json([facts["cpu"]["model"], facts["cpu"]["usable_cores"], devices, packages])
 
 
-RUNTIMES = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt")
+RUNTIMES = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13")
 
 
 def fit_folder(parent: Path, about: Any, nets: Iterable[nn.Module]) -> Path:

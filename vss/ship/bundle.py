@@ -347,7 +347,8 @@ def _texts(folder: Path, manifest: Manifest, source: Source, plugins: list[str])
     shutil.copyfile(HERE / "standalone.py", folder / "run.py")
     shutil.copyfile(str(pixels.__file__), folder / "pixels.py")
     if manifest.engine.backend == "tensorrt":
-        shutil.copyfile(str(trt_runner.__file__), folder / "trt_runner.py")
+        for name in trt_runner.ALONE:
+            shutil.copyfile(Path(str(trt_runner.__file__)).with_name(name), folder / name)
     shutil.copytree(HERE / "cpp", folder / "cpp", ignore=lambda _, names: _others(names, manifest.engine.backend))
     texts = {
         "requirements.txt": requirements(manifest),

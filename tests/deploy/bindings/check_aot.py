@@ -17,8 +17,7 @@ from recording import Install
 from tensorrt.plugin import _tensor
 
 from vss.core.errors import VssError
-from vss.deploy.backends import BuildSpec, trt_aot
-from vss.deploy.backends.trt import TensorRTBackend
+from vss.deploy.backends import BACKENDS, BuildSpec, trt_aot
 from vss.deploy.backends.trt_plan import BuildPlan
 from vss.deploy.surgeon import add_bodies
 
@@ -124,7 +123,7 @@ def labels_model(path: Path, free: bool) -> Path:
 
 def test_a_build_marks_the_nodes(ptx: Path, device: Any, fakes: Install, tmp_path: Path) -> None:
     plan = BuildPlan(aot=ptx)
-    path = TensorRTBackend().build(
+    path = BACKENDS["tensorrt"].build(
         labels_model(tmp_path / "m.onnx", False), tmp_path / "m.engine", BuildSpec(plan=plan)
     )
     parsed = onnx.load_from_string(fakes.parsed[0])
@@ -138,7 +137,7 @@ def test_a_build_marks_the_nodes(ptx: Path, device: Any, fakes: Install, tmp_pat
 def test_what_is_refused(ptx: Path, device: Any, fakes: Install, tmp_path: Path) -> None:
     free, spec = labels_model(tmp_path / "m.onnx", True), BuildSpec(plan=BuildPlan(aot=ptx))
     with pytest.raises(VssError, match="has labels of a free size; ahead-of-time plugins need a fixed one"):
-        TensorRTBackend().build(free, tmp_path / "m.engine", spec)
+        BACKENDS["tensorrt"].build(free, tmp_path / "m.engine", spec)
     with pytest.raises(VssError, match=r"absent.ptx cannot be read as PTX"):
         trt_aot.read_ptx(tmp_path / "absent.ptx")
     (tmp_path / "other.ptx").write_text(".visible .entry something(\n)")

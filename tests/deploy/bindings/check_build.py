@@ -20,9 +20,10 @@ from recording import Install
 
 from vss.core.errors import VssError
 from vss.deploy import BACKENDS, BuildPlan, BuildSpec, Span
-from vss.deploy.backends.trt import TimingCache
-from vss.deploy.backends.trt_plan import PRECISION_FLAGS, TRTEXEC_FLAGS, commands, member
-from vss.deploy.backends.trt_runner import Device
+from vss.deploy.backends.trt_child import TimingCache, member
+from vss.deploy.backends.trt_device import Device
+from vss.deploy.backends.trt_flavour import TENSORRT
+from vss.deploy.backends.trt_plan import PRECISION_FLAGS, TRTEXEC_FLAGS, commands
 
 MAJOR = int(trt.__version__.split(".")[0])
 FULL: dict[str, Any] = {
@@ -92,11 +93,11 @@ def test_no_removed_symbol_of_the_module_is_touched(
             asked.add(name)
             return getattr(trt, name)
 
-    monkeypatch.setattr("vss.deploy.backends.trt.load_tensorrt", Watched)
+    monkeypatch.setattr("vss.deploy.backends.trt_child.load_tensorrt", lambda flavour: Watched())
     build(model, **FULL)
     expected = {
         "__version__", "get_plugin_registry", "init_libnvinfer_plugins", "Logger", "Runtime", "BuilderFlag",
-        "MemoryPoolType", "ProfilingVerbosity", "HardwareCompatibilityLevel", "LayerInformationFormat",
+        "ILogger", "MemoryPoolType", "ProfilingVerbosity", "HardwareCompatibilityLevel", "LayerInformationFormat",
     }  # fmt: skip
     assert asked == expected
 
@@ -105,14 +106,14 @@ def test_what_lies_beside_the_engine(device: Device, fakes: Install, model: Path
     path = build(model)
     about = json.loads(path.with_name(path.name + ".json").read_text())
     assert path.read_bytes() == b"engine bytes"
-    assert (about["kind"], about["schema"], about["bytes"]) == ("vss.engine", 1, 12)
+    assert (about["kind"], about["schema"], about["bytes"]) == ("vss.engine", 2, 12)
     assert about["sha256"] == hashlib.sha256(b"engine bytes").hexdigest()
     assert about["tensorrt"] == trt.__version__
     assert about["device"] == {"name": "NVIDIA L4", "capability": [8, 9], "memory_mib": 23034}
     assert about["metadata"] == {"vss.model": "tiny"}
     assert about["plan"]["profiles"] == [{"image": {"low": [1, 3, 8, 8], "best": [1, 3, 8, 8], "high": [8, 3, 8, 8]}}]
     layers = json.loads(path.with_name(path.name + ".layers.json").read_text())
-    assert (layers, about["layers"]) == ({"Layers": []}, 0)
+    assert (layers, about["layers"]) == ({"Layers": []}, {"total": 0})
     script = path.with_name(path.name + ".sh").read_text()
     assert script.startswith("# trtexec\ntrtexec --onnx=") and "\n# polygraphy\npolygraphy convert " in script
     assert sorted(each.name for each in path.parent.glob("model.engine*")) == [
@@ -126,7 +127,8 @@ def test_polygraphy_accepts_its_command_line(plan: dict[str, Any], tmp_path: Pat
 
     from polygraphy.tools.registry import TOOL_REGISTRY
 
-    line = commands(BuildPlan(**plan), tmp_path / "m.onnx", tmp_path / "m.engine", tmp_path / "t.cache")["polygraphy"]
+    paths = (tmp_path / "m.onnx", tmp_path / "m.engine", tmp_path / "t.cache")
+    line = commands(BuildPlan(**plan), *paths, TENSORRT)["polygraphy"]
     parser = argparse.ArgumentParser()
     tools = parser.add_subparsers()
     for tool in TOOL_REGISTRY:
@@ -191,7 +193,9 @@ def test_bodies_of_plugins_are_taken_out_and_others_stay(
     assert json.loads(path.with_name(path.name + ".json").read_text())["plugins"] == ["Mine"]
 
 
-def test_a_build_that_fails_leaves_nothing(device: Device, monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
+def test_a_build_that_fails_leaves_nothing(
+    device: Device, in_process: None, monkeypatch: pytest.MonkeyPatch, model: Path
+) -> None:
     Install(monkeypatch, plan=b"")
     with pytest.raises(VssError, match=rf"TensorRT {trt.__version__} cannot build model.onnx \(Invalid Engine"):
         build(model)

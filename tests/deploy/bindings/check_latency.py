@@ -33,7 +33,7 @@ WIDTHS = [64, 96, 64]
 
 
 @pytest.fixture
-def simulated(driver: None, host_torch: None, monkeypatch: pytest.MonkeyPatch) -> Simulated:
+def simulated(in_process: None, driver: None, host_torch: None, monkeypatch: pytest.MonkeyPatch) -> Simulated:
     return Simulated(monkeypatch, SIZE)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import types
@@ -20,7 +21,8 @@ from stub_driver import FakePycuda, Gpu
 from vss.core.errors import VssError
 from vss.deploy import BACKENDS
 from vss.deploy.backends import trt_session as sessions
-from vss.deploy.backends.trt_runner import Device, Driver, Engine, EngineError, PycudaMemory, check_about
+from vss.deploy.backends.trt_device import Device, Driver, EngineError, PycudaMemory
+from vss.deploy.backends.trt_runner import ALONE, Engine, check_about
 
 
 def write(folder: Path, **changes: Any) -> Path:
@@ -141,11 +143,11 @@ def test_what_a_session_says_of_itself(session: Any) -> None:
 
 def test_the_runner_needs_numpy_alone(tmp_path: Path) -> None:
     """In a process where torch, this package, pycuda and tensorrt cannot be imported the file still loads."""
-    source = Path(sessions.__file__).with_name("trt_runner.py")
-    (tmp_path / "runner.py").write_text(source.read_text())
+    for name in ALONE:
+        shutil.copyfile(Path(sessions.__file__).with_name(name), tmp_path / name)
     code = (
         "import sys; sys.modules.update(dict.fromkeys(['torch', 'vss', 'pycuda', 'tensorrt', 'pydantic']));"
-        "import runner; print(sorted(m for m in sys.modules if sys.modules[m] and m in ('numpy', 'torch', 'vss')))\n"
+        "import trt_runner as runner; print([m for m in ('numpy', 'torch', 'vss') if sys.modules.get(m)])\n"
         "try: runner.load_tensorrt()\n"
         "except runner.EngineError as error: print(error)\n"
         "try: runner.PycudaMemory()\n"
@@ -235,7 +237,7 @@ def test_a_damaged_sidecar(gpu: Gpu, host_torch: None, tmp_path: Path) -> None:
     beside.write_text("{")
     refused(path, "model.engine.json is damaged", gpu)
     beside.write_text('{"kind": "other"}')
-    refused(path, "is no vss.engine file of schema 1", gpu)
+    refused(path, "is no vss.engine file of schema 2", gpu)
 
 
 def test_an_engine_that_is_not_there(gpu: Gpu, host_torch: None, tmp_path: Path) -> None:
@@ -266,7 +268,9 @@ def test_torch_without_cuda_says_so(gpu: Gpu, tmp_path: Path) -> None:
         BACKENDS["tensorrt"].open(write(tmp_path))
 
 
-def test_other_versions_of_tensorrt_are_refused(gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_versions_of_tensorrt_are_refused(
+    in_process: None, gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(trt, "__version__", "8.6.1")
     with pytest.raises(VssError, match=r"TensorRT 8.6.1 is installed; expected 10 or 11"):
         BACKENDS["tensorrt"].open(write(tmp_path))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,9 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 from recording import Install, Recorder, engine
 from stub_driver import LIBCUDA, FakePycuda, Gpu, HostTorch
 
-from vss.deploy.backends import trt_runner
+from vss.deploy.backends import trt_child, trt_runner
 from vss.deploy.backends import trt_session as sessions
-from vss.deploy.backends.trt_runner import Device
+from vss.deploy.backends.trt_device import Device
 
 L4 = Device(0, "NVIDIA L4", (8, 9), 23034)
 
@@ -39,7 +41,17 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
 
 
 @pytest.fixture
-def fakes(monkeypatch: pytest.MonkeyPatch) -> Install:
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builds run in this process, where recorders stand for the builder; requests and answers pass through JSON."""
+
+    def answer(request: dict[str, Any], what: str, limit: int | None = None) -> dict[str, Any]:
+        return json.loads(json.dumps(trt_child.answer(json.loads(json.dumps(request)))))
+
+    monkeypatch.setattr("vss.deploy.backends.trt.in_child", answer)
+
+
+@pytest.fixture
+def fakes(in_process: None, monkeypatch: pytest.MonkeyPatch) -> Install:
     return Install(monkeypatch)
 
 

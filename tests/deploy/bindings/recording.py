@@ -225,7 +225,9 @@ class Install:
         self.measured = b"measured|"
         tensors = Tensors({"image": (trt.DataType.FLOAT, ((1, 3, 8, 8),) * 3)}, {})
         self.config = self._config()
-        tensor = Recorder(trt.ITensor, self.log, name="image", shape=image, is_shape_tensor=False)
+        tensor = Recorder(
+            trt.ITensor, self.log, name="image", shape=image, dtype=trt.DataType.FLOAT, is_shape_tensor=False
+        )
         network = Recorder(
             trt.INetworkDefinition, self.log, num_inputs=1, num_outputs=0, num_layers=0, get_input=lambda index: tensor
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vss.core.config import BuildConfig
-from vss.core.errors import VssError, need
+from vss.core.errors import VssError, need, shown
 from vss.core.files import parse_json, read_text
 from vss.core.registry import Registry
 from vss.core.yaml12 import parse
@@ -14,6 +14,7 @@ from vss.deploy.backends.base import Backend, Binding, BuildSpec, Session
 from vss.deploy.backends.eager import TorchBackend, TorchSession
 from vss.deploy.backends.ort import OnnxRuntimeBackend, OnnxRuntimeSession
 from vss.deploy.backends.trt import TensorRTBackend
+from vss.deploy.backends.trt_flavour import TENSORRT, TENSORRT_RTX
 from vss.deploy.backends.trt_plan import OPTIONS, BuildPlan
 
 __all__ = [
@@ -31,11 +32,13 @@ __all__ = [
     "build_spec",
     "inspected",
     "need",
+    "of_tensorrt",
 ]
 
 BACKENDS: Registry[Backend] = Registry("backend")
 BACKENDS.add("onnxruntime", OnnxRuntimeBackend(), aliases=["ort"])
-BACKENDS.add("tensorrt", TensorRTBackend(), aliases=["trt"])
+BACKENDS.add("tensorrt", TensorRTBackend(TENSORRT), aliases=["trt"])
+BACKENDS.add("tensorrt_rtx", TensorRTBackend(TENSORRT_RTX), aliases=["rtx"])
 BACKENDS.add("torch", TorchBackend())
 
 
@@ -48,12 +51,27 @@ def available(name: str) -> Any:
     return backend
 
 
-def build_spec(config: BuildConfig) -> BuildSpec:
-    """What a recipe asks of its runtime; profiles of a TensorRT engine come from the file."""
-    if BACKENDS.canonical(config.backend) != "tensorrt":
+def of_tensorrt(name: str) -> TensorRTBackend | None:
+    """The runtime of that name where it is a TensorRT of some flavour."""
+    backend = BACKENDS[name]
+    return backend if isinstance(backend, TensorRTBackend) else None
+
+
+def build_spec(config: BuildConfig, backend: str | None = None) -> BuildSpec:
+    """What a recipe asks of its runtime, or of another `backend`; profiles of a TensorRT engine come from the file."""
+    makers = [of_tensorrt(name) for name in (config.backend, *config.also)]
+    if config.targets and not any(maker and maker.flavour.targets for maker in makers):
+        raise VssError(
+            f"--targets (build.targets) is {shown(list(config.targets))}, and build.backend {config.backend} builds "
+            "for this machine; choose --backend tensorrt_rtx, or leave it off."
+        )
+    runtime = of_tensorrt(backend or config.backend)
+    if runtime is None:
         return BuildSpec()
     flags = {key: f"{option} (build.tensorrt.{key})" for key, option in OPTIONS.items()}
-    plan = parse(BuildPlan, config.tensorrt.model_dump(), source="build.tensorrt", flags=flags)
+    asked = config.tensorrt.model_dump() | ({"targets": config.targets} if runtime.flavour.targets else {})
+    plan = parse(BuildPlan, asked, source="build.tensorrt", flags=flags)
+    runtime.check(plan)
     return BuildSpec(plan=plan)
 
 

@@ -1,43 +1,41 @@
-"""TensorRT 10 and 11 as a runtime: one way to build, whatever the version; what was built says so beside the file.
+"""TensorRT 10 and 11 and TensorRT for RTX as runtimes: one way to build, whatever the product and the version.
 
-Its timing cache is one file per device and version, shared by builds that run at the same time.
+The build itself runs in a process of its own (`trt_child`); what was built says so in the files beside the engine.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
+import importlib.util
 import json
 import logging
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
-import time
-from collections.abc import Iterator, Mapping, Set
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from vss.core.environment import folder_name
-from vss.core.errors import VssError, need
+from vss.core.errors import VssError, need, one_line, unknown
 from vss.core.files import atomic, sha256_file, write_json
 from vss.deploy import lint, onnx_file
-from vss.deploy.backends import trt_aot
+from vss.deploy.backends import trt_aot, trt_child
 from vss.deploy.backends.base import BuildSpec, Session
-from vss.deploy.backends.trt_plan import BuildPlan, commands, config_arguments, member, spans
-from vss.deploy.backends.trt_runner import (  # fmt: skip
-    KIND,
-    SCHEMA,
-    Device,
-    Driver,
-    EngineError,
-    inspect_layers,
-    load_plugins,
-    load_tensorrt,
-)
+from vss.deploy.backends.trt_device import Device, Driver, EngineError
+from vss.deploy.backends.trt_flavour import TENSORRT, TENSORRT_RTX, Flavour
+from vss.deploy.backends.trt_layers import check_ends, check_types, convolutions, parse_layers, summary
+from vss.deploy.backends.trt_plan import ADDED, OPTIONS, BuildPlan, commands, spans
+from vss.deploy.backends.trt_runner import KIND, SCHEMA, sm
 
-CACHE_KIND, CACHE_SCHEMA = "vss.timing_cache", 1
 LOG = logging.getLogger(__name__)
+VERSION = "{version}"
+"""Stands for the version of TensorRT in the name of a timing cache until the build says it."""
+AHEAD_OF_TIME = frozenset({trt_aot.NAME})
 
 
 def default_folder() -> Path:
@@ -46,198 +44,278 @@ def default_folder() -> Path:
     return Path(os.environ.get("VSS_CACHE") or Path(base) / "vss") / "timing"
 
 
-class TimingCache:
-    """A file in TensorRT's own format, so that trtexec and polygraphy read it, with a JSON of its hash beside it.
-
-    The JSON is written first and names the old and the new content, so that a process killed between the two writes
-    leaves a pair that agrees. Another process's lock is waited for `wait` seconds.
-    """
-
-    def __init__(self, path: Path, *, wait: float = 10.0) -> None:
-        self.path, self._wait = path, wait
-        self._beside = path.with_name(path.name + ".json")
-
-    def read(self) -> bytes:
-        """The content, empty when there is none yet; refuses a damaged file."""
-        with self._lock():
-            return self._read()
-
-    def apply(self, config: Any) -> None:
-        """Give a builder config what was measured before."""
-        data = self.read()
-        cache = config.create_timing_cache(data)
-        if cache is None:
-            raise VssError(f"the timing cache {self.path} is damaged ({len(data)} bytes); remove it.")
-        if not config.set_timing_cache(cache, ignore_mismatch=False):
-            raise VssError(
-                f"the timing cache {self.path} is of another device or TensorRT version; give another --timing-cache."
-            )
-
-    def merge(self, config: Any) -> int:
-        """Add what a build has measured to what other builds have written meanwhile; returns the bytes written."""
-        measured = config.get_timing_cache()
-        with self._lock():
-            before = self._read()
-            if before and (other := config.create_timing_cache(before)) is not None:
-                measured.combine(other, ignore_mismatch=False)
-            data = bytes(measured.serialize())
-            self._write(before, data)
-        return len(data)
-
-    def _read(self) -> bytes:
-        try:
-            data = self.path.read_bytes() if self.path.exists() else b""
-        except OSError as error:
-            raise VssError(f"the timing cache {self.path} cannot be read ({error.strerror or error}).") from error
-        if data and self._beside.exists():
-            try:
-                known = json.loads(self._beside.read_text())["sha256"]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise VssError(f"{self._beside} is damaged; remove it and {self.path.name}.") from error
-            if _digest(data) not in known:
-                raise VssError(f"the timing cache {self.path} is damaged ({len(data)} bytes); remove it.")
-        return data
-
-    def _write(self, before: bytes, data: bytes) -> None:
-        known = [_digest(each) for each in (data, before) if each]
-        write_json(self._beside, {"kind": CACHE_KIND, "schema": CACHE_SCHEMA, "bytes": len(data), "sha256": known})
-        with atomic(self.path) as temporary:
-            temporary.write_bytes(data)
-
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path.with_name(self.path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise VssError(
-                f"the timing cache {self.path} cannot be used ({error.strerror or error}); give another --timing-cache."
-            ) from error
-        try:
-            self._wait_for(handle)
-            yield
-        finally:
-            os.close(handle)
-
-    def _wait_for(self, handle: int) -> None:
-        import fcntl  # POSIX alone; TensorRT engines are built on Linux
-
-        end = time.monotonic() + self._wait
-        while True:
-            try:
-                return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                if time.monotonic() >= end:
-                    raise VssError(
-                        f"the timing cache {self.path} is locked by another process (waited {self._wait:g} s); wait "
-                        "for that build, or give another --timing-cache."
-                    ) from error
-                time.sleep(0.05)
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
 class TensorRTBackend:
-    """TensorRT. Building and running need an NVIDIA GPU; an engine belongs to its GPU and its TensorRT."""
+    """A TensorRT. Running needs an NVIDIA GPU, and building does where its flavour has no targets."""
 
-    name = "tensorrt"
+    def __init__(self, flavour: Flavour) -> None:
+        self.flavour, self.name = flavour, flavour.name
 
     def unavailable(self) -> str | None:
         """Looks at the driver before TensorRT is asked anything."""
         try:
             need("polygraphy", "building TensorRT engines")
-            load_tensorrt()
-            Driver().device()
+            if importlib.util.find_spec(self.flavour.module) is None:
+                why = f"No module named {self.flavour.module!r}"
+                return f"{self.flavour.title} cannot be imported ({why}); {self.flavour.install}."
+            self._device()
+            self.about()
         except ValueError as error:
             return str(error)
         return None
 
-    def build(self, onnx: Path, out: Path, spec: BuildSpec) -> Path:
-        """Build the engine `out`, for the GPU and the TensorRT of this machine; `named` gives it a name that tells
-        both.
+    def about(self, plan: BuildPlan | None = None) -> dict[str, Any]:
+        """{"version", "creators", "flags"} of this TensorRT, with the plugins of a plan."""
+        return in_child(_request(self.flavour, plan or BuildPlan()), f"importing {self.flavour.title}")
 
-        Beside it: `.json` (hashes, plan, device, version, metadata), `.layers.json` (engine inspector) and `.sh` (the
-        same build by trtexec and by polygraphy). Raises `VssError`: nothing to build with; a finding of the lint; a bad
-        option, cache or disk.
+    def check(self, plan: BuildPlan) -> None:
+        """Refuse what this product has not; needs no TensorRT."""
+        usual = BuildPlan()
+        for name, why in self.flavour.lacks.items():
+            if getattr(plan, name) != getattr(usual, name):
+                option = ADDED.get(name) or f"{OPTIONS[name]} (build.tensorrt.{name})"
+                raise VssError(f"{option} is not for {self.flavour.title}: {why}; leave it off.")
+        for flag in plan.flags:
+            if flag in self.flavour.lacks_flags:
+                why = self.flavour.lacks_flags[flag]
+                raise VssError(f"--flag {flag} is not for {self.flavour.title}: {why}; leave it off.")
+        for target in plan.targets:
+            if target in self.flavour.elsewhere:
+                raise VssError(
+                    f"--targets {target} ({self.flavour.elsewhere[target]}) is served by TensorRT (--backend "
+                    f"tensorrt, on that GPU) and not by {self.flavour.title}."
+                )
+            if target not in self.flavour.targets:
+                shown = [f"{name} ({gpus})" for name, gpus in self.flavour.targets.items()]
+                raise unknown(f"--targets of {self.flavour.title} (build.targets)", target, shown)
+
+    def check_flags(self, plan: BuildPlan) -> None:
+        """Refuse names of flags that the TensorRT which is installed has not."""
+        known = self.about()["flags"] if plan.flags else []
+        for flag in plan.flags:
+            if flag not in known:
+                raise unknown(f"BuilderFlag of this {self.flavour.title}", flag, known)
+
+    def build(self, onnx: Path, out: Path, spec: BuildSpec) -> Path:
+        """Build the engine `out`, for the GPU of this machine or for the targets of the plan; `named` gives it a name
+        that tells both.
+
+        Beside it: `.json` (hashes, plan, device or targets, version, inputs and outputs, checks, metadata),
+        `.layers.json` (engine inspector) and `.sh` (the same build by NVIDIA's programs); all are there or none. What
+        the checks found is in the JSON: see `failed_checks`. Raises `VssError`: nothing to build with; a finding of the
+        lint; a bad option, cache or disk; a builder that refuses, crashes or takes too long.
         """
         if spec.optimise is not None:
-            raise VssError("optimise is for backend onnxruntime; tensorrt takes a BuildPlan.")
+            raise VssError(f"optimise is for backend onnxruntime; {self.name} takes a BuildPlan.")
         try:
-            device, trt = Driver().device(), load_tensorrt()
-            return _build(trt, device, Path(onnx), Path(out), spec.plan or BuildPlan())
+            return self._build(Path(onnx), Path(out), spec.plan or BuildPlan())
         except EngineError as error:
             raise VssError(str(error)) from error
 
-    def named(self, out: Path) -> Path:
-        """`out` with GPU, compute capability and TensorRT of this machine: model--nvidia-l4-sm89-trt10.16.1.engine."""
+    def _build(self, onnx: Path, out: Path, plan: BuildPlan) -> Path:
+        need("polygraphy", "building TensorRT engines")
+        self.check(plan)
+        device = self._device()
+        model = onnx_file.load(onnx_file.require_one_file(onnx))
+        names = self._plugins(plan, model)
+        _refuse_findings(onnx, model, names)
+        plan = complete(plan, model, device)
+        _check_disk(out, onnx)
+        ahead = AHEAD_OF_TIME if plan.aot else frozenset()
+        with ExitStack() as stack:
+            written = stack.enter_context(atomic(out))
+            source = stack.enter_context(without_bodies(onnx, model, names, ahead))
+            request = _request(self.flavour, plan) | {"onnx": str(source.resolve()), "out": str(written.resolve())}
+            found = in_child(request, f"building {onnx.name}", plan.time_limit_s)
+            if "failed" in found:
+                raise VssError(f"{self.flavour.title} {found['version']} cannot build {onnx.name} ({reason(found)}).")
+            for text in found["warnings"]:
+                LOG.warning("%s %s: %s", self.flavour.title, found["version"], one_line(text))
+            layers = _as_inspected(found["layers"])
+            facts = self._facts(onnx, out, plan, model, device, found, layers)
+            facts["plugins"] = sorted(names & {node.op_type for node in model.graph.node})
+            _write_beside(out, facts, layers)
+        return out
+
+    def _device(self) -> Device | None:
+        """The GPU that an engine is built for; None where the plan's targets say it."""
+        return None if self.flavour.targets else Driver().device()
+
+    def _plugins(self, plan: BuildPlan, model: Any) -> set[str]:
+        """Op types that some plugin implements; asked for only where a plan or a file has something of the kind."""
+        foreign = model.functions or any(node.domain not in ("", "ai.onnx") for node in model.graph.node)
+        return set(self.about(plan)["creators"]) if plan.plugins or plan.aot or foreign else set()
+
+    def _facts(
+        self,
+        onnx: Path,
+        out: Path,
+        plan: BuildPlan,
+        model: Any,
+        device: Device | None,
+        found: Mapping[str, Any],
+        layers: Mapping[str, Any] | None,
+    ) -> dict[str, Any]:
+        version, typed = found["version"], convolutions(model, layers["Layers"]) if layers else {}
+        cache = Path(str(plan.timing_cache).replace(VERSION, version)) if plan.timing_cache else None
+        plan = plan.model_copy(update={"timing_cache": cache})
+        checks = [check_ends(model, found)] + ([check_types(typed, self.flavour.float_ops)] if layers else [])
+        return {
+            "kind": KIND,
+            "schema": SCHEMA,
+            "engine": out.name,
+            "sha256": found["sha256"],
+            "bytes": found["bytes"],
+            "onnx": onnx.name,
+            "onnx_sha256": sha256_file(onnx),
+            "flavour": self.name,
+            "tensorrt": version,
+            "device": device and device.to_json(),
+            "targets": list(plan.targets),
+            "plan": plan.to_json(),
+            "timing_cache": found["cache"],
+            "build_seconds": found["seconds"],
+            "inputs": found["inputs"],
+            "outputs": found["outputs"],
+            "layers": summary(layers["Layers"]) if layers else None,
+            "convolutions": typed,
+            "checks": [asdict(check) for check in checks],
+            "commands": commands(plan, onnx, out, cache, self.flavour),
+            "metadata": {each.key: each.value for each in model.metadata_props},
+        }
+
+    def named(self, out: Path, plan: BuildPlan | None = None) -> Path:
+        """`out` with what it runs on and the version: model--nvidia-l4-sm89-trt10.16.1.engine, or
+        model--sm86-sm89-rtx1.7.1.116.engine."""
         try:
-            return engine_path(out, Driver().device(), load_tensorrt().__version__)
+            device, version = self._device(), self.about()["version"]
         except EngineError as error:
             raise VssError(str(error)) from error
+        where = "-".join(plan.targets if plan else ()) or "sm80-and-newer"
+        if device:
+            where = f"{folder_name(device.name)}-{sm(device.capability)}"
+        return out.with_name(f"{out.stem}--{where}-{self.flavour.tag}{version}{out.suffix}")
 
     def open(self, artefact: Any, *, threads: int | None = None, **options: Any) -> Session:
         """`threads` means nothing here; other options are those of `TensorRTSession`."""
         from vss.deploy.backends.trt_session import TensorRTSession
 
-        return TensorRTSession(Path(artefact), **options)
+        return TensorRTSession(Path(artefact), flavour=self.flavour, **options)
 
 
-def engine_path(out: Path, device: Device, version: str) -> Path:
-    """`out` with GPU, compute capability and TensorRT version in its name."""
-    major, minor = device.capability
-    return out.with_name(f"{out.stem}--{folder_name(device.name)}-sm{major}{minor}-trt{version}{out.suffix}")
+@dataclass(frozen=True)
+class Verdict:
+    """What a real parser and builder say of a file: whether it `parsed` and was `built`, else the `reason` in
+    TensorRT's words; `crashed` where it took its process with it."""
+
+    parsed: bool
+    built: bool
+    reason: str
+    crashed: bool
+    layers: tuple[dict[str, Any], ...] = ()
 
 
-def _build(trt: Any, device: Device, onnx: Path, out: Path, plan: BuildPlan) -> Path:
-    need("polygraphy", "building TensorRT engines")
-    model = onnx_file.load(onnx_file.require_one_file(onnx))
-    names = _plugin_names(trt, plan)
-    ahead = trt_aot.register(trt, plan.aot) if plan.aot else set()
-    names |= ahead
-    _refuse_findings(onnx, model, names)
-    plan = complete(plan, model, device, trt.__version__)
-    _check_disk(out, onnx)
-    started = time.perf_counter()
-    with without_bodies(onnx, model, names, ahead) as source:
-        engine, cached = _serialised(trt, source, plan)
-    seconds = time.perf_counter() - started
-    facts = {
-        "kind": KIND,
-        "schema": SCHEMA,
-        "engine": out.name,
-        "sha256": hashlib.sha256(engine).hexdigest(),
-        "bytes": len(engine),
-        "onnx": onnx.name,
-        "onnx_sha256": sha256_file(onnx),
-        "tensorrt": trt.__version__,
-        "device": {"name": device.name, "capability": list(device.capability), "memory_mib": device.memory_mib},
-        "plan": plan.to_json(),
-        "timing_cache": cached,
-        "plugins": sorted(names & {node.op_type for node in model.graph.node}),
-        "build_seconds": round(seconds, 3),
-        "commands": commands(plan, onnx, out, _cache_of(plan)),
-        "metadata": {each.key: each.value for each in model.metadata_props},
+def verdict(onnx: Path, flavour: Flavour = TENSORRT_RTX, targets: Sequence[str] = ("sm86",)) -> Verdict:
+    """Parse and build a file in a process of its own and keep nothing; `targets` of a flavour that has them."""
+    plan = complete(BuildPlan(targets=tuple(targets)), onnx_file.load(onnx), None)
+    try:
+        found = in_child(_request(flavour, plan) | {"onnx": str(onnx.resolve()), "out": None}, f"building {onnx.name}")
+    except Crashed as error:
+        return Verdict(False, False, str(error), True)
+    if "failed" in found:
+        return Verdict(found["failed"] != "parse", False, reason(found), False)
+    return Verdict(True, True, "", False, tuple((_as_inspected(found["layers"]) or {"Layers": []})["Layers"]))
+
+
+class Crashed(VssError):
+    """A builder ended its process without an answer."""
+
+
+def _request(flavour: Flavour, plan: BuildPlan) -> dict[str, Any]:
+    data = plan.model_dump(mode="json")
+    return {
+        "flavour": flavour.name,
+        "plugins": [str(Path(path).resolve()) for path in plan.plugins],
+        "aot": str(plan.aot.resolve()) if plan.aot else None,
+        "plan": data | {"timing_cache": str(plan.timing_cache) if plan.timing_cache else None},
     }
-    _write(trt, out, engine, facts)
-    return out
 
 
-def dry_commands(plan: BuildPlan, onnx: Path, out: Path) -> dict[str, str]:
+def in_child(request: Mapping[str, Any], what: str, limit: int | None = 600) -> dict[str, Any]:
+    """The answer of `trt_child` to a request. A process that ends without one, or is at work for more than `limit`
+    seconds, is one sentence."""
+    flavour = {each.name: each for each in (TENSORRT, TENSORRT_RTX)}[request["flavour"]]
+    paths = os.pathsep.join(path for path in sys.path if path)
+    environment = os.environ | flavour.environment | {"PYTHONPATH": paths, "PYTHONSAFEPATH": "1"}
+    with tempfile.TemporaryDirectory(prefix="vss-") as name:
+        folder = Path(name)
+        (folder / "request.json").write_text(json.dumps(request))
+        command = [sys.executable, str(trt_child.__file__), name]
+        try:
+            done = subprocess.run(
+                command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise Crashed(
+                f"{flavour.title} was stopped: {what} took more than {limit} s; allow more with --time-limit-s "
+                "(build.tensorrt.time_limit_s)."
+            ) from error
+        if not (folder / "answer.json").is_file():
+            raise Crashed(f"{what}: {flavour.title} {_end_of(done)}")
+        found: dict[str, Any] = json.loads((folder / "answer.json").read_text())
+    if "refused" in found:
+        raise VssError(found["refused"])
+    return found
+
+
+def _end_of(done: subprocess.CompletedProcess[bytes]) -> str:
+    """How a process without an answer ended, and its last words."""
+    last = done.stderr.decode(errors="replace").strip().splitlines()
+    words = f" ({one_line(last[-1], 200)})" if last else ""
+    if done.returncode >= 0:
+        return f"ended with code {done.returncode} and no answer{words}."
+    name = signal.Signals(-done.returncode).name
+    why = {
+        "SIGKILL": "was killed; where nobody did so there was too little memory",
+        "SIGSEGV": "crashed (segmentation fault); an op of the file may be one that its builder cannot do",
+        "SIGABRT": "aborted; a plugin library or an op of the file may be what it cannot do",
+    }.get(name, f"was ended by {name}")
+    return f"{why}{words}."
+
+
+def reason(found: Mapping[str, Any]) -> str:
+    """TensorRT's own words for a file that it refuses: the node, and what it says of it."""
+    lines = [one_line(text, 600).rstrip(". ") for text in found["errors"]]
+    return " ".join(lines[:3]) or "it says no reason"
+
+
+def _as_inspected(layers: Any) -> dict[str, Any] | None:
+    """Layers in the form of the engine inspector's JSON."""
+    return {"Layers": parse_layers(layers)} if isinstance(layers, str) else layers
+
+
+def failed_checks(engine: Path) -> list[str]:
+    """What an engine does otherwise than its ONNX file asked, as sentences; empty where all is well."""
+    from vss.deploy.backends.trt_runner import read_about
+
+    checks = (read_about(engine) or {}).get("checks", [])
+    return [f"{check['what']}: {check['sentence']}" for check in checks if not check["passed"]]
+
+
+def dry_commands(plan: BuildPlan, onnx: Path, out: Path, flavour: Flavour) -> dict[str, str]:
     """The shell commands of a plan without a GPU or TensorRT: what `build` would write beside the engine."""
-    cache = plan.timing_cache or default_folder() / "timing.cache"
-    return commands(plan, onnx, out, cache)
+    cache = None if flavour.targets else plan.timing_cache or default_folder() / "timing.cache"
+    return commands(plan, onnx, out, cache, flavour)
 
 
-def complete(plan: BuildPlan, model: Any, device: Device, version: str) -> BuildPlan:
+def complete(plan: BuildPlan, model: Any, device: Device | None) -> BuildPlan:
     """The plan with what was left to us: one profile for free dimensions, the timing cache of this device."""
     changes: dict[str, Any] = {}
     if not plan.profiles:
         changes["profiles"] = (spans(declared(model)),)
-    if plan.timing_cache is None:
-        name = f"{folder_name(device.name)}-sm{device.capability[0]}{device.capability[1]}-trt{version}.cache"
-        changes["timing_cache"] = default_folder() / name
+    if plan.timing_cache is None and device is not None:
+        changes["timing_cache"] = (
+            default_folder() / f"{folder_name(device.name)}-{sm(device.capability)}-trt{VERSION}.cache"
+        )
     return plan.model_copy(update=changes)
 
 
@@ -249,17 +327,6 @@ def declared(model: Any) -> dict[str, list[int | str]]:
         for value in model.graph.input
         if value.name not in constants
     }
-
-
-def _cache_of(plan: BuildPlan) -> Path:
-    assert plan.timing_cache is not None  # `complete` has set it
-    return plan.timing_cache
-
-
-def _plugin_names(trt: Any, plan: BuildPlan) -> set[str]:
-    """Load the plan's libraries; every op type that some plugin implements."""
-    load_plugins(trt, plan.plugins)
-    return {creator.name for creator in trt.get_plugin_registry().all_creators}
 
 
 def _refuse_findings(onnx: Path, model: Any, names: set[str]) -> None:
@@ -302,50 +369,11 @@ def _check_disk(target: Path, onnx: Path) -> None:
         )
 
 
-def _serialised(trt: Any, onnx: Path, plan: BuildPlan) -> tuple[bytes, Mapping[str, Any]]:
-    """Parse, configure and build through polygraphy."""
-    from polygraphy.backend.trt import create_config, engine_bytes_from_network, network_from_onnx_path
-    from polygraphy.exception import PolygraphyException
-    from polygraphy.logger import G_LOGGER
-
-    cache = TimingCache(_cache_of(plan))
-    arguments = config_arguments(trt, plan)
-    try:
-        with G_LOGGER.verbosity(G_LOGGER.WARNING):
-            builder, network, parser = network_from_onnx_path(str(onnx), strongly_typed=True)
-            config = create_config(builder, network, **arguments)
-            for flag in plan.flags:
-                config.set_flag(member(trt.BuilderFlag, flag))
-            cache.apply(config)
-            engine = bytes(engine_bytes_from_network((builder, network, parser), config))
-    except PolygraphyException as error:
-        raise VssError(f"TensorRT {trt.__version__} cannot build {onnx.name} ({_line(error)}).") from error
-    try:
-        return engine, {"file": cache.path.name, "bytes": cache.merge(config)}
-    except VssError as error:  # the engine is good; what was measured is lost, and the report says so
-        LOG.warning("%s", error)
-        return engine, {"file": cache.path.name, "bytes": 0, "not_saved": str(error)}
-
-
-def _line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300].rstrip(".")
-
-
-def _write(trt: Any, target: Path, engine: bytes, facts: dict[str, Any]) -> None:
-    """The engine and what belongs beside it; the JSON that vouches for it comes last."""
-    with atomic(target) as temporary:
-        temporary.write_bytes(engine)
-    with atomic(target.with_name(target.name + ".sh")) as temporary:
-        temporary.write_text("".join(f"# {name}\n{line}\n" for name, line in facts["commands"].items()))
-    runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
-    if facts["plan"]["version_compatible"]:
-        runtime.engine_host_code_allowed = True
-    opened = runtime.deserialize_cuda_engine(engine)
-    if opened is None:
-        raise VssError(f"TensorRT {trt.__version__} cannot load {target.name}, which it has just built.")
-    if facts["plan"]["verbosity"] != "NONE":
-        layers = inspect_layers(trt, opened)
-        write_json(target.with_name(target.name + ".layers.json"), layers)
-        facts["layers"] = len(layers.get("Layers", []))
-    write_json(target.with_name(target.name + ".json"), facts)
+def _write_beside(target: Path, facts: Mapping[str, Any], layers: Mapping[str, Any] | None) -> None:
+    """What belongs beside an engine; each gets its name once all are written."""
+    with ExitStack() as stack:
+        script = stack.enter_context(atomic(target.with_name(target.name + ".sh")))
+        script.write_text("".join(f"# {name}\n{line}\n" for name, line in facts["commands"].items()))
+        for suffix, data in ((".json", facts), (".layers.json", layers)):
+            if data is not None:
+                write_json(stack.enter_context(atomic(target.with_name(target.name + suffix))), data)

@@ -15,7 +15,8 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from vss.core.config import TensorRTConfig
-from vss.core.errors import VssError, need, unknown
+from vss.core.errors import VssError
+from vss.deploy.backends.trt_flavour import Flavour
 
 Shape = tuple[int, ...]
 HARDWARE = {"NONE": "none", "SAME_COMPUTE_CAPABILITY": "sameComputeCapability", "AMPERE_PLUS": "ampere+"}
@@ -30,8 +31,11 @@ OPTIONS = {
     "hardware": "--hardware",
     "version_compatible": "--version-compatible",
     "tf32": "--tf32",
+    "time_limit_s": "--time-limit-s",
 }
 """Field of `TensorRTConfig` -> option of `vss build` and `vss lut build`."""
+ADDED = {"targets": "--targets (build.targets)", "timing_cache": "--timing-cache", "aot": "--aot-ptx"}
+"""Field that `BuildPlan` adds -> its option."""
 TRTEXEC_FLAGS = {  # BuilderFlag -> option of trtexec and of polygraphy
     "SPARSE_WEIGHTS": ("--sparsity=enable", "--sparse-weights"),
     "REFIT": ("--refit", "--refittable"),
@@ -70,6 +74,7 @@ class BuildPlan(TensorRTConfig):
     profiles: tuple[dict[str, Span], ...] = Field(
         default=(), description="optimisation profiles: input -> shapes; an input with fixed dimensions may be left out"
     )
+    targets: tuple[str, ...] = Field(default=(), description="GPUs to build for without them; none: sm80 and newer")
     timing_cache: Path | None = Field(
         default=None, description="file of measured layer times; null: one per device and version in the user's cache"
     )
@@ -95,7 +100,7 @@ class BuildPlan(TensorRTConfig):
 
     def to_options(self) -> list[str]:
         """The options of `vss lut build` for what a recipe can ask of TensorRT, where it is not the default."""
-        words: list[str] = []
+        words = ["--targets", ",".join(self.targets)] if self.targets else []
         for name, option in OPTIONS.items():
             value = getattr(self, name)
             if value == type(self).model_fields[name].default:
@@ -113,37 +118,6 @@ class BuildPlan(TensorRTConfig):
         names: dict[str, Any] = {"plugins": [path.name for path in self.plugins]}
         names |= {key: path.name if path else None for key in ("aot", "timing_cache") for path in [getattr(self, key)]}
         return self.model_dump(mode="json") | names
-
-
-def member(enum: Any, name: str) -> Any:
-    """The member of a TensorRT enum by name, or the sentence that lists what this version has."""
-    names = enum.__members__
-    if name not in names:
-        raise unknown(f"{enum.__name__} of this TensorRT", name, names)
-    return names[name]
-
-
-def config_arguments(trt: Any, plan: BuildPlan) -> dict[str, Any]:
-    """The arguments of polygraphy's CreateConfig: every name resolved in the enums of this TensorRT."""
-    need("polygraphy", "building TensorRT engines")
-    from polygraphy.backend.trt import Profile
-
-    profiles = [Profile() for _ in plan.profiles] or [Profile()]
-    for made, wanted in zip(profiles, plan.profiles, strict=False):
-        for name, span in wanted.items():
-            made.add(name, span.low, span.best, span.high)
-    arguments: dict[str, Any] = {
-        "profiles": profiles,
-        "tf32": plan.tf32,
-        "version_compatible": plan.version_compatible,
-        "profiling_verbosity": member(trt.ProfilingVerbosity, plan.verbosity),
-        "hardware_compatibility_level": member(trt.HardwareCompatibilityLevel, plan.hardware),
-        "builder_optimization_level": plan.optimisation_level,
-        "max_aux_streams": plan.auxiliary_streams,
-    }
-    if plan.workspace_mib is not None:
-        arguments["memory_pool_limits"] = {member(trt.MemoryPoolType, "WORKSPACE"): plan.workspace_mib << 20}
-    return arguments
 
 
 def spans(
@@ -182,8 +156,11 @@ def _side(
     return sizes[step][axis - first]
 
 
-def commands(plan: BuildPlan, onnx: Path, engine: Path, timing_cache: Path) -> dict[str, str]:
-    """The same build by NVIDIA's own programs: {"trtexec": ..., "polygraphy": ...}, run in the engine's folder."""
+def commands(plan: BuildPlan, onnx: Path, engine: Path, timing_cache: Path | None, flavour: Flavour) -> dict[str, str]:
+    """The same build by NVIDIA's own programs: {"trtexec": ..., "polygraphy": ...}, run in the engine's folder.
+
+    trtexec is a program of the flavour that builds on its GPU.
+    """
     trtexec = [f"--onnx={onnx}", f"--saveEngine={engine.name}", "--stronglyTyped", "--skipInference"]
     polygraphy = [str(onnx), "-o", engine.name, "--strongly-typed"]
     for index, profile in enumerate(plan.profiles):
@@ -195,13 +172,18 @@ def commands(plan: BuildPlan, onnx: Path, engine: Path, timing_cache: Path) -> d
     for first, second in _limits(plan, timing_cache):
         trtexec += first
         polygraphy += second
-    programs = {"trtexec": ["trtexec", *trtexec], "polygraphy": ["polygraphy", "convert", *polygraphy]}
-    return {name: shlex.join(words) for name, words in programs.items()}
+    if plan.targets:
+        polygraphy += ["--compute-capabilities", *(f"{name[2:-1]}.{name[-1]}" for name in plan.targets)]
+    before = [f"{name}={value}" for name, value in flavour.environment.items()]
+    programs = {"trtexec": ["trtexec", *trtexec], "polygraphy": [*before, "polygraphy", "convert", *polygraphy]}
+    return {name: shlex.join(words) for name, words in programs.items() if name == "polygraphy" or not before}
 
 
-def _limits(plan: BuildPlan, timing_cache: Path) -> Iterator[tuple[list[str], list[str]]]:
+def _limits(plan: BuildPlan, timing_cache: Path | None) -> Iterator[tuple[list[str], list[str]]]:
     """Pairs of trtexec and polygraphy options for everything but files and shapes."""
-    yield [f"--timingCacheFile={timing_cache}"], [f"--{kind}-timing-cache={timing_cache}" for kind in ("load", "save")]
+    if timing_cache:
+        kept = [f"--{kind}-timing-cache={timing_cache}" for kind in ("load", "save")]
+        yield [f"--timingCacheFile={timing_cache}"], kept
     yield [f"--profilingVerbosity={plan.verbosity.lower()}"], ["--profiling-verbosity", plan.verbosity.lower()]
     if plan.workspace_mib is not None:
         yield [f"--memPoolSize=workspace:{plan.workspace_mib}M"], ["--pool-limit", f"workspace:{plan.workspace_mib}M"]

@@ -13,125 +13,113 @@ import hashlib
 import importlib
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-KIND, SCHEMA = "vss.engine", 1
-MAJORS = (10, 11)
-INSTALL = "pip install tensorrt-cu13 (CUDA 13 driver) or tensorrt-cu12 (CUDA 12); on Jetson it comes with JetPack"
+if __package__:
+    from .trt_device import Device, Driver, EngineError, Memory, PycudaMemory
+    from .trt_flavour import FLAVOURS, TENSORRT, Flavour
+else:  # in a bundle, or in the process of a build
+    from trt_device import (  # type: ignore[no-redef]
+        Device,
+        Driver,
+        EngineError,
+        Memory,
+        PycudaMemory,
+    )
+    from trt_flavour import FLAVOURS, TENSORRT, Flavour  # type: ignore[no-redef]
+
+KIND, SCHEMA = "vss.engine", 2
+ALONE = ("trt_runner.py", "trt_device.py", "trt_flavour.py")
+"""The files that together need numpy alone."""
 NUMPY_NAMES = {"FLOAT": "float32", "HALF": "float16"}
 NUMPY_NAMES |= {name: name.lower() for name in ("INT8", "UINT8", "INT32", "INT64", "BOOL")}
-CAPABILITY_MAJOR, CAPABILITY_MINOR, THREAD_LOCAL = 75, 76, 1  # CUdevice_attribute (two), CUstreamCaptureMode
 
 
-class EngineError(ValueError):
-    """Bad input: one sentence that says what came, what was expected and what to do."""
-
-
-@dataclass(frozen=True)
-class Device:
-    """A GPU as the driver knows it: index, name, compute capability such as (8, 9), memory in MiB."""
-
-    index: int
-    name: str
-    capability: tuple[int, int]
-    memory_mib: int
-
-    def __str__(self) -> str:
-        return f"{self.name} (sm {self.capability[0]}{self.capability[1]})"
-
-
-class Driver:
-    """The few calls of libcuda that need no context of their own: looking at devices, capturing, launching graphs."""
-
-    def __init__(self) -> None:
-        name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-        try:
-            self._cuda = ctypes.CDLL(name)
-        except OSError as error:
+def load_tensorrt(flavour: Flavour = TENSORRT) -> Any:
+    """Import a TensorRT of a known version, or say what to install. A process holds one flavour."""
+    for other in FLAVOURS.values():
+        if other.module != flavour.module and other.module in sys.modules:
             raise EngineError(
-                f"TensorRT needs an NVIDIA GPU and its driver, and there is no {name} here; run this on a GPU machine."
-            ) from error
-        self._call("cuInit", 0)
-
-    def _call(self, function: str, *arguments: Any) -> None:
-        code = getattr(self._cuda, function)(*arguments)
-        if code:
-            raise EngineError(f"the NVIDIA driver refuses {function} (CUDA error {code}); check nvidia-smi.")
-
-    def device(self, index: int = 0) -> Device:
-        """Look at a device; no context is made."""
-        count, handle = ctypes.c_int(), ctypes.c_int()
-        self._call("cuDeviceGetCount", ctypes.byref(count))
-        if not 0 <= index < count.value:
-            raise EngineError(f"device {index} was asked for and {count.value} are visible; see CUDA_VISIBLE_DEVICES.")
-        self._call("cuDeviceGet", ctypes.byref(handle), index)
-        text, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()
-        self._call("cuDeviceGetName", text, len(text), handle)
-        self._call("cuDeviceTotalMem_v2", ctypes.byref(memory), handle)
-        numbers = []
-        for attribute in (CAPABILITY_MAJOR, CAPABILITY_MINOR):
-            number = ctypes.c_int()
-            self._call("cuDeviceGetAttribute", ctypes.byref(number), attribute, handle)
-            numbers.append(number.value)
-        return Device(index, text.value.decode(), (numbers[0], numbers[1]), memory.value >> 20)
-
-    def capture(self, stream: int, work: Callable[[], None]) -> int:
-        """Record what `work` puts on a stream; returns the handle of an executable graph."""
-        graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
-        self._call("cuStreamBeginCapture_v2", ctypes.c_void_p(stream), THREAD_LOCAL)
-        try:
-            work()
-        finally:
-            self._call("cuStreamEndCapture", ctypes.c_void_p(stream), ctypes.byref(graph))
-        self._call("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
-        self._call("cuGraphDestroy", graph)
-        return int(executable.value or 0)
-
-    def launch(self, executable: int, stream: int) -> None:
-        self._call("cuGraphLaunch", ctypes.c_void_p(executable), ctypes.c_void_p(stream))
-
-    def destroy(self, executable: int) -> None:
-        self._call("cuGraphExecDestroy", ctypes.c_void_p(executable))
-
-
-def load_tensorrt() -> Any:
-    """Import TensorRT 10 or 11, or say what to install."""
+                f"{other.title} is in use in this process, and a process holds one TensorRT; open the engine of "
+                f"{flavour.title} in a process of its own."
+            )
     try:
-        trt = importlib.import_module("tensorrt")
+        trt = importlib.import_module(flavour.module)
     except (ImportError, OSError, RuntimeError) as error:
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise EngineError(f"TensorRT cannot be imported ({why}); {INSTALL}.") from error
-    if int(trt.__version__.split(".")[0]) not in MAJORS:
-        raise EngineError(f"TensorRT {trt.__version__} is installed; expected 10 or 11: {INSTALL}.")
+        raise EngineError(f"{flavour.title} cannot be imported ({why}); {flavour.install}.") from error
+    if int(trt.__version__.split(".")[0]) not in flavour.majors:
+        known = " or ".join(map(str, flavour.majors))
+        raise EngineError(f"{flavour.title} {trt.__version__} is installed; expected {known}: {flavour.install}.")
     return trt
 
 
+def sm(capability: Sequence[int]) -> str:
+    """A compute capability as targets are called: (8, 9) is sm89."""
+    return f"sm{capability[0]}{capability[1]}"
+
+
 def read_about(path: Path) -> dict[str, Any] | None:
-    """The JSON beside an engine, or None for an engine from elsewhere."""
+    """The JSON beside an engine, or None for an engine from elsewhere; `flavour` and `targets` are always in it."""
     beside = path.with_name(path.name + ".json")
     try:
         if not beside.is_file():
             return None
         about: dict[str, Any] = json.loads(beside.read_text())
-        known = about["kind"] == KIND and about["schema"] <= SCHEMA and about["tensorrt"] + about["device"]["name"]
-        known = known and about["plan"]["hardware"] in ("NONE", "SAME_COMPUTE_CAPABILITY", "AMPERE_PLUS")
-        major, minor = about["device"]["capability"] if known else (0, 0)
+        known = about["kind"] == KIND and about["schema"] <= SCHEMA and bool(about["tensorrt"] + about["sha256"])
+        about = {"flavour": TENSORRT.name, "targets": []} | about if known else about
+        known = known and about["flavour"] in FLAVOURS
+        if known and FLAVOURS[about["flavour"]].targets:
+            known = all(re.fullmatch(r"sm\d{2,3}", target) for target in about["targets"])
+        elif known:
+            known = about["plan"]["hardware"] in ("NONE", "SAME_COMPUTE_CAPABILITY", "AMPERE_PLUS")
+            known = known and bool(about["device"]["name"] + "")
+            known = known and [type(part) for part in about["device"]["capability"]] == [int, int]
     except (ValueError, RecursionError, OSError, LookupError, TypeError) as error:
         raise EngineError(f"{beside} is damaged ({str(error)[:200]}); build the engine again.") from error
-    if not known or type(major) is not int or type(minor) is not int:
+    if not known:
         raise EngineError(f"{beside} is no {KIND} file of schema {SCHEMA} or older; build the engine again.")
     return about
 
 
 def check_about(path: Path, about: Mapping[str, Any], device: Device, version: str) -> None:
     """Refuse an engine of another GPU or another TensorRT, unless it was built to be moved."""
-    built, plan, level = about["device"], about["plan"], about["plan"]["hardware"]
+    flavour = FLAVOURS[about.get("flavour", TENSORRT.name)]
+    if flavour.targets:
+        _check_targets(path, about, device, flavour)
+    else:
+        _check_device(path, about, device)
+    if about["tensorrt"] == version:
+        return
+    then, now = ([int(part) for part in each.split(".") if part.isdigit()] for each in (about["tensorrt"], version))
+    if not (about["plan"]["version_compatible"] and then <= now and then[0] == now[0]):
+        newer = "." if flavour.targets else ", or build it as version compatible for newer ones."
+        raise EngineError(
+            f"{path} was built by {flavour.title} {about['tensorrt']} and this is {version}; build it again, or "
+            f"install that version{newer}"
+        )
+
+
+def _check_targets(path: Path, about: Mapping[str, Any], device: Device, flavour: Flavour) -> None:
+    here, built = sm(device.capability), list(about["targets"])
+    if here not in flavour.targets:
+        serves = f"{', '.join(flavour.targets)}; TensorRT (backend tensorrt) serves others"
+        raise EngineError(f"{flavour.title} does not run on {device}; it serves {serves}.")
+    if here not in (built or [each for each in flavour.targets if each != "sm75"]):
+        raise EngineError(
+            f"{path} was built for {', '.join(built) or 'sm80 and newer'} and this is {device}; build it with "
+            f"--targets {','.join([*built, here])}."
+        )
+
+
+def _check_device(path: Path, about: Mapping[str, Any], device: Device) -> None:
+    built, level = about["device"], about["plan"]["hardware"]
     here, there = list(device.capability), list(built["capability"])
     fits = {
         "NONE": here == there and device.name == built["name"],
@@ -142,14 +130,6 @@ def check_about(path: Path, about: Mapping[str, Any], device: Device, version: s
         raise EngineError(
             f"{path} was built on {built['name']} (sm {there[0]}{there[1]}, hardware compatibility {level}) and this "
             f"is {device}; build it here, or with hardware compatibility AMPERE_PLUS there."
-        )
-    if about["tensorrt"] == version:
-        return
-    then, now = ([int(part) for part in each.split(".") if part.isdigit()] for each in (about["tensorrt"], version))
-    if not (plan["version_compatible"] and then <= now and then[0] == now[0]):
-        raise EngineError(
-            f"{path} was built by TensorRT {about['tensorrt']} and this is {version}; build it again, or install "
-            "that version, or build it as version compatible for newer ones."
         )
 
 
@@ -166,66 +146,6 @@ def read_engine(path: Path, about: Mapping[str, Any] | None) -> bytes:
     return blob
 
 
-class Memory(Protocol):
-    """Device memory and a stream of one engine; a buffer belongs to a tensor name."""
-
-    stream: int
-
-    def reserve(self, name: str, size: int) -> int:
-        """At least so many bytes for a tensor; returns the device address, which moves only when it grows."""
-
-    def upload(self, name: str, values: Any) -> None:
-        """Copy a contiguous array into its buffer, on the stream."""
-
-    def download(self, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        """Copy a buffer to the host, on the stream; valid after `synchronise`."""
-
-    def synchronise(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class PycudaMemory:
-    """Memory of pycuda in the device's primary context, which TensorRT uses as well; host copies are page-locked."""
-
-    def __init__(self, index: int = 0) -> None:
-        try:
-            self._drv = importlib.import_module("pycuda.driver")
-        except (ImportError, OSError) as error:
-            raise EngineError(f"this needs pycuda ({error}); on a GPU machine: pip install pycuda.") from error
-        self._drv.init()
-        self._context = self._drv.Device(index).retain_primary_context()
-        self._context.push()
-        self._stream = self._drv.Stream()
-        self.stream = int(self._stream.handle)
-        self._device: dict[str, Any] = {}
-        self._host: dict[str, np.ndarray] = {}
-
-    def reserve(self, name: str, size: int) -> int:
-        if name not in self._host or self._host[name].nbytes < size:
-            self._device[name] = self._drv.mem_alloc(max(size, 1))
-            self._host[name] = self._drv.pagelocked_empty(max(size, 1), np.uint8)
-        return int(self._device[name])
-
-    def upload(self, name: str, values: Any) -> None:
-        host = self._host[name][: values.nbytes]
-        host[:] = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-        self._drv.memcpy_htod_async(self._device[name], host, self._stream)
-
-    def download(self, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        host = self._host[name][: math.prod(shape) * np.dtype(dtype).itemsize]
-        self._drv.memcpy_dtoh_async(host, self._device[name], self._stream)
-        return host.view(dtype).reshape(shape)
-
-    def synchronise(self) -> None:
-        self._stream.synchronize()
-
-    def close(self) -> None:
-        self._device.clear()
-        self._host.clear()
-        self._context.pop()
-
-
 class Engine:
     """An engine, ready to run.
 
@@ -235,6 +155,7 @@ class Engine:
         plugins: libraries with the plugins that the engine holds; they stay loaded.
         cuda_graph: record the launches of each input shape once and replay them.
         profile: index of the optimisation profile.
+        flavour: of an engine from elsewhere, without a JSON beside it.
 
     Attributes:
         inputs, outputs: name -> (shape with None for a free dimension, numpy dtype name).
@@ -249,22 +170,26 @@ class Engine:
         plugins: Sequence[Path | str] = (),
         cuda_graph: bool = False,
         profile: int = 0,
+        flavour: Flavour = TENSORRT,
     ) -> None:
         path = self._path = Path(path)
         self._driver, self.about = Driver(), read_about(path)
         self.device = self._driver.device(device)
         blob = read_engine(path, self.about)
-        trt = load_tensorrt()
+        self.flavour = FLAVOURS[self.about["flavour"]] if self.about else flavour
+        trt = self._trt = load_tensorrt(self.flavour)
         if self.about is not None:
             check_about(path, self.about, self.device, trt.__version__)
         self.memory, self._profile, self.version = memory(device), profile, trt.__version__
-        load_plugins(trt, plugins)
+        load_plugins(trt, plugins, self.flavour)
         self._runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
         if self.about is not None and self.about["plan"]["version_compatible"]:
             self._runtime.engine_host_code_allowed = True
         self._engine = self._runtime.deserialize_cuda_engine(blob)
         if self._engine is None:
-            raise EngineError(f"TensorRT {trt.__version__} cannot load {path}; its message is above: build it again.")
+            raise EngineError(
+                f"{self.flavour.title} {trt.__version__} cannot load {path}; its message is above: build it again."
+            )
         self._context = self._new_context()
         self.inputs, self.outputs = self._tensors(trt, "INPUT"), self._tensors(trt, "OUTPUT")
         self._with_graphs, self._graphs = cuda_graph, dict[Any, int]()
@@ -363,7 +288,7 @@ class Engine:
         self._graphs.clear()
 
     def layers(self) -> dict[str, Any]:
-        return inspect_layers(load_tensorrt(), self._engine)
+        return inspect_layers(self._trt, self._engine)
 
     def close(self) -> None:
         """Free graphs, context, engine and memory."""
@@ -378,23 +303,27 @@ def inspect_layers(trt: Any, engine: Any) -> dict[str, Any]:
     return dict(json.loads(text))
 
 
-def load_plugins(trt: Any, libraries: Sequence[Path | str]) -> None:
+def load_plugins(trt: Any, libraries: Sequence[Path | str], flavour: Flavour = TENSORRT) -> None:
     """Load TensorRT's own plugins and further libraries; none is ever unloaded, since that crashes living objects."""
     if hasattr(trt, "init_libnvinfer_plugins"):
         trt.init_libnvinfer_plugins(trt.Logger(trt.Logger.WARNING), "")
     for library in libraries:
         if not Path(library).is_file():
             raise EngineError(f"{library} does not exist; expected a library with TensorRT plugins.")
-        _check_major(trt, Path(library))
+        _check_major(trt, Path(library), flavour)
         if trt.get_plugin_registry().load_library(str(library)) is None:
             raise EngineError(f"{library} holds no plugins for TensorRT {trt.__version__}; build it for that version.")
 
 
-def _check_major(trt: Any, library: Path) -> None:
+def _check_major(trt: Any, library: Path, flavour: Flavour) -> None:
     """Interfaces differ between 10 and 11; a library of ours says what it was built for."""
     try:
         built_for = ctypes.CDLL(str(library)).vssTensorRTMajor
     except (OSError, AttributeError):
         return
-    if built_for() != int(trt.__version__.split(".")[0]):
-        raise EngineError(f"{library} is built for TensorRT {built_for()}, this is {trt.__version__}; build it again.")
+    wanted = flavour.plugin_major or int(trt.__version__.split(".")[0])
+    if built_for() != wanted:
+        raise EngineError(
+            f"{library} is built for TensorRT {built_for()}, and {flavour.title} {trt.__version__} takes plugins of "
+            f"{wanted}; build it again."
+        )

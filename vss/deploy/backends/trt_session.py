@@ -14,7 +14,8 @@ from torch import Tensor
 
 from vss.core.errors import VssError
 from vss.deploy.backends.base import Binding, Session
-from vss.deploy.backends.trt_runner import Engine, EngineError, PycudaMemory, load_tensorrt
+from vss.deploy.backends.trt_device import EngineError, PycudaMemory
+from vss.deploy.backends.trt_runner import Engine
 
 MEMORIES = ("torch", "pycuda")
 
@@ -24,7 +25,7 @@ class ProfiledEngine(Engine):
 
     def profile(self, feed: Mapping[str, Any], runs: int) -> dict[str, list[float]]:
         """Engine layer -> milliseconds of every run, by TensorRT's profiler in a context of its own."""
-        trt, times = load_tensorrt(), defaultdict[str, list[float]](list)
+        trt, times = self._trt, defaultdict[str, list[float]](list)
 
         def report_layer_time(profiler: Any, layer_name: str, ms: float) -> None:
             times[layer_name].append(float(ms))
@@ -146,7 +147,7 @@ class TensorRTSession(Session):
         """Backend, version, device, options, hash, size and metadata of the ONNX it was built from."""
         about = self._engine.about or {}
         return {
-            "backend": "tensorrt",
+            "backend": self._engine.flavour.name,
             "version": self._engine.version,
             "device": str(self._engine.device),
             "threads": None,

@@ -26,7 +26,7 @@ from vss.core.environment import environment
 from vss.core.errors import VssError, need
 from vss.core.files import atomic, sha256_file, sha256_json
 from vss.deploy import BACKENDS, BuildPlan, BuildSpec, export, onnx_file, spans
-from vss.deploy.backends import available
+from vss.deploy.backends import available, of_tensorrt
 from vss.deploy.backends.base import Session
 from vss.deploy.backends.eager import check_place
 from vss.deploy.backends.trt import declared
@@ -52,10 +52,16 @@ WHERE = {
     "onnxruntime": (("cpu",), ("fp32", "int8")),
     "torch": (("cpu", "cuda"), ("fp32", "fp16")),
     "tensorrt": (("cuda",), ("fp32", "fp16", "int8")),
+    "tensorrt_rtx": (("cuda",), ("fp32", "fp16", "int8")),
 }
 """backend -> devices and precisions of which it is timed, the usual one first."""
-VERSIONS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu"), "torch": ("torch",), "tensorrt": ("tensorrt",)}
-BESIDE_INT8 = {"onnxruntime": "fp32", "tensorrt": "fp16"}
+VERSIONS = {
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "torch": ("torch",),
+    "tensorrt": ("tensorrt",),
+    "tensorrt_rtx": ("tensorrt-rtx-cu13",),
+}
+BESIDE_INT8 = {"onnxruntime": "fp32", "tensorrt": "fp16", "tensorrt_rtx": "fp16"}
 PLAIN = BuildPlan()
 
 
@@ -231,7 +237,7 @@ class Setting:
     """Where and how a network runs.
 
     Attributes:
-        backend: "onnxruntime", "torch" or "tensorrt".
+        backend: "onnxruntime", "torch", "tensorrt" or "tensorrt_rtx".
         device: "cpu" or "cuda"; "" is the usual one of the backend.
         precision: "fp32", "fp16" or "int8". All INT8 ranges are 1, since a time does not depend on them; what is not
             INT8 runs in float16 in TensorRT and in float32 in onnxruntime. float16 in torch is channels last.
@@ -302,7 +308,7 @@ class Setting:
         backend = available(self.backend)
         source = self.typed(onnx, stem.with_name(f"{stem.name}.{self.precision}.onnx"))
         suffix, spec = ".engine.onnx", BuildSpec()
-        if self.backend == "tensorrt":
+        if of_tensorrt(self.backend):
             profile = spans(declared(onnx_file.load(source)), [1, self.batch, max(8, self.batch)])
             suffix, spec = ".engine", BuildSpec(plan=self.plan.model_copy(update={"profiles": (profile,)}))
         built: Path = backend.build(source, stem.with_name(stem.name + suffix), spec)
@@ -330,8 +336,14 @@ class Setting:
             "batch": self.batch,
             "threads": self.on_threads,
         }
-        if self.backend == "tensorrt":
-            left_out = {"profiles", "timing_cache", "verbosity"}
+        if of_tensorrt(self.backend):
+            left_out = {
+                "profiles",
+                "timing_cache",
+                "verbosity",
+                "time_limit_s",
+                *(() if self.plan.targets else ("targets",)),
+            }
             facts["build"] = {key: value for key, value in self.plan.to_json().items() if key not in left_out}
         return facts
 

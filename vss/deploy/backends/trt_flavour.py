@@ -1,0 +1,82 @@
+"""The products that NVIDIA calls TensorRT, as data. This file stands alone, as `trt_runner` does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """A product that NVIDIA calls TensorRT. All are built and run in one way; what differs between them is this row.
+
+    Attributes:
+        name: of the runtime in recipes and flags; `title` for people.
+        module: that is imported, of one of `packages`; `majors` are the first numbers of versions that are known here.
+        install: what to do where it is missing.
+        tag: in names of engines, before the version.
+        plugin_major: TensorRT whose plugin interface it has; 0 is that of its own version.
+        environment: of the process that builds.
+        targets: GPUs by compute capability that an engine can be built for without them; empty where an engine is
+            built on its GPU. `elsewhere` are those that another product serves.
+        lacks: option of a build plan -> why it is refused; `lacks_flags` likewise for names of BuilderFlag.
+        float_ops: ONNX ops that it runs in floating point, quantised or not.
+    """
+
+    name: str
+    title: str
+    module: str
+    packages: tuple[str, ...]
+    majors: tuple[int, ...]
+    install: str
+    tag: str
+    plugin_major: int = 0
+    environment: Mapping[str, str] = field(default_factory=dict)
+    targets: Mapping[str, str] = field(default_factory=dict)
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
+    lacks: Mapping[str, str] = field(default_factory=dict)
+    lacks_flags: Mapping[str, str] = field(default_factory=dict)
+    float_ops: tuple[str, ...] = ()
+
+
+TENSORRT = Flavour(
+    name="tensorrt",
+    title="TensorRT",
+    module="tensorrt",
+    packages=("tensorrt-cu13", "tensorrt-cu12", "tensorrt"),
+    majors=(10, 11),
+    install="pip install tensorrt-cu13 (CUDA 13 driver) or tensorrt-cu12 (CUDA 12); on Jetson it comes with JetPack",
+    tag="trt",
+    lacks={"targets": "an engine of TensorRT is built on its GPU"},
+)
+TENSORRT_RTX = Flavour(
+    name="tensorrt_rtx",
+    title="TensorRT for RTX",
+    module="tensorrt_rtx",
+    packages=("tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
+    majors=(1,),
+    install='pip install "vss[rtx]", which brings tensorrt-rtx-cu13 (Linux x86_64)',
+    tag="rtx",
+    plugin_major=11,
+    environment={"POLYGRAPHY_USE_TENSORRT_RTX": "1"},
+    targets={
+        "sm75": "T4, RTX 20", "sm80": "A100", "sm86": "A10, A40, RTX 30", "sm89": "L4, L40, RTX 40", "sm120": "RTX 50",
+        "sm121": "GB10",
+    },
+    elsewhere={"sm90": "H100, H200", "sm100": "B200, GB200", "sm103": "B300, GB300", "sm87": "Orin", "sm110": "Thor"},
+    lacks={
+        "hardware": "its engines run on every GPU of their targets",
+        "version_compatible": "its engines run on the very version that built them",
+        "timing_cache": "it measures no layer while it builds",
+        "aot": "it has no plugins that are written in Python",
+    },
+    lacks_flags={
+        "REFIT": "it needs a GPU while building",
+        "REFIT_IDENTICAL": "it needs a GPU while building",
+        "STRIP_PLAN": "it needs a GPU while building",
+        "VERSION_COMPATIBLE": "its engines run on the very version that built them",
+        "EXCLUDE_LEAN_RUNTIME": "it has no lean runtime",
+    },
+    float_ops=("ConvTranspose",),
+)  # fmt: skip
+FLAVOURS = {flavour.name: flavour for flavour in (TENSORRT, TENSORRT_RTX)}
