@@ -1,11 +1,16 @@
-"""The TensorRT backend against the real Python bindings of 10 and of 11; see `trt_bindings` for how they get here.
+"""The TensorRT backend against the real Python bindings of 10 and of 11, see `trt_bindings` for how they get here, and
+of TensorRT for RTX.
 
 Each version runs the tests of tests/deploy/bindings in a process of its own.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +19,7 @@ from tests.deploy.trt_bindings import VERSIONS, UnavailableError, bindings, old_
 
 INSIDE = Path(__file__).parent / "bindings"
 LEAST = 85
+OPTIONS = ("-q", "-p", "no:cacheprovider", "-o", "python_files=check_*.py", "-o", "addopts=")
 
 
 @pytest.mark.parametrize("major", sorted(VERSIONS))
@@ -23,8 +29,19 @@ def test_backend_against_the_real_bindings(major: int) -> None:
         old_numpy()
     except UnavailableError as error:
         pytest.skip(f"needs wheels from the package index: {error}")
-    options = ["-q", "-p", "no:cacheprovider", "-o", "python_files=check_*.py", "-o", "addopts="]
-    done = run(major, "-m", "pytest", *options, INSIDE, numpy=True)
+    done = run(major, "-m", "pytest", *OPTIONS, "--ignore", INSIDE / "check_rtx.py", INSIDE, numpy=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None and int(passed[1]) >= LEAST, done.stdout[-2000:]
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason='needs TensorRT for RTX: pip install "vss[rtx]"'
+)
+def test_running_rtx_engines_against_the_real_bindings() -> None:
+    command = [sys.executable, "-m", "pytest", *OPTIONS, str(INSIDE / "check_rtx.py")]
+    environment = os.environ | {"PYTHONPATH": str(INSIDE.parents[2]), "VSS_TEST_TENSORRT": "tensorrt_rtx"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=240)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None and int(passed[1]) >= 12, done.stdout[-2000:]

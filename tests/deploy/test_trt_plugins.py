@@ -1,4 +1,5 @@
-"""plugins_trt: built against the headers of TensorRT 10 and 11, driven by a C++ program, loaded by NVIDIA's registry.
+"""plugins_trt: built against the headers of TensorRT 10 and 11, driven by a C++ program, loaded by NVIDIA's registry,
+and in engines that TensorRT for RTX builds without a GPU.
 
 The headers are in no Python wheel. Put those of a version (the include folder of its archive, of the development
 package or of the public TensorRT repository) into trt-headers-10/include and trt-headers-11/include of the cache of
@@ -7,16 +8,28 @@ package or of the public TensorRT repository) into trt-headers-10/include and tr
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import json
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from onnx import TensorProto, helper
 
 from tests.deploy.trt_bindings import VERSIONS, UnavailableError, bindings, cache, run
+from vss import models, prune
+from vss.core.errors import VssError
+from vss.data import Preprocess
+from vss.deploy import BACKENDS, BuildPlan, BuildSpec, export, onnx_file, spans
+from vss.deploy.backends import inspected, trt
 from vss.deploy.backends.trt_aot import ENTRIES, read_ptx
+from vss.deploy.backends.trt_runner import read_about
 
 ROOT = Path(__file__).parents[2]
 PLUGINS = ["VssMaxPool", "VssMaxUnpool", "VssSegArgmax"]
@@ -43,14 +56,24 @@ def configure(major: int, folder: Path, *options: str) -> str:
     )
 
 
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Build folder of the library with CPU kernels and its contract program, for a major version; made once."""
+
+    @functools.cache
+    def made(major: int) -> Path:
+        folder = tmp_path_factory.mktemp(f"host{major}")
+        assert f"TensorRT {major} headers" in configure(major, folder)
+        command("cmake", "--build", folder, "--target", "vss_trt_plugins", "trt_plugins_contract")
+        return folder
+
+    return made
+
+
 @pytest.fixture(scope="module", params=sorted(VERSIONS))
-def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
-    """(major, build folder) of the library with CPU kernels and its contract program."""
-    folder = tmp_path_factory.mktemp(f"host{request.param}")
-    said = configure(request.param, folder)
-    assert f"TensorRT {request.param} headers" in said
-    command("cmake", "--build", folder, "--target", "vss_trt_plugins", "trt_plugins_contract")
-    return request.param, folder
+def host(request: pytest.FixtureRequest, hosts: Callable[[int], Path]) -> tuple[int, Path]:
+    """(major, build folder)."""
+    return request.param, hosts(request.param)
 
 
 def library(folder: Path, major: int) -> Path:
@@ -114,7 +137,8 @@ def test_a_library_of_the_other_major_is_refused_by_name(host: tuple[int, Path])
     import ctypes
     from types import SimpleNamespace
 
-    from vss.deploy.backends.trt_runner import EngineError, load_plugins
+    from vss.deploy.backends.trt_device import EngineError
+    from vss.deploy.backends.trt_runner import load_plugins
 
     major, folder = host
     path = library(folder, major)
@@ -128,6 +152,132 @@ def test_a_library_of_the_other_major_is_refused_by_name(host: tuple[int, Path])
     module.__version__ = f"{major}.9.9"
     load_plugins(module, [path])
     assert loaded == [str(path)]
+
+
+# Engines of TensorRT for RTX, which are built without a GPU
+
+SIZE = (64, 96)
+RTX = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason='needs TensorRT for RTX: pip install "vss[rtx]"'
+)
+
+
+def build(onnx: Path, *libraries: Path, sizes: list[tuple[int, int]] | None = None) -> list[dict[str, Any]]:
+    """The layers of an engine for two GPUs."""
+    profile = spans(trt.declared(onnx_file.load(onnx)), (1, 2, 4), sizes)
+    plan = BuildPlan(targets=("sm86", "sm89"), plugins=libraries, profiles=(profile,))
+    made = BACKENDS["tensorrt_rtx"].build(onnx, onnx.with_suffix(".engine"), BuildSpec(plan=plan))
+    return list((inspected(made) or {})["Layers"])
+
+
+def pruned(name: str) -> torch.nn.Module:
+    """At half its MACs, in widths that are all odd."""
+    model = models.build(name, 5, width=8)
+    budget = {"kind": "macs", "keep": 0.5, "align": 1}
+    return prune.apply_plan(model, prune.make_plan(model, torch.zeros(1, 3, *SIZE), criterion="l1", budget=budget))
+
+
+@RTX
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "cut", "options", "plugins"),
+    [
+        ("unet", False, {"labels": True, "preprocess": Preprocess(size=SIZE)}, {"VssSegArgmax": 1}),
+        ("segnet", True, {"labels": True}, {"VssMaxPool": 5, "VssMaxUnpool": 5, "VssSegArgmax": 1}),
+        ("segnet", False, {"dynamic_size": True}, {"VssMaxPool": 5, "VssMaxUnpool": 5}),
+    ],
+)
+def test_plugins_in_real_engines(
+    name: str, cut: bool, options: dict[str, Any], plugins: dict[str, int], hosts: Any, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    free = "dynamic_size" in options
+    model = pruned(name) if cut else models.build(name, 5, width=8, **({"multiple": 32} if free else {}))
+    export(model, tmp_path / "m.onnx", size=SIZE, plugins=True, parity_batches=(1,), **options)
+    layers = build(tmp_path / "m.onnx", library(hosts(11), 11), sizes=[(32, 32), SIZE, (96, 128)] if free else None)
+    found = [layer for layer in layers if layer["LayerType"] == "custom_layer"]
+    assert len(found) == sum(plugins.values())
+    about = read_about(tmp_path / "m.engine")
+    assert about is not None and about["plugins"] == sorted(plugins)
+    assert all(check["passed"] for check in about["checks"]), about["checks"]
+    if "labels" in options:
+        (labels,) = found[-1]["Outputs"]
+        assert labels["Dimensions"] == [-1, *SIZE] and labels["Format/Datatype"].startswith("Int32")
+
+
+@RTX
+@pytest.mark.slow
+def test_without_the_library_the_bodies_are_built(tmp_path: Path) -> None:
+    """Of labels; those of SegNet's pooling hold ops that count, which are for onnxruntime."""
+    model = models.build("unet", 3, width=4)
+    export(model, tmp_path / "m.onnx", size=SIZE, labels=True, plugins=True, parity_batches=(1,))
+    assert not [layer for layer in build(tmp_path / "m.onnx") if layer["LayerType"] == "custom_layer"]
+
+
+def one_node(path: Path, op: str, inputs: list[tuple[int, list[Any]]], outputs: int, **attributes: Any) -> Path:
+    """A file of one plugin node: (type, shape) of its inputs, and how many outputs it has."""
+    ends = [helper.make_tensor_value_info(f"x{i}", kind, shape) for i, (kind, shape) in enumerate(inputs)]
+    kinds = [TensorProto.INT32 if op == "VssSegArgmax" else TensorProto.FLOAT, TensorProto.INT32]
+    rank = 3 if op == "VssSegArgmax" else 4
+    results = [helper.make_tensor_value_info(f"y{i}", kinds[i], [None] * rank) for i in range(outputs)]
+    node = helper.make_node(op, [e.name for e in ends], [e.name for e in results], "node", domain="vss", **attributes)
+    imports = [helper.make_opsetid("", 20), helper.make_opsetid("vss", 1)]
+    model = helper.make_model(helper.make_graph([node], "g", ends, results), opset_imports=imports, ir_version=10)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+FLOATS, PLACES = TensorProto.FLOAT, TensorProto.INT32
+FREE = ["n", 4, "h", "w"]
+
+
+@RTX
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("op", "inputs", "attributes", "words"),
+    [
+        ("VssMaxPool", [(FLOATS, [1, 4, 8, 8])], {"kernel": 99}, r"the kernel 99 does not fit into maps \(1, 4, 8, "),
+        ("VssMaxPool", [(FLOATS, FREE)], {"kernel": 9}, r"the kernel 9 does not fit into maps \(1, 4, 8, 8\)"),
+        ("VssMaxUnpool", [(FLOATS, [1, 4, 8, 8]), (PLACES, [1, 4, 4, 4])], {"extra_h": 0, "extra_w": 0},
+         r"values \(1, 4, 8, 8\) and places \(1, 4, 4, 4\) do not belong together"),
+        ("VssSegArgmax", [(FLOATS, [1, 300, 8, 8])], {"out_h": 8, "out_w": 8, "align_corners": 0},
+         r"logits \(1, 300, 8, 8\) must have 1 to 256 classes"),
+        ("VssSegArgmax", [(FLOATS, [1, 3, 8])], {"out_h": 8, "out_w": 8, "align_corners": 0},
+         "input 0 has 3 dimensions, expected 4"),
+    ],
+)  # fmt: skip
+def test_shapes_that_cannot_run_are_refused_while_building(
+    op: str, inputs: Any, attributes: dict[str, int], words: str, hosts: Any, tmp_path: Path
+) -> None:
+    onnx = one_node(tmp_path / "m.onnx", op, inputs, 2 if op == "VssMaxPool" else 1, **attributes)
+    sizes = [(8, 8), (32, 32), (64, 64)] if inputs[0][1] == FREE else None
+    with pytest.raises(VssError, match=rf"cannot build m.onnx \(.*{op}: {words}"):
+        build(onnx, library(hosts(11), 11), sizes=sizes)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+@RTX
+@pytest.mark.slow
+def test_a_parser_that_does_not_find_its_library_is_one_sentence(
+    hosts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It aborts the process that adds a plugin; with the link that a build makes it does not."""
+    onnx = one_node(tmp_path / "m.onnx", "VssMaxPool", [(FLOATS, [1, 4, 8, 8])], 2, kernel=2)
+    monkeypatch.setattr(trt, "_unversioned", lambda flavour, folder: {})
+    with pytest.raises(VssError, match=r"^building m.onnx: TensorRT for RTX aborted"):
+        build(onnx, library(hosts(11), 11))
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+    monkeypatch.undo()
+    assert "custom_layer" in [layer["LayerType"] for layer in build(onnx, library(hosts(11), 11))]
+
+
+@RTX
+@pytest.mark.slow
+def test_rtx_takes_plugins_of_tensorrt_11(hosts: Any) -> None:
+    rtx: Any = BACKENDS["tensorrt_rtx"]
+    assert set(PLUGINS) <= set(rtx.about(BuildPlan(plugins=(library(hosts(11), 11),)))["creators"])
+    with pytest.raises(VssError, match=r"is built for TensorRT 10, and TensorRT for RTX 1\.\S+ takes plugins of 11"):
+        rtx.about(BuildPlan(plugins=(library(hosts(10), 10),)))
 
 
 @pytest.mark.slow

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tensorrt as trt
 import torch
-from stub_driver import FakePycuda, Gpu
+from recording import trt
+from stub_driver import FakeCudaRuntime, FakePycuda, Gpu
 
 from vss.core.errors import VssError
 from vss.deploy import BACKENDS
 from vss.deploy.backends import trt_session as sessions
-from vss.deploy.backends.trt_device import Device, Driver, EngineError, PycudaMemory
+from vss.deploy.backends.trt_device import CudaPythonMemory, Device, Driver, EngineError, PycudaMemory
 from vss.deploy.backends.trt_runner import ALONE, Engine, check_about
 
 
@@ -37,10 +37,11 @@ def write(folder: Path, **changes: Any) -> Path:
     return path
 
 
-@pytest.fixture(params=["torch", "pycuda"])
+@pytest.fixture(params=["torch", "pycuda", "cuda-python"])
 def session(
-    request: pytest.FixtureRequest, gpu: Gpu, pycuda: FakePycuda, host_torch: None, tmp_path: Path
-) -> Iterator[Any]:
+    request: pytest.FixtureRequest, gpu: Gpu, pycuda: FakePycuda, cuda_python: FakeCudaRuntime, host_torch: None,
+    tmp_path: Path,
+) -> Iterator[Any]:  # fmt: skip
     with BACKENDS["tensorrt"].open(write(tmp_path), memory=request.param) as opened:
         yield opened
 
@@ -95,9 +96,9 @@ def test_a_failed_launch_is_a_sentence(session: Any, gpu: Gpu) -> None:
         session.run(feed(1))
 
 
-@pytest.mark.parametrize("memory", ["torch", "pycuda"])
+@pytest.mark.parametrize("memory", ["torch", "pycuda", "cuda-python"])
 def test_cuda_graphs_are_recorded_per_shape_and_replayed(
-    memory: str, gpu: Gpu, pycuda: FakePycuda, host_torch: None, tmp_path: Path
+    memory: str, gpu: Gpu, pycuda: FakePycuda, cuda_python: FakeCudaRuntime, host_torch: None, tmp_path: Path
 ) -> None:
     with BACKENDS["tensorrt"].open(write(tmp_path), memory=memory, cuda_graph=True) as opened:
         for step, batch in enumerate((8, 2, 8, 2, 8)):
@@ -134,6 +135,26 @@ def test_pycuda_uses_the_primary_context(gpu: Gpu, pycuda: FakePycuda, tmp_path:
     assert [arguments for _, name, arguments in gpu.log.calls if name == "execute_async_v3"] == [(99,)]
 
 
+def test_without_pycuda_cuda_python_is_used(
+    gpu: Gpu, cuda_python: FakeCudaRuntime, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    made = Engine(write(tmp_path))
+    assert isinstance(made.memory, CudaPythonMemory)
+    for batch in (2, 8, 1):
+        assert np.array_equal(made.run(feed(batch))["y"], 2 * feed(batch)["x"])
+    assert (len(cuda_python.kept), cuda_python.calls[:2]) == (4, ["cudaSetDevice", "cudaStreamCreate"])
+    made.close()
+    assert cuda_python.kept == {} and cuda_python.calls[-1] == "cudaStreamDestroy"
+    assert [arguments for _, name, arguments in gpu.log.calls if name == "execute_async_v3"] == [(88,)] * 3
+    cuda_python.refuses = "cudaMalloc"
+    with pytest.raises(EngineError, match=r"CUDA refuses cudaMalloc \(cudaErrorMemoryAllocation\); check nvidia-smi"):
+        Engine(write(tmp_path)).run(feed(2))
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    with pytest.raises(EngineError, match=r"runs on memory of pycuda or cuda-python .* pip install either"):
+        Engine(write(tmp_path))
+
+
 def test_what_a_session_says_of_itself(session: Any) -> None:
     about = session.describe()
     assert (about["backend"], about["version"], about["device"]) == ("tensorrt", trt.__version__, "NVIDIA L4 (sm 89)")
@@ -146,12 +167,13 @@ def test_the_runner_needs_numpy_alone(tmp_path: Path) -> None:
     for name in ALONE:
         shutil.copyfile(Path(sessions.__file__).with_name(name), tmp_path / name)
     code = (
-        "import sys; sys.modules.update(dict.fromkeys(['torch', 'vss', 'pycuda', 'tensorrt', 'pydantic']));"
+        "import sys; sys.modules.update(dict.fromkeys(['torch', 'vss', 'pycuda', 'cuda', 'tensorrt', 'pydantic']));"
         "import trt_runner as runner; print([m for m in ('numpy', 'torch', 'vss') if sys.modules.get(m)])\n"
         "try: runner.load_tensorrt()\n"
         "except runner.EngineError as error: print(error)\n"
-        "try: runner.PycudaMemory()\n"
-        "except runner.EngineError as error: print(error)"
+        "for kind in ('PycudaMemory', 'CudaPythonMemory', 'own_memory'):\n"
+        " try: getattr(sys.modules['trt_device'], kind)()\n"
+        " except runner.EngineError as error: print(error)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path, env={"PATH": ""}
@@ -160,6 +182,8 @@ def test_the_runner_needs_numpy_alone(tmp_path: Path) -> None:
     assert lines[0] == "['numpy']", done.stderr
     assert "TensorRT cannot be imported" in lines[1] and "pip install tensorrt-cu13" in lines[1]
     assert "needs pycuda" in lines[2] and "pip install pycuda" in lines[2]
+    assert "needs cuda-python" in lines[3] and "pip install cuda-python" in lines[3]
+    assert "memory of pycuda or cuda-python" in lines[4]
 
 
 # Engines that do not belong here
@@ -255,7 +279,7 @@ def test_an_engine_from_elsewhere_is_for_tensorrt_to_judge(
 
 
 def test_options_that_do_not_exist(gpu: Gpu, host_torch: None, tmp_path: Path) -> None:
-    with pytest.raises(VssError, match="memory is 'cupy'; expected one of torch, pycuda"):
+    with pytest.raises(VssError, match="memory is 'cupy'; expected one of torch, pycuda, cuda-python"):
         BACKENDS["tensorrt"].open(write(tmp_path), memory="cupy")
     with pytest.raises(VssError, match="no optimisation profile 3"):
         BACKENDS["tensorrt"].open(write(tmp_path), profile=3)

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import tensorrt as trt
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from recording import Install, Recorder, engine
-from stub_driver import LIBCUDA, FakePycuda, Gpu, HostTorch
+from recording import Install, Recorder, engine, trt
+from stub_driver import LIBCUDA, FakeCudaRuntime, FakePycuda, Gpu, HostTorch
 
 from vss.deploy.backends import trt_child, trt_runner
 from vss.deploy.backends import trt_session as sessions
@@ -106,6 +105,15 @@ def pycuda(monkeypatch: pytest.MonkeyPatch) -> FakePycuda:
     made = FakePycuda()
     monkeypatch.setitem(sys.modules, "pycuda", types.ModuleType("pycuda"))
     monkeypatch.setitem(sys.modules, "pycuda.driver", made)
+    return made
+
+
+@pytest.fixture
+def cuda_python(monkeypatch: pytest.MonkeyPatch) -> FakeCudaRuntime:
+    pytest.importorskip("cuda.bindings.runtime", reason="needs cuda-python, which a torch with CUDA brings")
+    made = FakeCudaRuntime()
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", made)
+    monkeypatch.setattr("cuda.bindings.runtime", made)
     return made
 
 

@@ -8,14 +8,16 @@ AttributeError, as the real object would, and is remembered with the file that a
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import tensorrt as trt
+trt: Any = importlib.import_module(os.environ.get("VSS_TEST_TENSORRT", "tensorrt"))
 
 
 class Log:
@@ -195,8 +197,20 @@ def engine(
         get_tensor_shape=shape_of,
         get_tensor_profile_shape=lambda name, profile: list(tensors.inputs[name][1]),
         create_execution_context=context,
+        create_runtime_config=lambda: runtime_config(log),
         create_engine_inspector=lambda: Recorder(trt.EngineInspector, log, get_engine_information=lambda form: layers),
     )
+
+
+def runtime_config(log: Log) -> Recorder:
+    """Of TensorRT for RTX; its cache is that of another GPU where its bytes say so."""
+    cache = Recorder(
+        trt.IRuntimeCache,
+        log,
+        serialize=lambda: Host(b"kernels of this GPU"),
+        deserialize=lambda blob: blob == b"kernels of this GPU",
+    )
+    return Recorder(trt.IRuntimeConfig, log, create_runtime_cache=lambda: cache, set_runtime_cache=lambda made: True)
 
 
 class Host:

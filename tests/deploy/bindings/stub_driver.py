@@ -1,4 +1,4 @@
-"""A driver of a few lines of C, and the two memories on host arrays, for engines that double their input.
+"""A driver of a few lines of C, and the three memories on host arrays, for engines that double their input.
 
 Device memory is host memory here; everything between the feed and the addresses that TensorRT is given is the real
 code, on the real classes of the bindings.
@@ -7,15 +7,16 @@ code, on the real classes of the bindings.
 from __future__ import annotations
 
 import ctypes
+import importlib
+import re
 import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorrt as trt
 import torch
-from recording import Log, Tensors
+from recording import Log, Tensors, trt
 
 from vss.deploy.backends import trt_session as sessions
 
@@ -119,3 +120,58 @@ class FakePycuda(types.ModuleType):
 
     def memcpy_dtoh_async(self, target: np.ndarray, source: int, stream: Any) -> None:
         ctypes.memmove(target.ctypes.data, source, target.nbytes)
+
+
+class FakeCudaRuntime(types.ModuleType):
+    """cuda.bindings.runtime on host memory: names, enums and numbers of arguments are those of the real module."""
+
+    def __init__(self) -> None:
+        super().__init__("cuda.bindings.runtime")
+        self.real = importlib.import_module("cuda.bindings.runtime")
+        self.calls: list[str] = []
+        self.kept: dict[int, np.ndarray] = {}
+        self.refuses = ""
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(self.real, name)
+        if isinstance(real, type):
+            return real
+        (wanted,) = re.findall(rf"^{name}\((.*?)\)", real.__doc__)
+
+        def call(*arguments: Any) -> tuple[Any, ...]:
+            assert len(arguments) == len([part for part in wanted.split(",") if part]), (name, wanted, arguments)
+            self.calls.append(name)
+            if name == self.refuses:
+                return (self.real.cudaError_t.cudaErrorMemoryAllocation, None)
+            found = getattr(self, f"_{name}")(*arguments)
+            return (self.real.cudaError_t.cudaSuccess, *([] if found is None else [found]))
+
+        return call
+
+    def _cudaSetDevice(self, index: int) -> None:  # noqa: N802
+        assert index == 0
+
+    def _cudaStreamCreate(self) -> Any:  # noqa: N802
+        return self.real.cudaStream_t(88)
+
+    def _cudaMalloc(self, size: int) -> int:  # noqa: N802
+        made = np.zeros(size, np.uint8)
+        self.kept[made.ctypes.data] = made
+        return made.ctypes.data
+
+    _cudaMallocHost = _cudaMalloc  # noqa: N815
+
+    def _cudaMemcpyAsync(self, target: int, source: int, size: int, kind: Any, stream: Any) -> None:  # noqa: N802
+        assert isinstance(kind, self.real.cudaMemcpyKind) and int(stream) == 88
+        assert size <= self.kept[target].nbytes and size <= self.kept[source].nbytes
+        ctypes.memmove(target, source, size)
+
+    def _cudaStreamSynchronize(self, stream: Any) -> None:  # noqa: N802
+        assert int(stream) == 88
+
+    _cudaStreamDestroy = _cudaStreamSynchronize  # noqa: N815
+
+    def _cudaFree(self, address: int) -> None:  # noqa: N802
+        del self.kept[address]
+
+    _cudaFreeHost = _cudaFree  # noqa: N815

@@ -1,4 +1,4 @@
-"""The GPU as the driver knows it, and device memory of pycuda: what running an engine needs of CUDA.
+"""The GPU as the driver knows it, and device memory of pycuda or cuda-python: what running an engine needs of CUDA.
 
 This file stands alone, as `trt_runner` does: the standard library and numpy, so that both can be shipped in a bundle.
 """
@@ -111,14 +111,34 @@ class Memory(Protocol):
     def close(self) -> None: ...
 
 
+def need_module(name: str, package: str) -> Any:
+    """Import what brings device memory, or say what to install."""
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError) as error:
+        raise EngineError(f"this needs {package} ({error}); on a GPU machine: pip install {package}.") from error
+
+
+def own_memory(index: int = 0) -> Memory:
+    """Memory of what is installed: pycuda, else cuda-python."""
+    reasons = []
+    for kind in (PycudaMemory, CudaPythonMemory):
+        try:
+            importlib.import_module(kind.module)
+        except (ImportError, OSError) as error:
+            reasons.append(str(error))
+            continue
+        return kind(index)
+    raise EngineError(f"an engine runs on memory of pycuda or cuda-python ({'; '.join(reasons)}); pip install either.")
+
+
 class PycudaMemory:
     """Memory of pycuda in the device's primary context, which TensorRT uses as well; host copies are page-locked."""
 
+    module = "pycuda.driver"
+
     def __init__(self, index: int = 0) -> None:
-        try:
-            self._drv = importlib.import_module("pycuda.driver")
-        except (ImportError, OSError) as error:
-            raise EngineError(f"this needs pycuda ({error}); on a GPU machine: pip install pycuda.") from error
+        self._drv = need_module(self.module, "pycuda")
         self._drv.init()
         self._context = self._drv.Device(index).retain_primary_context()
         self._context.push()
@@ -150,3 +170,61 @@ class PycudaMemory:
         self._device.clear()
         self._host.clear()
         self._context.pop()
+
+
+class CudaPythonMemory:
+    """Memory of cuda-python (NVIDIA's bindings of the CUDA runtime) on the device that it makes the current one; host
+    copies are page-locked."""
+
+    module = "cuda.bindings.runtime"
+
+    def __init__(self, index: int = 0) -> None:
+        self._cuda = need_module(self.module, "cuda-python")
+        self._call("cudaSetDevice", index)
+        self._stream = self._call("cudaStreamCreate")
+        self.stream = int(self._stream)
+        self._device: dict[str, int] = {}
+        self._pinned: dict[str, int] = {}
+        self._host: dict[str, np.ndarray] = {}
+
+    def _call(self, function: str, *arguments: Any) -> Any:
+        code, *found = getattr(self._cuda, function)(*arguments)
+        if code != self._cuda.cudaError_t.cudaSuccess:
+            raise EngineError(f"CUDA refuses {function} ({code.name}); check nvidia-smi.")
+        return found[0] if found else None
+
+    def reserve(self, name: str, size: int) -> int:
+        if name not in self._host or self._host[name].nbytes < size:
+            self._free(name)
+            size = max(size, 1)
+            self._device[name] = int(self._call("cudaMalloc", size))
+            self._pinned[name] = int(self._call("cudaMallocHost", size))
+            self._host[name] = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(self._pinned[name]))
+        return self._device[name]
+
+    def _copy(self, target: int, source: int, size: int, kind: str) -> None:
+        kinds = self._cuda.cudaMemcpyKind
+        self._call("cudaMemcpyAsync", target, source, size, getattr(kinds, kind), self._stream)
+
+    def upload(self, name: str, values: Any) -> None:
+        self._host[name][: values.nbytes] = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        self._copy(self._device[name], self._pinned[name], values.nbytes, "cudaMemcpyHostToDevice")
+
+    def download(self, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        host = self._host[name][: math.prod(shape) * np.dtype(dtype).itemsize]
+        self._copy(self._pinned[name], self._device[name], host.nbytes, "cudaMemcpyDeviceToHost")
+        return host.view(dtype).reshape(shape)
+
+    def synchronise(self) -> None:
+        self._call("cudaStreamSynchronize", self._stream)
+
+    def _free(self, name: str) -> None:
+        self._host.pop(name, None)
+        for owned, function in ((self._device, "cudaFree"), (self._pinned, "cudaFreeHost")):
+            if name in owned:
+                self._call(function, owned.pop(name))
+
+    def close(self) -> None:
+        for name in {*self._device, *self._pinned}:
+            self._free(name)
+        self._call("cudaStreamDestroy", self._stream)

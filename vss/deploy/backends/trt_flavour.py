@@ -16,9 +16,13 @@ class Flavour:
         install: what to do where it is missing.
         tag: in names of engines, before the version.
         plugin_major: TensorRT whose plugin interface it has; 0 is that of its own version.
+        unversioned: name by which its parser opens its library for a file with plugins, and the Python package that has
+            this library with the version behind its name alone.
         environment: of the process that builds.
         targets: GPUs by compute capability that an engine can be built for without them; empty where an engine is
             built on its GPU. `elsewhere` are those that another product serves.
+        compiles: whether an engine makes its kernels on the GPU when it first runs. Such a product keeps them in a
+            runtime cache, and records CUDA graphs itself.
         lacks: option of a build plan -> why it is refused; `lacks_flags` likewise for names of BuilderFlag.
         float_ops: ONNX ops that it runs in floating point, quantised or not.
     """
@@ -31,9 +35,11 @@ class Flavour:
     install: str
     tag: str
     plugin_major: int = 0
+    unversioned: tuple[str, str] | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     targets: Mapping[str, str] = field(default_factory=dict)
     elsewhere: Mapping[str, str] = field(default_factory=dict)
+    compiles: bool = False
     lacks: Mapping[str, str] = field(default_factory=dict)
     lacks_flags: Mapping[str, str] = field(default_factory=dict)
     float_ops: tuple[str, ...] = ()
@@ -58,12 +64,14 @@ TENSORRT_RTX = Flavour(
     install='pip install "vss[rtx]", which brings tensorrt-rtx-cu13 (Linux x86_64)',
     tag="rtx",
     plugin_major=11,
+    unversioned=("libtensorrt_rtx.so", "tensorrt_rtx_libs"),
     environment={"POLYGRAPHY_USE_TENSORRT_RTX": "1"},
     targets={
         "sm75": "T4, RTX 20", "sm80": "A100", "sm86": "A10, A40, RTX 30", "sm89": "L4, L40, RTX 40", "sm120": "RTX 50",
         "sm121": "GB10",
     },
     elsewhere={"sm90": "H100, H200", "sm100": "B200, GB200", "sm103": "B300, GB300", "sm87": "Orin", "sm110": "Thor"},
+    compiles=True,
     lacks={
         "hardware": "its engines run on every GPU of their targets",
         "version_compatible": "its engines run on the very version that built them",

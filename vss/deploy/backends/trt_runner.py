@@ -1,4 +1,4 @@
-"""Runs a TensorRT engine with numpy alone, on memory of pycuda or of torch.
+"""Runs a TensorRT engine with numpy alone, on memory of pycuda, of cuda-python or of torch.
 
 This file stands alone on purpose: it imports the standard library and numpy, so that it can be shipped beside an engine
 to a machine without torch and without this package. `tensorrt`, `pycuda` and the driver are looked for when an engine
@@ -12,7 +12,9 @@ import ctypes
 import hashlib
 import importlib
 import json
+import logging
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +24,7 @@ from typing import Any
 import numpy as np
 
 if __package__:
-    from .trt_device import Device, Driver, EngineError, Memory, PycudaMemory
+    from .trt_device import Device, Driver, EngineError, Memory, own_memory
     from .trt_flavour import FLAVOURS, TENSORRT, Flavour
 else:  # in a bundle, or in the process of a build
     from trt_device import (  # type: ignore[no-redef]
@@ -30,10 +32,11 @@ else:  # in a bundle, or in the process of a build
         Driver,
         EngineError,
         Memory,
-        PycudaMemory,
+        own_memory,
     )
     from trt_flavour import FLAVOURS, TENSORRT, Flavour  # type: ignore[no-redef]
 
+LOG = logging.getLogger(__name__)
 KIND, SCHEMA = "vss.engine", 2
 ALONE = ("trt_runner.py", "trt_device.py", "trt_flavour.py")
 """The files that together need numpy alone."""
@@ -133,12 +136,16 @@ def _check_device(path: Path, about: Mapping[str, Any], device: Device) -> None:
         )
 
 
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise EngineError(f"{path} cannot be read ({error.strerror or error}); expected a file of TensorRT.") from error
+
+
 def read_engine(path: Path, about: Mapping[str, Any] | None) -> bytes:
     """The bytes of an engine, checked against what was written."""
-    try:
-        blob = path.read_bytes()
-    except OSError as error:
-        raise EngineError(f"{path} cannot be read ({error.strerror or error}); expected a TensorRT engine.") from error
+    blob = _bytes_of(path)
     if about is not None and (len(blob) != about["bytes"] or hashlib.sha256(blob).hexdigest() != about["sha256"]):
         raise EngineError(
             f"{path} is not what was built ({len(blob)} bytes of {about['bytes']}); copy it again, or build it again."
@@ -151,9 +158,11 @@ class Engine:
 
     Args:
         path: the engine; the JSON beside it, where there is one, is checked first.
-        memory: where tensors live: `PycudaMemory`, or the torch one of `vss.deploy.backends.trt_session`.
+        memory: where tensors live: memory of what is installed, or of torch as in `vss.deploy.backends.trt_session`.
         plugins: libraries with the plugins that the engine holds; they stay loaded.
         cuda_graph: record the launches of each input shape once and replay them.
+        runtime_cache: file of the kernels that TensorRT for RTX makes on a GPU when an engine first runs there; it is
+            read where there is one and written by `keep_cache` and `close`.
         profile: index of the optimisation profile.
         flavour: of an engine from elsewhere, without a JSON beside it.
 
@@ -165,10 +174,11 @@ class Engine:
         self,
         path: Path | str,
         *,
-        memory: Callable[[int], Memory] = PycudaMemory,
+        memory: Callable[[int], Memory] = own_memory,
         device: int = 0,
         plugins: Sequence[Path | str] = (),
         cuda_graph: bool = False,
+        runtime_cache: Path | str | None = None,
         profile: int = 0,
         flavour: Flavour = TENSORRT,
     ) -> None:
@@ -190,14 +200,52 @@ class Engine:
             raise EngineError(
                 f"{self.flavour.title} {trt.__version__} cannot load {path}; its message is above: build it again."
             )
+        self._cache_path = Path(runtime_cache) if runtime_cache else None
+        self._config, self._cache = self._configure()
+        self._with_graphs = cuda_graph
         self._context = self._new_context()
         self.inputs, self.outputs = self._tensors(trt, "INPUT"), self._tensors(trt, "OUTPUT")
-        self._with_graphs, self._graphs = cuda_graph, dict[Any, int]()
+        self._graphs = dict[Any, int]()
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
 
+    def _configure(self) -> tuple[Any, Any]:
+        """How contexts run, and the runtime cache, of a product that compiles on the GPU; None and None of others."""
+        if not self.flavour.compiles:
+            if self._cache_path:
+                raise EngineError(f"{self.flavour.title} keeps no runtime cache; leave {self._cache_path} off.")
+            return None, None
+        config, cache = self._engine.create_runtime_config(), None
+        if self._cache_path:
+            cache = config.create_runtime_cache()
+            if self._cache_path.is_file() and not cache.deserialize(_bytes_of(self._cache_path)):
+                LOG.warning("%s is of another GPU, driver or version and is made again.", self._cache_path)
+            config.set_runtime_cache(cache)
+        return config, cache
+
+    def keep_cache(self) -> None:
+        """Write the kernels that were made so far to the file of the runtime cache, whole or not at all."""
+        if self._cache is None or self._cache_path is None:
+            return
+        unfinished = self._cache_path.with_name(f".{self._cache_path.name}.{os.getpid()}")
+        try:
+            unfinished.write_bytes(bytes(self._cache.serialize()))
+            unfinished.replace(self._cache_path)
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            why = error.strerror or error
+            raise EngineError(
+                f"the runtime cache {self._cache_path} cannot be written ({why}); name another."
+            ) from error
+
     def _new_context(self) -> Any:
-        context = self._engine.create_execution_context()
+        if self._config is None:
+            context = self._engine.create_execution_context()
+        else:
+            strategies = self._trt.CudaGraphStrategy
+            graphs = strategies.WHOLE_GRAPH_CAPTURE if self._with_graphs else strategies.DISABLED
+            self._config.cuda_graph_strategy = graphs
+            context = self._engine.create_execution_context(self._config)
         if context is None:
             raise EngineError(f"there is not enough memory on {self.device} to run {self._path}; free some of it.")
         if self._profile and not context.set_optimization_profile_async(self._profile, self.memory.stream):
@@ -273,7 +321,7 @@ class Engine:
             raise EngineError("TensorRT could not run the engine; its message is above.")
 
     def _launch(self) -> None:
-        if not self._with_graphs:
+        if not self._with_graphs or self.flavour.compiles:
             return self._enqueue()
         key = tuple(sorted(self._shapes.items()))
         if key not in self._graphs:
@@ -291,9 +339,13 @@ class Engine:
         return inspect_layers(self._trt, self._engine)
 
     def close(self) -> None:
-        """Free graphs, context, engine and memory."""
+        """Write the runtime cache, free graphs, context, engine and memory."""
+        try:
+            self.keep_cache()
+        except EngineError as error:  # what was computed stays good
+            LOG.warning("%s", error)
         self._drop_graphs()
-        self._context = self._engine = self._runtime = None
+        self._context = self._config = self._cache = self._engine = self._runtime = None
         self.memory.close()
 
 

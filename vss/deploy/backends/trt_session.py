@@ -1,4 +1,4 @@
-"""TensorRT behind the interface of every other session, on torch tensors or on pycuda."""
+"""TensorRT behind the interface of every other session, on torch tensors, on pycuda or on cuda-python."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from torch import Tensor
 
 from vss.core.errors import VssError
 from vss.deploy.backends.base import Binding, Session
-from vss.deploy.backends.trt_device import EngineError, PycudaMemory
+from vss.deploy.backends.trt_device import CudaPythonMemory, EngineError, PycudaMemory
 from vss.deploy.backends.trt_runner import Engine
-
-MEMORIES = ("torch", "pycuda")
 
 
 class ProfiledEngine(Engine):
@@ -34,7 +32,7 @@ class ProfiledEngine(Engine):
         usual = self._context, self._with_graphs
         self._with_graphs = False
         try:
-            self._context = self._new_context()
+            self._context = self._new_context()  # without graphs, whose layers have no times
             self._forget()
             self._context.profiler = profiler
             for _ in range(runs):
@@ -98,17 +96,18 @@ class TorchMemory:
 
 
 class TensorRTSession(Session):
-    """An opened engine on "torch" or "pycuda" memory; `options` are device, plugins, cuda_graph and profile of
-    `Engine`.
+    """An opened engine on "torch", "pycuda" or "cuda-python" memory; `options` are device, plugins, cuda_graph,
+    runtime_cache and profile of `Engine`.
     """
 
     def __init__(self, path: Path, *, memory: str = "torch", **options: Any) -> None:
-        if memory not in MEMORIES:
-            raise VssError(f"memory is {memory!r}; expected one of {', '.join(MEMORIES)}.")
+        memories: dict[str, Any] = {"torch": TorchMemory, "pycuda": PycudaMemory, "cuda-python": CudaPythonMemory}
+        if memory not in memories:
+            raise VssError(f"memory is {memory!r}; expected one of {', '.join(memories)}.")
         self._options = {"memory": memory, "cuda_graph": bool(options.get("cuda_graph", False))}
         self._path = path
         try:
-            self._engine = ProfiledEngine(path, memory=TorchMemory if memory == "torch" else PycudaMemory, **options)
+            self._engine = ProfiledEngine(path, memory=memories[memory], **options)
         except EngineError as error:
             raise VssError(str(error)) from error
         self.inputs = {name: Binding(*each) for name, each in self._engine.inputs.items()}
