@@ -4,6 +4,7 @@ ONNX file asked for.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -29,13 +30,14 @@ ASKED = {"FLOAT": "Float", "FLOAT16": "Half", "INT8": "Int8"}
 def parse_layers(text: str) -> list[dict[str, Any]]:
     """The layers in the log of a builder of TensorRT for RTX, in the keys of the engine inspector.
 
-    A line of another form is kept as the layer's name, so that what it did counts as not found.
+    They end at an empty line, behind which inputs, outputs and the engine are described. A line of another form is kept
+    as the layer's name, so that what it did counts as not found.
     """
     layers: list[dict[str, Any]] = []
-    for line in text.splitlines()[1:]:
+    for line in itertools.takewhile(str.strip, text.splitlines()[1:]):
         match = LINE.fullmatch(line.strip())
         if match is None:
-            layers += [{"Name": line.strip(), "LayerType": "unknown"}] if line.strip() else []
+            layers.append({"Name": line.strip(), "LayerType": "unknown"})
             continue
         name, kind, inputs, constants, outputs, tactic, stream, metadata = match.groups()
         sides = {"Inputs": inputs, "Constants": constants, "Outputs": outputs}
@@ -152,6 +154,6 @@ def check_types(found: Mapping[str, Mapping[str, str]], float_ops: Iterable[str]
 
 
 def summary(layers: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """Count of engine layers by type, `total` too; layers that read and write nothing are "other"."""
+    """Count of engine layers by type, `total` too; layers that read none of `WORDS` are "other"."""
     kinds = [type_of(layer) or "other" for layer in layers]
     return {"total": len(kinds), **dict(sorted(Counter(kinds).items()))}
