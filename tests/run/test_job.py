@@ -22,6 +22,7 @@ from vss.core.config import Recipe
 from vss.core.errors import GateFailed, VssError
 from vss.core.files import TEMPORARY, at_work, sha256_file
 from vss.data import open_data
+from vss.deploy import BACKENDS
 from vss.prune import Plan, count
 from vss.run.job import run
 from vss.run.project import Project
@@ -98,6 +99,39 @@ def test_a_change_redoes_what_depends_on_it(
     status = {step["name"]: step["status"] for step in report["steps"]}
     redone = {name for name, value in status.items() if value == "ok"}
     assert redone == {"engine-baseline", "engine-finetuned", "gate", "bench", "panels"}
+
+
+def test_engines_for_gpus_elsewhere_are_built_beside_and_not_run(
+    finished: tuple[Path, dict[str, Any]], street_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx-cu13 (Linux x86_64)")
+    out = tmp_path / "copy"
+    shutil.copytree(finished[0], out)
+    asked = recipe(street_root, build={"also": ["tensorrt_rtx"], "targets": ["sm86", "sm89"]})
+    report = run(asked, out, progress=False)
+    redone = {step["name"] for step in report["steps"] if step["status"] == "ok"}
+    assert {"tensorrt_rtx-baseline", "tensorrt_rtx-finetuned"} <= redone and "train" not in redone
+    assert [(row["name"], row["precision"], row["targets"], row["passed"]) for row in report["built"]] == [
+        (name, "fp32", ["sm86", "sm89"], True) for name in ("engine baseline", "engine pruned")
+    ]
+    for row in report["built"]:
+        engine = out / row["file"]
+        assert engine.read_bytes()[:4] == b"vtrt" and sha256_file(engine) == row["sha256"]
+        assert row["layers"]["total"] > 10 and row["layers"]["Float"] > 10
+        assert json.loads(engine.with_name(engine.name + ".json").read_text())["targets"] == ["sm86", "sm89"]
+    page = (out / "report.html").read_text()
+    assert "Engines built, not run" in page and "neither accuracy nor time was measured" in page
+    assert {step["status"] for step in run(asked, out, progress=False)["steps"]} == {"skipped"}
+
+    def refuses(*_: Any) -> Path:
+        raise VssError("TensorRT for RTX cannot build it (node 7).")
+
+    monkeypatch.setattr(BACKENDS["tensorrt_rtx"], "build", refuses)
+    other = recipe(street_root, build={"also": ["tensorrt_rtx"], "targets": ["sm75"]})
+    with pytest.raises(GateFailed, match=r"engine baseline fp32 for TensorRT for RTX: .*\(node 7\)\. See .*report"):
+        run(other, out, progress=False)
+    failed = json.loads((out / "report.json").read_text())
+    assert [row["passed"] for row in failed["built"]] == [False, False] and failed["rows"] == report["rows"]
 
 
 def test_a_damaged_file_is_made_again(finished: tuple[Path, dict[str, Any]], street_root: Path, tmp_path: Path) -> None:

@@ -61,6 +61,23 @@ CASES = [
     ("precision.keep", ["classifier"], r"precision\.kinds names no precision to make"),
     ("precision", {"kinds": ["int8"], "image_list": "gone.txt"}, r"gone\.txt"),
     ("export", {"plugins": True, "labels": False}, "nothing that unet is exported with has a plugin"),
+    (
+        "build",
+        {"backend": "tensorrt_rtx"},
+        r"a run scores and times its engines: .*set build.also to \[tensorrt_rtx\]",
+    ),
+    ("build", {"also": ["torch"]}, r"build.also names torch; expected tensorrt_rtx, or tensorrt where its GPU is"),
+    (
+        "build",
+        {"targets": ["sm86"]},
+        r"build.targets is sm86, and onnxruntime builds for this machine; add tensorrt_rtx",
+    ),
+    ("build", {"also": ["tensorrt_rtx"], "targets": ["sm90"]}, r"--targets sm90 \(H100, H200\) is served by TensorRT"),
+    (
+        "build",
+        {"also": ["rtx"], "tensorrt": {"hardware": "AMPERE_PLUS"}},
+        r"build.tensorrt.hardware\) is not for TensorRT",
+    ),
 ]
 
 

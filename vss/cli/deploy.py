@@ -219,6 +219,8 @@ def build(
         return
     if optimise is not None:
         raise VssError("--optimise is for --backend onnxruntime; tensorrt takes --level.")
+    if not tensorrt.flavour.targets:
+        refuse_given(ctx, ["build.targets"], f"is for --backend tensorrt_rtx, and the backend is {backend}")
     inputs = declared(onnx_file.load(onnx))
     _check_files(ctx, inputs, timing_cache, plugin or [], aot)
     added: dict[str, Any] = {"timing_cache": timing_cache, "plugins": tuple(plugin or []), "aot": aot}

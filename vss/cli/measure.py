@@ -209,7 +209,10 @@ def _refuse_unread(ctx: typer.Context, backend: str, *, quick: bool, labels: boo
     """Refuse the flags of `vss lut build` that nothing would read."""
     from vss.deploy.backends import of_tensorrt
 
-    if of_tensorrt(backend) is None:
+    tensorrt = of_tensorrt(backend)
+    if tensorrt and not tensorrt.flavour.targets:
+        refuse_given(ctx, ["build.targets"], f"is for --backend tensorrt_rtx, and the backend is {backend}")
+    if tensorrt is None:
         refuse_given(ctx, TENSORRT, f"is for --backend tensorrt and tensorrt_rtx, and the backend is {backend}")
     if quick:
         refuse_given(ctx, ["limit"], "is for a whole table, and --quick asks for a small one")

@@ -116,6 +116,24 @@ class Artefact(_Part):
     sha256: dict[str, str]
 
 
+class Built(_Part):
+    """An engine that was built for a GPU which need not be here, and so was not run; without `file` it could not be
+    built, and `sentence` says why. `layers` counts engine layers by the type that they compute in."""
+
+    name: str
+    runtime: str
+    version: str | None = None
+    targets: list[str] = []
+    precision: str
+    file: Annotated[str, AfterValidator(_relative)] | None = None
+    sha256: str | None = None
+    size_mib: float | None = None
+    build_seconds: float | None = None
+    layers: dict[str, int] | None = None
+    passed: bool
+    sentence: str
+
+
 class Defect(Panel):
     """Pictures of one defective image: `image`, `mask`, `heat`; what the engine thinks of it, and whether it misses."""
 
@@ -195,6 +213,7 @@ class Report(_Part):
     export: dict[str, Any] = {}
     inspector: dict[str, Any] = {}
     artefacts: dict[str, Artefact] = {}
+    built: list[Built] = []
     nulls: dict[str, str] = {}
 
     @model_validator(mode="after")

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 from vss.core.config import Recipe
-from vss.core.errors import NotFinite
+from vss.core.errors import NotFinite, VssError
 from vss.deploy import Session, bench, bench_end_to_end, export
 from vss.deploy.backends import available, build_spec, inspected
+from vss.deploy.backends.trt_runner import read_about
 from vss.deploy.bench import noise, pinned
 from vss.deploy.quantize.precision import decide
 from vss.run import runner
 from vss.run.precision import PrecisionExporter, judge, refused
 from vss.run.project import Workspace, export_options
-from vss.run.report import TITLES, Engine, Timing
+from vss.run.report import TITLES, Beside, Engine, Timing
 from vss.run.runner import Json, StepResult
 from vss.train import checkpoint
 from vss.train.evaluate import engine_predictor
@@ -108,6 +109,53 @@ def time_engines(work: Workspace, references: Mapping[str, str]) -> Timing:
 
     after = ["engine-baseline", "engine-finetuned", *references]
     return work.do(Timing, "bench", "bench", after, [], measure, runner.machine())
+
+
+def built_beside(work: Workspace) -> list[Beside]:
+    """Engines of `build.also`: of both networks in every precision of the recipe, checked against their files and not
+    run."""
+    return [_beside(work, runtime, name) for runtime in work.recipe.build.also for name in TITLES]
+
+
+def _beside(work: Workspace, runtime: str, name: str) -> Beside:
+    backend, spec = available(runtime), build_spec(work.recipe.build, runtime)
+    kinds = ("fp32", *work.recipe.precision.kinds)
+
+    def make() -> Beside:
+        rows, files = [], list[str]()
+        for kind in kinds:
+            onnx = f"engine/{name}.onnx" if kind == "fp32" else f"engine/{name}.{kind}.onnx"
+            path = f"engine/{name}.{kind}.{backend.name}.engine"
+            row = {"name": TITLES[name], "runtime": backend.flavour.title, "precision": kind}
+            try:
+                backend.build(work.out / onnx, work.out / path, spec)
+            except VssError as error:
+                rows.append(row | {"passed": False, "sentence": str(error)})
+                continue
+            rows.append(row | _built(work.out / path, path))
+            files += [path, *(f"{path}{end}" for end in (".json", ".layers.json", ".sh"))]
+        failed = [row for row in rows if not row["passed"]]
+        detail = "; ".join(f"{row['precision']}: {row['sentence'].rstrip('.')}" for row in failed or rows)
+        return Beside(rows=rows, files=files, detail=detail, status="not passed" if failed else "ok")
+
+    after = [f"engine-{name}", *([f"precision-{name}"] if work.recipe.precision.kinds else [])]
+    return work.do(Beside, f"{backend.name}-{name}", "beside", after, [], make, backend.about()["version"])
+
+
+def _built(engine: Path, path: str) -> Json:
+    """The facts of an engine that was built and not run, as `vss.core.report.Built`."""
+    about = read_about(engine) or {}
+    return {
+        "version": about["tensorrt"],
+        "targets": about["targets"],
+        "file": path,
+        "sha256": about["sha256"],
+        "size_mib": about["bytes"] / 2**20,
+        "build_seconds": about["build_seconds"],
+        "layers": about["layers"],
+        "passed": all(check["passed"] for check in about["checks"]),
+        "sentence": "; ".join(check["sentence"] for check in about["checks"]),
+    }
 
 
 # -- other precisions -------------------------------------------------------------------------------------------------

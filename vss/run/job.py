@@ -21,7 +21,7 @@ from vss.deploy.bench import pinned
 from vss.deploy.export import writes_plugins
 from vss.prune import Statistics, find_groups
 from vss.run import pruning, runner
-from vss.run.engines import make_engine, opened, time_engines, typed_engines, unpruned
+from vss.run.engines import built_beside, make_engine, opened, time_engines, typed_engines, unpruned
 from vss.run.latency import LatencyGoal
 from vss.run.precision import read_list
 from vss.run.project import Project, Workspace
@@ -61,6 +61,10 @@ def run(
     if failed:
         verdicts = " ".join(f"Gate {check['what']} {check['sentence']}" for check in failed)
         raise GateFailed(f"{verdicts} See {out / 'report.html'}.")
+    for row in report.get("built", []):
+        if not row["passed"]:
+            named = f"{row['name']} {row['precision']} for {row['runtime']}"
+            raise GateFailed(f"{named}: {row['sentence'].rstrip('.')}. See {out / 'report.html'}.")
     return report
 
 
@@ -85,9 +89,11 @@ class Job(Workspace):
         extra = {title: self.reference(title, job) for title, job in references.items()}
         timing = time_engines(self, {title: engine.artefact["files"]["engine"] for title, (_, engine) in extra.items()})
         pictures, typed = self.panels(), typed_engines(self)
+        beside = built_beside(self)
         found = Found(
             train=train, pruned=pruned, finetuned=finetuned, control=control, scores=scores, engines=engines,
             gates=gates, timing=timing, pictures=pictures, references=extra, typed=typed,
+            beside=beside,
         )  # fmt: skip
         report = make_report(self, found)
         write_both(self, report)
@@ -279,12 +285,22 @@ def check_build(recipe: Recipe, *, here: bool) -> None:
         raise VssError("build.backend is torch, and a run builds engines; choose onnxruntime or tensorrt.")
     if of_tensorrt(backend) and build.threads is not None:
         raise VssError(f"build.threads is {build.threads} and means nothing to a TensorRT engine; leave it away.")
+    makers = [of_tensorrt(name) for name in (backend, *build.also)]
+    if build.targets and not any(maker and maker.flavour.targets for maker in makers):
+        raise VssError(
+            f"build.targets is {', '.join(build.targets)}, and {backend} builds for this machine; add tensorrt_rtx to "
+            "build.also, or leave the targets out."
+        )
     for name in (backend, *build.also):
         plan, runtime = build_spec(build, name).plan, of_tensorrt(name)
+        if runtime is None and name != backend:
+            raise VssError(f"build.also names {name}; expected tensorrt_rtx, or tensorrt where its GPU is.")
         if here:
             available(name)
         if here and runtime and plan:
             runtime.check_flags(plan)
+            if name == backend:
+                runtime.check_device(plan)
 
 
 def check_calibration(project: Project) -> None:

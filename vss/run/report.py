@@ -55,6 +55,14 @@ class Engine(StepResult):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Beside(StepResult):
+    """Engines of one network that were built and not run; `rows` as `vss.core.report.Built`."""
+
+    rows: list[Json]
+    files: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Timing(StepResult):
     """Engines in one interleaved run: alone and end to end; `noise` says why the times are no result."""
 
@@ -86,6 +94,7 @@ class Found:
     pictures: Pictures
     references: Mapping[str, tuple[Score, Engine]]
     typed: Json
+    beside: list[Beside]
 
 
 def make_report(work: Workspace, found: Found) -> Json:
@@ -115,6 +124,8 @@ def make_report(work: Workspace, found: Found) -> Json:
         "inspector": {title: engine.inspector for title, engine in engines.items() if engine.inspector},
         "artefacts": {title: sha256_artefact(work.out, engine.artefact) for title, engine in engines.items()},
     }
+    built = [row for each in found.beside for row in each.rows]
+    report |= {"built": built} if built else {}
     _add_precisions(report, found.typed, work)
     return report
 

@@ -140,7 +140,7 @@ def read_record(path: Path, kind: str, wanted: Mapping[str, type]) -> Json | Non
 
 VERSIONS = {
     "train": 1, "sparse": 1, "prune": 1, "finetune": 1, "evaluate": 1, "engine": 1, "gate": 2, "bench": 1, "panels": 1,
-    "precision": 2, "precision-bench": 1, "statistics": 1, "cell": 2,
+    "precision": 2, "precision-bench": 1, "beside": 1, "statistics": 1, "cell": 2,
 }  # fmt: skip
 """Kinds of steps, with the version of their results."""
 
@@ -148,6 +148,9 @@ FILES = ("model.checkpoint", "model.backbone_weights", "defect.split_file", "pre
 """Keys that name a file: its content counts, and not where it lies."""
 
 Reasons = dict[str, str]
+
+AHEAD = ("tensorrt_rtx", "rtx")
+"""Runtimes that build for GPUs elsewhere."""
 
 LABELS: Reasons = {
     "name": "a label of files and pages",
@@ -171,16 +174,17 @@ UNREAD: dict[str, Reasons] = {
     ),
     "sparse": _later("split eval_batch_size control panels finetune export precision build gate bench")
     | _later("prune.recalibrate prune.epochs_between prune.latency prune.budget.floor prune.budget.scope"),
-    "prune": _later("split eval_batch_size control panels precision gate bench"),
+    "prune": _later("split eval_batch_size control panels precision gate bench build.also"),
     "finetune": _later("split eval_batch_size control panels export precision build gate bench")
     | _through("sparse dmcp prune"),
     "evaluate": _later("control panels export precision build gate bench") | _through(MAKING),
-    "engine": _later("control panels precision gate bench") | _through(MAKING),
+    "engine": _later("control panels precision gate bench build.also") | _through(MAKING),
+    "beside": _later("control panels gate bench eval_batch_size split") | _through(MAKING),
     "gate": _later("panels precision bench") | _through(MAKING),
-    "bench": _later("control panels precision gate eval_batch_size") | _through(f"{MAKING} export"),
-    "panels": _later("control precision gate bench eval_batch_size") | _through(f"{MAKING} export"),
-    "precision": _later("panels bench") | _through(MAKING),
-    "precision-bench": _later("control panels gate eval_batch_size") | _through(f"{MAKING} export"),
+    "bench": _later("control panels precision gate eval_batch_size build.also") | _through(f"{MAKING} export"),
+    "panels": _later("control precision gate bench eval_batch_size build.also") | _through(f"{MAKING} export"),
+    "precision": _later("panels bench build.also") | _through(MAKING),
+    "precision-bench": _later("control panels gate eval_batch_size build.also") | _through(f"{MAKING} export"),
     "statistics": _later("split eval_batch_size control panels finetune sparse dmcp export precision build gate bench")
     | _later("prune.criterion prune.options prune.budget prune.steps prune.epochs_between prune.recalibrate")
     | _later("prune.latency"),
@@ -192,6 +196,8 @@ UNREAD: dict[str, Reasons] = {
 def unread(recipe: Recipe, kind: str) -> Reasons:
     """Keys of this recipe, with all that is below them, that do not matter for a step, with the reasons."""
     found = LABELS | UNREAD[kind]
+    if kind not in ("beside", "cell") and recipe.build.backend not in AHEAD:
+        found |= {"build.targets": "the runtime builds for this machine"}
     if kind not in ("prune", "sparse"):
         return found
     from vss.prune import CRITERIA  # brings torch: the driver and the workers of a sweep start without

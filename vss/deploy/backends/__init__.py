@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vss.core.config import BuildConfig
-from vss.core.errors import VssError, need, shown
+from vss.core.errors import VssError, need
 from vss.core.files import parse_json, read_text
 from vss.core.registry import Registry
 from vss.core.yaml12 import parse
@@ -59,12 +59,6 @@ def of_tensorrt(name: str) -> TensorRTBackend | None:
 
 def build_spec(config: BuildConfig, backend: str | None = None) -> BuildSpec:
     """What a recipe asks of its runtime, or of another `backend`; profiles of a TensorRT engine come from the file."""
-    makers = [of_tensorrt(name) for name in (config.backend, *config.also)]
-    if config.targets and not any(maker and maker.flavour.targets for maker in makers):
-        raise VssError(
-            f"--targets (build.targets) is {shown(list(config.targets))}, and build.backend {config.backend} builds "
-            "for this machine; choose --backend tensorrt_rtx, or leave it off."
-        )
     runtime = of_tensorrt(backend or config.backend)
     if runtime is None:
         return BuildSpec()

@@ -95,6 +95,19 @@ class TensorRTBackend:
             if flag not in known:
                 raise unknown(f"BuilderFlag of this {self.flavour.title}", flag, known)
 
+    def check_device(self, plan: BuildPlan) -> None:
+        """Refuse to score and time engines where their GPU is not."""
+        try:
+            device = Driver().device()
+        except EngineError as error:
+            raise VssError(
+                f"build.backend is {self.name}, and a run scores and times its engines: {error} To build them for GPUs "
+                f"that are not here, set build.also to [{self.name}] and leave build.backend as onnxruntime."
+            ) from error
+        here, targets = sm(device.capability), plan.targets or tuple(self.flavour.targets)
+        if targets and here not in targets:
+            raise VssError(f"build.targets is {', '.join(targets)} and a run uses {device}; add {here}.")
+
     def build(self, onnx: Path, out: Path, spec: BuildSpec) -> Path:
         """Build the engine `out`, for the GPU of this machine or for the targets of the plan; `named` gives it a name
         that tells both.

@@ -82,6 +82,7 @@ def context(report: Mapping[str, Any], root: Path) -> dict[str, Any]:
         "training": ("Training", lambda: curves(report)),
         "widths": ("Widths", lambda: _widths(report)),
         "latency": ("Latency", lambda: _latency(report)),
+        "built": ("Engines built, not run", lambda: _built(report)),
         "checks": ("Checks and details", lambda: _blocks(report, "checks", "gate", "export", "plan", "bench")),
         "locked": ("Locked layers", lambda: report.get("locked")),
         "steps": ("Steps", lambda: report.get("steps")),
@@ -196,6 +197,28 @@ def _latency(report: Mapping[str, Any]) -> dict[str, Any] | None:
     bars, noisy = _latency_bars(report), report.get("bench", {}).get("noise")
     stages = None if noisy else _stages(report.get("bench", {}))
     return {"bars": bars, "stages": stages, "noise": noisy} if bars or stages or noisy else None
+
+
+def _built(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Rows of engines that were built for GPUs elsewhere."""
+    rows = []
+    for row in report.get("built", []):
+        layers = row.get("layers") or {}
+        kinds = ", ".join(f"{count} {kind}" for kind, count in layers.items() if kind != "total")
+        rows.append(
+            {
+                "name": row["name"],
+                "precision": row["precision"],
+                "runtime": " ".join(filter(None, (row["runtime"], row.get("version")))),
+                "targets": ", ".join(row.get("targets") or []) or ("sm80 and newer" if row.get("file") else ""),
+                "layers": f"{layers['total']}: {kinds}" if layers else "",
+                "size": number(row["size_mib"], 2) if row.get("size_mib") is not None else "",
+                "sentence": row["sentence"],
+                "word": "as asked" if row["passed"] else "failed",
+                "tone": "good" if row["passed"] else "bad",
+            }
+        )
+    return rows
 
 
 def _stages(bench: Mapping[str, Any]) -> dict[str, Any] | None:
