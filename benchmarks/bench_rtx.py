@@ -34,7 +34,7 @@ from vss.core.files import read_json, sha256_file, write_json  # noqa: E402
 from vss.data.transforms import Preprocess  # noqa: E402
 from vss.deploy import BACKENDS, BuildPlan, BuildSpec, onnx_file, spans  # noqa: E402
 from vss.deploy.backends import available, inspected  # noqa: E402
-from vss.deploy.backends.trt import declared, default_folder  # noqa: E402
+from vss.deploy.backends.trt_plan import declared, default_folder  # noqa: E402
 from vss.deploy.backends.trt_runner import read_about  # noqa: E402
 from vss.deploy.profile.units import LAYERS, Graph, Shape  # noqa: E402
 from vss.deploy.quantize.layers import Net, read_onnx  # noqa: E402

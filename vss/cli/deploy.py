@@ -203,8 +203,7 @@ def build(
     """
     from vss.deploy import BuildPlan, BuildSpec, onnx_file
     from vss.deploy.backends import available, build_spec, of_tensorrt
-    from vss.deploy.backends.trt import declared, dry_commands
-    from vss.deploy.backends.trt_plan import TRTEXEC_FLAGS, spans
+    from vss.deploy.backends.trt_plan import TRTEXEC_FLAGS, declared, dry_commands, spans
 
     target_of(save)
     job = recipe_of(given)

@@ -26,22 +26,14 @@ from vss.core.files import atomic, sha256_file, write_json
 from vss.deploy import lint, onnx_file
 from vss.deploy.backends import trt_aot, trt_child
 from vss.deploy.backends.base import BuildSpec, Session
-from vss.deploy.backends.trt_device import Device, Driver, EngineError
+from vss.deploy.backends.trt_device import Device, Driver, EngineError, sm
 from vss.deploy.backends.trt_flavour import TENSORRT, TENSORRT_RTX, Flavour
 from vss.deploy.backends.trt_layers import check_ends, check_types, convolutions, parse_layers, summary
-from vss.deploy.backends.trt_plan import ADDED, OPTIONS, BuildPlan, commands, spans
-from vss.deploy.backends.trt_runner import KIND, SCHEMA, sm
+from vss.deploy.backends.trt_plan import ADDED, OPTIONS, VERSION, BuildPlan, commands, complete
+from vss.deploy.backends.trt_runner import KIND, SCHEMA
 
 LOG = logging.getLogger(__name__)
-VERSION = "{version}"
-"""Stands for the version of TensorRT in the name of a timing cache until the build says it."""
 AHEAD_OF_TIME = frozenset({trt_aot.NAME})
-
-
-def default_folder() -> Path:
-    """Where timing caches are kept: VSS_CACHE, or vss in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("VSS_CACHE") or Path(base) / "vss") / "timing"
 
 
 class TensorRTBackend:
@@ -327,34 +319,6 @@ def failed_checks(engine: Path) -> list[str]:
 
     checks = (read_about(engine) or {}).get("checks", [])
     return [f"{check['what']}: {check['sentence']}" for check in checks if not check["passed"]]
-
-
-def dry_commands(plan: BuildPlan, onnx: Path, out: Path, flavour: Flavour) -> dict[str, str]:
-    """The shell commands of a plan without a GPU or TensorRT: what `build` would write beside the engine."""
-    cache = None if flavour.targets else plan.timing_cache or default_folder() / "timing.cache"
-    return commands(plan, onnx, out, cache, flavour)
-
-
-def complete(plan: BuildPlan, model: Any, device: Device | None) -> BuildPlan:
-    """The plan with what was left to us: one profile for free dimensions, the timing cache of this device."""
-    changes: dict[str, Any] = {}
-    if not plan.profiles:
-        changes["profiles"] = (spans(declared(model)),)
-    if plan.timing_cache is None and device is not None:
-        changes["timing_cache"] = (
-            default_folder() / f"{folder_name(device.name)}-{sm(device.capability)}-trt{VERSION}.cache"
-        )
-    return plan.model_copy(update=changes)
-
-
-def declared(model: Any) -> dict[str, list[int | str]]:
-    """Input name -> dims, int or symbol."""
-    constants = {each.name for each in model.graph.initializer}
-    return {
-        value.name: [dim.dim_value or dim.dim_param or "?" for dim in value.type.tensor_type.shape.dim]
-        for value in model.graph.input
-        if value.name not in constants
-    }
 
 
 def _refuse_findings(onnx: Path, model: Any, names: set[str]) -> None:

@@ -9,7 +9,7 @@ import ctypes
 import importlib
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,6 +36,11 @@ class Device:
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "capability": list(self.capability), "memory_mib": self.memory_mib}
+
+
+def sm(capability: Sequence[int]) -> str:
+    """A compute capability as targets are called: (8, 9) is sm89."""
+    return f"sm{capability[0]}{capability[1]}"
 
 
 class Driver:

@@ -6,6 +6,7 @@ in the enums of the TensorRT that is installed, so that nothing here knows which
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from vss.core.config import TensorRTConfig
+from vss.core.environment import folder_name
 from vss.core.errors import VssError
+from vss.deploy.backends.trt_device import Device, sm
 from vss.deploy.backends.trt_flavour import Flavour
 
 Shape = tuple[int, ...]
@@ -36,6 +39,8 @@ OPTIONS = {
 """Field of `TensorRTConfig` -> option of `vss build` and `vss lut build`."""
 ADDED = {"targets": "--targets (build.targets)", "timing_cache": "--timing-cache", "aot": "--aot-ptx"}
 """Field that `BuildPlan` adds -> its option."""
+VERSION = "{version}"
+"""Stands for the version of TensorRT in the name of a timing cache until the build says it."""
 TRTEXEC_FLAGS = {  # BuilderFlag -> option of trtexec and of polygraphy
     "SPARSE_WEIGHTS": ("--sparsity=enable", "--sparse-weights"),
     "REFIT": ("--refit", "--refittable"),
@@ -204,3 +209,37 @@ def _limits(plan: BuildPlan, timing_cache: Path | None) -> Iterator[tuple[list[s
             yield [first], [second]
     for library in plan.plugins:
         yield [f"--staticPlugins={library}"], ["--plugins", str(library)]
+
+
+def default_folder() -> Path:
+    """Where timing caches are kept: VSS_CACHE, or vss in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("VSS_CACHE") or Path(base) / "vss") / "timing"
+
+
+def dry_commands(plan: BuildPlan, onnx: Path, out: Path, flavour: Flavour) -> dict[str, str]:
+    """The shell commands of a plan without a GPU or TensorRT: what `build` would write beside the engine."""
+    cache = None if flavour.targets else plan.timing_cache or default_folder() / "timing.cache"
+    return commands(plan, onnx, out, cache, flavour)
+
+
+def complete(plan: BuildPlan, model: Any, device: Device | None) -> BuildPlan:
+    """The plan with what was left to us: one profile for free dimensions, the timing cache of this device."""
+    changes: dict[str, Any] = {}
+    if not plan.profiles:
+        changes["profiles"] = (spans(declared(model)),)
+    if plan.timing_cache is None and device is not None:
+        changes["timing_cache"] = (
+            default_folder() / f"{folder_name(device.name)}-{sm(device.capability)}-trt{VERSION}.cache"
+        )
+    return plan.model_copy(update=changes)
+
+
+def declared(model: Any) -> dict[str, list[int | str]]:
+    """Input name -> dims, int or symbol."""
+    constants = {each.name for each in model.graph.initializer}
+    return {
+        value.name: [dim.dim_value or dim.dim_param or "?" for dim in value.type.tensor_type.shape.dim]
+        for value in model.graph.input
+        if value.name not in constants
+    }

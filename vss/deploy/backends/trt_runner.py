@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 if __package__:
-    from .trt_device import Device, Driver, EngineError, Memory, own_memory
+    from .trt_device import Device, Driver, EngineError, Memory, own_memory, sm
     from .trt_flavour import FLAVOURS, TENSORRT, Flavour
 else:  # in a bundle, or in the process of a build
     from trt_device import (  # type: ignore[no-redef]
@@ -33,6 +33,7 @@ else:  # in a bundle, or in the process of a build
         EngineError,
         Memory,
         own_memory,
+        sm,
     )
     from trt_flavour import FLAVOURS, TENSORRT, Flavour  # type: ignore[no-redef]
 
@@ -61,11 +62,6 @@ def load_tensorrt(flavour: Flavour = TENSORRT) -> Any:
         known = " or ".join(map(str, flavour.majors))
         raise EngineError(f"{flavour.title} {trt.__version__} is installed; expected {known}: {flavour.install}.")
     return trt
-
-
-def sm(capability: Sequence[int]) -> str:
-    """A compute capability as targets are called: (8, 9) is sm89."""
-    return f"sm{capability[0]}{capability[1]}"
 
 
 def read_about(path: Path) -> dict[str, Any] | None:
