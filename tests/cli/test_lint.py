@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from tests.deploy.lint_planted import PLANTED
 from vss.cli.main import main
 
 
@@ -48,6 +49,20 @@ def test_a_declared_plugin_is_no_error(
 ) -> None:
     assert lint(monkeypatch, foreign, "--plugin-op", "Swirl") == 0
     assert "0 errors, 0 warnings" in capsys.readouterr().out
+
+
+def test_an_error_of_the_other_backend_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, figures = tmp_path / "reduced.onnx", tmp_path / "figures.json"
+    onnx.save(PLANTED["scatter_elements"][2](), str(path))
+    assert lint(monkeypatch, path, "--backend", "tensorrt") == 0
+    assert "0 errors, 0 warnings" in capsys.readouterr().out
+    assert lint(monkeypatch, path, "--report", figures) == lint(monkeypatch, path, "--backend", "tensorrt_rtx") == 1
+    said = capsys.readouterr()
+    assert "rtx: refused" in said.out and "(TensorRT rtx)" in said.err
+    assert json.loads(figures.read_text())["findings"][0]["flavours"] == {"rtx": "refused"}
+    assert lint(monkeypatch, path, "--backend", "onnxruntime") == 2
 
 
 def test_no_onnx_is_exit_code_2(

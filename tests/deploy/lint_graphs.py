@@ -44,8 +44,8 @@ def one(op: str, *, extra: dict[str, np.ndarray] | None = None, inputs: tuple[st
 
 def resize(**attributes: Any) -> Case:
     scales = np.array([1, 1, 2, 2], np.float32)
-    out = (F32, ["batch", 4, 16, 16])
-    return one("Resize", extra={"s": scales}, inputs=("", "s"), out=out, **{"mode": "linear"} | attributes)
+    own = {"mode": "linear", "out": (F32, ["batch", 4, 16, 16])}
+    return one("Resize", extra={"s": scales}, inputs=("", "s"), **own | attributes)
 
 
 def cast(source: int, target: int) -> Case:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.progress import Progress
@@ -295,22 +296,32 @@ def _sizes(text: str | None) -> list[tuple[int, int]] | None:
 def lint(
     onnx: Annotated[Path, Argument(help="ONNX file, from here or from elsewhere")],
     plugin_op: Annotated[list[str] | None, Option(help="further op that a TensorRT plugin implements")] = None,
+    backend: Annotated[
+        Literal["tensorrt", "tensorrt_rtx"] | None, Option(help="what will build it; without it, either may")
+    ] = None,
     report: ReportFile = None,
 ) -> None:
-    """Check an ONNX file against TensorRT's rules, those of quantisation too.
+    """Check an ONNX file against the rules of TensorRT 10, TensorRT 11 and TensorRT for RTX, those of quantisation too.
 
     Exit code 1 where an error is among the findings.
     """
     from vss.deploy import lint as judge
 
-    found = judge.lint(onnx, plugins=(*judge.PLUGINS, *(plugin_op or [])))
-    rows = judge.rows(found)
+    flavours = {None: judge.FLAVOURS, "tensorrt": ("10", "11"), "tensorrt_rtx": ("rtx",)}[backend]
+    found = judge.lint(onnx, plugins=(*judge.PLUGINS, *(plugin_op or [])), flavours=flavours)
+    rows = [asdict(finding) for finding in found]
     errors = sum(finding.severity == "error" for finding in found)
     if rows:
-        heads = {"rule": "rule", "severity": "severity", "node": "node", "detail": "what is there", "reason": "why",
-                 "fix": "fix"}  # fmt: skip
-        print_table([{"name": row["rule"], **row} for row in rows], heads)
+        heads = {"rule": "rule", "severity": "severity", "does": "TensorRT", "node": "node", "detail": "what is there",
+                 "reason": "why", "fix": "fix"}  # fmt: skip
+        print_table([{"name": row["rule"], "does": _by_flavour(row["flavours"]), **row} for row in rows], heads)
     out.print(f"{onnx}: {errors} errors, {len(found) - errors} warnings")
     write_figures(report, "vss.lint", {"onnx": str(onnx), "errors": errors, "findings": rows})
     if errors:
         raise GateFailed(f"TensorRT would not build {onnx}: {found[0]}")
+
+
+def _by_flavour(does: dict[str, str]) -> str:
+    """10, 11: refused; rtx: warning."""
+    kinds = {kind: ", ".join(name for name, each in does.items() if each == kind) for kind in does.values()}
+    return "; ".join(f"{names}: {kind}" for kind, names in kinds.items())

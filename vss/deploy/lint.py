@@ -6,29 +6,24 @@ biases in floating point, and quantisation placed so that layers fuse (developer
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
-from vss.deploy.lint_rules import RULES, Found, Rule, Severity
-from vss.deploy.onnx_file import PLUGINS, View, label, look
+from vss.deploy.lint_rules import FLAVOURS, FLOAT16, INT32, LETTERS, RULES, Found, Rule, nodes, type_name
+from vss.deploy.onnx_file import PLUGINS, View, look
 
-__all__ = ["PLUGINS", "QUANT_RULES", "Finding", "lint", "rows"]
+__all__ = ["FLAVOURS", "PLUGINS", "QUANT_RULES", "Finding", "lint"]
 
-INT8_LIKE = {3: "int8", 17: "float8e4m3fn", 22: "int4"}  # onnx.TensorProto types that TensorRT quantises to
+INT8_LIKE = (3, 17, 22)  # onnx.TensorProto: int8, float8e4m3fn and int4, which TensorRT quantises to
 CONVOLUTIONS = {"Conv": 0, "ConvTranspose": 1}  # axis of the output channels in the weight
 NORMALISING = (
     "BatchNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization", "LpNormalization",
     "ReduceMean", "ReduceL2", "ReduceSumSquare", "Softmax", "LogSoftmax", "Sqrt", "Pow", "Div", "Reciprocal",
 )  # fmt: skip
-FLOAT16, INT32 = 10, 6
 Q, DQ = "QuantizeLinear", "DequantizeLinear"
-
-
-def _name(view: View, node: Any) -> str:
-    return label(node) if node.name else f"{node.op_type} of {node.input[0]}"
 
 
 def _dq(view: View, tensor: str) -> Any | None:
@@ -37,13 +32,11 @@ def _dq(view: View, tensor: str) -> Any | None:
     return node if node is not None and node.op_type == DQ else None
 
 
-def _of_constant(view: View, dq: Any) -> bool:
-    """Whether a DequantizeLinear holds a weight: an integer constant, or a quantised constant."""
-    source = dq.input[0]
-    maker = view.producer.get(source)
-    if maker is not None and maker.op_type == Q:
-        source = maker.input[0]
-    return source in view.constants
+def _of_constant(view: View, node: Any) -> bool:
+    """Whether a node of Q or DQ holds a weight: a constant, or a quantised constant."""
+    maker = view.producer.get(node.input[0])
+    source = maker if node.op_type == DQ and maker is not None and maker.op_type == Q else node
+    return source.input[0] in view.constants
 
 
 def _quantised_type(view: View, node: Any) -> int:
@@ -55,139 +48,118 @@ def _quantised_type(view: View, node: Any) -> int:
     return view.attribute(node, "output_dtype", 0) or 2
 
 
-def _zero_point(view: View) -> Found:
-    for node in view.of(Q, DQ):
-        if len(node.input) > 2 and node.input[2]:
-            value = view.constant(node.input[2])
-            if value is None:
-                yield _name(view, node), f"{node.op_type} with a zero point that is computed"
-            elif np.any(value.astype(np.float32) != 0):
-                yield _name(view, node), f"{node.op_type} with zero point {_sample(value)}"
+@nodes(Q, DQ)
+def _zero_point(view: View, node: Any) -> str:
+    if len(node.input) < 3 or not node.input[2]:
+        return ""
+    value = view.constant(node.input[2])
+    if value is None:
+        return f"{node.op_type} with a zero point that is computed"
+    return f"{node.op_type} with zero point {_sample(value)}" if np.any(value.astype(np.float32) != 0) else ""
 
 
-def _type(view: View) -> Found:
-    for node in view.of(Q, DQ):
-        kind = _quantised_type(view, node)
-        if kind not in (0, INT32) and kind not in INT8_LIKE:
-            yield _name(view, node), f"{node.op_type} with {view.onnx.TensorProto.DataType.Name(kind)}"
+@nodes(Q, DQ)
+def _type(view: View, node: Any) -> str:
+    kind = _quantised_type(view, node)
+    return "" if kind in (0, INT32, *INT8_LIKE) else f"{node.op_type} with {type_name(view, kind)}"
 
 
-def _bias(view: View) -> Found:
-    for node in view.of(DQ):
-        if _quantised_type(view, node) == INT32:
-            yield _name(view, node), "an int32 bias behind DequantizeLinear"
+@nodes(DQ)
+def _bias(view: View, node: Any) -> str:
+    return "an int32 bias behind DequantizeLinear" if _quantised_type(view, node) == INT32 else ""
 
 
-def _scale_constant(view: View) -> Found:
-    for node in view.of(Q, DQ):
-        if view.constant(node.input[1]) is None:
-            yield _name(view, node), f"{node.op_type} with a scale that is computed"
+@nodes(Q, DQ)
+def _scale_constant(view: View, node: Any) -> str:
+    return "" if node.input[1] in view.constants else f"{node.op_type} with a scale that is computed"
 
 
-def _scale_value(view: View) -> Found:
-    for node in view.of(Q, DQ):
+def _scale_value(wrong: Callable[[np.ndarray], np.ndarray]) -> Callable[[View], Found]:
+    @nodes(Q, DQ)
+    def find(view: View, node: Any) -> str:
         scale = view.constant(node.input[1])
-        if scale is None:
-            continue
-        values = scale.astype(np.float64)
-        if not np.all(np.isfinite(values) & (values > 0)):
-            worst = values[~(np.isfinite(values) & (values > 0))]
-            yield _name(view, node), f"{node.op_type} with scale {worst.flat[0]}"
+        values = [] if scale is None else scale[wrong(scale)].flatten()
+        return f"{node.op_type} with scale {float(values[0])}" if len(values) else ""
+
+    return find
 
 
-def _activation_scale(view: View) -> Found:
-    for node in view.of(Q, DQ):
-        scale = view.constant(node.input[1])
-        constant = node.input[0] in view.constants if node.op_type == Q else _of_constant(view, node)
-        if scale is not None and scale.size > 1 and not constant:
-            yield _name(view, node), f"{node.op_type} of an activation with {scale.size} scales"
+@nodes(Q, DQ)
+def _activation_scale(view: View, node: Any) -> str:
+    scale = view.constant(node.input[1])
+    many = scale is not None and scale.size > 1 and not _of_constant(view, node)
+    return f"{node.op_type} of an activation with {scale.size} scales" if scale is not None and many else ""
 
 
-def _weights(view: View) -> Iterator[tuple[Any, Any]]:
-    """(convolution, DequantizeLinear of its weight)."""
-    for node in view.of(*CONVOLUTIONS):
-        dq = _dq(view, node.input[1])
-        if dq is not None:
-            yield node, dq
+@nodes(*CONVOLUTIONS)
+def _weight_axis(view: View, node: Any) -> str:
+    scale, axis, _ = _scales(view, node)
+    return f"weight scales along axis {axis}" if scale > 1 and axis != CONVOLUTIONS[node.op_type] else ""
 
 
-def _weight_axis(view: View) -> Found:
-    for node, dq in _weights(view):
-        scale = view.constant(dq.input[1])
-        axis = view.attribute(dq, "axis", 1)
-        if scale is not None and scale.size > 1 and axis != CONVOLUTIONS[node.op_type]:
-            yield label(node), f"weight scales along axis {axis}"
+@nodes(*CONVOLUTIONS)
+def _weight_count(view: View, node: Any) -> str:
+    scales, _, channels = _scales(view, node)
+    return f"{scales} scales for {channels} channels" if scales > 1 and channels not in (None, scales) else ""
 
 
-def _weight_count(view: View) -> Found:
-    for _, dq in _weights(view):
-        scale, shape = view.constant(dq.input[1]), view.shapes.get(dq.input[0])
-        axis = view.attribute(dq, "axis", 1)
-        if scale is None or scale.size < 2 or shape is None or axis >= len(shape):
-            continue
-        if shape[axis] is not None and shape[axis] != scale.size:
-            yield _name(view, dq), f"{scale.size} scales for {shape[axis]} channels"
+def _scales(view: View, node: Any) -> tuple[int, int, int | None]:
+    """Of a convolution's quantised weight: number of scales (0 where there are none), axis, length along it."""
+    dq = _dq(view, node.input[1])
+    scale = view.constant(dq.input[1]) if dq is not None else None
+    if dq is None or scale is None:
+        return 0, 0, None
+    axis, shape = view.attribute(dq, "axis", 1), view.shapes.get(dq.input[0]) or []
+    return scale.size, axis, shape[axis] if axis < len(shape) else None
 
 
-def _half_quantised(view: View) -> Found:
-    for node in view.of(*CONVOLUTIONS):
-        image, weight = (_dq(view, name) is not None for name in node.input[:2])
-        if image != weight:
-            yield label(node), f"{node.op_type} with only its {'input' if image else 'weight'} quantised"
+@nodes(*CONVOLUTIONS)
+def _half_quantised(view: View, node: Any) -> str:
+    image, weight = (_dq(view, name) is not None for name in node.input[:2])
+    return f"{node.op_type} with only its {'input' if image else 'weight'} quantised" if image != weight else ""
 
 
-def _unmatched(view: View) -> Found:
-    for node in view.of(Q):
-        readers = view.consumers.get(node.output[0], [])
-        if not readers or any(reader.op_type != DQ for reader in readers):
-            other = next((reader.op_type for reader in readers if reader.op_type != DQ), "nothing")
-            yield _name(view, node), f"an int8 tensor that {other} reads"
+@nodes(Q)
+def _unmatched(view: View, node: Any) -> str:
+    readers = [reader.op_type for reader in view.consumers.get(node.output[0], [])] or ["nothing"]
+    return next((f"an int8 tensor that {reader} reads" for reader in readers if reader != DQ), "")
 
 
-def _add(view: View) -> Found:
-    for node in view.of("Add"):
-        if all(_dq(view, name) is not None for name in node.input):
-            yield label(node), "Add with both inputs dequantised"
+@nodes("Add")
+def _add(view: View, node: Any) -> str:
+    return "Add with both inputs dequantised" if all(_dq(view, name) is not None for name in node.input) else ""
 
 
-def _concat(view: View) -> Found:
-    for node in view.of("Concat"):
-        makers = [maker for name in node.input if (maker := _dq(view, name)) is not None]
-        if not makers:
-            continue
-        if len(makers) < len(node.input):
-            yield label(node), f"{len(makers)} of {len(node.input)} inputs quantised"
-            continue
-        scales = {_sample(view.constant(maker.input[1])) for maker in makers}
-        if len(scales) > 1:
-            yield label(node), f"inputs with scales {', '.join(sorted(scales))}"
+@nodes("Concat")
+def _concat(view: View, node: Any) -> str:
+    makers = [maker for name in node.input if (maker := _dq(view, name)) is not None]
+    if makers and len(makers) < len(node.input):
+        return f"{len(makers)} of {len(node.input)} inputs quantised"
+    scales = {_sample(view.constant(maker.input[1])) for maker in makers}
+    return f"inputs with scales {', '.join(sorted(scales))}" if len(scales) > 1 else ""
 
 
-def _resize(view: View) -> Found:
-    for node in view.of("Resize", "MaxPool"):
-        dq = _dq(view, node.input[0])
-        if dq is None:
-            continue
-        readers = view.consumers.get(node.output[0], [])
-        quantised = [reader for reader in readers if reader.op_type == Q]
-        if not quantised or len(quantised) != len(readers):
-            yield label(node), f"{node.op_type} with a dequantised input and an output that stays floating point"
-        elif {_sample(view.constant(r.input[1])) for r in quantised} != {_sample(view.constant(dq.input[1]))}:
-            yield label(node), f"{node.op_type} between two different scales"
+@nodes("Resize", "MaxPool")
+def _resize(view: View, node: Any) -> str:
+    dq, readers = _dq(view, node.input[0]), view.consumers.get(node.output[0], [])
+    if dq is None:
+        return ""
+    if not readers or any(reader.op_type != Q for reader in readers):
+        return f"{node.op_type} with a dequantised input and an output that stays floating point"
+    same = {_sample(view.constant(each.input[1])) for each in readers} == {_sample(view.constant(dq.input[1]))}
+    return "" if same else f"{node.op_type} between two different scales"
 
 
-def _normalisation(view: View) -> Found:
-    for node in view.of(*NORMALISING):
-        if any(_dq(view, name) is not None for name in node.input):
-            yield label(node), f"{node.op_type} on a dequantised tensor"
+@nodes(*NORMALISING)
+def _normalisation(view: View, node: Any) -> str:
+    after = any(_dq(view, name) is not None for name in node.input)
+    return f"{node.op_type} on a dequantised tensor" if after else ""
 
 
-def _half_opset(view: View) -> Found:
-    if view.opset >= 19:
-        return
-    for node in view.of(Q, DQ):
-        if view.type_of(node.input[1]) == FLOAT16:
-            yield _name(view, node), f"a float16 scale at opset {view.opset}"
+@nodes(Q, DQ)
+def _half_opset(view: View, node: Any) -> str:
+    half = view.opset < 19 and view.type_of(node.input[1]) == FLOAT16
+    return f"a float16 scale at opset {view.opset}" if half else ""
 
 
 def _sample(value: np.ndarray | None) -> str:
@@ -198,37 +170,37 @@ def _sample(value: np.ndarray | None) -> str:
     return f"{flat[0]:.6g}" if flat.size == 1 else f"{flat[0]:.6g} and {flat.size - 1} more"
 
 
+NAMED_ILLEGAL = "; TensorRT 10 names it illegal, RTX 1.7 builds it, with an accuracy that nobody has measured"
 QUANT_RULES: tuple[Rule, ...] = (
-    Rule(
-        "q_zero_point", "error", "TensorRT quantises symmetrically", "quantise with symmetric=True, zero point 0",
-        _zero_point,
-    ),
-    Rule(
-        "q_type", "error", "TensorRT quantises to int8, int4 and float8 only", "quantise to int8, and say it by a zero "
-        "point or output_dtype: without either ONNX means uint8", _type,
-    ),
-    Rule("q_bias", "error", "TensorRT keeps biases in floating point", "leave biases out of quantisation", _bias),
-    Rule("q_scale_constant", "error", "scales must be build-time constants", "store it as an initializer",
+    Rule("q_zero_point", "EEE", "TensorRT quantises symmetrically", "quantise with symmetric=True, zero point 0",
+         _zero_point),
+    Rule("q_type", "EEO", "TensorRT quantises to int8, int4 and float8 only", "quantise to int8, and say it by a zero "
+         "point or output_dtype: without either ONNX means uint8", _type),
+    Rule("q_bias", "EEE", "TensorRT keeps biases in floating point", "leave biases out of quantisation", _bias),
+    Rule("q_scale_constant", "EWW", "scales must be build-time constants" + NAMED_ILLEGAL, "store it as an initializer",
          _scale_constant),
-    Rule("q_scale_value", "error", "a scale is a positive finite number", "calibrate that layer again, or leave it in "
-         "floating point", _scale_value),
-    Rule("q_activation_scale", "error", "activations have one scale each", "quantise activations per tensor",
-         _activation_scale),
-    Rule("q_weight_axis", "error", "weights have one scale per output channel: axis 0 of Conv, axis 1 of ConvTranspose",
-         "quantise along that axis", _weight_axis),
-    Rule("q_scale_count", "error", "there is one scale per output channel", "quantise the weight again", _weight_count),
-    Rule("q_unmatched", "error", "an int8 tensor is read by DequantizeLinear alone", "put Q and DQ in pairs",
-         _unmatched),
-    Rule("q_half_opset", "error", "float16 scales exist from opset 19 on", "export with opset 20", _half_opset),
-    Rule("q_half_quantised", "warning", "the layer runs in floating point and pays for the conversion",
+    Rule("q_scale_value", "EEE", "a scale is a positive number", "calibrate that layer again, or leave it in floating "
+         "point", _scale_value(lambda scale: ~(scale > 0))),
+    Rule("q_scale_infinite", "OOO", "a scale is a finite number", "calibrate that layer again, or leave it in floating "
+         "point", _scale_value(np.isposinf)),
+    Rule("q_activation_scale", "EWW", "activations have one scale each" + NAMED_ILLEGAL,
+         "quantise activations per tensor", _activation_scale),
+    Rule("q_weight_axis", "EWW", "weights have one scale per output channel: axis 0 of Conv, axis 1 of ConvTranspose"
+         + NAMED_ILLEGAL, "quantise along that axis", _weight_axis),
+    Rule("q_scale_count", "EEE", "there is one scale per output channel", "quantise the weight again", _weight_count),
+    Rule("q_unmatched", "EWW", "an int8 tensor is read by DequantizeLinear alone" + NAMED_ILLEGAL,
+         "put Q and DQ in pairs", _unmatched),
+    Rule("q_half_opset", "EWW", "float16 scales exist from opset 19 on" + NAMED_ILLEGAL, "export with opset 20",
+         _half_opset),
+    Rule("q_half_quantised", "WWW", "the layer runs in floating point and pays for the conversion",
          "quantise both or neither", _half_quantised),
-    Rule("q_add", "warning", "Conv + Add + ReLU fuses only when the skip branch alone is quantised",
+    Rule("q_add", "WW-", "Conv + Add + ReLU fuses only when the skip branch alone is quantised",
          "take Q and DQ off the branch that comes from the convolution", _add),
-    Rule("q_concat", "warning", "every input is requantised on the way in", "give all inputs of a concat one scale",
+    Rule("q_concat", "WWW", "every input is requantised on the way in", "give all inputs of a concat one scale",
          _concat),
-    Rule("q_resize", "warning", "the layer runs in floating point or requantises", "use the input's scale after it as "
+    Rule("q_resize", "WWW", "the layer runs in floating point or requantises", "use the input's scale after it as "
          "well, or take Q and DQ off both sides", _resize),
-    Rule("q_normalisation", "warning", "normalisation (FeatureNorm too) loses accuracy in int8 and is not faster",
+    Rule("q_normalisation", "WWW", "normalisation (FeatureNorm too) loses accuracy in int8 and is not faster",
          "leave it in floating point", _normalisation),
 )  # fmt: skip
 
@@ -236,31 +208,42 @@ QUANT_RULES: tuple[Rule, ...] = (
 @dataclass(frozen=True)
 class Finding:
     """One place: `node` is the name of a node or tensor, `detail` what is there, `reason` why it matters, `fix` what
-    to do. An "error" keeps TensorRT from building the file; a "warning" costs time, memory or accuracy."""
+    to do, `flavours` what each flavour of TensorRT does (`LETTERS`). An "error" keeps one of them from building the
+    file, or makes it build another one than the file says; a "warning" costs time, memory or accuracy."""
 
     rule: str
-    severity: Severity
+    severity: Literal["error", "warning"]
     node: str
     detail: str
     reason: str
     fix: str
+    flavours: dict[str, str]
 
     def __str__(self) -> str:
-        return f"{self.node}: {self.detail}: {self.reason}; {self.fix}."
+        where = "" if len(self.flavours) == len(FLAVOURS) else f" (TensorRT {', '.join(self.flavours)})"
+        return f"{self.node}: {self.detail}: {self.reason}; {self.fix}{where}."
 
 
-def lint(model: Any, *, plugins: Sequence[str] = PLUGINS) -> list[Finding]:
-    """Check a path or ModelProto against every rule, errors first; `plugins` are op types that TensorRT plugins will
-    implement, whatever their domain.
+def lint(
+    model: Any,
+    *,
+    plugins: Sequence[str] = PLUGINS,
+    flavours: Sequence[str] = FLAVOURS,
+    targets: Sequence[str] = (),
+) -> list[Finding]:
+    """Check a path or ModelProto against every rule of these flavours of TensorRT, errors first.
+
+    Args:
+        plugins: op types that TensorRT plugins will implement, whatever their domain.
+        flavours: of "10", "11" and "rtx"; an error is one for any of them.
+        targets: GPUs to build for, such as "sm86", where they are known.
     """
     view = look(model, plugins=plugins)
-    found = [
-        Finding(rule.name, rule.severity, node, detail, rule.reason, rule.fix)
-        for rule in (*RULES, *QUANT_RULES)
-        for node, detail in rule.find(view)
-    ]
+    view.targets = tuple(targets)
+    found = []
+    for rule in (*RULES, *QUANT_RULES):
+        does = rule.does(flavours)
+        severity: Literal["error", "warning"] = "warning" if set(does.values()) == {LETTERS["W"]} else "error"
+        for node, detail in rule.find(view) if does else ():
+            found.append(Finding(rule.name, severity, node, detail, rule.reason, rule.fix, does))
     return sorted(found, key=lambda finding: finding.severity != "error")
-
-
-def rows(findings: Sequence[Finding]) -> list[dict[str, str]]:
-    return [asdict(finding) for finding in findings]

@@ -163,6 +163,7 @@ class View:
         producer, consumers: tensor name -> the node that makes it, the nodes that read it.
         types, shapes: tensor name -> element type (onnx.TensorProto), list of int or None per dimension; where known.
         functions: names of the local functions; plugins: names of the plugins that TensorRT will have.
+        targets: GPUs that an engine is for, such as "sm86"; fault: what ONNX's own inference refuses, "" for nothing.
     """
 
     onnx: Any
@@ -176,10 +177,13 @@ class View:
     types: dict[str, int] = field(default_factory=dict)
     shapes: dict[str, list[int | None]] = field(default_factory=dict)
     functions: frozenset[str] = frozenset()
+    targets: tuple[str, ...] = ()
+    fault: str = ""
 
     def of(self, *ops: str) -> Iterator[Any]:
-        """The nodes of these types in the standard domain."""
-        return (node for node in self.nodes if node.op_type in ops and node.domain in ("", "ai.onnx"))
+        """The nodes of the standard domain, of these types where some are named."""
+        standard = (node for node in self.nodes if node.domain in ("", "ai.onnx"))
+        return (node for node in standard if not ops or node.op_type in ops)
 
     def attribute(self, node: Any, name: str, default: Any) -> Any:
         """Value of an attribute; text as str."""
@@ -220,13 +224,17 @@ def look(model: Any, *, plugins: Sequence[str] = PLUGINS) -> View:
 
 
 def _infer(view: View) -> None:
-    """Types and shapes as far as shape inference gets; what it cannot know stays unknown."""
+    """Types and shapes as far as shape inference gets; what it cannot know stays unknown, what it refuses is kept."""
     inference = view.onnx.shape_inference
+    errors = (inference.InferenceError, view.onnx.checker.ValidationError, ValueError, RuntimeError)
     try:
-        inferred = inference.infer_shapes(view.model, data_prop=True)
-    except (inference.InferenceError, view.onnx.checker.ValidationError, ValueError, RuntimeError):
-        # one bad node: what the file itself declares is still there
-        inferred = view.model
+        inferred = inference.infer_shapes(view.model, check_type=True, strict_mode=True, data_prop=True)
+    except errors as error:
+        view.fault = one_line(str(error))
+        try:
+            inferred = inference.infer_shapes(view.model, data_prop=True)
+        except errors:  # one bad node: what the file itself declares is still there
+            inferred = view.model
     graph = inferred.graph
     for value in (*graph.input, *graph.output, *graph.value_info):
         tensor = value.type.tensor_type
