@@ -108,7 +108,7 @@ def test_an_error_of_one_flavour_stops_no_other_one() -> None:
     assert errors(attention, "10", "11") == [] and errors(attention, "rtx") == ["rtx_op"]
     assert lint(PLANTED["cast_uint8"][2](), flavours=["rtx"])[0].rule == "int64_io"
     found = named(lint(attention, flavours=["11", "rtx"]), "rtx_op")[0]
-    assert found.flavours == {"rtx": "refused"} and str(found).endswith("before the export (TensorRT rtx).")
+    assert found.flavours == {"rtx": "refused"} and str(found).endswith("before the export (TensorRT for RTX).")
 
 
 def test_float8_is_judged_by_the_targets() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from pathlib import Path
 
 import onnx
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from tests.deploy import lint_table
 from tests.deploy.lint_planted import CLEAN, NOT_BUILT
 from tests.deploy.real_parser import CRASH, Verdict, parser_ops
+from vss.deploy.backends import trt
 from vss.deploy.lint import QUANT_RULES
 from vss.deploy.lint_rules import RULES
 
@@ -54,6 +56,15 @@ def test_a_builder_that_dies_is_told_apart(verdicts: dict[str, Verdict]) -> None
     assert verdicts["op: Attention"] == Verdict(True, False, f"{CRASH} (signal 11)")
     assert verdicts["op: NonMaxSuppression"].parsed and not verdicts["op: NonZero"].parsed
     assert "3840" in verdicts["top_k"].reason and verdicts["top_k"].parsed
+
+
+@pytest.mark.parametrize("name", ["scatter_elements", "mixed_types", "top_k", "name_clash", "op: Attention"])
+def test_many_in_one_process_is_each_in_its_own(
+    name: str, tmp_path: Path, graphs: dict[str, onnx.ModelProto], verdicts: dict[str, Verdict]
+) -> None:
+    onnx.save(graphs[name], str(tmp_path / "model.onnx"))
+    alone = trt.verdict(tmp_path / "model.onnx")
+    assert alone.built is verdicts[name].built and alone.crashed is verdicts[name].reason.startswith(CRASH)
 
 
 def test_the_list_of_ops_is_the_parsers_own(verdicts: dict[str, Verdict]) -> None:

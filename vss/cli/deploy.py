@@ -6,7 +6,7 @@ import functools
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.progress import Progress
@@ -293,22 +293,22 @@ def _sizes(text: str | None) -> list[tuple[int, int]] | None:
     return list(zip(*sides, strict=True))
 
 
+@takes(given=recipe_keys("build.backend", "build.targets"))
 def lint(
     onnx: Annotated[Path, Argument(help="ONNX file, from here or from elsewhere")],
+    given: Given,
     plugin_op: Annotated[list[str] | None, Option(help="further op that a TensorRT plugin implements")] = None,
-    backend: Annotated[
-        Literal["tensorrt", "tensorrt_rtx"] | None, Option(help="what will build it; without it, either may")
-    ] = None,
+    parser: Annotated[bool, Option(help="ask TensorRT for RTX as well: parse and build, no GPU needed")] = False,
     report: ReportFile = None,
 ) -> None:
     """Check an ONNX file against the rules of TensorRT 10, TensorRT 11 and TensorRT for RTX, those of quantisation too.
 
-    Exit code 1 where an error is among the findings.
+    Without --backend it must suit all of them. Exit code 1 where an error is among the findings.
     """
     from vss.deploy import lint as judge
 
-    flavours = {None: judge.FLAVOURS, "tensorrt": ("10", "11"), "tensorrt_rtx": ("rtx",)}[backend]
-    found = judge.lint(onnx, plugins=(*judge.PLUGINS, *(plugin_op or [])), flavours=flavours)
+    flavours, targets = _judged_for(given)
+    found = judge.lint(onnx, plugins=(*judge.PLUGINS, *(plugin_op or [])), flavours=flavours, targets=targets)
     rows = [asdict(finding) for finding in found]
     errors = sum(finding.severity == "error" for finding in found)
     if rows:
@@ -316,9 +316,42 @@ def lint(
                  "reason": "why", "fix": "fix"}  # fmt: skip
         print_table([{"name": row["rule"], "does": _by_flavour(row["flavours"]), **row} for row in rows], heads)
     out.print(f"{onnx}: {errors} errors, {len(found) - errors} warnings")
-    write_figures(report, "vss.lint", {"onnx": str(onnx), "errors": errors, "findings": rows})
+    refused, verdict = _ask_parser(onnx, targets) if parser else ("", None)
+    figures = {"onnx": str(onnx), "errors": errors, "findings": rows}
+    write_figures(report, "vss.lint", figures | ({"parser": verdict} if verdict else {}))
     if errors:
         raise GateFailed(f"TensorRT would not build {onnx}: {found[0]}")
+    if refused and "rtx" in flavours:
+        raise GateFailed(refused)
+
+
+def _judged_for(given: Given) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Columns of the lint for --backend, and the targets."""
+    from vss.deploy import BuildPlan
+    from vss.deploy.backends import of_tensorrt
+    from vss.deploy.lint import FLAVOURS
+
+    backend, targets = given.get("build.backend"), tuple(given.get("build.targets", ()))
+    tensorrt = of_tensorrt(backend or "tensorrt_rtx")
+    if tensorrt is None:
+        raise VssError(f"--backend of vss lint is tensorrt or tensorrt_rtx, and got {shown(backend)}.")
+    tensorrt.check(BuildPlan(targets=targets))
+    own = tuple(each for each in FLAVOURS if (each == "rtx") is bool(tensorrt.flavour.targets))
+    return own if backend else FLAVOURS, targets
+
+
+def _ask_parser(onnx: Path, targets: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+    """Print what parser and builder of TensorRT for RTX say: a sentence where they refuse, and all of it."""
+    from vss.deploy.backends.trt import verdict
+    from vss.deploy.backends.trt_flavour import TENSORRT_RTX
+
+    found = verdict(onnx, TENSORRT_RTX, targets)
+    title = f"{TENSORRT_RTX.title} {found.version}".strip()
+    where = ", ".join(targets) or "sm80 and newer"
+    refused = "" if found.built else f"{title} does not build {onnx} for {where}: {found.reason.rstrip('.')}."
+    out.print(refused or f"{title} builds it for {where}: {len(found.layers)} engine layers.", soft_wrap=True)
+    kept = {key: value for key, value in asdict(found).items() if key != "layers"}
+    return refused, {"targets": list(targets), "engine_layers": len(found.layers), **kept}
 
 
 def _by_flavour(does: dict[str, str]) -> str:

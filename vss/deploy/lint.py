@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vss.deploy.lint_rules import FLAVOURS, FLOAT16, INT32, LETTERS, RULES, Found, Rule, nodes, type_name
+from vss.deploy.lint_rules import FLAVOURS, FLOAT16, INT32, LETTERS, REFUSED, RULES, Found, Rule, nodes, type_name
 from vss.deploy.onnx_file import PLUGINS, View, look
 
-__all__ = ["FLAVOURS", "PLUGINS", "QUANT_RULES", "Finding", "lint"]
+__all__ = ["FLAVOURS", "PLUGINS", "QUANT_RULES", "REFUSED", "Finding", "lint"]
 
 INT8_LIKE = (3, 17, 22)  # onnx.TensorProto: int8, float8e4m3fn and int4, which TensorRT quantises to
 CONVOLUTIONS = {"Conv": 0, "ConvTranspose": 1}  # axis of the output channels in the weight
@@ -220,7 +220,8 @@ class Finding:
     flavours: dict[str, str]
 
     def __str__(self) -> str:
-        where = "" if len(self.flavours) == len(FLAVOURS) else f" (TensorRT {', '.join(self.flavours)})"
+        named = ["TensorRT for RTX" if each == "rtx" else f"TensorRT {each}" for each in self.flavours]
+        where = "" if len(named) == len(FLAVOURS) else f" ({', '.join(named)})"
         return f"{self.node}: {self.detail}: {self.reason}; {self.fix}{where}."
 
 

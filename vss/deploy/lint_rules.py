@@ -21,7 +21,8 @@ import numpy as np
 from vss.deploy.onnx_file import View, label
 
 FLAVOURS = ("10", "11", "rtx")
-LETTERS = {"E": "refused", "O": "builds another engine", "W": "warning"}
+REFUSED = "refused"
+LETTERS = {"E": REFUSED, "O": "builds another engine", "W": "warning"}
 """What a flavour does with a finding; the first two are errors."""
 Found = Iterable[tuple[str, str]]
 """Places of one rule: (name of the node or tensor, what is there)."""

@@ -122,7 +122,7 @@ class TensorRTBackend:
         device = self._device()
         model = onnx_file.load(onnx_file.require_one_file(onnx))
         names = self._plugins(plan, model)
-        _refuse_findings(onnx, model, names)
+        self._heed_findings(onnx, model, names, plan)
         plan = complete(plan, model, device)
         _check_disk(out, onnx)
         ahead = AHEAD_OF_TIME if plan.aot else frozenset()
@@ -149,6 +149,16 @@ class TensorRTBackend:
         """Op types that some plugin implements; asked for only where a plan or a file has something of the kind."""
         foreign = model.functions or any(node.domain not in ("", "ai.onnx") for node in model.graph.node)
         return set(self.about(plan)["creators"]) if plan.plugins or plan.aot or foreign else set()
+
+    def _heed_findings(self, onnx: Path, model: Any, names: set[str], plan: BuildPlan) -> None:
+        """Refuse what would become another engine than the file says; a builder that needs no GPU judges the rest."""
+        tag = self.flavour.tag
+        column = tag if tag in lint.FLAVOURS else self.about()["version"].split(".")[0]
+        for finding in lint.lint(model, plugins=sorted(names), flavours=[column], targets=plan.targets):
+            judged = self.flavour.targets and finding.flavours[column] == lint.REFUSED
+            if finding.severity == "error" and not judged:
+                raise VssError(f"{onnx} cannot become an engine: {finding} All findings: vss lint {onnx}")
+            LOG.warning("%s", finding)
 
     def _facts(
         self,
@@ -210,12 +220,13 @@ class TensorRTBackend:
 @dataclass(frozen=True)
 class Verdict:
     """What a real parser and builder say of a file: whether it `parsed` and was `built`, else the `reason` in
-    TensorRT's words; `crashed` where it took its process with it."""
+    TensorRT's words; `crashed` where it took its process, and the `version` to name, with it."""
 
     parsed: bool
     built: bool
     reason: str
     crashed: bool
+    version: str = ""
     layers: tuple[dict[str, Any], ...] = ()
 
 
@@ -227,8 +238,9 @@ def verdict(onnx: Path, flavour: Flavour = TENSORRT_RTX, targets: Sequence[str] 
     except Crashed as error:
         return Verdict(False, False, str(error), True)
     if "failed" in found:
-        return Verdict(found["failed"] != "parse", False, reason(found), False)
-    return Verdict(True, True, "", False, tuple((_as_inspected(found["layers"]) or {"Layers": []})["Layers"]))
+        return Verdict(found["failed"] != "parse", False, reason(found), False, found["version"])
+    layers = (_as_inspected(found["layers"]) or {"Layers": []})["Layers"]
+    return Verdict(True, True, "", False, found["version"], tuple(layers))
 
 
 class Crashed(VssError):
@@ -319,14 +331,6 @@ def failed_checks(engine: Path) -> list[str]:
 
     checks = (read_about(engine) or {}).get("checks", [])
     return [f"{check['what']}: {check['sentence']}" for check in checks if not check["passed"]]
-
-
-def _refuse_findings(onnx: Path, model: Any, names: set[str]) -> None:
-    found = lint.lint(model, plugins=sorted(names))
-    for finding in found:
-        if finding.severity == "error":
-            raise VssError(f"{onnx} cannot become an engine: {finding} All findings: vss lint {onnx}")
-        LOG.warning("%s", finding)
 
 
 @contextmanager
