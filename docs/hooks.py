@@ -162,6 +162,7 @@ def default_of(field: FieldInfo) -> str:
 
 
 NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null", Any: "anything"}
+NAMES[Path] = "file"
 SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 

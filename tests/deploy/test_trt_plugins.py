@@ -27,7 +27,7 @@ from vss import models, prune
 from vss.core.errors import VssError
 from vss.data import Preprocess
 from vss.deploy import BACKENDS, BuildPlan, BuildSpec, export, onnx_file, spans
-from vss.deploy.backends import inspected, trt
+from vss.deploy.backends import inspected, trt, trt_child
 from vss.deploy.backends.trt_aot import ENTRIES, read_ptx
 from vss.deploy.backends.trt_runner import read_about
 
@@ -263,7 +263,7 @@ def test_a_parser_that_does_not_find_its_library_is_one_sentence(
 ) -> None:
     """It aborts the process that adds a plugin; with the link that a build makes it does not."""
     onnx = one_node(tmp_path / "m.onnx", "VssMaxPool", [(FLOATS, [1, 4, 8, 8])], 2, kernel=2)
-    monkeypatch.setattr(trt, "_unversioned", lambda flavour, folder: {})
+    monkeypatch.setattr(trt_child, "library_path", lambda flavour, folder: {})
     with pytest.raises(VssError, match=r"^building m.onnx: TensorRT for RTX aborted"):
         build(onnx, library(hosts(11), 11))
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]

@@ -95,7 +95,7 @@ def changed(recipe: Recipe, key: str, field: FieldInfo, file: Path) -> Recipe:
     now: Any = recipe.model_dump(mode="json")
     for part in key.split("."):
         now = (now or {}).get(part)
-    values = [str(file)] if key in runner.FILES else list(others(field.annotation, now))
+    values = [str(file), [str(file)]] if key in runner.FILES else list(others(field.annotation, now))
     for value in values:
         data = recipe.model_dump(mode="json")
         put(data, key, value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -182,7 +183,7 @@ def _print_precision(figures: dict[str, Any]) -> None:
     out.print(f"{size:.2f} MiB, in float32 {before:.2f} MiB")
 
 
-@takes(given=recipe_keys("build.backend", *TENSORRT))
+@takes(given=recipe_keys("build.backend", *TENSORRT, "build.tensorrt.plugins"))
 def build(
     ctx: typer.Context,
     onnx: Annotated[Path, Option(help="ONNX file to read")],
@@ -194,7 +195,6 @@ def build(
         str | None, ForTensorRT(help="smallest, usual and largest HxW in pixels of a free size, or one for all three")
     ] = None,
     timing_cache: Annotated[Path | None, ForTensorRT(help="file of measured layer times to read and write")] = None,
-    plugin: Annotated[list[Path] | None, ForTensorRT("--plugin-library", help="plugin library to read")] = None,
     aot: Annotated[Path | None, ForTensorRT("--aot-ptx", help="experimental: PTX of VssSegArgmax to read")] = None,
     dry_run: Annotated[bool, ForTensorRT(help="print the plan as shell commands, build nothing")] = False,
 ) -> None:
@@ -211,7 +211,7 @@ def build(
     backend = job.build.backend
     tensorrt = of_tensorrt(backend)
     if tensorrt is None:
-        own = ("batch", "sizes", "timing_cache", "plugin", "aot", "dry_run")
+        own = ("build.tensorrt.plugins", "batch", "sizes", "timing_cache", "aot", "dry_run")
         refuse_given(
             ctx, (*TENSORRT, *own), f"is for --backend tensorrt and tensorrt_rtx, and the backend is {backend}"
         )
@@ -222,8 +222,8 @@ def build(
     if not tensorrt.flavour.targets:
         refuse_given(ctx, ["build.targets"], f"is for --backend tensorrt_rtx, and the backend is {backend}")
     inputs = declared(onnx_file.load(onnx))
-    _check_files(ctx, inputs, timing_cache, plugin or [], aot)
-    added: dict[str, Any] = {"timing_cache": timing_cache, "plugins": tuple(plugin or []), "aot": aot}
+    _check_files(ctx, inputs, timing_cache, job.build.tensorrt.plugins, aot)
+    added: dict[str, Any] = {"timing_cache": timing_cache, "aot": aot}
     added["profiles"] = (spans(inputs, _three("--batch", batch), _sizes(sizes)),)
     plan = (build_spec(job.build).plan or BuildPlan()).model_copy(update=added)
     tensorrt.check(plan)
@@ -261,7 +261,11 @@ def _print_engine(path: Path, title: str) -> None:
 
 
 def _check_files(
-    ctx: typer.Context, inputs: dict[str, list[int | str]], cache: Path | None, plugins: list[Path], aot: Path | None
+    ctx: typer.Context,
+    inputs: dict[str, list[int | str]],
+    cache: Path | None,
+    plugins: Sequence[Path],
+    aot: Path | None,
 ) -> None:
     """Refuse flags that the file's inputs have no use for, and files that are none."""
     if not any(isinstance(side, str) for dims in inputs.values() for side in dims[:1]):

@@ -73,6 +73,7 @@ NAMES = {
     "prune.latency.target": ("--latency",),
     "build.tensorrt.optimisation_level": ("--level",),
     "build.tensorrt.flags": ("--flag",),
+    "build.tensorrt.plugins": ("--plugin-library",),
 }
 """Names of flags that are not the last word of their key; the first is shown in sentences."""
 LIMITS = {"ge": "min", "gt": "min", "le": "max", "lt": "max"}
@@ -170,6 +171,8 @@ def type_of(key: str, annotation: Any) -> Any:
         return type_of(key, parts[0]) if len(parts) == 1 else str
     if origin is dict or (origin is tuple and annotation == tuple[str, ...]):
         return list[str]
+    if annotation == tuple[Path, ...]:
+        return list[Path]
     return str if key in READERS else annotation
 
 

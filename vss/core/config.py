@@ -277,6 +277,9 @@ class TensorRTConfig(Section):
     )
     version_compatible: bool = Field(default=False, description="the engine loads in newer releases of TensorRT too")
     flags: tuple[str, ...] = Field(default=(), description="further names of trt.BuilderFlag")
+    plugins: tuple[Path, ...] = Field(
+        default=(), description="libraries with plugins; what they implement replaces function bodies of the ONNX"
+    )
     time_limit_s: int | None = Field(
         default=3600, ge=1, le=1 << 20, description="seconds after which a build is stopped"
     )

@@ -144,8 +144,15 @@ VERSIONS = {
 }  # fmt: skip
 """Kinds of steps, with the version of their results."""
 
-FILES = ("model.checkpoint", "model.backbone_weights", "defect.split_file", "precision.image_list", "prune.latency.lut")
-"""Keys that name a file: its content counts, and not where it lies."""
+FILES = (
+    "model.checkpoint",
+    "model.backbone_weights",
+    "defect.split_file",
+    "precision.image_list",
+    "prune.latency.lut",
+    "build.tensorrt.plugins",
+)
+"""Keys that name a file, or a list of files: its content counts, and not where it lies."""
 
 Reasons = dict[str, str]
 
@@ -243,12 +250,18 @@ def _hash(content: dict[str, Any], key: str) -> None:
     section: Any = content
     for parent in parents:
         section = section.get(parent) or {}
-    if section.get(leaf) is None:
-        return
-    path = Path(section[leaf])
+    named = section.get(leaf)
+    if named is not None:
+        section[leaf] = (
+            [_content(key, Path(each)) for each in named] if isinstance(named, list) else _content(key, named)
+        )
+
+
+def _content(key: str, name: Path | str) -> str:
+    path = Path(name)
     try:
         stat = path.stat()
-        section[leaf] = _sha256(path.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        return _sha256(path.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ino)
     except OSError as error:
         raise VssError(f"{key} is {path}, which cannot be read ({error.strerror or error}); name a file.") from error
 

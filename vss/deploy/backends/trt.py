@@ -81,8 +81,8 @@ class TensorRTBackend:
                 raise unknown(f"--targets of {self.flavour.title} (build.targets)", target, shown)
 
     def check_flags(self, plan: BuildPlan) -> None:
-        """Refuse names of flags that the TensorRT which is installed has not."""
-        known = self.about()["flags"] if plan.flags else []
+        """Refuse names of flags that the TensorRT which is installed has not, and libraries that it does not load."""
+        known = self.about(plan)["flags"] if plan.flags or plan.plugins else []
         for flag in plan.flags:
             if flag not in known:
                 raise unknown(f"BuilderFlag of this {self.flavour.title}", flag, known)
@@ -265,7 +265,7 @@ def in_child(request: Mapping[str, Any], what: str, limit: int | None = 600) -> 
     environment = os.environ | flavour.environment | {"PYTHONPATH": paths, "PYTHONSAFEPATH": "1"}
     with tempfile.TemporaryDirectory(prefix="vss-") as name:
         folder = Path(name)
-        environment |= _unversioned(flavour, folder)
+        environment |= trt_child.library_path(flavour, folder)
         (folder / "request.json").write_text(json.dumps(request))
         command = [sys.executable, str(trt_child.__file__), name]
         try:
@@ -283,20 +283,6 @@ def in_child(request: Mapping[str, Any], what: str, limit: int | None = 600) -> 
     if "refused" in found:
         raise VssError(found["refused"])
     return found
-
-
-def _unversioned(flavour: Flavour, folder: Path) -> dict[str, str]:
-    """Put a link into a folder and give the environment in which the loader finds a library by its name without a
-    version: where it does not, the parser aborts the process at the first plugin."""
-    name, package = flavour.unversioned or ("", "")
-    found = importlib.util.find_spec(package) if package else None
-    libraries = [
-        path for place in (found and found.submodule_search_locations) or () for path in Path(place).glob(f"{name}.*")
-    ]
-    if not libraries:
-        return {}
-    (folder / name).symlink_to(libraries[0].resolve())
-    return {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, (str(folder), os.environ.get("LD_LIBRARY_PATH"))))}
 
 
 def _end_of(done: subprocess.CompletedProcess[bytes]) -> str:

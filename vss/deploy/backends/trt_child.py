@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import importlib.util
 import json
 import os
 import sys
@@ -292,6 +293,20 @@ def _merged(cache: TimingCache, config: Any) -> dict[str, Any]:
         return {"file": cache.path.name, "bytes": cache.merge(config)}
     except VssError as error:  # the engine is good; what was measured is lost, and the report says so
         return {"file": cache.path.name, "bytes": 0, "not_saved": str(error)}
+
+
+def library_path(flavour: Flavour, folder: Path) -> dict[str, str]:
+    """Put a link into a folder and give the environment in which the loader finds a library by its name without a
+    version: where it does not, the parser aborts the process at the first plugin."""
+    name, package = flavour.unversioned or ("", "")
+    found = importlib.util.find_spec(package) if package else None
+    libraries = [
+        path for place in (found and found.submodule_search_locations) or () for path in Path(place).glob(f"{name}.*")
+    ]
+    if not libraries:
+        return {}
+    (folder / name).symlink_to(libraries[0].resolve())
+    return {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, (str(folder), os.environ.get("LD_LIBRARY_PATH"))))}
 
 
 def main(folder: Path) -> None:

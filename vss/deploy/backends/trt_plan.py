@@ -85,9 +85,6 @@ class BuildPlan(TensorRTConfig):
     )
     auxiliary_streams: int | None = Field(default=None, description="null: TensorRT's choice")
     verbosity: str = Field(default="DETAILED", description="of the engine inspector: also LAYER_NAMES_ONLY or NONE")
-    plugins: tuple[Path, ...] = Field(
-        default=(), description="libraries; ops that they implement replace function bodies of the ONNX"
-    )
     aot: Path | None = Field(
         default=None, description="experimental: PTX of VssSegArgmax; the engine needs no plugin library then"
     )
