@@ -19,6 +19,8 @@ from tests.deploy.trt_bindings import VERSIONS, UnavailableError, bindings, old_
 
 INSIDE = Path(__file__).parent / "bindings"
 LEAST = 85
+LONG = "not table_finds and not target_is_reached"
+"""Tables and targets build dozens of engines by the calls that tests of single engines make: one version is enough."""
 OPTIONS = ("-q", "-p", "no:cacheprovider", "-o", "python_files=check_*.py", "-o", "addopts=")
 
 
@@ -29,10 +31,11 @@ def test_backend_against_the_real_bindings(major: int) -> None:
         old_numpy()
     except UnavailableError as error:
         pytest.skip(f"needs wheels from the package index: {error}")
-    done = run(major, "-m", "pytest", *OPTIONS, "--ignore", INSIDE / "check_rtx.py", INSIDE, numpy=True)
+    some = [] if major == max(VERSIONS) else ["-k", LONG]
+    done = run(major, "-m", "pytest", *OPTIONS, *some, "--ignore", INSIDE / "check_rtx.py", INSIDE, numpy=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     passed = re.search(r"(\d+) passed", done.stdout)
-    assert passed is not None and int(passed[1]) >= LEAST, done.stdout[-2000:]
+    assert passed is not None and int(passed[1]) >= LEAST - 2 * bool(some), done.stdout[-2000:]
 
 
 @pytest.mark.skipif(

@@ -127,7 +127,7 @@ def test_a_target_is_reached_by_the_engines_themselves(
     net, preprocess = Line([128, 128, 128]).eval(), Preprocess(size=SIZE)
     table = build(open_subject(net, tmp_path, preprocess, setting, seconds=0.01), tmp_path / "t.json", effort=EFFORT)
     task = SimpleNamespace(export_options=lambda: {"labels": False}, classes=tuple("abcd"))
-    export_config = SimpleNamespace(opset=20, preprocess=True)
+    export_config = SimpleNamespace(opset=20, preprocess=True, plugins=False)
     project: Any = SimpleNamespace(preprocess=preprocess, task=task, recipe=SimpleNamespace(export=export_config))
     config = PruneConfig(criterion="l1", latency=LatencyConfig(target="0.5x", precision="fp16"))
     goal = LatencyGoal(project, net, config, table, setting)
