@@ -91,6 +91,10 @@ def test_dry_run_writes_nothing(ckpt: Path, street_root: Path, tmp_path: Path) -
                tmp_path / "no", "--dry-run")  # fmt: skip
     assert done.returncode == 0 and "encoder.0.0.0" in done.stdout and "output of the network" in done.stdout
     assert not (tmp_path / "no").exists()
+    done = cli("prune", "--ckpt", ckpt, "--method", "l1", "--macs", 0.6, "--data-root", street_root, "--dry-run",
+               "--align", "auto", "--backend", "tensorrt", "--precision", "fp16")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "widths in steps of 8, auto: tensorrt wants 4 in fp32 and 8 in fp16: " in " ".join(done.stdout.split())
 
 
 def test_names_that_do_not_exist(ckpt: Path, street_root: Path, tmp_path: Path) -> None:
@@ -230,8 +234,10 @@ def test_options_of_prune_that_cannot_be_done_are_refused(ckpt: Path, street_roo
     for words, parts in {
         ("--macs", 0.5, "--floor", 1.0): ("allows no less than 1.000",),
         ("--macs", 0.5, "--floor", "nan"): ("Invalid value for '--floor'",),
-        ("--macs", 0.5, "--align", 0): ("Invalid value for '--align'",),
+        ("--macs", 0.5, "--align", 0): ("--align is 0; expected a whole number from 1, or auto",),
         ("--macs", 0.5, "--align", 4096): ("multiples of 4096", "no less than"),
+        ("--macs", 0.5, "--align", "auto"): ("--align auto", "--backend tensorrt --precision fp16"),
+        ("--macs", 0.5, "--backend", "torch"): ("--backend is for --align auto and --latency",),
         ("--macs", 0.5, "--iterative", 0): ("Invalid value for '--iterative'",),
         ("--macs", 0.5, "--batches", 0): ("Invalid value for '--batches'",),
         ("--macs", "nan"): ("--macs is nan",),

@@ -77,6 +77,11 @@ def test_align_holds_in_every_group(align: int, rule: str | None) -> None:
         assert counts or rule or channels in (1, 2, 4, 8), (channels, counts)
 
 
+def test_auto_needs_a_target() -> None:
+    with pytest.raises(VssError, match="align is auto, and what that is depends on a target"):
+        allowed_counts(group(8), Budget(align="auto"))
+
+
 def test_a_fixed_table() -> None:
     assert allowed_counts(group(20), Budget(align=8, floor=0)).tolist() == [8] * 13 + [16] * 6 + [20] * 2
 
@@ -230,6 +235,7 @@ def test_unreachable_budget_names_the_least(unet: tuple) -> None:
         ({"keep": 1.5}, r"budget: keep is 1\.5"),
         ({"kind": "flops"}, "budget: kind is 'flops'; .*'channels', 'params' or 'macs'"),
         ({"align": 0}, "budget: align is 0"),
+        ({"align": "eight"}, "budget: align is 'eight'; expected a whole number from 1, or auto"),
         ({"floors": 0.1}, "unknown key in budget 'floors'. Did you mean 'floor'"),
         ({"kind": "channels", "keep": 0.2, "floor": 0.3}, "floor 0.3 is above keep 0.2"),
     ],

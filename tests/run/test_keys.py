@@ -36,6 +36,7 @@ SEGMENTS: dict[str, Any] = {
 SLIMMING = {"prune": {"criterion": "slimming"}, "sparse": {"epochs": 1}}
 DMCP = {"prune": {"criterion": "dmcp"}, "dmcp": {"epochs": 1}}
 LATENCY = {"prune": {"latency": {"target": "0.5x"}, "steps": 1}}
+AUTO = {"prune": {"criterion": "dmcp", "budget": {"align": "auto"}}, "dmcp": {"epochs": 1}}
 ROUNDS = {"prune": {"steps": 2, "epochs_between": 1}}
 
 
@@ -119,7 +120,7 @@ def listed(recipe: Recipe, kind: str, key: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    "more", [{}, SLIMMING, DMCP, LATENCY, ROUNDS], ids=["", "slimming", "dmcp", "latency", "rounds"]
+    "more", [{}, SLIMMING, DMCP, LATENCY, ROUNDS, AUTO], ids=["", "slimming", "dmcp", "latency", "rounds", "auto"]
 )
 def test_every_key_changes_a_step_or_is_listed_for_it(more: dict[str, Any], tmp_path: Path) -> None:
     recipe = Recipe.model_validate(SEGMENTS | {"prune": {}} | more)

@@ -65,7 +65,7 @@ class World:
 
 def goal_of(world: World, path: Path, text: str, **changes: Any) -> LatencyGoal:
     table = build(world.clock, path, effort=Effort(vectors=1, coarse=20, limit=20, tests=2, cliffs=0))
-    settings = {"floor": changes.pop("floor", 0.1)}
+    settings = {"floor": changes.pop("floor", 0.1), "align": changes.pop("align", 1)}
     config = PruneConfig(criterion="l1", budget=settings, latency=LatencyConfig(target=text, **changes))
     project: Any = SimpleNamespace(recipe=SimpleNamespace(build=SimpleNamespace(threads=1)))
     return LatencyGoal(project, nn.Identity(), config, table, Setting(threads=1))
@@ -104,6 +104,17 @@ def test_milliseconds_are_reached_and_signed(tmp_path: Path, monkeypatch: pytest
     plan = Plan(model="x", weights_sha256="0" * 64, criterion="l1", budget={}, groups=())
     assert goal.sign(plan).budget["ms"] == reached
     assert goal.sign(plan).labels == ()
+
+
+def test_auto_takes_the_step_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(1.0, 0.0, monkeypatch)
+    goal = goal_of(world, tmp_path / "t.json", "0.6x", tolerance=0.1, align="auto")
+    goal(world.clock.groups, scores(world), None)
+    widths = goal.record["iterations"][goal.record["chosen"]]["widths"]
+    assert goal.table.step == 16 and all(width % 16 == 0 for width in widths)
+    plan = Plan(model="x", weights_sha256="0" * 64, criterion="l1", budget={}, groups=())
+    found = goal.sign(plan).budget
+    assert (found["align"], found["align_why"]) == (16, "auto: the latency table found that steps of 16 pay")
 
 
 def test_a_target_that_was_missed_is_a_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,6 +126,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "bench.cores": cores_of,
     "model.options": options_of,
     "prune.options": options_of,
+    "prune.budget.align": lambda text: int(text) if text.isdecimal() else text,
     "build.tensorrt.flags": lambda names: [name.upper() for name in names],
     "build.targets": lambda names: [each.strip().lower() for name in names for each in name.split(",") if each.strip()],
 }

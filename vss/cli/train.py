@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import typer
 from rich.progress import Progress
 from typer import Argument, Option
 
@@ -31,10 +32,11 @@ from vss.cli.options import (
     options_of,
     recipe_keys,
     recipe_of,
+    refuse_given,
     takes,
 )
 from vss.core import yaml12
-from vss.core.config import recipes
+from vss.core.config import Recipe, recipes
 from vss.core.errors import GateFailed, NotMeasured, VssError
 from vss.core.files import at_work, safe_name
 from vss.core.yaml12 import Override
@@ -178,18 +180,35 @@ def budget_of(
     return {"prune.budget.kind": kind, "prune.budget.scope": scope, "prune.budget.keep": keep}
 
 
+def _require_target(ctx: typer.Context, job: Recipe) -> None:
+    """`--align auto` wants a target, which nothing else reads."""
+    if job.prune.latency:
+        return
+    if job.prune.budget.align != "auto":
+        refuse_given(ctx, ["build.backend", "precision"], "is for --align auto and --latency")
+    elif "backend" not in job.build.model_fields_set:
+        raise VssError(
+            "--align auto takes the step that costs the target no extra kernels; say which: --backend tensorrt "
+            "--precision fp16, for example, or give a number."
+        )
+
+
 SCORED = ("prune.criterion", "prune.options")
 CUT = ("prune.budget.align", "prune.budget.floor", "prune.steps", "prune.batches")
 
 
-@takes(given=recipe_keys(*SCORED, *CUT, *DATA, "data.size", "seed"), budget=budget_of)
+@takes(given=recipe_keys(*SCORED, *CUT, "build.backend", *DATA, "data.size", "seed"), budget=budget_of)
 def prune(
+    ctx: typer.Context,
     budget: Given,
     given: Given,
     ckpt: Annotated[Path | None, Option(help="checkpoint to read, .safetensors")] = None,
     model: Annotated[str | None, Option(help="name of a network, with --weights, in place of --ckpt")] = None,
     weights: Annotated[Path | None, Option(help="weights of --model to read: .safetensors, .pt or .pth")] = None,
     preset: Annotated[str | None, Option(help="named options of the criterion; `vss methods` lists them")] = None,
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8"] | None, Option(help="of the engine that --align auto or --latency is for")
+    ] = None,
     save: Save = Path("runs/prune"),
     overrides: Set = None,
     dry_run: Annotated[bool, Option(help="print widths and locked layers, write nothing")] = False,
@@ -208,16 +227,25 @@ def prune(
         if "preset" in options:
             raise VssError("--option 'preset' is given twice, as --preset too; give it once.")
         given["prune.options"] = options_of([f"preset={preset}"]) | options
+    if "prune.latency" in budget:
+        budget["prune.latency"] |= {"precision": precision} if precision else {}
+    elif precision not in (None, "fp32"):
+        given["precision.kinds"] = [precision]
     job = recipe_of(given | budget, overrides)
+    _require_target(ctx, job)
     project, net = network_to_prune(job, ckpt, model, weights, **_own_data(given), size=given.get("data.size"))
     if dry_run:
-        groups, limits = pruning.groups_of(project, net), job.prune.budget
-        figures = pruning.describe(pruning.plan_once(project, net, job.prune, limits, groups=groups), groups)
+        groups = pruning.groups_of(project, net)
+        config, why = pruning.with_step(project, net, job.prune, groups)
+        plan = pruning.plan_once(project, net, config, config.budget, why=why, groups=groups)
+        figures = pruning.describe(plan, groups)
     else:
         with at_work(save, deep=False):
             _, figures = pruning.prune(project, net, job.prune, save, progress=bars())
     widths = [{"name": g, "before": a, "after": b} for g, (a, b) in figures.widths.items()]
     print_table(widths, {"name": "group", "before": "before", "after": "after"})
+    if "align_why" in figures.budget:
+        out.print("widths in steps of {align}, {align_why}".format(**figures.budget), highlight=False)
     for lock in figures.locked:
         out.print(f"locked: {lock['layer']}: {lock['reason']}")
     out.print("kept: " + ", ".join(f"{share:.1%} of the {kind}" for kind, share in figures.kept.items()))

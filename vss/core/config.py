@@ -119,7 +119,16 @@ class Budget(Section):
         default="global", description="rank all channels together, or cut the same fraction of every group"
     )
     floor: float = Field(default=0.1, ge=0, le=1, description="smallest fraction of a group that is kept")
-    align: int = Field(default=1, ge=1, description="kept widths are multiples of this")
+    align: int | Literal["auto"] = Field(
+        default=1, description="kept widths are multiples of this; auto: of what costs the target no extra kernels"
+    )
+
+    @field_validator("align", mode="before")
+    @classmethod
+    def _a_step(cls, value: Any) -> Any:
+        if value != "auto" and not (str(value).removesuffix(".0").isdecimal() and float(value) >= 1):
+            raise ValueError("expected a whole number from 1, or auto")
+        return value
 
     @model_validator(mode="after")
     def _floor_leaves_room(self) -> Self:

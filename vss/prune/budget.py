@@ -113,6 +113,16 @@ def step_of(whole: int, align: int, *, unit: int = 1, floor: int = 1) -> int:
     return next((step for step in steps if (whole - 1) // step * step >= floor), steps[-1])
 
 
+def multiple_of(budget: Budget) -> int:
+    """`align` of a budget as a number."""
+    if budget.align == "auto":
+        raise VssError(
+            "prune.budget.align is auto, and what that is depends on a target, which is not known here; give a number, "
+            "or prune by `vss run` or `vss prune --backend`, which know it."
+        )
+    return budget.align
+
+
 def allowed_counts(group: Group, budget: Budget, rounding: Rounding | None = None, whole: int | None = None) -> Tensor:
     """For each walked count 0..C of a group, the count that really stays (int64, length C + 1).
 
@@ -123,7 +133,7 @@ def allowed_counts(group: Group, budget: Budget, rounding: Rounding | None = Non
     total = group.channels
     whole = whole or total
     floor = max(1, math.ceil(whole * budget.floor - 1e-9))
-    step = step_of(whole, budget.align, unit=group.unit, floor=floor)
+    step = step_of(whole, multiple_of(budget), unit=group.unit, floor=floor)
     choices = sorted({count for count in [*range(step, total + 1, step), total] if count >= floor})
     table = torch.tensor(choices)
     wanted = torch.arange(total + 1)
@@ -177,7 +187,7 @@ def search(
     least = spent(length)
     if least > target * (1 + 1e-9):
         whole = target / budget.keep
-        aligned = f" with widths in multiples of {budget.align}" if budget.align > 1 else ""
+        aligned = f" with widths in multiples of {budget.align}" if budget.align != 1 else ""
         raise VssError(
             f"the budget asks for {budget.keep:.3f} of the {budget.kind} and the floor of {budget.floor} a group"
             f"{aligned} allows no less than {least / whole:.3f}; ask for more (prune.budget.keep), or lower "

@@ -27,12 +27,12 @@ from vss.deploy.profile.setting import PLAIN, Setting, groups_and_key
 from vss.deploy.profile.subject import open_subject
 from vss.deploy.profile.table import LatencyTable
 from vss.prune.apply import apply_plan, cut
-from vss.prune.budget import Rounding, top_channels
+from vss.prune.budget import Rounding, multiple_of, top_channels
 from vss.prune.latency import Choices, LatencyModel, Target, choices, search
 from vss.prune.plan import Group, Plan
 
 if TYPE_CHECKING:
-    from vss.core.config import LatencyConfig, PruneConfig
+    from vss.core.config import Budget, LatencyConfig, PruneConfig
     from vss.data.transforms import Preprocess
     from vss.run.project import Project
 
@@ -127,10 +127,11 @@ class LatencyGoal:
         return setting, _given_table(model, project.preprocess, setting, settings.lut) if settings.lut else None
 
     def __call__(self, groups: list[Group], scores: dict[str, Tensor], rounding: Rounding | None) -> dict[str, Tensor]:
-        model, asked = self.table.model(), self.config.budget.align > 1
-        step = self.config.budget.align if asked else self.table.step
-        floor = self.config.budget.floor
-        options = choices(groups, scores, step=step, floor=floor, rounding=rounding, exact=asked)
+        model, budget = self.table.model(), self.config.budget
+        step = _asked(budget) or self.table.step
+        options = choices(
+            groups, scores, step=step, floor=budget.floor, rounding=rounding, exact=budget.align != 1
+        )  # fmt: skip
         widths = self._approach(groups, scores, options, model)
         return _channels(groups, scores, widths)
 
@@ -138,8 +139,10 @@ class LatencyGoal:
         """The plan with what was asked and reached in place of the budget; a target that was missed is a label."""
         last = self.record["iterations"][self.record["chosen"]]
         budget = {"kind": "latency", "target": self.record["target"], "ratio": last["ratio"], "ms": last["ms"]}
-        align = self.config.budget.align
-        budget |= {"floor": self.config.budget.floor, "align": align if align > 1 else self.record["step"]}
+        limits, found = self.config.budget, self.record["step"]
+        budget |= {"floor": limits.floor, "align": _asked(limits) or found}
+        if limits.align == "auto":
+            budget["align_why"] = f"auto: the latency table found that steps of {found} pay"
         labels = plan.labels
         if not self.record["met"]:
             labels = (*labels, f"latency target {self.record['target']} missed: {last['ratio']:.3f}x was measured")
@@ -277,6 +280,11 @@ def measure(uncut: Session, cut: Session, feed: Mapping[str, np.ndarray], second
     return check_noise(found, allowed)
 
 
+def _asked(budget: Budget) -> int | None:
+    """The step that the recipe asks for; None where the table's counts."""
+    return None if budget.align in (1, "auto") else multiple_of(budget)
+
+
 def _row(asked: float, predicted: float, goal: float, seen: Measured, widths: np.ndarray) -> dict[str, Any]:
     return {
         "asked_ms": asked, "predicted_ms": predicted, "goal": goal, "uncut_ms": seen.uncut_ms, "ms": seen.ms,
@@ -309,7 +317,6 @@ def _own_table(
             log.warning("%s is damaged or holds for another network or setting; it is measured anew", path)
             path.unlink()
     effort = QUICK if settings.quick else Effort()
-    align = config.budget.align if config.budget.align > 1 else None
     with tempfile.TemporaryDirectory() as folder:
         subject = open_subject(model, Path(folder), preprocess, setting)
-        return build(subject, path, effort=effort, step=align)
+        return build(subject, path, effort=effort, step=_asked(config.budget))

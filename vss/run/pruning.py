@@ -14,6 +14,7 @@ from torch import nn
 
 from vss.core.config import DmcpConfig, FitConfig, PruneConfig, SparseConfig
 from vss.core.errors import VssError
+from vss.deploy import target
 from vss.prune import (
     CRITERIA,
     Budget,
@@ -27,6 +28,7 @@ from vss.prune import (
     recalibrate_bn,
     verify,
 )
+from vss.prune.budget import multiple_of
 from vss.prune.make import Choose, norm_of_single_values, refuse_single_images, two_sizes
 from vss.prune.phases import scale_facts
 from vss.run import runner
@@ -87,13 +89,31 @@ def _search(
     net, facts = search(
         model, project.fit_data(fit_config), fit_config, project.recipe.dmcp, folder,
         example=torch.zeros(1, 3, *project.preprocess.size), save=project.save, kind=config.budget.kind,
-        keep=config.budget.keep, align=config.budget.align, stay=config.keep,
+        keep=config.budget.keep, align=multiple_of(config.budget), stay=config.keep,
         batches=project.calibration(config.batches, config.batch_size), loss=project.task.calibration_loss(),
         seed=project.recipe.seed, progress=progress,
     )  # fmt: skip
     options = config.options | {"order": "index", "widths": facts["widths"]}
     curves = facts.pop("fit")["curves"]
     return net.cpu(), config.model_copy(update={"options": options}), {"curves": curves, "search": facts}
+
+
+def with_step(project: Project, model: nn.Module, config: PruneConfig, groups: Groups) -> tuple[PruneConfig, str]:
+    """The settings with a number for `prune.budget.align: auto`, the step that costs the engines of the recipe no extra
+    kernels in any layer that is cut, and why; as they are, and "", where a number was asked for."""
+    if config.budget.align != "auto":
+        return config, ""
+    build, kinds = project.recipe.build, ("fp32", *project.recipe.precision.kinds)
+    layers = {slot.layer for group in groups for slot in group.slots}
+    step, why = target.step_for([build.backend], kinds, ops_of(model.get_submodule(name) for name in layers))
+    return config.model_copy(update={"budget": config.budget.model_copy(update={"align": step})}), f"auto: {why}"
+
+
+def ops_of(layers: Iterable[nn.Module]) -> set[str]:
+    """The convolutions among some layers, as ONNX calls them."""
+    kinds = nn.modules.conv._ConvTransposeNd, nn.modules.conv._ConvNd
+    ops = ["ConvTranspose" if isinstance(layer, kinds[0]) else "Conv" for layer in layers if isinstance(layer, kinds)]
+    return set(ops)
 
 
 def plan_once(
@@ -103,6 +123,7 @@ def plan_once(
     budget: Budget,
     labels: Iterable[str] = (),
     *,
+    why: str = "",
     statistics: Statistics | None = None,
     choose: Choose | None = None,
     origin: Mapping[str, int] | None = None,
@@ -110,7 +131,8 @@ def plan_once(
 ) -> Plan:
     """One calibration pass on training images (unless its `statistics` are known), then the budget search.
 
-    `labels` are written into the plan; `choose` decides in place of the budget, which counts of the widths `origin`.
+    `labels` are written into the plan, and `why` its step of widths is as it is, see `with_step`; `choose` decides in
+    place of the budget, which counts of the widths `origin`.
     """
     criterion = make_criterion(config.criterion, **config.options)
     if criterion.needs:
@@ -139,7 +161,8 @@ def plan_once(
             "batch_norm": "eval",
         },
     )
-    return plan.model_copy(update={"labels": tuple(labels)})
+    budget_facts = plan.budget | ({"align_why": why} if why else {})
+    return plan.model_copy(update={"labels": tuple(labels), "budget": budget_facts})
 
 
 def prune(
@@ -161,19 +184,23 @@ def prune(
     """
     if config.recalibrate and min(config.batch_size, len(project.split("train"))) == 1:
         refuse_single_images(model, torch.zeros(1, 3, *project.preprocess.size))
-    given = model
+    given, asked = model, config.budget
+    first = groups_of(project, model)
+    config, why = with_step(project, model, config, first)
     model, config, phase = sparsify(project, model, config, out, progress=progress)
     known = statistics if model is given else None
+    if config.latency:  # its table knows the step
+        config, why = config.model_copy(update={"budget": asked}), ""
     goal = LatencyGoal.open(project, model, config, out) if config.latency else None
     small, checks, origin = model, Json(), dict[str, int]()
-    first = groups_of(project, model)
     plan: Plan | None = None
     for step in range(1, config.steps + 1):
         keep = round(1 - (1 - config.budget.keep) * step / config.steps, 12)
         budget = config.budget.model_copy(update={"keep": keep})
         now = plan_once(
             project, small, config, budget, phase["labels"],
-            choose=goal, origin=origin, statistics=known if step == 1 else None, groups=first if step == 1 else None,
+            why=why, choose=goal, origin=origin,
+            statistics=known if step == 1 else None, groups=first if step == 1 else None,
         )  # fmt: skip
         if goal:
             now, phase["latency"] = goal.sign(now), goal.record

@@ -200,6 +200,10 @@ UNREAD: dict[str, Reasons] = {
 """Kind of step -> what does not matter for it, with the reason. What some recipes make matter is in `unread`."""
 
 
+ENGINES = ("backend", "also", "kinds")
+"""What of `build` and `precision` says which engines are made."""
+
+
 def unread(recipe: Recipe, kind: str) -> Reasons:
     """Keys of this recipe, with all that is below them, that do not matter for a step, with the reasons."""
     found = LABELS | UNREAD[kind]
@@ -224,6 +228,11 @@ def unread(recipe: Recipe, kind: str) -> Reasons:
     if kind == "sparse" and criterion != "dmcp":
         names = ("options", "budget", "batches", "batch_size", "steps")
         found |= {f"prune.{name}": "the phase goes before scoring and cutting" for name in names}
+    elif recipe.prune.budget.align == "auto":  # widths are for the engines that are made
+        for section in {"build", "precision"} & found.keys():
+            del found[section]
+            names = type(getattr(recipe, section)).model_fields
+            found |= _later(" ".join(f"{section}.{name}" for name in names if name not in ENGINES))
     return found
 
 

@@ -40,7 +40,8 @@ class TensorRTBackend:
     """A TensorRT. Running needs an NVIDIA GPU, and building does where its flavour has no targets."""
 
     def __init__(self, flavour: Flavour) -> None:
-        self.flavour, self.name = flavour, flavour.name
+        self.flavour, self.name, self.title = flavour, flavour.name, flavour.title
+        self.float_ops, self.steps, self.steps_why = flavour.float_ops, flavour.steps, flavour.steps_why
 
     def unavailable(self) -> str | None:
         """Looks at the driver before TensorRT is asked anything."""

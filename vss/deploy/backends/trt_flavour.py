@@ -25,6 +25,7 @@ class Flavour:
             runtime cache, and records CUDA graphs itself.
         lacks: option of a build plan -> why it is refused; `lacks_flags` likewise for names of BuilderFlag.
         float_ops: ONNX ops that it runs in floating point, quantised or not.
+        steps: precision -> op -> channels of which the widths of such layers are best multiples; `steps_why` says why.
     """
 
     name: str
@@ -43,6 +44,8 @@ class Flavour:
     lacks: Mapping[str, str] = field(default_factory=dict)
     lacks_flags: Mapping[str, str] = field(default_factory=dict)
     float_ops: tuple[str, ...] = ()
+    steps: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    steps_why: str = ""
 
 
 TENSORRT = Flavour(
@@ -54,6 +57,8 @@ TENSORRT = Flavour(
     install="pip install tensorrt-cu13 (CUDA 13 driver) or tensorrt-cu12 (CUDA 12); on Jetson it comes with JetPack",
     tag="trt",
     lacks={"targets": "an engine of TensorRT is built on its GPU"},
+    steps={kind: {"Conv": step, "ConvTranspose": step} for kind, step in (("fp32", 4), ("fp16", 8), ("int8", 32))},
+    steps_why="NVIDIA's alignments for tensor cores, TF32 4, FP16 8 and INT8 32, not measured here",
 )
 TENSORRT_RTX = Flavour(
     name="tensorrt_rtx",
@@ -86,5 +91,12 @@ TENSORRT_RTX = Flavour(
         "EXCLUDE_LEAN_RUNTIME": "it has no lean runtime",
     },
     float_ops=("ConvTranspose",),
+    steps={
+        "fp32": {"ConvTranspose": 8},
+        "fp16": {"Conv": 8, "ConvTranspose": 8},
+        "int8": {"Conv": 2, "ConvTranspose": 8},
+    },
+    steps_why="off the eights its compiler puts pad and slice kernels around a transposed convolution, and one before "
+    "a convolution of odd channels; half-precision tensor cores take eight channels at once",
 )  # fmt: skip
 FLAVOURS = {flavour.name: flavour for flavour in (TENSORRT, TENSORRT_RTX)}

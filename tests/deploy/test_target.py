@@ -1,0 +1,39 @@
+"""Which widths and which INT8 a runtime wants: what its fields say, for one and for several engines."""
+
+from __future__ import annotations
+
+import pytest
+
+from vss.core.errors import VssError
+from vss.deploy.target import float_ops, step_for
+
+UNET, RESNET = {"Conv", "ConvTranspose"}, {"Conv"}
+
+
+@pytest.mark.parametrize(
+    ("backend", "kinds", "ops", "step"),
+    [
+        ("onnxruntime", ["fp32"], RESNET, 8),
+        ("ort", ["fp32", "int8"], UNET, 8),
+        ("torch", ["fp32"], UNET, 1),
+        ("torch", ["fp32", "fp16"], UNET, 8),
+        ("tensorrt", ["fp32"], UNET, 4),
+        ("tensorrt", ["fp32", "fp16"], RESNET, 8),
+        ("tensorrt", ["fp32", "int8"], RESNET, 32),
+        ("tensorrt", ["fp32", "fp16"], set(), 1),
+    ],
+)
+def test_the_step_of_a_target(backend: str, kinds: list[str], ops: set[str], step: int) -> None:
+    assert step_for([backend], kinds, ops)[0] == step
+
+
+def test_several_engines_take_what_all_of_them_want() -> None:
+    step, why = step_for(["torch", "onnxruntime", "ort"], ["fp32", "fp16"], RESNET)
+    assert step == 8
+    assert why.startswith("torch wants 1 in fp32 and 8 in fp16: ") and why.count("onnxruntime wants 8 in") == 1
+
+
+def test_a_runtime_that_says_nothing() -> None:
+    assert float_ops("onnxruntime") == {}
+    with pytest.raises(VssError, match="unknown backend 'openvino'"):
+        step_for(["openvino"], ["fp32"], UNET)
