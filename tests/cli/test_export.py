@@ -79,6 +79,8 @@ def test_calibrate_then_search_then_export(ckpt: Path, street_root: Path, tmp_pa
     text = done("export", *base, "--precision", "int8", "--choice", choice, "--keep", "up.0", "--save", target,
                 "--report", tmp_path / "r.json")  # fmt: skip
     assert "decoder.1.1.0 (asked for)" in text and "up.0 (asked for)" in text and "parity with torch" in text
+    text = done("export", *base, "--precision", "int8", "--backend", "tensorrt_rtx", "--save", tmp_path / "rtx.onnx")
+    assert "INT8 in 10 of 13 layers" in text and "up.1 (TensorRT for RTX runs it in floating point)" in text
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["precision"]["calibration"]["sha256"] == ranges.calibration["sha256"]
     assert report["precision"]["ranges_sha256"] == ranges.sha256()

@@ -250,3 +250,25 @@ def test_segdecnet_that_takes_pixels_is_clean_for_tensorrt(preprocess: Any, tmp_
     export(network("segdecnet"), path, size=SIZES["segdecnet"], preprocess=preprocess, parity_batches=[1])
     found = lint(onnx.load(path))
     assert [finding for finding in found if finding.rule in ("uint8_compute", "cast_uint8")] == []
+
+
+@pytest.mark.parametrize("elsewhere", ["fp32", "fp16"])
+def test_what_a_target_never_runs_in_int8_stays_in_floating_point(elsewhere: str, tmp_path: Path, folder: Path) -> None:
+    """TensorRT for RTX runs ConvTranspose in floating point: no Q/DQ, and a reason in place of a count."""
+    plain, _ = exported_once("unet", folder)
+    ranges = calibrated(plain, observed(Net(read_onnx(plain))), size=SIZES["unet"], nhwc=False)
+    every = convert(plain, tmp_path / "any.onnx", Precision("int8", elsewhere=elsewhere), ranges)
+    precision = Precision("int8", keep=("up.1",), elsewhere=elsewhere, target="rtx")
+    found = convert(plain, tmp_path / "rtx.onnx", precision, ranges)
+    assert set(every["int8"]) - set(found["int8"]) == {"up.0", "up.1"} and len(found["int8"]) == len(every["int8"]) - 2
+    why = "TensorRT for RTX runs it in floating point"
+    assert found["kept"] == {"up.0": why, "up.1": "asked for", "classifier": "last layer"}
+    net = Net(onnx.load(str(tmp_path / "rtx.onnx")))
+    ups = [node for node in net.nodes if node.op_type == "ConvTranspose"]
+    weights = {each.name: each.data_type for each in net.model.graph.initializer}
+    half, whole = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    assert len(ups) == 2 and {weights[node.input[1]] for node in ups} == {half if elsewhere == "fp16" else whole}
+    same = convert(plain, tmp_path / "ort.onnx", Precision("int8", elsewhere=elsewhere, target="onnxruntime"), ranges)
+    assert same["sha256"] == every["sha256"]
+    with pytest.raises(VssError, match="unknown backend 'rtxx'"):
+        convert(plain, tmp_path / "no.onnx", Precision("int8", target="rtxx"), ranges)

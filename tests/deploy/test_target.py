@@ -21,6 +21,10 @@ UNET, RESNET = {"Conv", "ConvTranspose"}, {"Conv"}
         ("tensorrt", ["fp32", "fp16"], RESNET, 8),
         ("tensorrt", ["fp32", "int8"], RESNET, 32),
         ("tensorrt", ["fp32", "fp16"], set(), 1),
+        ("tensorrt_rtx", ["fp32"], RESNET, 1),
+        ("tensorrt_rtx", ["fp32"], UNET, 8),
+        ("rtx", ["fp32", "fp16"], RESNET, 8),
+        ("rtx", ["int8"], RESNET, 2),
     ],
 )
 def test_the_step_of_a_target(backend: str, kinds: list[str], ops: set[str], step: int) -> None:
@@ -33,7 +37,8 @@ def test_several_engines_take_what_all_of_them_want() -> None:
     assert why.startswith("torch wants 1 in fp32 and 8 in fp16: ") and why.count("onnxruntime wants 8 in") == 1
 
 
-def test_a_runtime_that_says_nothing() -> None:
-    assert float_ops("onnxruntime") == {}
+def test_what_runtimes_say_of_int8() -> None:
+    assert float_ops("onnxruntime") == {} and float_ops("tensorrt") == {}
+    assert float_ops("rtx") == {"ConvTranspose": "TensorRT for RTX runs it in floating point"}
     with pytest.raises(VssError, match="unknown backend 'openvino'"):
         step_for(["openvino"], ["fp32"], UNET)

@@ -35,7 +35,7 @@ from vss.core.files import require_file, target_of
 
 GRAPH = (("export.labels", False), ("export.preprocess", False), "export.opset")
 CALIBRATION = ("precision.method", "precision.images", *DATA, "seed")
-OF_INT8 = ("choice", "cache", "overrides", "precision.elsewhere", *CALIBRATION)
+OF_INT8 = ("choice", "cache", "overrides", "build.backend", "precision.elsewhere", *CALIBRATION)
 RANGES = Path("runs/ranges")
 MAX_BATCH = 65536
 THREE = f"smallest,usual,largest, or one number for all three, that do not fall, each from 1 to {MAX_BATCH},"
@@ -45,7 +45,7 @@ ForTensorRT = functools.partial(Option, rich_help_panel="TensorRT")
 @takes(
     given=recipe_keys(
         *(*GRAPH, "export.labels_dtype", ("export.plugins", False), "data.size"),
-        *("precision.keep", "precision.elsewhere", *CALIBRATION),
+        *("precision.keep", "precision.elsewhere", "build.backend", *CALIBRATION),
     )
 )
 def export(
@@ -122,7 +122,7 @@ def calibrate(
         out.print(f"wrote {ranges.save(save)}")
 
 
-LAYERS = ("precision.max_drop", "precision.groups", "precision.elsewhere", "precision.keep")
+LAYERS = ("build.backend", "precision.max_drop", "precision.groups", "precision.elsewhere", "precision.keep")
 
 
 @takes(given=recipe_keys(*LAYERS, *GRAPH, *CALIBRATION))

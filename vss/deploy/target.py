@@ -4,7 +4,9 @@ never runs in INT8.
 Both are fields of a backend, and one without them has no such rule:
 
 - `steps`: precision -> op of a convolution -> channels of which its widths are multiples; `steps_why` says why;
-- `float_ops`: ONNX ops that it runs in floating point, quantised or not; `float_why` says so in a report.
+- `float_ops`: ONNX ops that it runs in floating point, quantised or not.
+
+`title` is its name for people.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from vss.deploy.backends import BACKENDS
 def float_ops(backend: str) -> dict[str, str]:
     """Op -> why it stays in floating point on a runtime."""
     runtime = BACKENDS[backend]
-    why = getattr(runtime, "float_why", f"{backend} runs it in floating point")
+    why = f"{getattr(runtime, 'title', backend)} runs it in floating point"
     return dict.fromkeys(getattr(runtime, "float_ops", ()), why)
 
 

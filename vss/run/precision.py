@@ -116,22 +116,31 @@ class PrecisionExporter:
 
     # -- files --------------------------------------------------------------------------------------------------------
 
-    def precision(self, kind: str, keep: Sequence[str] | None = None) -> Precision:
+    def precision(self, kind: str, keep: Sequence[str] | None = None, *, target: str | None = None) -> Precision:
+        """`target` is the runtime that the file is for, by default that of the recipe."""
         config = self.config
         kept = tuple(config.keep if keep is None else keep)
         if kind != "int8":
             return Precision(kind, kept if kind == "fp16" else ())
-        return Precision(kind, kept, config.elsewhere, config.first, config.last)
+        runtime = target or self.project.recipe.build.backend
+        return Precision(kind, kept, config.elsewhere, config.first, config.last, runtime)
 
-    def write(self, path: Path, kind: str, keep: Sequence[str] | None = None) -> dict[str, Any]:
-        """The file in a precision; how far it is from torch is for the gate."""
+    def differs(self, kind: str, target: str) -> bool:
+        """Whether the file in a precision is another one for `target` than for the runtime of the recipe."""
+        net = Net(read_onnx(self.plain))
+        return self.precision(kind, target=target).left(net) != self.precision(kind).left(net)
+
+    def write(
+        self, path: Path, kind: str, keep: Sequence[str] | None = None, *, target: str | None = None
+    ) -> dict[str, Any]:
+        """The file in a precision, for a runtime; how far it is from torch is for the gate."""
         graph: SegGraph = graph_of(
             self.model, **{name: self.options[name] for name in GRAPH_OPTIONS if name in self.options}
         )
         images = self.images if kind == "int8" else None
         return retype(
-            graph, self.plain, path, self.precision(kind, keep), self.report, ranges=self.ranges, images=images,
-            tolerance=ANY,
+            graph, self.plain, path, self.precision(kind, keep, target=target), self.report, ranges=self.ranges,
+            images=images, tolerance=ANY,
         )  # fmt: skip
 
     def score(self, path: Path, split: str | None = None) -> dict[str, Any]:
@@ -153,9 +162,10 @@ class PrecisionExporter:
         small = project_with(self.project, split="val", limit=self.config.search_images)
         here = dataclasses.replace(self, project=small)
         ranges = self.calibrate()
-        candidates = place(Net(read_onnx(self.plain)), self.config.keep, first=self.config.first, last=self.config.last)
-        chosen = set(candidates.layers)
-        every = groups_of(Net(read_onnx(self.plain)), self.config.groups)
+        net = Net(read_onnx(self.plain))
+        kept = {*self.config.keep, *self.precision("int8").left(net)}
+        chosen = set(place(net, kept, first=self.config.first, last=self.config.last).layers)
+        every = groups_of(net, self.config.groups)
         groups = {name: [layer for layer in layers if layer in chosen] for name, layers in every.items()}
         groups = {name: layers for name, layers in groups.items() if layers}
         baseline = comparable(here.score(self.plain), task.metric)

@@ -105,7 +105,8 @@ def with_step(project: Project, model: nn.Module, config: PruneConfig, groups: G
         return config, ""
     build, kinds = project.recipe.build, ("fp32", *project.recipe.precision.kinds)
     layers = {slot.layer for group in groups for slot in group.slots}
-    step, why = target.step_for([build.backend], kinds, ops_of(model.get_submodule(name) for name in layers))
+    ops = ops_of(model.get_submodule(name) for name in layers)
+    step, why = target.step_for([build.backend, *build.also], kinds, ops)
     return config.model_copy(update={"budget": config.budget.model_copy(update={"align": step})}), f"auto: {why}"
 
 

@@ -299,7 +299,7 @@ class Setting:
             convert(source, out, Precision("fp16"))
             return out
         values = dict.fromkeys(observed(Net(read_onnx(source))), 1.0)
-        precision = Precision("int8", elsewhere=BESIDE_INT8[self.backend])
+        precision = Precision("int8", elsewhere=BESIDE_INT8[self.backend], target=self.backend)
         convert(source, out, precision, Ranges({"method": "minmax"}, sha256_file(source), values))
         return out
 

@@ -25,6 +25,7 @@ from vss.deploy.lint import lint
 from vss.deploy.quantize.layers import Net, check_names, kept_nodes, overflow, read_onnx, to_fp16
 from vss.deploy.quantize.qdq import Placement, insert, observed, place, tied
 from vss.deploy.quantize.ranges import Ranges
+from vss.deploy.target import float_ops
 
 GRAPH_OPTIONS = ("preprocess", "labels", "labels_dtype")
 Measure = Callable[[Path, list[str]], Ranges]
@@ -48,6 +49,7 @@ class Precision:
         keep: layers that stay in float32 ("fp16") or in what `elsewhere` says ("int8").
         elsewhere: of "int8": "fp32" or "fp16" for all that is not quantised.
         first, last: of "int8": whether the layers at the input and at the outputs are quantised.
+        target: of "int8": runtime that the file is for; what it never runs in INT8 stays in floating point. "": any.
     """
 
     kind: str = "fp32"
@@ -55,12 +57,18 @@ class Precision:
     elsewhere: str = "fp32"
     first: bool = True
     last: bool = False
+    target: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise unknown("precision", self.kind, KINDS)
         if self.elsewhere not in KINDS[:2]:
             raise unknown("precision beside INT8", self.elsewhere, KINDS[:2])
+
+    def left(self, net: Net) -> dict[str, str]:
+        """Layers that the target would not run in INT8 -> why."""
+        ops = float_ops(self.target) if self.kind == "int8" and self.target else {}
+        return {layer.name: ops[layer.op] for layer in net.layers if layer.op in ops}
 
 
 @dataclass
@@ -103,14 +111,15 @@ def _int8(net: Net, source: Path, precision: Precision, ranges: Ranges | None) -
         raise VssError(f"{source} cannot be quantised without ranges; calibrate it first.")
     if ranges.onnx_sha256 != sha256_file(source):
         raise VssError(f"the ranges belong to another file than {source}; calibrate this one.")
-    kept = dict.fromkeys(precision.keep, "asked for")
+    kept = precision.left(net) | dict.fromkeys(precision.keep, "asked for")
+    floats = list(kept)
     kept |= {} if precision.first else dict.fromkeys(net.first, "first layer")
     kept |= {} if precision.last else dict.fromkeys(net.last, "last layer")
-    placement = place(net, precision.keep, first=precision.first, last=precision.last)
+    placement = place(net, floats, first=precision.first, last=precision.last)
     if precision.elsewhere == "fp16":
         small = dict.fromkeys(_small_scales(net, placement, ranges), "a scale below what float16 can hold")
         kept = small | kept
-        placement = place(net, {*precision.keep, *small}, first=precision.first, last=precision.last)
+        placement = place(net, {*floats, *small}, first=precision.first, last=precision.last)
     halves = kept_nodes(net) if precision.elsewhere == "fp16" else set()
     model = insert(net, placement, ranges.values, source)
     if precision.elsewhere == "fp16":
@@ -169,7 +178,12 @@ def _report(net: Net, precision: Precision, typed: _Typed) -> dict[str, Any]:
     }
     if typed.ranges is not None:
         calibration = {key: value for key, value in typed.ranges.calibration.items() if key != "files"}
-        report |= {"elsewhere": precision.elsewhere, "ranges_sha256": typed.ranges.sha256(), **typed.ranges.method}
+        report |= {
+            "elsewhere": precision.elsewhere,
+            "target": precision.target,
+            "ranges_sha256": typed.ranges.sha256(),
+            **typed.ranges.method,
+        }
         report["calibration"] = calibration
     return report
 
