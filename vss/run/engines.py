@@ -124,7 +124,7 @@ def _beside(work: Workspace, runtime: str, name: str) -> Beside:
     def make() -> Beside:
         rows, files = [], list[str]()
         for kind in kinds:
-            onnx = f"engine/{name}.onnx" if kind == "fp32" else f"engine/{name}.{kind}.onnx"
+            onnx = _onnx_for(work, backend.name, name, kind)
             path = f"engine/{name}.{kind}.{backend.name}.engine"
             row = {"name": TITLES[name], "runtime": backend.flavour.title, "precision": kind}
             try:
@@ -133,6 +133,7 @@ def _beside(work: Workspace, runtime: str, name: str) -> Beside:
                 rows.append(row | {"passed": False, "sentence": str(error)})
                 continue
             rows.append(row | _built(work.out / path, path))
+            files += [onnx] if backend.name in onnx else []
             files += [path, *(f"{path}{end}" for end in (".json", ".layers.json", ".sh"))]
         failed = [row for row in rows if not row["passed"]]
         detail = "; ".join(f"{row['precision']}: {row['sentence'].rstrip('.')}" for row in failed or rows)
@@ -140,6 +141,20 @@ def _beside(work: Workspace, runtime: str, name: str) -> Beside:
 
     after = [f"engine-{name}", *([f"precision-{name}"] if work.recipe.precision.kinds else [])]
     return work.do(Beside, f"{backend.name}-{name}", "beside", after, [], make, backend.about()["version"])
+
+
+def _onnx_for(work: Workspace, runtime: str, name: str, kind: str) -> str:
+    """The ONNX file of a network in a precision; one of its own where the runtime leaves other layers in floating point
+    than that of the recipe."""
+    path = f"engine/{name}.onnx" if kind == "fp32" else f"engine/{name}.{kind}.onnx"
+    exporter = _exporter(work, name)
+    if kind != "int8" or not exporter.differs(kind, runtime):
+        return path
+    search = work.step.result(f"precision-{name}")["kinds"][kind].get("search") or {}
+    keep = [*exporter.config.keep, *search["keep"]] if search.get("within") else None
+    own = f"engine/{name}.{kind}.{runtime}.onnx"
+    exporter.write(work.out / own, kind, keep, target=runtime)
+    return own
 
 
 def _built(engine: Path, path: str) -> Json:
@@ -192,7 +207,7 @@ def typed_engines(work: Workspace) -> Json:
 
 def _precisions(work: Workspace, name: str) -> PrecisionEngines:
     """One network in every precision: file, artefact, score, gate; INT8 searches when it costs too much."""
-    recipe, project, config = work.recipe, work.project, work.recipe.precision
+    recipe, config = work.recipe, work.recipe.precision
     files = {
         kind: {
             "onnx": f"engine/{name}.{kind}.onnx",
@@ -203,12 +218,7 @@ def _precisions(work: Workspace, name: str) -> PrecisionEngines:
     }
 
     def make() -> PrecisionEngines:
-        model = checkpoint.load(work.out / f"{name}.safetensors")
-        plain = work.step.result(f"engine-{name}")["export"]
-        exporter = PrecisionExporter(
-            project, model, config, work.out / f"engine/{name}.onnx", plain, export_options(project, model),
-            work.out / "ranges",
-        )  # fmt: skip
+        exporter = _exporter(work, name)
         references = {"torch": work.scores_of(f"evaluate-{name}"), "onnxruntime": work.scores_of(f"engine-{name}")}
         kinds: dict[str, Json] = {
             kind: _with_search(work, exporter, kind, files[kind], references) for kind in config.kinds
@@ -221,6 +231,15 @@ def _precisions(work: Workspace, name: str) -> PrecisionEngines:
     if name == "finetuned":
         after += [f"evaluate-{start}" for start in unpruned(recipe)]
     return work.do(PrecisionEngines, f"precision-{name}", "precision", after, outputs, make)
+
+
+def _exporter(work: Workspace, name: str) -> PrecisionExporter:
+    """Of a network whose float32 file is there."""
+    model, project = checkpoint.load(work.out / f"{name}.safetensors"), work.project
+    return PrecisionExporter(
+        project, model, work.recipe.precision, work.out / f"engine/{name}.onnx",
+        work.step.result(f"engine-{name}")["export"], export_options(project, model), work.out / "ranges",
+    )  # fmt: skip
 
 
 def _with_search(

@@ -229,6 +229,7 @@ def unread(recipe: Recipe, kind: str) -> Reasons:
         names = ("options", "budget", "batches", "batch_size", "steps")
         found |= {f"prune.{name}": "the phase goes before scoring and cutting" for name in names}
     elif recipe.prune.budget.align == "auto":  # widths are for the engines that are made
+        found.pop("build.also", None)
         for section in {"build", "precision"} & found.keys():
             del found[section]
             names = type(getattr(recipe, section)).model_fields
