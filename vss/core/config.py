@@ -126,9 +126,9 @@ class Budget(Section):
     @field_validator("align", mode="before")
     @classmethod
     def _a_step(cls, value: Any) -> Any:
-        if value != "auto" and not (str(value).removesuffix(".0").isdecimal() and float(value) >= 1):
-            raise ValueError("expected a whole number from 1, or auto")
-        return value
+        if value == "auto" or (str(value).removesuffix(".0").isdecimal() and float(value) >= 1):
+            return value
+        raise ValueError("expected a whole number from 1, or auto")
 
     @model_validator(mode="after")
     def _floor_leaves_room(self) -> Self:
@@ -386,16 +386,15 @@ def load_recipe(
 
     `flags` are the options of the command line that gave overrides, by dotted key: faults name them.
     """
-    if name is None:
-        recipe: Recipe = parse(Recipe, overridden({}, overrides), source="the command line", flags=flags)
-        return recipe
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml"):
-        if name not in recipes():
-            raise unknown("recipe", name, recipes())
-        path = RECIPES / f"{name}.yaml"
-    if not os.path.exists(path):
-        raise VssError(f"recipe {path} does not exist; packaged ones: {', '.join(recipes())}.")
-    data = {"name": path.stem} | read_yaml(path, kind="recipe")
-    recipe = parse(Recipe, overridden(data, overrides), source=str(path), flags=flags)
+    data, source = dict[str, Any](), "the command line"
+    if name is not None:
+        path = Path(name)
+        if path.suffix not in (".yaml", ".yml"):
+            if name not in recipes():
+                raise unknown("recipe", name, recipes())
+            path = RECIPES / f"{name}.yaml"
+        if not os.path.exists(path):
+            raise VssError(f"recipe {path} does not exist; packaged ones: {', '.join(recipes())}.")
+        data, source = {"name": path.stem} | read_yaml(path, kind="recipe"), str(path)
+    recipe: Recipe = parse(Recipe, overridden(data, overrides), source=source, flags=flags)
     return recipe
