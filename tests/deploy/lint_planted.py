@@ -77,6 +77,11 @@ PLANTED: dict[str, tuple[str, str, Case]] = {
         ),
     ),
     "max_pool_indices": ("planted", "indices 'where'", one("MaxPool", outputs=["y", "where"], kernel_shape=[1, 1])),
+    "norm_outputs": (
+        "planted",
+        "mean 'mean'",
+        one("LayerNormalization", inputs=("s",), extra={"s": np.ones(8, np.float32)}, outputs=["y", "mean"]),
+    ),
     "pool_dilations": (
         "planted",
         r"dilations \[2, 2\]",

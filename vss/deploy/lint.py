@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vss.deploy.lint_rules import FLAVOURS, FLOAT16, INT32, LETTERS, REFUSED, RULES, Found, Rule, nodes, type_name
+from vss.deploy.lint_rules import FLAVOURS, FLOAT16, INT32, LETTERS, REFUSED, RULES, Found, Rule, nodes
 from vss.deploy.onnx_file import PLUGINS, View, look
 
 __all__ = ["FLAVOURS", "PLUGINS", "QUANT_RULES", "REFUSED", "Finding", "lint"]
@@ -41,10 +41,9 @@ def _of_constant(view: View, node: Any) -> bool:
 
 def _quantised_type(view: View, node: Any) -> int:
     """Element type on the integer side; ONNX means uint8 where a QuantizeLinear says nothing."""
-    if len(node.input) > 2 and node.input[2]:
-        return view.type_of(node.input[2])
-    if node.op_type == DQ:
-        return view.type_of(node.input[0])
+    named = len(node.input) > 2 and node.input[2]
+    if named or node.op_type == DQ:
+        return view.type_of(named or node.input[0])
     return view.attribute(node, "output_dtype", 0) or 2
 
 
@@ -61,7 +60,7 @@ def _zero_point(view: View, node: Any) -> str:
 @nodes(Q, DQ)
 def _type(view: View, node: Any) -> str:
     kind = _quantised_type(view, node)
-    return "" if kind in (0, INT32, *INT8_LIKE) else f"{node.op_type} with {type_name(view, kind)}"
+    return "" if kind in (0, INT32, *INT8_LIKE) else f"{node.op_type} with {view.type_name(kind)}"
 
 
 @nodes(DQ)

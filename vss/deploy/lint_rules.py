@@ -1,10 +1,9 @@
 """The table of TensorRT's rules for ordinary graphs; those for quantised ones are in `vss.deploy.lint`.
 
 A rule is a row: name, what each flavour of TensorRT does, reason, fix, and a function that finds places in a `View`.
-The column rtx is what parser and builder of TensorRT for RTX do: tests/deploy/test_lint_parser.py runs the graph of
-every row through both, and benchmarks/bench_lint.py makes the list of ops. Columns 10 and 11 are by the table of ops
-and the importers of the public ONNX parser of 10.1, its changes up to 10.6, the headers of 10.16 and 11.1, and the
-documentation of 11.
+Column rtx is what parser and builder of TensorRT for RTX do: tests/deploy/test_lint_parser.py runs every row's graph
+through both, and tests/deploy/lint_table.py writes the list of ops. Columns 10 and 11 are by the public ONNX parser of
+10.1, its changes up to 10.6, the headers of 10.16 and 11.1, and the documentation of 11.
 """
 
 from __future__ import annotations
@@ -28,8 +27,7 @@ Found = Iterable[tuple[str, str]]
 """Places of one rule: (name of the node or tensor, what is there)."""
 
 OPS = json.loads(Path(__file__).with_name("parser_ops.json").read_text())
-OF_ENTERPRISE = {"DeformConv"}  # a plugin of TensorRT 10.1 and newer, which RTX does not bring
-WITH_OWN_RULE = {"MaxUnpool"}
+ELSEWHERE = ("MaxUnpool", "DeformConv")  # has a rule of its own; is a plugin of TensorRT 10.1 and newer, not of RTX
 UINT8, INT32, INT64, BOOL, FLOAT16, DOUBLE = 2, 6, 7, 9, 10, 11  # onnx.TensorProto
 FLOATS, FLOAT8 = {1, FLOAT16}, 17
 FOREIGN = {4, 5, 8, 12, 13, 14, 15, 18, 19, 20, 21, 25, 26}
@@ -65,10 +63,6 @@ def nodes(*ops: str) -> Callable[[Callable[[View, Any], str]], Callable[[View], 
     return rule
 
 
-def type_name(view: View, kind: int) -> str:
-    return str(view.onnx.TensorProto.DataType.Name(kind))
-
-
 def _ops(*ops: str) -> Callable[[View], Found]:
     return nodes(*ops)(lambda view, node: f"op {node.op_type}")
 
@@ -77,7 +71,7 @@ def _typed(kinds: set[int], *ops: str) -> Callable[[View], Found]:
     """Nodes whose first input is of one of the types."""
     return nodes(*ops)(
         lambda view, node: (
-            f"{node.op_type} of {type_name(view, kind)}" if (kind := view.type_of(node.input[0])) in kinds else ""
+            f"{node.op_type} of {view.type_name(kind)}" if (kind := view.type_of(node.input[0])) in kinds else ""
         )
     )
 
@@ -90,7 +84,7 @@ def _attribute(op: str, name: str, default: object, *allowed: object) -> Callabl
 
 def _tensors(kinds: set[int]) -> Callable[[View], Found]:
     return lambda view: (
-        (name, f"a tensor of {type_name(view, kind).lower().replace('double', 'float64')}")
+        (name, f"a tensor of {view.type_name(kind).lower().replace('double', 'float64')}")
         for name, kind in view.types.items()
         if kind in kinds
     )
@@ -123,9 +117,8 @@ def _onnx_fault(view: View, *, mixed: bool) -> Found:
         yield node[1] if node else "graph", words
 
 
-@nodes("MaxPool")
-def _pool_indices(view: View, node: Any) -> str:
-    return f"indices {node.output[1]!r}" if len(node.output) > 1 and node.output[1] else ""
+def _second(op: str, word: str) -> Callable[[View], Found]:
+    return nodes(op)(lambda view, node: f"{word} {node.output[1]!r}" if any(node.output[1:]) else "")
 
 
 @nodes("MaxPool", "AveragePool", "LpPool")
@@ -147,7 +140,7 @@ def _cast(among: set[int], without: set[int]) -> Callable[[View], Found]:
     def find(view: View, node: Any) -> str:
         source, to = view.type_of(node.input[0]), view.attribute(node, "to", 0) or view.type_of(node.output[0])
         wrong = source and to and source != to and {source, to} & among and not {source, to} & without
-        return f"{node.op_type} {type_name(view, source)} -> {type_name(view, to)}" if wrong else ""
+        return f"{node.op_type} {view.type_name(source)} -> {view.type_name(to)}" if wrong else ""
 
     return find
 
@@ -218,7 +211,7 @@ RULES: tuple[Rule, ...] = (
          "rename the custom op", lambda view: _custom(view, among=_known(view).__contains__)),
     Rule("no_such_op", "EEE", "no opset of ONNX has this op", "put custom ops into a domain of their own", _no_schema),
     Rule("unsupported_op", "EEE", "the parser says that it has no such op", "express it by other ops before the export",
-         _ops(*(op for op in OPS["unsupported"] if op not in WITH_OWN_RULE | OF_ENTERPRISE))),
+         _ops(*(op for op in OPS["unsupported"] if op not in ELSEWHERE))),
     Rule("rtx_op", "--E", "TensorRT for RTX parses it in part and builds it not at all without a GPU",
          "express it by other ops before the export", _ops(*OPS["not_built"])),
     Rule("mixed_types", "EEE", "a node takes one type", "cast one of them",
@@ -226,7 +219,10 @@ RULES: tuple[Rule, ...] = (
     Rule("onnx_check", "WWW", "ONNX's own checks fail, and TensorRT goes by its own", "export again, or correct the "
          "declared type, shape or opset", lambda view: _onnx_fault(view, mixed=False)),
     Rule("max_unpool", "EEE", "the parser has no MaxUnpool", POOLING, _ops("MaxUnpool")),
-    Rule("max_pool_indices", "EEE", "the parser refuses the indices output of MaxPool", POOLING, _pool_indices),
+    Rule("max_pool_indices", "EEE", "the parser refuses the indices output of MaxPool", POOLING,
+         _second("MaxPool", "indices")),
+    Rule("norm_outputs", "EEE", "the parser refuses further outputs of LayerNormalization", "leave them out",
+         _second("LayerNormalization", "mean")),
     Rule("pool_dilations", "EEE", "the parser pools without dilation only", "use stride instead", _pool_dilations),
     _resize("mode", "nearest", "nearest", "linear", on="W--"),
     _resize("coordinate_transformation_mode", "half_pixel", *COORDINATES),

@@ -202,6 +202,9 @@ class View:
         """Element type, 0 where unknown."""
         return self.types.get(name, 0)
 
+    def type_name(self, kind: int) -> str:
+        return str(self.onnx.TensorProto.DataType.Name(kind))
+
 
 def label(node: Any) -> str:
     """How a node is named to a person: its name, or its type and first output."""
