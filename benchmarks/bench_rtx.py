@@ -201,7 +201,7 @@ def main() -> int:
     version = available(BACKEND).about()["version"]
     order = [(name, cut, form) for name in NETWORKS for cut in CUTS for form in FORMS]
     for name, cut, form in cells(arguments):
-        rows = {}
+        rows: dict[tuple[str, str, str], dict[str, Any]] = {}
         if out.exists():
             rows = {(r["network"], r["cut"], r["form"]): r for r in read_json(out, kind=KIND, schema=SCHEMA)["rows"]}
         old = rows.get((name, cut, form))
@@ -213,9 +213,9 @@ def main() -> int:
         body = {"environment": known, "setting": setting, "counts": counts(table), "rows": table}
         write_json(out, {"kind": KIND, "schema": SCHEMA, **body})
         LOG.info("%-26s %-5s %-13s %s %5.1f s", name, cut, form, line_of(row), row["seconds"])
-    table = read_json(out, kind=KIND, schema=SCHEMA)
-    LOG.info("%s\n%s", "\n".join(f"{key}: {value}" for key, value in table["counts"].items()), out)
-    good = [row["built"] and all(row["checks"].values()) and not row["units_missing"] for row in table["rows"]]
+    made = read_json(out, kind=KIND, schema=SCHEMA)
+    LOG.info("%s\n%s", "\n".join(f"{key}: {value}" for key, value in made["counts"].items()), out)
+    good = [row["built"] and all(row["checks"].values()) and not row["units_missing"] for row in made["rows"]]
     return 0 if all(good) else 1
 
 

@@ -40,6 +40,8 @@ Name: __mye16747_const_myl0, Dimensions: [1], Strides: [1], StrideOrder: [0], Da
 Datatype: Half, {CHANNELS} }}], TacticName: __myelin_CASK_STUB, StreamId: 2, Metadata: [ONNX Layer: \
 node_ConvTranspose_285]
 A layer in the words of some other release
+Name: __mye21242_myl0_18, LayerType: wait, Inputs: [], Constants: [], Outputs: [], TacticName: , StreamId: 1, EventId: \
+4, Metadata:
 Name: __myl_CastReshCast_myl0_35, LayerType: kgen, Inputs: [ {{ Name: __myln_k_arg__bb1_63_myl0, Dimensions: \
 [-1,1,128,160], Strides: [20480,-1,160,1], StrideOrder: [2,3,1,0], Datatype: Int32, Format: (Arbitrary) Format with \
 stride order = [2,3,1,0] }}], Constants: [], Outputs: [ {{ Name: labels, Dimensions: [-1,128,160], Strides: \
@@ -60,7 +62,9 @@ def layers() -> list[dict[str, Any]]:
 
 
 def test_a_log_becomes_layers_in_the_keys_of_the_inspector(layers: list[dict[str, Any]]) -> None:
-    assert [layer["LayerType"] for layer in layers] == ["shape_call", "correlation", "deconv", "unknown", "kgen"]
+    assert [layer["LayerType"] for layer in layers] == [
+        *("shape_call", "correlation", "deconv", "unknown", "wait", "kgen")
+    ]
     conv = layers[1]
     assert conv["Name"] == "node_Conv_260_myl0_4" and conv["TacticName"] == "__myelin_CASK_STUB"
     assert conv["Inputs"] == [
@@ -73,13 +77,14 @@ def test_a_log_becomes_layers_in_the_keys_of_the_inspector(layers: list[dict[str
     assert [each["Dimensions"] for each in conv["Constants"]] == [[16, 16, 3, 3], [1, 16, 1, 1]]
     assert conv["Outputs"][0]["Format/Datatype"].startswith("Float ")
     assert (layers[2]["StreamId"], layers[0]["Inputs"], layers[0]["Metadata"]) == (2, [], "")
-    assert layers[4]["Inputs"][0]["Format/Datatype"].endswith("stride order = [2,3,1,0]")
+    assert (layers[4]["StreamId"], layers[4]["EventId"], layers[4]["Metadata"]) == (1, 4, "")
+    assert layers[5]["Inputs"][0]["Format/Datatype"].endswith("stride order = [2,3,1,0]")
 
 
 def test_types_and_onnx_nodes_of_a_layer(layers: list[dict[str, Any]]) -> None:
-    assert [type_of(layer) for layer in layers] == ["", "Int8", "Half", "", ""]
+    assert [type_of(layer) for layer in layers] == ["", "Int8", "Half", "", "", ""]
     assert nodes_of(layers[1]) == ["node_Conv_260", "relu_DequantizeLinear", "model.a.weight_DequantizeLinear"]
-    assert summary(layers) == {"total": 5, "Half": 1, "Int8": 1, "other": 3}
+    assert summary(layers) == {"total": 6, "Half": 1, "Int8": 1, "other": 4}
 
 
 def test_a_line_of_another_form_is_a_layer_that_says_nothing(layers: list[dict[str, Any]]) -> None:

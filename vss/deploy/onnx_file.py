@@ -42,6 +42,8 @@ def load(path: Path | str, *, external: bool = True) -> Any:
         raise VssError(f"{path} is no whole ONNX file ({one_line(str(error))}); export it again.") from error
     if not model.graph.node:
         raise VssError(f"{path} holds no ONNX graph; expected a file written by an exporter.")
+    if not model.opset_import:
+        raise VssError(f"{path} names no version of its operators; it is no whole ONNX file: export it again.")
     odd = next((each for each in model.opset_import if not 1 <= each.version < 1 << 16), None)
     if odd is not None:
         raise VssError(f"{path} asks for version {odd.version} of the operators {shown(odd.domain)}; export it again.")

@@ -22,7 +22,7 @@ from typing import Any
 
 from vss.core.environment import folder_name
 from vss.core.errors import VssError, need, one_line, unknown
-from vss.core.files import atomic, sha256_file, write_json
+from vss.core.files import atomic, file_at_work, sha256_file, write_json
 from vss.deploy import lint, onnx_file
 from vss.deploy.backends import trt_aot, trt_child
 from vss.deploy.backends.base import BuildSpec, Session
@@ -58,7 +58,8 @@ class TensorRTBackend:
 
     def about(self, plan: BuildPlan | None = None) -> dict[str, Any]:
         """{"version", "creators", "flags"} of this TensorRT, with the plugins of a plan."""
-        return in_child(_request(self.flavour, plan or BuildPlan()), f"importing {self.flavour.title}")
+        plan = plan or BuildPlan()
+        return in_child(_request(self.flavour, plan), f"importing {self.flavour.title}", plan.time_limit_s)
 
     def check(self, plan: BuildPlan) -> None:
         """Refuse what this product has not; needs no TensorRT."""
@@ -128,6 +129,7 @@ class TensorRTBackend:
         _check_disk(out, onnx)
         ahead = AHEAD_OF_TIME if plan.aot else frozenset()
         with ExitStack() as stack:
+            stack.enter_context(file_at_work(out))  # two builds of one name would mix what lies beside it
             written = stack.enter_context(atomic(out))
             source = stack.enter_context(without_bodies(onnx, model, names, ahead))
             request = _request(self.flavour, plan) | {"onnx": str(source.resolve()), "out": str(written.resolve())}
@@ -171,7 +173,9 @@ class TensorRTBackend:
         found: Mapping[str, Any],
         layers: Mapping[str, Any] | None,
     ) -> dict[str, Any]:
-        version, typed = found["version"], convolutions(model, layers["Layers"]) if layers else {}
+        version = found["version"]
+        listed = [each if isinstance(each, dict) else {"Name": each} for each in (layers or {"Layers": ()})["Layers"]]
+        typed = convolutions(model, listed) if layers else {}
         cache = Path(str(plan.timing_cache).replace(VERSION, version)) if plan.timing_cache else None
         plan = plan.model_copy(update={"timing_cache": cache})
         checks = [check_ends(model, found)] + ([check_types(typed, self.flavour.float_ops)] if layers else [])
@@ -192,7 +196,7 @@ class TensorRTBackend:
             "build_seconds": found["seconds"],
             "inputs": found["inputs"],
             "outputs": found["outputs"],
-            "layers": summary(layers["Layers"]) if layers else None,
+            "layers": summary(listed) if layers else None,
             "convolutions": typed,
             "checks": [asdict(check) for check in checks],
             "commands": commands(plan, onnx, out, cache, self.flavour),
@@ -267,7 +271,7 @@ def in_child(request: Mapping[str, Any], what: str, limit: int | None = 600) -> 
     with tempfile.TemporaryDirectory(prefix="vss-") as name:
         folder = Path(name)
         environment |= trt_child.library_path(flavour, folder)
-        (folder / "request.json").write_text(json.dumps(request))
+        (folder / "request.json").write_text(json.dumps({**request, "parent": os.getpid()}))
         command = [sys.executable, str(trt_child.__file__), name]
         try:
             done = subprocess.run(

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from vss.core.errors import VssError, need, unknown
-from vss.core.files import atomic, write_json
+from vss.core.files import atomic, write_error, write_json
 
 if __package__:
     from vss.deploy.backends.trt_flavour import FLAVOURS, Flavour
@@ -185,7 +185,7 @@ def _build(trt: Any, flavour: Flavour, request: Mapping[str, Any]) -> dict[str, 
         return {"failed": stage, "errors": [text for text in errors if not any(each in text for each in NOISE)]}
     seconds = round(time.perf_counter() - started, 3)
     if request["out"]:
-        Path(request["out"]).write_bytes(engine)
+        _write(Path(request["out"]), engine)
     ends = {
         side: [getattr(network, f"get_{side}")(index) for index in range(getattr(network, f"num_{side}s"))]
         for side in ("input", "output")
@@ -202,6 +202,13 @@ def _build(trt: Any, flavour: Flavour, request: Mapping[str, Any]) -> dict[str, 
         "seconds": seconds,
         "warnings": list(dict.fromkeys(text for level, text in messages if level == "WARNING")),
     }
+
+
+def _write(path: Path, engine: bytes) -> None:
+    try:
+        path.write_bytes(engine)
+    except OSError as error:
+        raise write_error(path.parent, error) from error
 
 
 def _listen(trt: Any, loaders: Any) -> list[tuple[str, str]]:
@@ -313,8 +320,11 @@ def main(folder: Path) -> None:
     """One request, one answer; a sentence of ours is an answer too, everything else ends the process."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL: a build ends with the one that asked for it
+    request = json.loads((folder / "request.json").read_text())
+    if os.getppid() != request["parent"]:  # which has ended before this process could ask to be told
+        sys.exit(1)
     try:
-        found = answer(json.loads((folder / "request.json").read_text()))
+        found = answer(request)
     except ValueError as error:
         if not type(error).__module__.startswith(("vss.", "trt_")):
             raise

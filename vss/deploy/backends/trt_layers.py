@@ -15,7 +15,7 @@ from vss.core.errors import need
 
 LINE = re.compile(
     r"Name: (.*?), LayerType: (\w+), Inputs: \[(.*)\], Constants: \[(.*)\], Outputs: \[(.*)\], TacticName: (.*?), "
-    r"StreamId: (\d+), Metadata: ?(.*)"
+    r"StreamId: (\d+),(?: EventId: (\d+),)? Metadata: ?(.*)"
 )
 TENSOR = re.compile(r"\{ Name: (.*?), Dimensions: \[([^]]*)\].*?Datatype: (\w+), Format: (.*?) \}")
 ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
@@ -39,11 +39,12 @@ def parse_layers(text: str) -> list[dict[str, Any]]:
         if match is None:
             layers.append({"Name": line.strip(), "LayerType": "unknown"})
             continue
-        name, kind, inputs, constants, outputs, tactic, stream, metadata = match.groups()
+        name, kind, inputs, constants, outputs, tactic, stream, event, metadata = match.groups()
         sides = {"Inputs": inputs, "Constants": constants, "Outputs": outputs}
         tensors = {side: [_tensor(*found) for found in TENSOR.findall(part)] for side, part in sides.items()}
         layers.append(
             {"Name": name, "LayerType": kind, **tensors, "TacticName": tactic, "StreamId": int(stream)}
+            | ({"EventId": int(event)} if event else {})  # of "signal" and "wait", between streams
             | {"Metadata": metadata}
         )
     return layers
