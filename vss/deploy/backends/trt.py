@@ -178,7 +178,8 @@ class TensorRTBackend:
         typed = convolutions(model, listed) if layers else {}
         cache = Path(str(plan.timing_cache).replace(VERSION, version)) if plan.timing_cache else None
         plan = plan.model_copy(update={"timing_cache": cache})
-        checks = [check_ends(model, found)] + ([check_types(typed, self.flavour.float_ops)] if layers else [])
+        checks = [check_ends(model, found)]
+        checks += [check_types(typed, self.flavour.float_ops)] if layers and plan.verbosity == "DETAILED" else []
         return {
             "kind": KIND,
             "schema": SCHEMA,

@@ -140,18 +140,21 @@ def _asked(model: Any) -> Any:
 
 
 def check_types(found: Mapping[str, Mapping[str, str]], float_ops: Iterable[str]) -> Check:
-    """Every convolution runs in the type that the file gives it; quantised ones of `float_ops` cannot and are named."""
+    """Every convolution runs in the type that the file gives it; quantised ones of `float_ops` cannot and are named. A
+    list of layers that names none of them shows nothing, and fails."""
+    unnamed = [name for name, each in found.items() if not each["runs"]]
     known = {name: each for name, each in found.items() if each["asked"] and each["runs"]}
     left = [name for name, each in known.items() if each["op"] in float_ops and each["asked"] == "Int8"]
     wrong = [n for n, each in known.items() if each["asked"] != each["runs"] and n not in left]
     shares = Counter(each["runs"] for each in known.values())
     parts = [f"{count} of {len(found)} convolutions run in {kind}" for kind, count in shares.most_common()]
-    parts += [f"{len(found) - len(known)} are in no layer by name"] if len(found) > len(known) else []
+    parts += [f"{len(unnamed)} are in no layer by name"] if unnamed else []
     parts += [f"{len(left)} ConvTranspose are quantised in the file and run in floating point"] if left else []
     if wrong:
         some = ", ".join(f"{n} ({found[n]['asked']} asked, {found[n]['runs']} runs)" for n in wrong[:4])
         parts.append(f"not as asked: {some}{' and others' if len(wrong) > 4 else ''}")
-    return Check("types of convolutions", not wrong, ", ".join(parts) or "the file has no convolution")
+    shown = len(unnamed) < max(len(found), 1)
+    return Check("types of convolutions", shown and not wrong, ", ".join(parts) or "the file has no convolution")
 
 
 def summary(layers: Iterable[Mapping[str, Any]]) -> dict[str, int]:
