@@ -262,8 +262,14 @@ def _print_lut(table: Any) -> None:
         print_tagged(out, "not finished:", "yellow", "the same vss lut build goes on")
 
 
+@takes(given=recipe_keys("build.targets"))
 def explain(
+    ctx: typer.Context,
     run: Annotated[Path, Argument(help="folder of a finished run")],
+    given: Given,
+    backend: Annotated[
+        str | None, Option(help="tensorrt_rtx: read engine layers, without a GPU; default: time the run's engines")
+    ] = None,
     precision: PrecisionName = "fp32",
     seconds: Reading = 1.0,
     top: Annotated[int, Option(min=1, help="rows to print")] = 20,
@@ -274,7 +280,10 @@ def explain(
     allow_unstable: Unstable = False,
     report: ReportFile = None,
 ) -> None:
-    """Say, layer by layer, why a cut network is or is not as much faster as its MACs fell."""
+    """Say, layer by layer, why a cut network is or is not as much faster as its MACs fell.
+
+    With --backend tensorrt_rtx from the layers of its engines, which are built here and not run.
+    """
     from vss.run.explain import cliff_plot
     from vss.run.explain import explain as work
 
@@ -282,6 +291,11 @@ def explain(
         raise VssError("--lut is the table of --plot; give both.")
     if plot:
         out.print(f"wrote {cliff_plot(run, lut, plot)}")
+    if backend:
+        refuse_given(ctx, ["seconds", "allow_unstable"], f"is for times, and --backend {backend} measures none")
+        _explain_layers(run, backend, precision, given.get("build.targets", ()), top, report)
+        return
+    refuse_given(ctx, ["build.targets"], "is for --backend tensorrt_rtx")
     figures = work(run, precision=precision, seconds=seconds)
     heads = {"name": "unit", "cin": "in", "cout": "out", "ms_before": "ms before", "ms_after": "ms after",
              "mmacs_before": "MMACs before", "mmacs_after": "MMACs after", "efficiency": "efficiency",
@@ -302,3 +316,28 @@ def explain(
         out.print(f"{name}: the engine is {request['engine_share']:.0%} of a request of {request['request_ms']:.2f} ms")
     write_figures(report, "vss.explain", figures)
     _require_quiet(figures["noise"], "an engine was slower in another round; end other work", allow_unstable)
+
+
+def _explain_layers(
+    run: Path, backend: str, precision: str, targets: list[str] | tuple[str, ...], top: int, report: Path | None
+) -> None:
+    from vss.run.layers import explain_layers
+
+    figures = explain_layers(run, backend, precision=precision, targets=targets)
+    kinds = dict.fromkeys([*figures["layers_before"], *figures["layers_after"]])
+    counts = {"name": "engine", **{kind: "layers" if kind == "total" else kind for kind in kinds}}
+    engines = {"uncut": figures["layers_before"], "cut": figures["layers_after"]}
+    print_table([{"name": name, **found} for name, found in engines.items()], counts)
+    heads = {"name": "unit", "cin": "in", "cout": "out", "kernels_before": "kernels before",
+             "kernels_after": "after", "what": "kernels more", "better": "a width without them"}  # fmt: skip
+    found = [{**row, "name": row["unit"], "what": ", ".join(row["extra"])} for row in figures["rows"][:top]]
+    if found:
+        print_table(found, heads)
+    else:
+        out.print("no width costs a kernel")
+    for step, count in figures["layers_rounded"].items():
+        out.print(f"widths rounded up to multiples of {step}: {count} layers")
+    for lost in figures["fusions_lost"][:top]:
+        print_tagged(out, "fusion lost:", "yellow", f"{lost['node']} with {lost['layer']}")
+    out.print(f"{figures['sentence']} Built for {', '.join(figures['targets'])}.", highlight=False)
+    write_figures(report, "vss.explain", figures)

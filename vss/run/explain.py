@@ -276,7 +276,7 @@ def measure(before: Path, after: Path, plan: Plan, setting: Setting, *, seconds:
     count, cores = setting.on_threads or 1, 1 if setting.on_gpu else usable_threads(None)
     item = BYTES[setting.precision]
     widths = [len(group.kept) for group in plan.groups]
-    others = {key: _rounded(plan.groups, widths, *rule) for key, rule in ROUNDED.items()}
+    others = {key: rounded_widths(plan.groups, widths, *rule) for key, rule in ROUNDED.items()}
     others = {key: each for key, each in others.items() if each != widths}
     models = {"before": variants.model, "after": cut}
     models |= {key: variants.graph(each, empty=True) for key, each in others.items()}
@@ -328,7 +328,7 @@ def _feed(model: Any) -> dict[str, np.ndarray]:
     return {value.name: pixels.astype(dtype)}
 
 
-def _rounded(groups: Sequence[Group], widths: Sequence[int], block: int, up: bool) -> list[int]:
+def rounded_widths(groups: Sequence[Group], widths: Sequence[int], block: int, up: bool) -> list[int]:
     """Every width to the next multiple of a block, where there is one between a block and the whole group."""
     found = []
     for group, width in zip(groups, widths, strict=True):
