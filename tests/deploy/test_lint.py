@@ -146,6 +146,20 @@ def test_external_data_that_is_missing(tmp_path: Path) -> None:
         lint(path)
 
 
+@pytest.mark.parametrize("op", ["Resize", "QuantizeLinear", "Conv", "MaxPool", "ReduceMax", "GridSample"])
+def test_nodes_without_what_their_op_needs_are_refused(op: str) -> None:
+    for inputs, outputs in (([], ["y"]), (["x"], [])):
+        made = model([helper.make_node(op, inputs, outputs, name="bare")])
+        with pytest.raises(
+            VssError, match=rf"the node bare has {len(inputs)} inputs and {len(outputs)} outputs; {op} takes"
+        ):
+            lint(made)
+    inner = helper.make_function("own", "F", ["a"], ["b"], [helper.make_node("Conv", ["a"], ["b"])],
+                                 [helper.make_opsetid("", 20)])  # fmt: skip
+    with pytest.raises(VssError, match="the node Conv of b has 1 inputs"):
+        lint(model([helper.make_node("F", ["x"], ["y"], domain="own")], domains=("own",), functions=(inner,)))
+
+
 def test_files_that_are_hostile(tmp_path: Path) -> None:
     call = helper.make_node("F", ["x"], ["y"], domain="local")
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("local", 1)]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -219,13 +220,17 @@ def look(model: Any, *, plugins: Sequence[str] = PLUGINS) -> View:
     if isinstance(model, str | Path):
         model = load(model)
     view = View(onnx, model, frozenset(plugins), functions=frozenset(each.name for each in model.functions))
-    view.opset = max((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), default=0)
+    view.opset = _version(model.opset_import)
     _infer(view)
-    _walk(view, model.graph)
+    _walk(view, model.graph, view.opset)
     for function in model.functions:
         if function.name not in view.plugins:
-            _add_nodes(view, function.node)
+            _add_nodes(view, function.node, _version(function.opset_import))
     return view
+
+
+def _version(opset_import: Any) -> int:
+    return max((each.version for each in opset_import if each.domain in ("", "ai.onnx")), default=0)
 
 
 def _infer(view: View) -> None:
@@ -248,15 +253,17 @@ def _infer(view: View) -> None:
             view.shapes[value.name] = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
 
 
-def _walk(view: View, graph: Any) -> None:
+def _walk(view: View, graph: Any, opset: int) -> None:
     for tensor in graph.initializer:
         view.constants[tensor.name] = tensor
         view.types[tensor.name], view.shapes[tensor.name] = tensor.data_type, list(tensor.dims)
-    _add_nodes(view, graph.node)
+    _add_nodes(view, graph.node, opset)
 
 
-def _add_nodes(view: View, nodes: Iterable[Any]) -> None:
+def _add_nodes(view: View, nodes: Iterable[Any], opset: int) -> None:
     for node in nodes:
+        if node.domain in ("", "ai.onnx"):
+            _check_ends(view, node, opset)
         view.nodes.append(node)
         for name in node.output:
             view.producer[name] = node
@@ -264,7 +271,23 @@ def _add_nodes(view: View, nodes: Iterable[Any]) -> None:
             view.consumers.setdefault(name, []).append(node)
         for attribute in node.attribute:
             if attribute.type == view.onnx.AttributeProto.GRAPH:
-                _walk(view, attribute.g)
+                _walk(view, attribute.g, opset)
             if node.op_type == "Constant" and attribute.name == "value":
                 view.constants[node.output[0]] = attribute.t
                 view.types[node.output[0]] = attribute.t.data_type
+
+
+def _check_ends(view: View, node: Any, opset: int) -> None:
+    """A node has the inputs and outputs that its op cannot do without; ops that ONNX has not are left to the rules."""
+    defs = view.onnx.defs
+    for version in ((opset, ""), ()):
+        with contextlib.suppress(defs.SchemaError):
+            schema = defs.get_schema(node.op_type, *version)
+            break
+    else:
+        return
+    if len(node.input) < schema.min_input or len(node.output) < schema.min_output:
+        raise VssError(
+            f"the node {label(node)} has {len(node.input)} inputs and {len(node.output)} outputs; {node.op_type} takes "
+            f"{schema.min_input} and gives {schema.min_output} at least: export the file again."
+        )
