@@ -27,8 +27,9 @@ from vss import models, prune
 from vss.core.errors import VssError
 from vss.data import Preprocess
 from vss.deploy import BACKENDS, BuildPlan, BuildSpec, export, onnx_file, spans
-from vss.deploy.backends import inspected, trt, trt_child
+from vss.deploy.backends import inspected, trt_child
 from vss.deploy.backends.trt_aot import ENTRIES, read_ptx
+from vss.deploy.backends.trt_plan import declared
 from vss.deploy.backends.trt_runner import read_about
 
 ROOT = Path(__file__).parents[2]
@@ -164,7 +165,7 @@ RTX = pytest.mark.skipif(
 
 def build(onnx: Path, *libraries: Path, sizes: list[tuple[int, int]] | None = None) -> list[dict[str, Any]]:
     """The layers of an engine for two GPUs."""
-    profile = spans(trt.declared(onnx_file.load(onnx)), (1, 2, 4), sizes)
+    profile = spans(declared(onnx_file.load(onnx)), (1, 2, 4), sizes)
     plan = BuildPlan(targets=("sm86", "sm89"), plugins=libraries, profiles=(profile,))
     made = BACKENDS["tensorrt_rtx"].build(onnx, onnx.with_suffix(".engine"), BuildSpec(plan=plan))
     return list((inspected(made) or {})["Layers"])

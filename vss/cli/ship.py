@@ -69,14 +69,29 @@ def verify(
 def rebuild(
     bundle: BundleFolder,
     max_drop: Annotated[float, Option(min=0, max=100, help="points that a metric of the samples may lose")] = 0.1,
+    backend: Annotated[
+        str | None, Option(help="tensorrt_rtx: build the engine for GPUs elsewhere; default: the bundle's own")
+    ] = None,
+    targets: Annotated[str | None, Option(help="GPUs of that engine; default: as before", metavar="sm86,sm89")] = None,
 ) -> None:
-    """Build the engine on this machine from the bundle's ONNX file, judge it by the samples, write it in."""
-    from vss.ship import rebuild as make
+    """Build the engine on this machine from the bundle's ONNX file, judge it by the samples, write it in.
 
+    An engine for GPUs elsewhere is checked against the file and not run.
+    """
+    from vss.ship import rebuild as make
+    from vss.ship.elsewhere import rebuild_elsewhere
+
+    if targets and not backend:
+        raise VssError("--targets is for --backend tensorrt_rtx; give both.")
     with file_at_work(bundle):
-        manifest = make(bundle, max_drop=max_drop)
+        if backend:
+            wanted = [each.strip().lower() for each in (targets or "").split(",") if each.strip()]
+            manifest = rebuild_elsewhere(bundle, backend, wanted)
+        else:
+            manifest = make(bundle, max_drop=max_drop)
     note = manifest.rebuilds[-1]
-    out.print(f"{manifest.engine.file} {manifest.engine.device or ''}; samples: {note['samples']['metrics']}")
+    said = f"samples: {note['samples']['metrics']}" if note["samples"] else "built and checked, not run"
+    out.print(f"{note.get('file', manifest.engine.file)} {manifest.engine.device or ''}; {said}")
 
 
 def serve(

@@ -17,25 +17,30 @@ from vss.core import __version__
 from vss.core.config import Recipe
 from vss.core.environment import environment, package_version
 from vss.core.errors import GateFailed, VssError, shown
-from vss.core.files import TEMPORARY, at_rest, atomic, file_at_work, sha256_file, write_json
+from vss.core.files import TEMPORARY, at_rest, atomic, file_at_work, sha256_file
 from vss.core.report import write_report
 from vss.data import pixels, require_classes
 from vss.deploy import Session
-from vss.deploy.backends import available, trt_runner
+from vss.deploy.backends import available, of_tensorrt
 from vss.deploy.backends.base import check_finite
 from vss.deploy.backends.trt_runner import read_about
 from vss.deploy.onnx_file import metadata
 from vss.deploy.quantize.ranges import Ranges
 from vss.run.page import render
 from vss.run.project import Project
+from vss.ship.elsewhere import copy_engines, write_runner
 from vss.ship.manifest import NAME, Engine, Image, Link, Manifest, Samples, Tensor, is_archive, pack, seal
 from vss.ship.samples import write_samples
-from vss.ship.source import Source, hash_of, model_card, open_run, public, readme, requirements
+from vss.ship.source import Source, beside, copy_about, hash_of, model_card, open_run, public, readme, requirements
 from vss.ship.triton import FOR_BACKEND, Serving, write_repository
 from vss.train.tasks.base import PRUNED
 
 HERE = Path(__file__).parent
-RUNTIME = {"onnxruntime": ("onnxruntime",), "tensorrt": ("tensorrt", "pycuda")}
+RUNTIME = {
+    "onnxruntime": ("onnxruntime",),
+    "tensorrt": ("tensorrt", "pycuda", "cuda-python"),
+    "tensorrt_rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "pycuda", "cuda-python"),
+}
 RANGES = "engine/ranges.json"
 CPP = {"onnxruntime": "ort_example.cpp", "tensorrt": "trt_example.cpp"}
 
@@ -142,6 +147,7 @@ def _write(
         zeros = {n: np.zeros([side or 1 for side in b.shape], b.dtype) for n, b in session.inputs.items()}
         check_finite(session, zeros, str(source.files["engine"]))
         manifest = _manifest(folder, source, session, files, name, forced, licences)
+        manifest.elsewhere = copy_engines(folder, source)
         setting = _serving(manifest, session, serving)
         for variant in FOR_BACKEND[source.backend]:
             place = f"triton/{variant}"
@@ -160,7 +166,7 @@ def _copy(folder: Path, source: Source) -> dict[str, str]:
     """Copy the run's files; role -> path in the bundle. An engine that is the ONNX file itself is one file."""
     files = {"onnx": "engine/model.onnx", "report": "reports/report.json"}
     engine = source.files["engine"]
-    needed = (read_about(engine) or {}).get("plan", {}).get("plugins") if source.backend == "tensorrt" else None
+    needed = (read_about(engine) or {}).get("plan", {}).get("plugins") if of_tensorrt(source.backend) else None
     if needed and "plugins" not in source.files:
         raise VssError(f"{engine} needs the plugins in {', '.join(needed)}, which the run does not hold; add the file.")
     same = source.backend == "onnxruntime" and sha256_file(source.files["onnx"]) == sha256_file(engine)
@@ -188,18 +194,6 @@ def _reports(folder: Path, files: dict[str, str], source: Source) -> None:
         files["page"] = "reports/report.html"
         with atomic(folder / files["page"]) as temporary:
             temporary.write_text(render(source.report, source.run), encoding="utf-8")
-
-
-def copy_about(engine: Path, to: Path) -> None:
-    """What stands beside an engine, where anything does, without the commands that built it."""
-    about = read_about(engine)
-    if about is not None:
-        write_json(beside(to), public(about))
-
-
-def beside(engine: Path) -> Path:
-    """Where TensorRT's backend says of an engine what it is."""
-    return engine.with_name(engine.name + ".json")
 
 
 def _plan(source: Source) -> Path | None:
@@ -264,7 +258,7 @@ def _manifest(
 
 def _spec(source: Source) -> dict[str, Any]:
     """As the run states it; what TensorRT was asked for in full stands beside its engine."""
-    about = read_about(source.files["engine"]) if source.backend == "tensorrt" else None
+    about = read_about(source.files["engine"]) if of_tensorrt(source.backend) else None
     return {"plan": public(about["plan"])} if about else source.spec
 
 
@@ -275,11 +269,14 @@ def runtime_versions(backend: str) -> dict[str, str]:
 
 def bound_to(backend: str, engine: Path) -> dict[str, Any] | None:
     """What an engine belongs to, by the file beside it; None for a runtime whose artefacts run anywhere."""
-    if backend != "tensorrt":
+    runtime = of_tensorrt(backend)
+    if runtime is None:
         return None
     about = read_about(engine)
     if about is None:
         raise VssError(f"{engine} has no {beside(engine).name} that says what it is; build it with vss.")
+    if runtime.flavour.targets:
+        return {"targets": about["targets"], backend: about["tensorrt"]}
     major, minor = about["device"]["capability"]
     plan = {key: about["plan"][key] for key in ("hardware", "version_compatible")}
     return {"name": about["device"]["name"], "capability": f"{major}.{minor}", "tensorrt": about["tensorrt"], **plan}
@@ -344,11 +341,8 @@ def _chosen(project: Project, split: str, amount: int, task: str) -> Iterator[tu
 
 def _texts(folder: Path, manifest: Manifest, source: Source, plugins: list[str]) -> None:
     """Runner, requirements, README, model card, labels, C++ example."""
-    shutil.copyfile(HERE / "standalone.py", folder / "run.py")
+    write_runner(folder, manifest)
     shutil.copyfile(str(pixels.__file__), folder / "pixels.py")
-    if manifest.engine.backend == "tensorrt":
-        for name in trt_runner.ALONE:
-            shutil.copyfile(Path(str(trt_runner.__file__)).with_name(name), folder / name)
     shutil.copytree(HERE / "cpp", folder / "cpp", ignore=lambda _, names: _others(names, manifest.engine.backend))
     texts = {
         "requirements.txt": requirements(manifest),

@@ -13,17 +13,19 @@ import numpy as np
 from pydantic import ValidationError
 
 from vss.core.environment import cuda_devices, environment, package_version
-from vss.core.errors import VssError, fault
+from vss.core.errors import GateFailed, VssError, fault
 from vss.core.files import atomic, sha256_file
 from vss.core.report import read_report
 from vss.deploy import BuildSpec, Session
-from vss.deploy.backends import available
+from vss.deploy.backends import available, of_tensorrt
+from vss.deploy.backends.trt import failed_checks
 from vss.deploy.backends.trt_plan import BuildPlan
 from vss.deploy.onnx_file import metadata, stated
-from vss.ship.bundle import beside, bound_to, copy_about, runtime_versions
+from vss.ship.bundle import bound_to, runtime_versions
+from vss.ship.elsewhere import check_engines
 from vss.ship.manifest import Engine, Link, Manifest, damage, inside, read, seal
 from vss.ship.samples import SamplesVerdict, check_samples
-from vss.ship.source import hash_of, requirements
+from vss.ship.source import beside, copy_about, hash_of, requirements
 from vss.ship.triton import CONFIG, VARIANTS, parse
 
 Row = dict[str, str]
@@ -55,6 +57,8 @@ def verify(bundle: Path, *, run: bool = True) -> list[Row]:
     if manifest.forced:
         rows[-1]["status"] = "accepted"
     check("server repositories", lambda: _repositories(bundle, manifest))
+    if manifest.elsewhere:
+        check("engines for GPUs elsewhere", lambda: check_engines(bundle, manifest))
     if not run:
         return [*rows, {"name": "engine", "status": "skipped", "detail": "asked not to run it"}]
     with open_engine(bundle, manifest) as session:
@@ -109,7 +113,7 @@ def _repositories(bundle: Path, manifest: Manifest) -> str:
             if parse(config).name != config.parent.name:
                 raise VssError(f"{config} names another model than its folder.")
             count += 1
-    return f"{count} models in {', '.join(manifest.triton)}"
+    return f"{count} models in {', '.join(manifest.triton)}" if manifest.triton else "none for this runtime"
 
 
 def open_engine(bundle: Path, manifest: Manifest) -> Session:
@@ -122,7 +126,7 @@ def open_engine(bundle: Path, manifest: Manifest) -> Session:
 def refuse_foreign(manifest: Manifest, bundle: Path) -> None:
     """Raise `VssError` when the engine belongs to another GPU, or another version of its runtime."""
     wanted = manifest.engine.device
-    if wanted is None:
+    if wanted is None or "targets" in wanted:  # such an engine is refused when it is opened
         return
     devices = cuda_devices()
     here = {key: devices[0][key] if devices else "no GPU" for key in ("name", "capability")}
@@ -162,7 +166,7 @@ def _samples(bundle: Path, manifest: Manifest, session: Session) -> str:
 
 
 def rebuild(bundle: Path, *, max_drop: float = 0.1, options: dict[str, Any] | None = None) -> Manifest:
-    """Build, compare with the shipped samples, write the engine into the bundle and into its repositories.
+    """Build, compare with the shipped samples where it can run, write the engine into the bundle and its repositories.
 
     Args:
         bundle: folder of a bundle; only its engine, its repositories and its manifest change.
@@ -184,12 +188,24 @@ def rebuild(bundle: Path, *, max_drop: float = 0.1, options: dict[str, Any] | No
         copy = Path(folder) / "bundle"
         shutil.copytree(bundle, copy)
         built = backend.build(inside(copy, manifest.onnx), Path(folder) / f"built{suffix}", build_spec(spec, copy))
-        with backend.open(built) as session:
-            verdict = check_samples(copy, manifest, session, max_drop=max_drop)
+        verdict = None if _blind(manifest.engine.backend) else _judged(backend, built, copy, manifest, max_drop)
+        if failed := failed_checks(built) if of_tensorrt(manifest.engine.backend) else []:
+            raise GateFailed(f"the new engine is not what {manifest.onnx} asks for: {failed[0]}")
         fresh = _written(copy, manifest, built, spec, verdict)
         bundle.resolve().rename(Path(folder) / "old")
         copy.rename(bundle.resolve())
     return fresh
+
+
+def _blind(backend: str) -> bool:
+    """Whether an engine is built here and cannot run here, so that no samples judge it."""
+    runtime = of_tensorrt(backend)
+    return runtime is not None and bool(runtime.flavour.targets) and not cuda_devices()
+
+
+def _judged(backend: Any, built: Path, copy: Path, manifest: Manifest, max_drop: float) -> SamplesVerdict:
+    with backend.open(built) as session:
+        return check_samples(copy, manifest, session, max_drop=max_drop)
 
 
 def build_spec(values: dict[str, Any], bundle: Path) -> BuildSpec:
@@ -213,7 +229,9 @@ def _build_plan(values: dict[str, Any], bundle: Path) -> BuildPlan:
     return BuildPlan(**{**values, "plugins": libraries, "timing_cache": None})
 
 
-def _written(copy: Path, manifest: Manifest, built: Path, spec: dict[str, Any], verdict: SamplesVerdict) -> Manifest:
+def _written(
+    copy: Path, manifest: Manifest, built: Path, spec: dict[str, Any], verdict: SamplesVerdict | None
+) -> Manifest:
     """Put the new engine everywhere, and note where and how well it was built."""
     backend, target = manifest.engine.backend, f"engine/rebuilt{built.suffix}"
     if manifest.engine.file != manifest.onnx:
@@ -238,7 +256,7 @@ def _written(copy: Path, manifest: Manifest, built: Path, spec: dict[str, Any], 
         "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "machine": environment()["machine"],
         "engine_sha256": digest,
-        "samples": verdict.model_dump(),
+        "samples": verdict.model_dump() if verdict else None,
     }
     changes = {"engine": engine, "chain": chain, "rebuilds": [*manifest.rebuilds, note]}
     fresh = manifest.model_copy(update=changes)

@@ -31,7 +31,7 @@ from vss.core.errors import VssError, fault
 from vss.core.files import atomic, read_json, sha256_file, write_json
 from vss.data.transforms import Preprocess
 
-KIND, SCHEMA = "vss.bundle", 1
+KIND, SCHEMA = "vss.bundle", 2
 MANIFEST, SUMS = "manifest.json", "SHA256SUMS"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
@@ -94,6 +94,19 @@ class Engine(_Part):
     versions: dict[str, str] = {}
 
 
+class Elsewhere(_Part):
+    """An engine for GPUs that were not there when it was built, and so was not run; no `targets`: sm80 and newer."""
+
+    backend: str
+    version: str
+    file: Inner
+    targets: list[str] = []
+
+    @property
+    def where(self) -> str:
+        return ", ".join(self.targets) or "sm80 and newer"
+
+
 class Image(Preprocess):
     """The preprocessing, with nothing left to a default."""
 
@@ -145,6 +158,7 @@ class Manifest(_Part):
     palette: list[tuple[Byte, Byte, Byte]]
     onnx: Inner
     engine: Engine
+    elsewhere: list[Elsewhere] = []
     chain: list[Link]
     gate: dict[str, Any] | None
     forced: str | None = None

@@ -30,6 +30,7 @@ from vss.core.files import read_json, write_json
 from vss.ship.check import refuse_foreign, whole
 from vss.ship.load import Client, check_answers
 from vss.ship.manifest import Manifest, inside, read
+from vss.ship.triton import INSTEAD
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +126,10 @@ class Installation:
         for variant in manifest.triton:
             if self.has(variant):
                 return variant
+        if not manifest.triton:
+            raise VssError(
+                f"Triton loads no engines of {manifest.engine.backend}, as {manifest.name} has one; {INSTEAD}."
+            )
         raise VssError(
             f"{self.binary} has no backend for {manifest.name} (the bundle is for {', '.join(manifest.triton)}; the "
             f"server's backends are in {self.backends})."

@@ -13,9 +13,10 @@ import torch
 
 from vss.core.environment import package_version
 from vss.core.errors import VssError, unknown
-from vss.core.files import read_array, sha256_file
+from vss.core.files import read_array, sha256_file, write_json
 from vss.core.report import read_report
 from vss.data.transforms import Preprocess
+from vss.deploy.backends.trt_runner import read_about
 from vss.deploy.onnx_file import metadata, stated
 from vss.deploy.quantize.ranges import Ranges
 from vss.prune import Plan
@@ -77,6 +78,18 @@ def _mapped(value: Any, change: Callable[[str], str]) -> Any:
     return change(value) if isinstance(value, str) else value
 
 
+def copy_about(engine: Path, to: Path) -> None:
+    """What stands beside an engine, where anything does, without the commands that built it."""
+    about = read_about(engine)
+    if about is not None:
+        write_json(beside(to), public(about))
+
+
+def beside(engine: Path) -> Path:
+    """Where TensorRT's backend says of an engine what it is."""
+    return engine.with_name(engine.name + ".json")
+
+
 # Where a bundle comes from: the folder of a finished `vss run`, read from its report and checked against it.
 
 
@@ -97,6 +110,7 @@ class Source:
         files: role -> existing file: "onnx", "engine", "scores", and where there are any "plugins".
         gate: the verdicts on this engine; empty when nothing judged it.
         preprocess: the run's preprocessing.
+        built: engines for GPUs elsewhere that the run has built of the same network in the same precision.
     """
 
     run: Path
@@ -108,6 +122,7 @@ class Source:
     files: dict[str, Path]
     gate: list[dict[str, Any]]
     preprocess: Preprocess
+    built: tuple[Path, ...] = ()
 
     @property
     def pruned(self) -> bool:
@@ -154,7 +169,20 @@ def open_run(run: Path, row: str | None = None) -> Source:
         files,
         _gates(report, row),
         _preprocess(run, report, files["onnx"]),
+        tuple(_built(run, row, report)),
     )
+
+
+def _built(run: Path, row: str, report: dict[str, Any]) -> Iterator[Path]:
+    """Of the same row: "engine pruned" in float32, "engine pruned int8" in INT8; what was not built is left out."""
+    for each in report.get("built", []):
+        name = each["name"] if each["precision"] == "fp32" else f"{each['name']} {each['precision']}"
+        if name != row or not each["passed"]:
+            continue
+        path = run / each["file"]
+        if not path.is_file() or sha256_file(path) != each["sha256"]:
+            raise VssError(f"{path} is not the engine that the report was made with; run the recipe again.")
+        yield path
 
 
 def hash_of(what: str, path: Path) -> str:
@@ -201,6 +229,7 @@ SERVERS = {
     "python": "Triton with the python backend alone",
     "tensorrt": "Triton with the tensorrt backend, on the GPU that the engine was built on",
 }
+"""Triton has no backend that loads engines of TensorRT for RTX."""
 
 
 def readme(manifest: Manifest, plugins: Sequence[str] = ()) -> str:

@@ -5,9 +5,11 @@
   python run.py folder/ --out out --batch 8       a folder, eight images at a time
   python run.py camera:/dev/video0 --limit 100    frames of a camera, by way of ffmpeg
   python run.py - --frame-size 640x480            raw RGB frames from standard input, one after the other
+  python run.py folder/ --backend tensorrt_rtx    on a GPU, by the bundle's engine of that runtime
 
 Images are read by pixels.py beside this file, as in training: upright by their EXIF; its first lines say the rule.
-Needs numpy, pillow, and onnxruntime (for an ONNX engine) or tensorrt and pycuda (for a TensorRT engine).
+Needs numpy, pillow, and onnxruntime (for an ONNX engine) or tensorrt or tensorrt_rtx with pycuda or cuda-python (for an
+engine of TensorRT).
 Exit code 0: all went well. 1: some images could not be read or are of a kind that is refused (named). 2: wrong use, or
 an engine for another machine.
 """
@@ -76,15 +78,15 @@ class OnnxEngine:
 
 
 class TensorRTEngine:
-    """A TensorRT engine by way of trt_runner.py beside this file, on memory of pycuda."""
+    """A TensorRT engine by way of trt_runner.py beside this file, on memory of pycuda or cuda-python."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, **options: Any) -> None:
         sys.path.insert(0, str(HERE))
         import trt_runner
 
         self.error = trt_runner.EngineError
         try:
-            self.engine = trt_runner.Engine(path, plugins=sorted((HERE / "engine").glob("*.so")))
+            self.engine = trt_runner.Engine(path, plugins=sorted((HERE / "engine").glob("*.so")), **options)
         except self.error as error:
             raise UsageError(f"{error} Where only the GPU differs: vss rebuild {HERE}") from error
 
@@ -94,6 +96,10 @@ class TensorRTEngine:
             return dict(self.engine.run({"image": image}))
         except self.error as error:
             raise UsageError(str(error)) from error
+
+    def close(self) -> None:
+        """Keeps the runtime cache, where one was asked for."""
+        self.engine.close()
 
 
 def prepare(picture: Image.Image, image: dict[str, Any], nhwc: bool) -> np.ndarray:
@@ -148,18 +154,26 @@ def shipped(path: Path) -> dict[str, Any]:
 class Net:
     """The engine of the bundle with what comes before and after it."""
 
-    def __init__(self, manifest: dict[str, Any], threads: int = 0, provider: str = "cpu") -> None:
+    def __init__(
+        self, manifest: dict[str, Any], threads: int = 0, provider: str = "cpu", backend: str = "", **options: Any
+    ) -> None:
         self.facts = manifest
-        engine = manifest["engine"]
+        engines = {each["backend"]: each for each in [*manifest.get("elsewhere", []), manifest["engine"]]}
+        if backend and backend not in engines:
+            raise UsageError(f"--backend {backend}: the bundle has no such engine; it has {', '.join(engines)}.")
+        engine = engines[backend] if backend else manifest["engine"]
         self.nhwc = manifest["inputs"]["image"]["dtype"] == "uint8"
         path = HERE / engine["file"]
         digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
         if digest != manifest["files"][engine["file"]]["sha256"]:
             raise UsageError(f"{engine['file']} is not the engine that was shipped; copy the bundle again.")
-        if engine["backend"] == "tensorrt":
-            self.engine: Any = TensorRTEngine(path)
-        else:
-            self.engine = OnnxEngine(path, threads, provider, engine["as_written"])
+        if engine["backend"] != "onnxruntime":
+            self.engine: Any = TensorRTEngine(path, **options)
+            return
+        given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
+        if given:
+            raise UsageError(f"{given[0]} is for engines of TensorRT; leave it off, or choose one by --backend.")
+        self.engine = OnnxEngine(path, threads, provider, engine["as_written"])
 
     def __call__(self, batch: np.ndarray) -> Arrays:
         """The engine's outputs in `readable` form."""
@@ -344,14 +358,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--frame-size", help="WIDTHxHEIGHT of raw frames")
     parser.add_argument("--threads", type=int, default=0, help="of onnxruntime; 0: one per core")
     parser.add_argument("--provider", choices=("cpu", "cuda"), default="cpu", help="of onnxruntime")
+    parser.add_argument("--backend", default="", help="runtime of the engine; default: the one that was judged")
+    parser.add_argument("--cuda-graph", action="store_true", help="TensorRT: record launches and replay them")
+    parser.add_argument("--runtime-cache", help="tensorrt_rtx: file that keeps the kernels made on this GPU")
     options = parser.parse_args(arguments)
     try:
         if options.batch < 1:
             raise UsageError(f"--batch is {options.batch}; expected 1 or more.")
         if options.out:
             options.out.mkdir(parents=True, exist_ok=True)
-        net = Net(shipped(HERE / "manifest.json"), options.threads, options.provider)
-        return Job(net, options).run()
+        more = {"cuda_graph": options.cuda_graph, "runtime_cache": options.runtime_cache}
+        net = Net(shipped(HERE / "manifest.json"), options.threads, options.provider, options.backend, **more)
+        try:
+            return Job(net, options).run()
+        finally:
+            if isinstance(net.engine, TensorRTEngine):
+                net.engine.close()
     except UsageError as error:
         log.error("error: %s", error)
         return 2

@@ -40,7 +40,12 @@ VARIANTS = {
     "python": Variant("model.onnx", backend="python"),
     "tensorrt": Variant("model.plan", platform="tensorrt_plan", gpu=True),
 }
-FOR_BACKEND = {"onnxruntime": ("onnxruntime", "python"), "tensorrt": ("tensorrt",)}
+FOR_BACKEND = {"onnxruntime": ("onnxruntime", "python"), "tensorrt": ("tensorrt",), "tensorrt_rtx": ()}
+RTX_MAGIC = b"vtrt"
+"""How an engine of TensorRT for RTX begins."""
+
+
+INSTEAD = "serve the ONNX file by onnxruntime or by the python backend, from a run with build.backend onnxruntime"
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,12 @@ def write_repository(folder: Path, variant: str, serving: Serving, engine: Path)
     """
     if variant not in VARIANTS:
         raise unknown("Triton variant", variant, VARIANTS)
+    if variant == "tensorrt":
+        with engine.open("rb") as file:
+            if file.read(len(RTX_MAGIC)) == RTX_MAGIC:
+                raise VssError(
+                    f"{engine} is of TensorRT for RTX, which Triton's tensorrt backend does not load; {INSTEAD}."
+                )
     kind, pb = VARIANTS[variant], schema()
     ensemble = serving.pre or serving.post
     name = f"{serving.name}_net" if ensemble else serving.name
