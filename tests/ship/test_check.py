@@ -119,7 +119,7 @@ def test_not_a_bundle(tmp_path: Path, seg_run: Path) -> None:
 def test_a_newer_schema_is_refused(copy: Path) -> None:
     data = json.loads((copy / MANIFEST).read_text())
     (copy / MANIFEST).write_text(json.dumps(data | {"schema": 99}))
-    with pytest.raises(VssError, match="reads up to 1: upgrade vss"):
+    with pytest.raises(VssError, match="reads up to 2: upgrade vss"):
         verify(copy)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from vss.core.config import Recipe
 from vss.core.errors import NotFinite, VssError
+from vss.core.files import atomic
 from vss.deploy import Session, bench, bench_end_to_end, export
-from vss.deploy.backends import available, build_spec, inspected
+from vss.deploy.backends import available, build_spec, inspected, of_tensorrt
 from vss.deploy.backends.trt_runner import read_about
 from vss.deploy.bench import noise, pinned
 from vss.deploy.quantize.precision import decide
@@ -52,20 +54,31 @@ def make_engine(work: Workspace, name: str, after: str) -> Engine:
     def make() -> Engine:
         model = checkpoint.load(work.out / f"{name}.safetensors")
         exported = export(model, work.out / onnx, **export_options(project, model))
-        built = _build(work, onnx, artefact)
+        built, plugins = _build(work, onnx, artefact), _plugins(work, work.recipe.build.backend)
         with opened(work, {name: artefact}) as sessions:
             metrics = project.score(engine_predictor(sessions[name], project.preprocess))
         work.write_images(images, metrics)
         return Engine(
             export=exported,
             metrics=metrics,
-            artefact=built | {"files": {"onnx": onnx, "engine": artefact, "scores": images}},
+            artefact=built | {"files": {"onnx": onnx, "engine": artefact, "scores": images, **plugins}},
             inspector=inspected(work.out / artefact),
             size_mib=_mib(work.out / artefact),
             detail=f"{built['backend']}: {work.summary(metrics)}",
         )
 
     return work.do(Engine, f"engine-{name}", "engine", [f"evaluate-{name}", after], [onnx, artefact, images], make)
+
+
+def _plugins(work: Workspace, runtime: str) -> dict[str, str]:
+    """Role -> path of the libraries that engines of a runtime need, kept beside them in the run."""
+    found = dict[str, str]()
+    for index, library in enumerate(work.recipe.build.tensorrt.plugins if of_tensorrt(runtime) else ()):
+        found[f"plugins {index + 1}" if index else "plugins"] = f"engine/{library.name}"
+        (work.out / "engine").mkdir(parents=True, exist_ok=True)
+        with atomic(work.out / "engine" / library.name) as temporary:
+            shutil.copyfile(library, temporary)
+    return found
 
 
 def _build(work: Workspace, onnx: str, artefact: str) -> Json:
@@ -122,7 +135,7 @@ def _beside(work: Workspace, runtime: str, name: str) -> Beside:
     kinds = ("fp32", *work.recipe.precision.kinds)
 
     def make() -> Beside:
-        rows, files = [], list[str]()
+        rows, files = [], [*_plugins(work, runtime).values()]
         for kind in kinds:
             onnx = _onnx_for(work, backend.name, name, kind)
             path = f"engine/{name}.{kind}.{backend.name}.engine"

@@ -155,7 +155,7 @@ def _write(
             manifest.triton[variant] = place
         manifest.serving.update({key: getattr(setting, key) for key in SERVING_KEYS})
         manifest.samples = _samples(folder, source, session, manifest, data_root, amount)
-    _texts(folder, manifest, source, [files["plugins"]] if "plugins" in files else [])
+    _texts(folder, manifest, source, [path for role, path in files.items() if role.startswith("plugins")])
     return seal(folder, manifest)
 
 
@@ -167,13 +167,13 @@ def _copy(folder: Path, source: Source) -> dict[str, str]:
     files = {"onnx": "engine/model.onnx", "report": "reports/report.json"}
     engine = source.files["engine"]
     needed = (read_about(engine) or {}).get("plan", {}).get("plugins") if of_tensorrt(source.backend) else None
-    if needed and "plugins" not in source.files:
+    libraries = [role for role in source.files if role.startswith("plugins")]
+    if needed and not libraries:
         raise VssError(f"{engine} needs the plugins in {', '.join(needed)}, which the run does not hold; add the file.")
     same = source.backend == "onnxruntime" and sha256_file(source.files["onnx"]) == sha256_file(engine)
     files["engine"] = files["onnx"] if same else f"engine/built{engine.suffix}"
     sources = {**source.files}
-    if "plugins" in source.files:
-        files["plugins"] = f"engine/{source.files['plugins'].name}"
+    files |= {role: f"engine/{source.files[role].name}" for role in libraries}
     optional = {"plan": ("plan.json", _plan(source)), "calibration": (RANGES, _ranges(source))}
     for role, (target, path) in optional.items():
         if path is not None and path.is_file():

@@ -28,19 +28,26 @@ REQUIREMENTS = "requirements-elsewhere.txt"
 
 
 def copy_engines(folder: Path, source: Source) -> list[Elsewhere]:
-    """Copy the engines that the run has built of the shipped file, with their plugins, into `engine/`."""
+    """Copy the engines that the run has built beside the shipped one, with their plugins, into `engine/`.
+
+    One in INT8 may be of an ONNX file of its own: what its runtime does not run in INT8 is in floating point there.
+    """
     found = []
     for path in source.built:
         about = _about(path)
-        if about["onnx_sha256"] != sha256_file(source.files["onnx"]):
-            raise VssError(f"{path} was built of another file than {source.files['onnx'].name}; run the recipe again.")
+        onnx, own = "engine/model.onnx", path.with_name(about["onnx"])
+        if not own.is_file() or sha256_file(own) != about["onnx_sha256"]:
+            raise VssError(f"{path} was built of another file than {own.name}; run the recipe again.")
+        if sha256_file(own) != sha256_file(source.files["onnx"]):
+            onnx = f"engine/model.{about['flavour']}.onnx"
+            shutil.copyfile(own, folder / onnx)
         for name in about["plan"]["plugins"]:
             if not path.with_name(name).is_file():
                 raise VssError(
                     f"{path} needs the plugins in {name}, which the run does not hold; run the recipe again."
                 )
             shutil.copyfile(path.with_name(name), folder / "engine" / name)
-        found.append(_put(path, folder, about))
+        found.append(_put(path, folder, about, onnx))
     return found
 
 
@@ -51,14 +58,14 @@ def _about(engine: Path) -> dict[str, Any]:
     return about
 
 
-def _put(engine: Path, folder: Path, about: dict[str, Any]) -> Elsewhere:
+def _put(engine: Path, folder: Path, about: dict[str, Any], onnx: str) -> Elsewhere:
     """Copy an engine under the name of what it is for."""
     flavour, version = FLAVOURS[about["flavour"]], about["tensorrt"]
     where = "-".join(about["targets"]) or "sm80-and-newer"
     target = f"engine/{where}-{flavour.tag}{version}{engine.suffix}"
     shutil.copyfile(engine, folder / target)
     copy_about(engine, folder / target)
-    return Elsewhere(backend=flavour.name, version=version, file=target, targets=about["targets"])
+    return Elsewhere(backend=flavour.name, version=version, file=target, onnx=onnx, targets=about["targets"])
 
 
 def requirements(engines: Sequence[Elsewhere]) -> str:
@@ -79,20 +86,20 @@ def write_runner(folder: Path, manifest: Manifest) -> None:
 
 
 def check_engines(bundle: Path, manifest: Manifest) -> str:
-    """Each is what the file beside it says, and of the bundle's ONNX file."""
-    onnx, told = sha256_file(inside(bundle, manifest.onnx)), []
+    """Each is what the file beside it says, and of its ONNX file in the bundle."""
+    told = []
     for each in manifest.elsewhere:
         path = inside(bundle, each.file)
         about = _about(path)
-        if about["sha256"] != sha256_file(path) or about["onnx_sha256"] != onnx:
+        if about["sha256"] != sha256_file(path) or about["onnx_sha256"] != sha256_file(inside(bundle, each.onnx)):
             raise VssError(
-                f"{each.file} was not built of {manifest.onnx}; run: vss rebuild {bundle} --backend {each.backend}"
+                f"{each.file} was not built of {each.onnx}; run: vss rebuild {bundle} --backend {each.backend}"
             )
         if [about["flavour"], about["tensorrt"], about["targets"]] != [each.backend, each.version, each.targets]:
             raise VssError(
                 f"{each.file} is for other GPUs or of another version than the manifest says; ship it again."
             )
-        told.append(f"{FLAVOURS[each.backend].title} {each.version} for {each.where}: of {manifest.onnx}, not run")
+        told.append(f"{FLAVOURS[each.backend].title} {each.version} for {each.where}: of {each.onnx}, not run")
     return "\n".join(told)
 
 
@@ -118,15 +125,16 @@ def rebuild_elsewhere(bundle: Path, name: str, targets: Sequence[str] = ()) -> M
     if reason:
         raise VssError(reason)
     old = [each for each in manifest.elsewhere if each.backend == backend.name]
+    onnx = old[0].onnx if old else manifest.onnx
     wanted = tuple(targets) or tuple(old[0].targets if old else ())
     with tempfile.TemporaryDirectory(prefix=".rebuild-", dir=bundle.resolve().parent) as scratch:
         copy = Path(scratch) / "bundle"
         shutil.copytree(bundle, copy)
-        built = _built(copy, manifest, backend, wanted, Path(scratch))
+        built = _built(copy, manifest, onnx, backend, wanted, Path(scratch))
         for each in old:
             for path in (inside(copy, each.file), inside(copy, f"{each.file}.json")):
                 path.unlink()
-        fresh = _put(built, copy, _about(built))
+        fresh = _put(built, copy, _about(built), onnx)
         note = {
             "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "machine": environment()["machine"],
             "engine_sha256": sha256_file(built), "file": fresh.file, "samples": None,
@@ -143,10 +151,12 @@ def rebuild_elsewhere(bundle: Path, name: str, targets: Sequence[str] = ()) -> M
     return sealed
 
 
-def _built(copy: Path, manifest: Manifest, backend: TensorRTBackend, targets: tuple[str, ...], scratch: Path) -> Path:
+def _built(
+    copy: Path, manifest: Manifest, onnx: str, backend: TensorRTBackend, targets: tuple[str, ...], scratch: Path
+) -> Path:
     libraries = tuple(inside(copy, name) for name in manifest.plugins())
     spec = BuildSpec(plan=BuildPlan(targets=targets, plugins=libraries))
-    built = backend.build(inside(copy, manifest.onnx), scratch / "built.engine", spec)
+    built = backend.build(inside(copy, onnx), scratch / "built.engine", spec)
     if failed := failed_checks(built):
-        raise GateFailed(f"the new engine is not what {manifest.onnx} asks for: {failed[0]}")
+        raise GateFailed(f"the new engine is not what {onnx} asks for: {failed[0]}")
     return built

@@ -95,11 +95,13 @@ class Engine(_Part):
 
 
 class Elsewhere(_Part):
-    """An engine for GPUs that were not there when it was built, and so was not run; no `targets`: sm80 and newer."""
+    """An engine of the file `onnx` for GPUs that were not there when it was built, and so was not run; without `targets`
+    for sm80 and newer."""
 
     backend: str
     version: str
     file: Inner
+    onnx: Inner
     targets: list[str] = []
 
     @property
