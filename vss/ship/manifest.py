@@ -95,8 +95,10 @@ class Engine(_Part):
 
 
 class Elsewhere(_Part):
-    """An engine of the file `onnx` for GPUs that were not there when it was built, and so was not run; without `targets`
-    for sm80 and newer."""
+    """An engine of the file `onnx` for GPUs that were not there when it was built, and so was not run.
+
+    Without `targets` it is for sm80 and newer.
+    """
 
     backend: str
     version: str
