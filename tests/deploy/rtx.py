@@ -84,6 +84,12 @@ def sent_to_the_builder(number: signal.Signals) -> Iterator[list[int]]:
     assert len(sent) == 1
 
 
+def stop_at_work(builder: int) -> None:
+    """Stop a builder once it holds TensorRT, so that whoever started it waits for it."""
+    wait_for(lambda: "libtensorrt_rtx" in Path(f"/proc/{builder}/maps").read_text())
+    os.kill(builder, signal.SIGSTOP)
+
+
 def wait_for(met: Callable[[], object], seconds: float = 60) -> None:
     """Until something is so; fails where it is not after so long."""
     end = time.monotonic() + seconds

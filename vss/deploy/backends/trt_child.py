@@ -141,7 +141,7 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         request: {"flavour", "plugins", "aot"} asks for the version and the plugins that there are; with "onnx" and
             "plan" (JSON of a `BuildPlan` whose profiles and timing cache are set) for an engine as well, written to
-            "out" unless that is null.
+            the file "out", which must be there, unless that is null.
 
     Returns:
         {"version", "creators", "flags"}, and of an engine {"inputs", "outputs": name -> {"dtype", "shape"}, "layers",
@@ -205,8 +205,10 @@ def _build(trt: Any, flavour: Flavour, request: Mapping[str, Any]) -> dict[str, 
 
 
 def _write(path: Path, engine: bytes) -> None:
+    """Into a file that is there: one that its owner has taken away meanwhile is not made again."""
     try:
-        path.write_bytes(engine)
+        with path.open("r+b") as file:
+            file.write(engine)
     except OSError as error:
         raise write_error(path.parent, error) from error
 
