@@ -24,6 +24,7 @@ from onnx import TensorProto, helper
 
 from tests.deploy.trt_bindings import VERSIONS, UnavailableError, bindings, cache, run
 from vss import models, prune
+from vss.core.config import Recipe
 from vss.core.errors import VssError
 from vss.data import Preprocess
 from vss.deploy import BACKENDS, BuildPlan, BuildSpec, export, onnx_file, spans
@@ -31,6 +32,10 @@ from vss.deploy.backends import inspected, trt_child
 from vss.deploy.backends.trt_aot import ENTRIES, read_ptx
 from vss.deploy.backends.trt_plan import declared
 from vss.deploy.backends.trt_runner import read_about
+from vss.run.job import run as run_recipe
+from vss.ship import read as read_manifest
+from vss.ship import ship
+from vss.ship.elsewhere import rebuild_elsewhere
 
 ROOT = Path(__file__).parents[2]
 PLUGINS = ["VssMaxPool", "VssMaxUnpool", "VssSegArgmax"]
@@ -279,6 +284,33 @@ def test_rtx_takes_plugins_of_tensorrt_11(hosts: Any) -> None:
     assert set(PLUGINS) <= set(rtx.about(BuildPlan(plugins=(library(hosts(11), 11),)))["creators"])
     with pytest.raises(VssError, match=r"is built for TensorRT 10, and TensorRT for RTX 1\.\S+ takes plugins of 11"):
         rtx.about(BuildPlan(plugins=(library(hosts(10), 10),)))
+
+
+@RTX
+@pytest.mark.slow
+def test_a_recipe_builds_engines_with_plugins_and_they_ship(hosts: Any, street_root: Path, tmp_path: Path) -> None:
+    """The library stays with the engines of the run, goes into the bundle, and builds the next engine there."""
+    libraries = [str(library(hosts(11), 11))]
+    recipe = Recipe.model_validate({
+        "data": {"dataset": "camvid", "root": str(street_root), "size": [32, 48]}, "control": False, "panels": 0,
+        "model": {"name": "unet", "options": {"width": 4, "depth": 2}}, "bench": {"min_seconds": 0.1, "max_seconds": 1},
+        "train": {"epochs": 1, "lr": 0.05, "accelerator": "cpu"}, "finetune": {"epochs": 1, "accelerator": "cpu"},
+        "prune": {"criterion": "l1", "recalibrate": 2}, "gate": {"max_drop_from_baseline": None},
+        "export": {"plugins": True},
+        "build": {"also": ["tensorrt_rtx"], "targets": ["sm86"], "tensorrt": {"plugins": libraries}},
+    })  # fmt: skip
+    report = run_recipe(recipe, tmp_path / "run", progress=False)
+    assert [row["passed"] for row in report["built"]] == [True, True]
+    about = read_about(tmp_path / "run" / report["built"][1]["file"]) or {}
+    assert (about["plugins"], about["plan"]["plugins"]) == (["VssSegArgmax"], [Path(libraries[0]).name])
+    steps = {step["name"]: step["status"] for step in run_recipe(recipe, tmp_path / "run", progress=False)["steps"]}
+    assert steps["tensorrt_rtx-finetuned"] == steps["engine-finetuned"] == "skipped"
+    ship(tmp_path / "run", tmp_path / "bundle", samples=0, force=True)
+    manifest = read_manifest(tmp_path / "bundle")
+    assert manifest.plugins() == [f"engine/{Path(libraries[0]).name}"]
+    again = rebuild_elsewhere(tmp_path / "bundle", "tensorrt_rtx", ["sm89"])
+    about = read_about(tmp_path / "bundle" / again.elsewhere[0].file) or {}
+    assert (about["plugins"], about["targets"]) == (["VssSegArgmax"], ["sm89"])
 
 
 @pytest.mark.slow
