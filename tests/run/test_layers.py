@@ -13,10 +13,17 @@ import vss
 from tests.command import cli, refused
 from tests.run.test_explain import write_run
 from vss.core.errors import VssError
+from vss.core.files import sha256_file
 from vss.deploy.backends import available
 from vss.deploy.backends.base import BuildSpec
+from vss.deploy.backends.trt import verdict
+from vss.deploy.backends.trt_layers import type_of
 from vss.deploy.backends.trt_plan import BuildPlan
 from vss.deploy.onnx_file import load
+from vss.deploy.quantize.layers import Net, read_onnx
+from vss.deploy.quantize.precision import Precision, convert
+from vss.deploy.quantize.qdq import observed
+from vss.deploy.quantize.ranges import Ranges
 from vss.prune import apply_plan, make_plan
 from vss.run.layers import Engine, explain_layers, figures, work_of
 
@@ -121,3 +128,21 @@ def test_bad_input_is_a_sentence(run: Path) -> None:
         explain_layers(run, "tensorrt_rtx", targets=["sm90"])
     refused(cli("explain", run, "--targets", "sm86"), "--targets is for --backend tensorrt_rtx")
     refused(cli("explain", run, "--backend", "rtx", "--seconds", "2"), "--seconds is for times")
+
+
+def test_an_int8_file_for_the_target_has_fewer_kernels(run: Path, tmp_path: Path) -> None:
+    """A quantised ConvTranspose runs in floating point and its weight is dequantised in every run."""
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx-cu13 (Linux x86_64)")
+    plain = run / "engine" / "baseline.onnx"
+    ranges = Ranges({"method": "minmax"}, sha256_file(plain), dict.fromkeys(observed(Net(read_onnx(plain))), 1.0))
+    layers, facts = {}, {}
+    for target in ("", "tensorrt_rtx"):
+        path = tmp_path / f"{target or 'any'}.onnx"
+        facts[target] = convert(plain, path, Precision("int8", target=target), ranges)
+        layers[target] = verdict(path).layers
+    assert len(facts[""]["int8"]) - len(facts["tensorrt_rtx"]["int8"]) == 1  # up.0
+    assert len(layers["tensorrt_rtx"]) < len(layers[""])
+    for found in layers.values():
+        types = [type_of(each) for each in found if each["LayerType"] == "deconv"]
+        assert types == ["Float"]
+        assert [type_of(each) for each in found if each["LayerType"] == "correlation"].count("Int8") >= 5

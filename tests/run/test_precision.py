@@ -192,3 +192,12 @@ def test_what_calibration_refuses(make: Make, model: nn.Module, project: Project
         dead.encoder[0][0][1].bias.fill_(-1.0)
     with pytest.raises(VssError, match=r"feeds layer 'encoder\.0\.1\.0', is 0\.0 over the calibration images"):
         make(dead).calibrate()
+
+
+def test_a_file_for_another_runtime_is_one_of_its_own(make: Make, model: nn.Module, tmp_path: Path) -> None:
+    exporter = make(model, keep=("up.1",))
+    assert exporter.differs("int8", "tensorrt_rtx") and not exporter.differs("int8", "tensorrt")
+    assert not exporter.differs("fp16", "tensorrt_rtx")
+    own = exporter.write(tmp_path / "rtx.onnx", "int8", target="tensorrt_rtx")["precision"]
+    assert own["kept"]["up.0"] == "TensorRT for RTX runs it in floating point" and own["kept"]["up.1"] == "asked for"
+    assert (len(own["int8"]), own["layers"], own["target"]) == (10, 13, "tensorrt_rtx")
