@@ -311,6 +311,7 @@ def test_a_recipe_builds_engines_with_plugins_and_they_ship(hosts: Any, street_r
     again = rebuild_elsewhere(tmp_path / "bundle", "tensorrt_rtx", ["sm89"])
     about = read_about(tmp_path / "bundle" / again.elsewhere[0].file) or {}
     assert (about["plugins"], about["targets"]) == (["VssSegArgmax"], ["sm89"])
+    assert "--backend-config" not in (tmp_path / "bundle" / "README.md").read_text()  # Triton runs the ONNX file
 
 
 @pytest.mark.slow

@@ -195,7 +195,7 @@ class Manifest(_Part):
         return {"image": Tensor(dtype="uint8", shape=[None, height, width, 3])}, labels | outputs
 
     def plugins(self) -> list[str]:
-        """The libraries with plugins that the engine needs."""
+        """The libraries with plugins that its engines need."""
         return sorted(name for name in self.files if name.startswith("engine/") and name.endswith(".so"))
 
     def link(self, what: str) -> Link | None:

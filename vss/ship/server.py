@@ -362,7 +362,8 @@ def serve(bundles: Sequence[Path], *, ports: Ports, log: Path) -> Iterator[tuple
     pairs = list(zip(bundles, manifests, strict=True))
     with tempfile.TemporaryDirectory(prefix="vss-serve-") as folder:
         places = [deploy(bundle, manifest, installation, Path(folder)) for bundle, manifest in pairs]
-        plugins = [inside(bundle, name) for bundle, manifest in pairs for name in manifest.plugins()]
+        loading = [pair for pair in pairs if "tensorrt" in pair[1].triton]
+        plugins = [inside(bundle, name) for bundle, manifest in loading for name in manifest.plugins()]
         with running(places, log=log, ports=ports, plugins=plugins) as server:
             server.wait_ready()
             client = Client("grpc", f"{HOST}:{ports.grpc}")
