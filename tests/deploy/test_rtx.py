@@ -169,6 +169,18 @@ def test_a_failed_check_is_exit_code_1(files: dict[str, Path], tmp_path: Path, m
     (path,) = tmp_path.glob("*.engine")
     assert f"failed: {path} is not what logits.onnx asked for: types of convolutions" in said
     assert len(failed_checks(path)) == 1
+    monkeypatch.undo()
+    vss_cli("build", "--onnx", files["logits"], *words)  # a better one takes its place, and no worse one after that
+    kept = path.read_bytes(), about_of(path)
+    monkeypatch.setattr("vss.deploy.backends.trt_layers.ASKED", {"FLOAT": "Half"})
+    assert "the engine that was there stays" in vss_cli("build", "--onnx", files["logits"], *words, code=1)
+    assert (path.read_bytes(), about_of(path)) == kept
+
+
+def test_an_engine_has_a_path_of_its_own(files: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "link.engine").symlink_to(tmp_path / "other.engine")
+    with pytest.raises(VssError, match=r"link.engine is a link, and an engine and its JSON lie side by side"):
+        BACKENDS["rtx"].build(files["logits"], tmp_path / "link.engine", BuildSpec(plan=BuildPlan(targets=("sm86",))))
 
 
 CHECK = """

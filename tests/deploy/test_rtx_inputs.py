@@ -48,6 +48,7 @@ TARGETS = [
     (("sm87",), r"--targets sm87 \(Orin\) is served by TensorRT"),
     (("sm88",), r"unknown --targets of TensorRT for RTX \(build.targets\) 'sm88'.* Known: sm120 \(RTX 50\), sm121"),
     (("8.6",), r"unknown --targets of TensorRT for RTX \(build.targets\) '8.6'.* Known: sm120 \(RTX 50\), sm121"),
+    (("sm86", "sm86"), r"--targets \(build.targets\) is sm86, sm86; give each once"),
     (("ampere",), r"unknown --targets of TensorRT for RTX \(build.targets\) 'ampere'"),
 ]
 LACKS = [
@@ -56,7 +57,6 @@ LACKS = [
     (["--flag", "REFIT"], {"flags": ("REFIT",)}, "needs a GPU while building"),
     (["--flag", "REFIT_IDENTICAL"], {"flags": ("REFIT_IDENTICAL",)}, "needs a GPU while building"),
     (["--flag", "STRIP_PLAN"], {"flags": ("STRIP_PLAN",)}, "needs a GPU while building"),
-    (["--flag", "VERSION_COMPATIBLE"], {"flags": ("VERSION_COMPATIBLE",)}, "run on the very version"),
     (["--flag", "EXCLUDE_LEAN_RUNTIME"], {"flags": ("EXCLUDE_LEAN_RUNTIME",)}, "it has no lean runtime"),
 ]
 
@@ -89,6 +89,12 @@ def test_files_that_it_lacks(option: str, name: str, why: str, plain: Path) -> N
     words = ["--backend", "tensorrt_rtx", option, plain.with_name(name), "--dry-run"]
     said = vss_cli("build", "--onnx", plain, *words, code=2)
     assert f"{option} is not for TensorRT for RTX: " in said and why in said
+
+
+@pytest.mark.parametrize(("flag", "option"), [("TF32", "--no-tf32"), ("VERSION_COMPATIBLE", "--version-compatible")])
+def test_flags_that_are_options(flag: str, option: str, plain: Path) -> None:
+    said = vss_cli("build", "--onnx", plain, "--backend", "tensorrt_rtx", "--flag", flag, "--dry-run", code=2)
+    assert f"{flag} has an option of its own: " in said and option in said
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "onnxruntime"])
@@ -199,7 +205,7 @@ def test_no_package(plain: Path, nothing_left: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if "tensorrt" in name else real(name, *a))
     words = ["--backend", "tensorrt_rtx", "--targets", "sm86", "--save", nothing_left / "x.engine"]
     said = vss_cli("build", "--onnx", plain, *words, code=2)
-    assert "TensorRT for RTX cannot be imported (No module named 'tensorrt_rtx'); pip install \"vss[rtx]\"" in said
+    assert "TensorRT for RTX cannot be imported (No module named 'tensorrt_rtx'); pip install tensorrt-rtx-cu13" in said
     vss_cli("build", "--onnx", plain, *words, "--dry-run")  # needs none
 
 

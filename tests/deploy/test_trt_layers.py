@@ -157,7 +157,49 @@ def test_a_convolution_that_no_layer_names_is_counted() -> None:
     check = check_types(lost, ())  # such as a log in another form
     assert not check.passed and check.sentence == "1 are in no layer by name"
     none = check_types({}, ())
-    assert none.passed and none.sentence == "the file has no convolution"
+    assert none.passed and none.sentence == "the file has no convolution, and no other layer is judged"
+
+
+def chain(*, weight: int = 1, cast: int = 0, between: str = "", names: tuple[str, ...] = ("c",)) -> Any:
+    """x -> between -> Conv -> ...; the weight is of one type and cast to another."""
+    nodes, initializers, last = [], [], "x"
+    for index, name in enumerate(names):
+        held = f"w{index}"
+        array = np.zeros((4, 4, 1, 1), helper.tensor_dtype_to_np_dtype(weight))
+        initializers.append(numpy_helper.from_array(array, held))
+        if cast:
+            nodes.append(helper.make_node("Cast", [held], [f"{held}c"], to=cast))
+        nodes.append(helper.make_node("Conv", [last, f"{held}c" if cast else held], [f"y{index}"], name=name))
+        last = f"y{index}"
+    ends = [helper.make_tensor_value_info(end, cast or weight, ["n", 4, 8, 8]) for end in ("x", last)]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], initializers)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def layer(name: str, kind: str) -> dict[str, Any]:
+    side = [{"Name": "t", "Dimensions": [1], "Format/Datatype": f"{kind} Row major"}]
+    return {"Name": "k", "LayerType": "correlation", "Inputs": side, "Metadata": f"[ONNX Layer: {name}]"}
+
+
+@pytest.mark.parametrize(
+    ("model", "layers", "sentence"),
+    [
+        (chain(weight=10, cast=1), [layer("c", "Float")], "1 of 1 convolutions run in Float"),
+        (chain(weight=1, cast=10), [layer("c", "Half")], "1 of 1 convolutions run in Half"),
+        (chain(weight=16), [layer("c", "BFloat16")], "1 of 1 convolutions run in BFloat16"),
+        (
+            chain(names=("", "")),
+            [layer("node_of_y0", "Float"), layer("node_of_y1", "Float")],
+            "2 of 2 convolutions run in Float",
+        ),
+        (chain(names=("c", "c")), [layer("c", "Float"), layer("c", "Half")], "2 are not judged"),
+        (chain(names=("a][b",)), [layer("a][b", "Float")], "1 of 1 convolutions run in Float"),
+        (chain(names=("a\nb",)), [layer("other", "Float")], "1 are not judged"),
+    ],
+)
+def test_files_of_other_exporters_are_neither_failed_nor_passed_wrongly(model: Any, layers: Any, sentence: str) -> None:
+    check = check_types(convolutions(model, layers), ())
+    assert check.passed and check.sentence == sentence
 
 
 def test_inputs_and_outputs_are_held_against_the_file() -> None:

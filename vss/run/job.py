@@ -285,13 +285,17 @@ def check_build(recipe: Recipe, *, here: bool) -> None:
         raise VssError("build.backend is torch, and a run builds engines; choose onnxruntime or tensorrt.")
     if of_tensorrt(backend) and build.threads is not None:
         raise VssError(f"build.threads is {build.threads} and means nothing to a TensorRT engine; leave it away.")
-    makers = [of_tensorrt(name) for name in (backend, *build.also)]
+    names = [backend, *map(BACKENDS.canonical, build.also)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise VssError(f"build.backend and build.also name {twice} twice; give it once.")
+    makers = [of_tensorrt(name) for name in names]
     if build.targets and not any(maker and maker.flavour.targets for maker in makers):
         raise VssError(
             f"build.targets is {', '.join(build.targets)}, and {backend} builds for this machine; add tensorrt_rtx to "
             "build.also, or leave the targets out."
         )
-    for name in (backend, *build.also):
+    for name in names:
         plan, runtime = build_spec(build, name).plan, of_tensorrt(name)
         if runtime is None and name != backend:
             raise VssError(f"build.also names {name}; expected tensorrt_rtx, or tensorrt where its GPU is.")

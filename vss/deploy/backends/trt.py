@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from vss.core.environment import folder_name
-from vss.core.errors import VssError, need, one_line, unknown
+from vss.core.errors import GateFailed, VssError, need, one_line, unknown
 from vss.core.files import atomic, file_at_work, sha256_file, write_json
 from vss.deploy import lint, onnx_file
 from vss.deploy.backends import trt_aot, trt_child
@@ -29,11 +29,13 @@ from vss.deploy.backends.base import BuildSpec, Session
 from vss.deploy.backends.trt_device import Device, Driver, EngineError, sm
 from vss.deploy.backends.trt_flavour import TENSORRT, TENSORRT_RTX, Flavour
 from vss.deploy.backends.trt_layers import check_ends, check_types, convolutions, parse_layers, summary
-from vss.deploy.backends.trt_plan import ADDED, OPTIONS, VERSION, BuildPlan, commands, complete
-from vss.deploy.backends.trt_runner import KIND, SCHEMA
+from vss.deploy.backends.trt_plan import ADDED, OPTIONS, VERSION, BuildPlan, commands, complete, declared, spans
+from vss.deploy.backends.trt_runner import KIND, SCHEMA, read_about
 
 LOG = logging.getLogger(__name__)
 AHEAD_OF_TIME = frozenset({trt_aot.NAME})
+SIZES = ((64, 64), (256, 256), (512, 512))
+"""Of images, where a verdict on a file with free sides is asked for."""
 
 
 class TensorRTBackend:
@@ -71,7 +73,11 @@ class TensorRTBackend:
         for flag in plan.flags:
             if flag in self.flavour.lacks_flags:
                 why = self.flavour.lacks_flags[flag]
-                raise VssError(f"--flag {flag} is not for {self.flavour.title}: {why}; leave it off.")
+                raise VssError(
+                    f"--flag {flag} (build.tensorrt.flags) is not for {self.flavour.title}: {why}; leave it off."
+                )
+        if len(set(plan.targets)) < len(plan.targets):
+            raise VssError(f"--targets (build.targets) is {', '.join(plan.targets)}; give each once.")
         for target in plan.targets:
             if target in self.flavour.elsewhere:
                 raise VssError(
@@ -87,7 +93,8 @@ class TensorRTBackend:
         known = self.about(plan)["flags"] if plan.flags or plan.plugins else []
         for flag in plan.flags:
             if flag not in known:
-                raise unknown(f"BuilderFlag of this {self.flavour.title}", flag, known)
+                known = [each for each in known if each not in self.flavour.lacks_flags]
+                raise unknown(f"BuilderFlag of this {self.flavour.title} (build.tensorrt.flags)", flag, known)
 
     def check_device(self, plan: BuildPlan) -> None:
         """Refuse to score and time engines where their GPU is not."""
@@ -127,6 +134,8 @@ class TensorRTBackend:
         self._heed_findings(onnx, model, names, plan)
         plan = complete(plan, model, device)
         _check_disk(out, onnx)
+        if out.is_symlink():
+            raise VssError(f"{out} is a link, and an engine and its JSON lie side by side; remove it or name another.")
         ahead = AHEAD_OF_TIME if plan.aot else frozenset()
         with ExitStack() as stack:
             stack.enter_context(file_at_work(out))  # two builds of one name would mix what lies beside it
@@ -141,6 +150,7 @@ class TensorRTBackend:
             layers = _as_inspected(found["layers"])
             facts = self._facts(onnx, out, plan, model, device, found, layers)
             facts["plugins"] = sorted(names & {node.op_type for node in model.graph.node})
+            _keep_better(out, facts)
             _write_beside(out, facts, layers)
         return out
 
@@ -200,7 +210,7 @@ class TensorRTBackend:
             "layers": summary(listed) if layers else None,
             "convolutions": typed,
             "checks": [asdict(check) for check in checks],
-            "commands": commands(plan, onnx, out, cache, self.flavour),
+            "commands": commands(plan, Path(os.path.relpath(onnx, out.parent)), out, cache, self.flavour),
             "metadata": {each.key: each.value for each in model.metadata_props},
         }
 
@@ -238,7 +248,8 @@ class Verdict:
 
 def verdict(onnx: Path, flavour: Flavour = TENSORRT_RTX, targets: Sequence[str] = ("sm86",)) -> Verdict:
     """Parse and build a file in a process of its own and keep nothing; `targets` of a flavour that has them."""
-    plan = complete(BuildPlan(targets=tuple(targets)), onnx_file.load(onnx), None)
+    model = onnx_file.load(onnx)
+    plan = complete(BuildPlan(targets=tuple(targets), profiles=(spans(declared(model), sizes=SIZES),)), model, None)
     try:
         found = in_child(_request(flavour, plan) | {"onnx": str(onnx.resolve()), "out": None}, f"building {onnx.name}")
     except Crashed as error:
@@ -300,8 +311,8 @@ def _end_of(done: subprocess.CompletedProcess[bytes]) -> str:
     name = signal.Signals(-done.returncode).name
     why = {
         "SIGKILL": "was killed; where nobody did so there was too little memory",
-        "SIGSEGV": "crashed (segmentation fault); an op of the file may be one that its builder cannot do",
-        "SIGABRT": "aborted; a plugin library or an op of the file may be what it cannot do",
+        "SIGSEGV": "crashed (segmentation fault); an op of the file or a plugin library may be what it cannot do",
+        "SIGABRT": "aborted; an op of the file or a plugin library may be what it cannot do",
     }.get(name, f"was ended by {name}")
     return f"{why}{words}."
 
@@ -317,10 +328,18 @@ def _as_inspected(layers: Any) -> dict[str, Any] | None:
     return {"Layers": parse_layers(layers)} if isinstance(layers, str) else layers
 
 
+def _keep_better(out: Path, facts: Mapping[str, Any]) -> None:
+    """Refuse to put an engine that fails a check in the place of one that passed all."""
+    wrong = [check for check in facts["checks"] if not check["passed"]]
+    if wrong and out.is_file() and read_about(out) and not failed_checks(out):
+        raise GateFailed(
+            f"{facts['engine']} is not what {facts['onnx']} asked for ({wrong[0]['what']}: {wrong[0]['sentence']}); "
+            "the engine that was there stays. Give another --save to see the new one."
+        )
+
+
 def failed_checks(engine: Path) -> list[str]:
     """What an engine does otherwise than its ONNX file asked, as sentences; empty where all is well."""
-    from vss.deploy.backends.trt_runner import read_about
-
     checks = (read_about(engine) or {}).get("checks", [])
     return [f"{check['what']}: {check['sentence']}" for check in checks if not check["passed"]]
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vss.core.errors import need
+from vss.deploy.onnx_file import View, look
 
 LINE = re.compile(
     r"Name: (.*?), LayerType: (\w+), Inputs: \[(.*)\], Constants: \[(.*)\], Outputs: \[(.*)\], TacticName: (.*?), "
@@ -19,12 +20,19 @@ LINE = re.compile(
 )
 TENSOR = re.compile(r"\{ Name: (.*?), Dimensions: \[([^]]*)\].*?Datatype: (\w+), Format: (.*?) \}")
 ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
-WORDS = {"Int8": ("Int8", "INT8"), "Half": ("Half", "FP16"), "Float": ("Float", "FP32"), "FP8": ("FP8",)}
+WORDS = {
+    "Int8": ("Int8", "INT8"),
+    "Half": ("Half", "FP16"),
+    "Float": ("Float", "FP32"),
+    "BFloat16": ("BFloat16", "BF16"),
+    "FP8": ("FP8",),
+}
 """Type -> how engine layers spell it, in the order in which they are looked for."""
 TENSOR_TYPES = {"FLOAT16": "HALF", "BFLOAT16": "BF16", "FLOAT8E4M3FN": "FP8"}
 """Element type of ONNX -> DataType of TensorRT, where the names differ."""
 CONVOLUTIONS = ("Conv", "ConvTranspose")
-ASKED = {"FLOAT": "Float", "FLOAT16": "Half", "INT8": "Int8"}
+ASKED = {"FLOAT": "Float", "FLOAT16": "Half", "BFLOAT16": "BFloat16"}
+MOVES = ("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Concat", "MaxPool", "Resize")
 
 
 def parse_layers(text: str) -> list[dict[str, Any]]:
@@ -103,58 +111,69 @@ def _differs(value: Any, made: Mapping[str, Any]) -> str:
 
 
 def convolutions(model: Any, layers: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """Convolution of the file -> {"op", "asked", "runs"}, each of Int8, Half and Float; "" where no layer names it."""
-    runs: dict[str, str] = {}
-    for layer in layers:
-        for name in nodes_of(layer) if layer.get("LayerType") not in ("kgen", "shape_call", "signal", "wait") else ():
-            runs.setdefault(name, type_of(layer))
-    asked = _asked(model)
+    """Convolution of the file -> {"op", "asked", "runs"}, types of `WORDS`.
+
+    "asked" is "" where nothing certain is asked: in branches, loops and functions, where another op stands between
+    DequantizeLinear and the convolution, and of names that occur twice or hold control characters. "runs" is "" where
+    no layer names it. A node without a name is called as TensorRT calls it, after what it makes.
+    """
+    view = look(model)
+    outer = {node.output[0] for node in model.graph.node if node.output}
+    nodes = [(node.name or f"node_of_{node.output[0]}", node) for node in view.of(*CONVOLUTIONS)]
+    often = Counter(name for name, _ in nodes)
+    works = [
+        (str(layer.get("Metadata") or ""), type_of(layer))
+        for layer in layers
+        if layer.get("LayerType") not in ("kgen", "shape_call", "signal", "wait")
+    ]
     found = {}
-    for node in model.graph.node:
-        if node.op_type in CONVOLUTIONS:
-            found[node.name] = {"op": node.op_type, "asked": asked(node), "runs": runs.get(node.name, "")}
+    for name, node in nodes:
+        certain = often[name] == 1 and node.output[0] in outer and name.isprintable()
+        runs = [kind for text, kind in works if f"[ONNX Layer: {name}]" in text]
+        key = name if often[name] == 1 else f"{name} ({node.output[0]})"
+        asked = asked_of(view, node) if certain else ""
+        found[key] = {"op": node.op_type, "asked": asked, "runs": runs[0] if runs and often[name] == 1 else ""}
     return found
 
 
-def _asked(model: Any) -> Any:
-    """A function of a convolution: the type that the file gives it, by its weight."""
-    onnx = need("onnx", "checking engines")
-    makers = {name: node for node in model.graph.node for name in node.output}
-    held = {each.name: onnx.TensorProto.DataType.Name(each.data_type) for each in model.graph.initializer}
+def asked_of(view: View, node: Any) -> str:
+    """The type that a file gives a convolution: Int8 where input and weight come from DequantizeLinear, else that of
+    the weight as it is read; "" where quantisation is not that plain."""
+    makers = [view.producer.get(name) for name in node.input[:2]]
+    if all(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers):
+        return "Int8"
+    if all(_quantised(view, name) for name in node.input[:2]):
+        return ""
+    kind = view.type_of(node.input[1])
+    return ASKED.get(view.onnx.TensorProto.DataType.Name(kind), "")
 
-    def asked(node: Any) -> str:
-        image, weight = (makers.get(name) for name in node.input[:2])
-        both = all(each is not None and each.op_type == "DequantizeLinear" for each in (image, weight))
-        if both:
-            return "Int8"
-        name = node.input[1]
-        while name not in held and name in makers and makers[name].input:
-            maker = makers[name]
-            if maker.op_type == "DequantizeLinear":  # its type is that of its scale
-                name = maker.input[1]
-                continue
-            name = maker.input[0]
-        return ASKED.get(held.get(name, ""), "")
 
-    return asked
+def _quantised(view: View, name: str) -> bool:
+    """Whether a tensor comes from DequantizeLinear by ops that move values and compute nothing."""
+    maker = view.producer.get(name)
+    while maker is not None and maker.op_type in MOVES and maker.input:
+        maker = view.producer.get(maker.input[0])
+    return maker is not None and maker.op_type == "DequantizeLinear"
 
 
 def check_types(found: Mapping[str, Mapping[str, str]], float_ops: Iterable[str]) -> Check:
     """Every convolution runs in the type that the file gives it; quantised ones of `float_ops` cannot and are named. A
     list of layers that names none of them shows nothing, and fails."""
-    unnamed = [name for name, each in found.items() if not each["runs"]]
-    known = {name: each for name, each in found.items() if each["asked"] and each["runs"]}
+    asked = {name: each for name, each in found.items() if each["asked"]}
+    known = {name: each for name, each in asked.items() if each["runs"]}
     left = [name for name, each in known.items() if each["op"] in float_ops and each["asked"] == "Int8"]
     wrong = [n for n, each in known.items() if each["asked"] != each["runs"] and n not in left]
     shares = Counter(each["runs"] for each in known.values())
     parts = [f"{count} of {len(found)} convolutions run in {kind}" for kind, count in shares.most_common()]
-    parts += [f"{len(unnamed)} are in no layer by name"] if unnamed else []
+    parts += [f"{len(asked) - len(known)} are in no layer by name"] if len(asked) > len(known) else []
+    parts += [f"{len(found) - len(asked)} are not judged"] if len(found) > len(asked) else []
     parts += [f"{len(left)} ConvTranspose are quantised in the file and run in floating point"] if left else []
     if wrong:
         some = ", ".join(f"{n} ({found[n]['asked']} asked, {found[n]['runs']} runs)" for n in wrong[:4])
         parts.append(f"not as asked: {some}{' and others' if len(wrong) > 4 else ''}")
-    shown = len(unnamed) < max(len(found), 1)
-    return Check("types of convolutions", shown and not wrong, ", ".join(parts) or "the file has no convolution")
+    shown = bool(known) or not asked
+    nothing = "the file has no convolution, and no other layer is judged"
+    return Check("types of convolutions", shown and not wrong, ", ".join(parts) or nothing)
 
 
 def summary(layers: Iterable[Mapping[str, Any]]) -> dict[str, int]:

@@ -27,6 +27,7 @@ PRECISION_FLAGS = (
     *("FP16", "BF16", "INT8", "FP8", "INT4", "FP4"),
     *("OBEY_PRECISION_CONSTRAINTS", "PREFER_PRECISION_CONSTRAINTS"),
 )
+OWN_FLAGS = {"TF32": "--tf32 or --no-tf32", "VERSION_COMPATIBLE": "--version-compatible"}
 OPTIONS = {
     "flags": "--flag",
     "workspace_mib": "--workspace-mib",
@@ -93,6 +94,8 @@ class BuildPlan(TensorRTConfig):
     @classmethod
     def _precision_is_no_flag(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for flag in value:
+            if flag in OWN_FLAGS:
+                raise ValueError(f"{flag} has an option of its own: {OWN_FLAGS[flag]}")
             if flag in PRECISION_FLAGS:
                 raise ValueError(
                     f"{flag} is no build option here: the precision is that of the ONNX file, in every TensorRT; "
@@ -140,7 +143,11 @@ def spans(
             continue
         if any(isinstance(side, str) for side in dims[1:]) and (sizes is None or len(dims) != 4):
             shown = ", ".join(map(str, dims))
-            raise VssError(f"input {name!r} is ({shown}): give smallest, usual and largest H x W for its free sides.")
+            raise VssError(
+                f"input {name!r} is ({shown}): give smallest, usual and largest H x W for its free sides with --sizes."
+            )
+        if len(dims) == 4 and dims[-1] != 3 and isinstance(dims[1], str):
+            raise VssError(f"input {name!r} is ({', '.join(map(str, dims))}) and its channels are free; fix them.")
         shapes = [tuple(_side(dims, axis, step, batches, sizes) for axis in range(len(dims))) for step in range(3)]
         found[name] = Span(*shapes)
     return found

@@ -360,7 +360,9 @@ def load_plugins(trt: Any, libraries: Sequence[Path | str], flavour: Flavour = T
             raise EngineError(f"{library} does not exist; expected a library with TensorRT plugins.")
         _check_major(trt, Path(library), flavour)
         if trt.get_plugin_registry().load_library(str(library)) is None:
-            raise EngineError(f"{library} holds no plugins for TensorRT {trt.__version__}; build it for that version.")
+            raise EngineError(
+                f"{library} holds no plugins for {flavour.title} {trt.__version__}; build it for that version."
+            )
 
 
 def _check_major(trt: Any, library: Path, flavour: Flavour) -> None:
