@@ -297,10 +297,13 @@ def _sizes(text: str | None) -> list[tuple[int, int]] | None:
     return list(zip(*sides, strict=True))
 
 
-@takes(given=recipe_keys("build.backend", "build.targets"))
+@takes(given=recipe_keys("build.targets"))
 def lint(
     onnx: Annotated[Path, Argument(help="ONNX file, from here or from elsewhere")],
     given: Given,
+    backend: Annotated[
+        str | None, Option(help="the TensorRT that counts: tensorrt or tensorrt_rtx; default: all")
+    ] = None,
     plugin_op: Annotated[list[str] | None, Option(help="further op that a TensorRT plugin implements")] = None,
     parser: Annotated[bool, Option(help="ask TensorRT for RTX as well: parse and build, no GPU needed")] = False,
     report: ReportFile = None,
@@ -311,7 +314,7 @@ def lint(
     """
     from vss.deploy import lint as judge
 
-    flavours, targets = _judged_for(given)
+    flavours, targets = _judged_for(backend, given)
     found = judge.lint(onnx, plugins=(*judge.PLUGINS, *(plugin_op or [])), flavours=flavours, targets=targets)
     rows = [asdict(finding) for finding in found]
     errors = sum(finding.severity == "error" for finding in found)
@@ -329,13 +332,13 @@ def lint(
         raise GateFailed(refused)
 
 
-def _judged_for(given: Given) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _judged_for(backend: str | None, given: Given) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Columns of the lint for --backend, and the targets."""
     from vss.deploy import BuildPlan
     from vss.deploy.backends import of_tensorrt
     from vss.deploy.lint import FLAVOURS
 
-    backend, targets = given.get("build.backend"), tuple(given.get("build.targets", ()))
+    targets = tuple(given.get("build.targets", ()))
     tensorrt = of_tensorrt(backend or "tensorrt_rtx")
     if tensorrt is None:
         raise VssError(f"--backend of vss lint is tensorrt or tensorrt_rtx, and got {shown(backend)}.")

@@ -248,7 +248,7 @@ class Verdict:
 
 def verdict(onnx: Path, flavour: Flavour = TENSORRT_RTX, targets: Sequence[str] = ("sm86",)) -> Verdict:
     """Parse and build a file in a process of its own and keep nothing; `targets` of a flavour that has them."""
-    model = onnx_file.load(onnx)
+    model = onnx_file.load(onnx_file.require_one_file(onnx))
     plan = complete(BuildPlan(targets=tuple(targets), profiles=(spans(declared(model), sizes=SIZES),)), model, None)
     try:
         found = in_child(_request(flavour, plan) | {"onnx": str(onnx.resolve()), "out": None}, f"building {onnx.name}")
