@@ -199,21 +199,21 @@ def _latency(report: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"bars": bars, "stages": stages, "noise": noisy} if bars or stages or noisy else None
 
 
-def _built(report: Mapping[str, Any]) -> list[dict[str, str]]:
+def _built(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Rows of engines that were built for GPUs elsewhere."""
     rows = []
     for row in report.get("built", []):
-        layers = row.get("layers") or {}
-        kinds = ", ".join(f"{count} {kind}" for kind, count in layers.items() if kind != "total")
+        layers, targets = row.get("layers") or {}, ", ".join(row.get("targets") or ["sm80 and newer"])
+        made = " ".join(filter(None, (row["runtime"], row.get("version"))))
         rows.append(
             {
-                "name": row["name"],
-                "precision": row["precision"],
-                "runtime": " ".join(filter(None, (row["runtime"], row.get("version")))),
-                "targets": ", ".join(row.get("targets") or []) or ("sm80 and newer" if row.get("file") else ""),
-                "layers": f"{layers['total']}: {kinds}" if layers else "",
+                "name": f"{row['name']} {row['precision']}",
+                "int8": row["precision"] == "int8",
+                "where": f"{made}, for {targets}",
+                "layers": layers.get("total", ""),
+                "kinds": ", ".join(f"{count} {kind}" for kind, count in layers.items() if kind != "total"),
                 "size": number(row["size_mib"], 2) if row.get("size_mib") is not None else "",
-                "sentence": row["sentence"],
+                "sentence": row["sentence"].partition("; ")[2] if row["passed"] else row["sentence"],
                 "word": "as asked" if row["passed"] else "failed",
                 "tone": "good" if row["passed"] else "bad",
             }
