@@ -142,7 +142,7 @@ def test_a_builder_that_aborts(plain: Path, tmp_path: Path, nothing_left: Path) 
     source.write_text("#include <stdlib.h>\n__attribute__((constructor)) static void at_once(void) { abort(); }\n")
     subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
     said = refusal(plain, nothing_left, plugins=(library,))
-    assert "TensorRT for RTX aborted; a plugin library or an op of the file may be what it cannot do" in said
+    assert "TensorRT for RTX aborted; an op of the file or a plugin library may be what it cannot do" in said
 
 
 def test_a_builder_that_is_killed(plain: Path, nothing_left: Path) -> None:
