@@ -23,26 +23,24 @@ from typing import Any
 
 import torch
 
+import vss
+from vss import deploy, models
+from vss.core.environment import environment
+from vss.core.errors import VssError
+from vss.core.files import read_json, sha256_file, write_json
+from vss.data.transforms import Preprocess
+from vss.deploy import BACKENDS, BuildPlan, BuildSpec, onnx_file, spans
+from vss.deploy.backends import available, inspected
+from vss.deploy.backends.trt_plan import declared, default_folder
+from vss.deploy.backends.trt_runner import read_about
+from vss.deploy.profile.units import LAYERS, Graph, Shape
+from vss.deploy.quantize.layers import Net, read_onnx
+from vss.deploy.quantize.precision import Precision, convert
+from vss.deploy.quantize.qdq import observed
+from vss.deploy.quantize.ranges import Ranges
+from vss.prune import Budget, apply_plan, make_criterion, make_plan
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-import vss  # noqa: E402
-from vss import deploy, models  # noqa: E402
-from vss.core.environment import environment  # noqa: E402
-from vss.core.errors import VssError  # noqa: E402
-from vss.core.files import read_json, sha256_file, write_json  # noqa: E402
-from vss.data.transforms import Preprocess  # noqa: E402
-from vss.deploy import BACKENDS, BuildPlan, BuildSpec, onnx_file, spans  # noqa: E402
-from vss.deploy.backends import available, inspected  # noqa: E402
-from vss.deploy.backends.trt_plan import declared, default_folder  # noqa: E402
-from vss.deploy.backends.trt_runner import read_about  # noqa: E402
-from vss.deploy.profile.units import LAYERS, Graph, Shape  # noqa: E402
-from vss.deploy.quantize.layers import Net, read_onnx  # noqa: E402
-from vss.deploy.quantize.precision import Precision, convert  # noqa: E402
-from vss.deploy.quantize.qdq import observed  # noqa: E402
-from vss.deploy.quantize.ranges import Ranges  # noqa: E402
-from vss.prune import Budget, apply_plan, make_criterion, make_plan  # noqa: E402
-
 LOG = logging.getLogger("bench_rtx")
 KIND, SCHEMA = "vss.bench_rtx", 1
 BACKEND = "tensorrt_rtx"

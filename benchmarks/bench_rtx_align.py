@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,22 +20,20 @@ from typing import Any
 import torch
 from torch import nn
 
+import vss
+from vss import deploy, models
+from vss.core.environment import environment
+from vss.core.files import write_json
+from vss.data.transforms import Preprocess
+from vss.deploy.backends.trt import verdict
+from vss.deploy.backends.trt_flavour import TENSORRT_RTX
+from vss.deploy.backends.trt_layers import summary
+from vss.deploy.profile.setting import Setting
+from vss.deploy.target import step_for
+from vss.prune import apply_plan, make_plan
+from vss.run.pruning import ops_of
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-import vss  # noqa: E402
-from vss import deploy, models  # noqa: E402
-from vss.core.environment import environment  # noqa: E402
-from vss.core.files import write_json  # noqa: E402
-from vss.data.transforms import Preprocess  # noqa: E402
-from vss.deploy.backends.trt import verdict  # noqa: E402
-from vss.deploy.backends.trt_flavour import TENSORRT_RTX  # noqa: E402
-from vss.deploy.backends.trt_layers import summary  # noqa: E402
-from vss.deploy.profile.setting import Setting  # noqa: E402
-from vss.deploy.target import step_for  # noqa: E402
-from vss.prune import apply_plan, make_plan  # noqa: E402
-from vss.run.pruning import ops_of  # noqa: E402
-
 LOG = logging.getLogger("bench_rtx_align")
 SIZE, CLASSES, KEEP = (128, 160), 11, 0.5
 NETWORKS: dict[str, dict[str, Any]] = {"unet": {"width": 16}, "resnet18_seg": {}}

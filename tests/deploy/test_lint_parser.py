@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -12,13 +11,12 @@ import pytest
 from tests.deploy import lint_table
 from tests.deploy.lint_planted import CLEAN, NOT_BUILT
 from tests.deploy.real_parser import CRASH, Verdict, parser_ops
+from tests.deploy.rtx import needs_rtx
 from vss.deploy.backends import trt
 from vss.deploy.lint import QUANT_RULES
 from vss.deploy.lint_rules import RULES
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx") is None, reason="needs tensorrt_rtx: pip install '.[rtx]'"
-)
+pytestmark = needs_rtx
 
 
 @pytest.fixture(scope="module")

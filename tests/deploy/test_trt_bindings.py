@@ -6,7 +6,6 @@ Each version runs the tests of tests/deploy/bindings in a process of its own.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.deploy.rtx import needs_rtx
 from tests.deploy.trt_bindings import VERSIONS, UnavailableError, bindings, old_numpy, run
 
 INSIDE = Path(__file__).parent / "bindings"
@@ -38,9 +38,7 @@ def test_backend_against_the_real_bindings(major: int) -> None:
     assert passed is not None and int(passed[1]) >= LEAST - 2 * bool(some), done.stdout[-2000:]
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx") is None, reason='needs TensorRT for RTX: pip install "vss[rtx]"'
-)
+@needs_rtx
 def test_running_rtx_engines_against_the_real_bindings() -> None:
     command = [sys.executable, "-m", "pytest", *OPTIONS, str(INSIDE / "check_rtx.py")]
     environment = os.environ | {"PYTHONPATH": str(INSIDE.parents[2]), "VSS_TEST_TENSORRT": "tensorrt_rtx"}

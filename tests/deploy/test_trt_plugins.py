@@ -9,7 +9,6 @@ package or of the public TensorRT repository) into trt-headers-10/include and tr
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import re
 import shutil
@@ -22,6 +21,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from tests.deploy.rtx import needs_rtx
 from tests.deploy.trt_bindings import VERSIONS, UnavailableError, bindings, cache, run
 from vss import models, prune
 from vss.core.config import Recipe
@@ -162,12 +162,9 @@ def test_a_library_of_the_other_major_is_refused_by_name(host: tuple[int, Path])
     assert loaded == [str(path)]
 
 
-# Engines of TensorRT for RTX, which are built without a GPU
+# Engines of TensorRT for needs_rtx, which are built without a GPU
 
 SIZE = (64, 96)
-RTX = pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx") is None, reason='needs TensorRT for RTX: pip install "vss[rtx]"'
-)
 
 
 def build(onnx: Path, *libraries: Path, sizes: list[tuple[int, int]] | None = None) -> list[dict[str, Any]]:
@@ -185,7 +182,7 @@ def pruned(name: str) -> torch.nn.Module:
     return prune.apply_plan(model, prune.make_plan(model, torch.zeros(1, 3, *SIZE), criterion="l1", budget=budget))
 
 
-@RTX
+@needs_rtx
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "cut", "options", "plugins"),
@@ -213,7 +210,7 @@ def test_plugins_in_real_engines(
         assert labels["Dimensions"] == [-1, *SIZE] and labels["Format/Datatype"].startswith("Int32")
 
 
-@RTX
+@needs_rtx
 @pytest.mark.slow
 def test_without_the_library_the_bodies_are_built(tmp_path: Path) -> None:
     """Of labels; those of SegNet's pooling hold ops that count, which are for onnxruntime."""
@@ -239,7 +236,7 @@ FLOATS, PLACES = TensorProto.FLOAT, TensorProto.INT32
 FREE = ["n", 4, "h", "w"]
 
 
-@RTX
+@needs_rtx
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("op", "inputs", "attributes", "words"),
@@ -264,7 +261,7 @@ def test_shapes_that_cannot_run_are_refused_while_building(
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 
-@RTX
+@needs_rtx
 @pytest.mark.slow
 def test_a_parser_that_does_not_find_its_library_is_one_sentence(
     hosts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -279,7 +276,7 @@ def test_a_parser_that_does_not_find_its_library_is_one_sentence(
     assert "custom_layer" in [layer["LayerType"] for layer in build(onnx, library(hosts(11), 11))]
 
 
-@RTX
+@needs_rtx
 @pytest.mark.slow
 def test_rtx_takes_plugins_of_tensorrt_11(hosts: Any) -> None:
     rtx: Any = BACKENDS["tensorrt_rtx"]
@@ -288,7 +285,7 @@ def test_rtx_takes_plugins_of_tensorrt_11(hosts: Any) -> None:
         rtx.about(BuildPlan(plugins=(library(hosts(10), 10),)))
 
 
-@RTX
+@needs_rtx
 @pytest.mark.slow
 def test_a_recipe_builds_engines_with_plugins_and_they_ship(hosts: Any, street_root: Path, tmp_path: Path) -> None:
     """The library stays with the engines of the run, goes into the bundle, and builds the next engine there."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tests.deploy.rtx import needs_rtx
 from tests.ship.test_standalone import start
 from vss.cli.main import app
 from vss.core.errors import VssError
@@ -22,9 +22,7 @@ from vss.ship.elsewhere import rebuild_elsewhere
 from vss.ship.manifest import seal, walk
 from vss.ship.triton import Serving, write_repository
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx") is None, reason='needs TensorRT for RTX: pip install "vss[rtx]"'
-)
+pytestmark = needs_rtx
 TARGETS = ("sm86", "sm89")
 
 

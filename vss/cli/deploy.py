@@ -240,11 +240,11 @@ def build(
 def _print_engine(path: Path, title: str) -> None:
     """What was built; a check that fails is exit code 1, and the engine stays with what was found beside it."""
     from vss.deploy.backends.trt import failed_checks
+    from vss.deploy.backends.trt_flavour import gpus
     from vss.deploy.backends.trt_runner import read_about
 
     about = read_about(path) or {}
-    where = f"for {', '.join(about['targets'])}" if about["targets"] else "for this GPU"
-    where = where if about["device"] or about["targets"] else "for sm80 and newer"
+    where = "for this GPU" if about["device"] else f"for {gpus(about['targets'])}"
     out.print(f"wrote {path} and, beside it, .json, .layers.json and .sh")
     out.print(
         f"{title} {about['tensorrt']}, {where}: {about['bytes'] / 2**20:.2f} MiB in {about['build_seconds']:.1f} s"
@@ -350,11 +350,11 @@ def _judged_for(backend: str | None, given: Given) -> tuple[tuple[str, ...], tup
 def _ask_parser(onnx: Path, targets: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     """Print what parser and builder of TensorRT for RTX say: a sentence where they refuse, and all of it."""
     from vss.deploy.backends.trt import verdict
-    from vss.deploy.backends.trt_flavour import TENSORRT_RTX
+    from vss.deploy.backends.trt_flavour import TENSORRT_RTX, gpus
 
     found = verdict(onnx, TENSORRT_RTX, targets)
     title = f"{TENSORRT_RTX.title} {found.version}".strip()
-    where = ", ".join(targets) or "sm80 and newer"
+    where = gpus(targets)
     refused = "" if found.built else f"{title} does not build {onnx} for {where}: {found.reason.rstrip('.')}."
     out.print(refused or f"{title} builds it for {where}: {len(found.layers)} engine layers.", soft_wrap=True)
     kept = {key: value for key, value in asdict(found).items() if key != "layers"}

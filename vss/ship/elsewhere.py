@@ -6,6 +6,7 @@ ties an engine to the bundle is the hash of the ONNX file that it states.
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import time
@@ -19,7 +20,7 @@ from vss.core.files import atomic, sha256_file
 from vss.deploy import BuildPlan, BuildSpec
 from vss.deploy.backends import of_tensorrt, trt_runner
 from vss.deploy.backends.trt import TensorRTBackend, failed_checks
-from vss.deploy.backends.trt_flavour import FLAVOURS
+from vss.deploy.backends.trt_flavour import FLAVOURS, gpus
 from vss.deploy.backends.trt_runner import read_about
 from vss.ship.manifest import Elsewhere, Manifest, damage, inside, read, seal
 from vss.ship.source import Source, copy_about, readme
@@ -61,7 +62,7 @@ def _about(engine: Path) -> dict[str, Any]:
 def _put(engine: Path, folder: Path, about: dict[str, Any], onnx: str) -> Elsewhere:
     """Copy an engine under the name of what it is for."""
     flavour, version = FLAVOURS[about["flavour"]], about["tensorrt"]
-    where = "-".join(about["targets"]) or "sm80-and-newer"
+    where = re.sub(r"\W+", "-", gpus(about["targets"]))
     target = f"engine/{where}-{flavour.tag}{version}{engine.suffix}"
     shutil.copyfile(engine, folder / target)
     copy_about(engine, folder / target)

@@ -30,6 +30,7 @@ from pydantic import (
 from vss.core.errors import VssError, fault
 from vss.core.files import atomic, read_json, sha256_file, write_json
 from vss.data.transforms import Preprocess
+from vss.deploy.backends.trt_flavour import gpus
 
 KIND, SCHEMA = "vss.bundle", 2
 MANIFEST, SUMS = "manifest.json", "SHA256SUMS"
@@ -108,7 +109,7 @@ class Elsewhere(_Part):
 
     @property
     def where(self) -> str:
-        return ", ".join(self.targets) or "sm80 and newer"
+        return gpus(self.targets)
 
 
 class Image(Preprocess):

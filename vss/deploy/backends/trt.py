@@ -9,6 +9,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -27,9 +28,9 @@ from vss.deploy import lint, onnx_file
 from vss.deploy.backends import trt_aot, trt_child
 from vss.deploy.backends.base import BuildSpec, Session
 from vss.deploy.backends.trt_device import Device, Driver, EngineError, sm
-from vss.deploy.backends.trt_flavour import TENSORRT, TENSORRT_RTX, Flavour
+from vss.deploy.backends.trt_flavour import FLAVOURS, TENSORRT_RTX, VERSION, Flavour, gpus
 from vss.deploy.backends.trt_layers import check_ends, check_types, convolutions, parse_layers, summary
-from vss.deploy.backends.trt_plan import ADDED, OPTIONS, VERSION, BuildPlan, commands, complete, declared, spans
+from vss.deploy.backends.trt_plan import ADDED, OPTIONS, BuildPlan, commands, complete, declared, spans
 from vss.deploy.backends.trt_runner import KIND, SCHEMA, read_about
 
 LOG = logging.getLogger(__name__)
@@ -221,7 +222,7 @@ class TensorRTBackend:
             device, version = self._device(), self.about()["version"]
         except EngineError as error:
             raise VssError(str(error)) from error
-        where = "-".join(plan.targets if plan else ()) or "sm80-and-newer"
+        where = re.sub(r"\W+", "-", gpus(plan.targets if plan else ()))
         if device:
             where = f"{folder_name(device.name)}-{sm(device.capability)}"
         return out.with_name(f"{out.stem}--{where}-{self.flavour.tag}{version}{out.suffix}")
@@ -277,7 +278,7 @@ def _request(flavour: Flavour, plan: BuildPlan) -> dict[str, Any]:
 def in_child(request: Mapping[str, Any], what: str, limit: int | None = 600) -> dict[str, Any]:
     """The answer of `trt_child` to a request. A process that ends without one, or is at work for more than `limit`
     seconds, is one sentence."""
-    flavour = {each.name: each for each in (TENSORRT, TENSORRT_RTX)}[request["flavour"]]
+    flavour = FLAVOURS[request["flavour"]]
     paths = os.pathsep.join(path for path in sys.path if path)
     environment = os.environ | flavour.environment | {"PYTHONPATH": paths, "PYTHONSAFEPATH": "1"}
     with tempfile.TemporaryDirectory(prefix="vss-") as name:

@@ -24,11 +24,11 @@ from vss.core.errors import VssError, need, unknown
 from vss.core.files import atomic, write_error, write_json
 
 if __package__:
-    from vss.deploy.backends.trt_flavour import FLAVOURS, Flavour
+    from vss.deploy.backends.trt_flavour import FLAVOURS, VERSION, Flavour
     from vss.deploy.backends.trt_runner import inspect_layers, load_plugins, load_tensorrt
 else:
     sys.path.append(str(Path(__file__).parent))
-    from trt_flavour import FLAVOURS, Flavour  # type: ignore[no-redef]
+    from trt_flavour import FLAVOURS, VERSION, Flavour  # type: ignore[no-redef]
     from trt_runner import (  # type: ignore[no-redef]
         inspect_layers,
         load_plugins,
@@ -170,7 +170,7 @@ def _build(trt: Any, flavour: Flavour, request: Mapping[str, Any]) -> dict[str, 
 
     messages = _listen(trt, loaders)
     plan, started, stage = request["plan"], time.perf_counter(), "parse"
-    where = plan["timing_cache"] and plan["timing_cache"].replace("{version}", trt.__version__)
+    where = plan["timing_cache"] and plan["timing_cache"].replace(VERSION, trt.__version__)
     cache = TimingCache(Path(where)) if where else None
     try:
         with G_LOGGER.verbosity(G_LOGGER.CRITICAL):

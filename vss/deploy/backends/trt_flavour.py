@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+VERSION = "{version}"
+"""Stands for the version of TensorRT in the name of a timing cache until the build says it."""
 
 
 @dataclass(frozen=True)
@@ -99,3 +102,8 @@ TENSORRT_RTX = Flavour(
     "a convolution of odd channels; half-precision tensor cores take eight channels at once",
 )  # fmt: skip
 FLAVOURS = {flavour.name: flavour for flavour in (TENSORRT, TENSORRT_RTX)}
+
+
+def gpus(targets: Sequence[str]) -> str:
+    """The GPUs that an engine with these targets is for; with none it is for all but the oldest."""
+    return ", ".join(targets) or "sm80 and newer"

@@ -19,7 +19,7 @@ from vss.core.config import TensorRTConfig
 from vss.core.environment import folder_name
 from vss.core.errors import VssError
 from vss.deploy.backends.trt_device import Device, sm
-from vss.deploy.backends.trt_flavour import Flavour
+from vss.deploy.backends.trt_flavour import VERSION, Flavour
 
 Shape = tuple[int, ...]
 HARDWARE = {"NONE": "none", "SAME_COMPUTE_CAPABILITY": "sameComputeCapability", "AMPERE_PLUS": "ampere+"}
@@ -40,8 +40,6 @@ OPTIONS = {
 """Field of `TensorRTConfig` -> option of `vss build` and `vss lut build`."""
 ADDED = {"targets": "--targets (build.targets)", "timing_cache": "--timing-cache", "aot": "--aot-ptx"}
 """Field that `BuildPlan` adds -> its option."""
-VERSION = "{version}"
-"""Stands for the version of TensorRT in the name of a timing cache until the build says it."""
 TRTEXEC_FLAGS = {  # BuilderFlag -> option of trtexec and of polygraphy
     "SPARSE_WEIGHTS": ("--sparsity=enable", "--sparse-weights"),
     "REFIT": ("--refit", "--refittable"),

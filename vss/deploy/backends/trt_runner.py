@@ -25,7 +25,7 @@ import numpy as np
 
 if __package__:
     from .trt_device import Device, Driver, EngineError, Memory, own_memory, sm
-    from .trt_flavour import FLAVOURS, TENSORRT, Flavour
+    from .trt_flavour import FLAVOURS, TENSORRT, Flavour, gpus
 else:  # in a bundle, or in the process of a build
     from trt_device import (  # type: ignore[no-redef]
         Device,
@@ -35,7 +35,7 @@ else:  # in a bundle, or in the process of a build
         own_memory,
         sm,
     )
-    from trt_flavour import FLAVOURS, TENSORRT, Flavour  # type: ignore[no-redef]
+    from trt_flavour import FLAVOURS, TENSORRT, Flavour, gpus  # type: ignore[no-redef]
 
 LOG = logging.getLogger(__name__)
 KIND, SCHEMA = "vss.engine", 2
@@ -112,7 +112,7 @@ def _check_targets(path: Path, about: Mapping[str, Any], device: Device, flavour
         raise EngineError(f"{flavour.title} does not run on {device}; it serves {serves}.")
     if here not in (built or [each for each in flavour.targets if each != "sm75"]):
         raise EngineError(
-            f"{path} was built for {', '.join(built) or 'sm80 and newer'} and this is {device}; build it with "
+            f"{path} was built for {gpus(built)} and this is {device}; build it with "
             f"--targets {','.join([*built, here])}."
         )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vss.core.report import read_report
+from vss.deploy.backends.trt_flavour import gpus
 from vss.run.page.charts import NOBODY, curves, points_of, trade_off, worth
 from vss.run.page.panels import missed_defects, panels
 from vss.run.page.verdict import (
@@ -203,7 +204,7 @@ def _built(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Rows of engines that were built for GPUs elsewhere."""
     rows = []
     for row in report.get("built", []):
-        layers, targets = row.get("layers") or {}, ", ".join(row.get("targets") or ["sm80 and newer"])
+        layers, targets = row.get("layers") or {}, gpus(row.get("targets") or [])
         made = " ".join(filter(None, (row["runtime"], row.get("version"))))
         rows.append(
             {
