@@ -15,7 +15,7 @@ import torch
 from vss.core.errors import NotFinite
 from vss.deploy import BACKENDS, TorchSession, export
 from vss.deploy.backends.base import check_finite
-from vss.deploy.backends.ort import deciding
+from vss.deploy.onnx_file import deciding
 
 from .conftest import SIZE
 

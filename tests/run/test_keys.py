@@ -76,6 +76,8 @@ def others(annotation: Any, value: Any) -> Iterator[Any]:
     elif annotation in (int, float):
         start = value if isinstance(value, int | float) else 0
         yield from (start + 1, start * 2, start / 2, start - 1, start + 0.1, 0.25, 20, 33, 1)
+    elif annotation is Path:
+        yield "another"
     elif annotation is str:
         yield from ("l1", "another")
     elif isinstance(annotation, type) and issubclass(annotation, Section):

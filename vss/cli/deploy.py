@@ -16,6 +16,7 @@ from typer import Argument, Option
 from vss.cli.console import err, out, print_table, write_figures
 from vss.cli.options import (
     DATA,
+    OPENVINO,
     TENSORRT,
     Cache,
     Ckpt,
@@ -183,7 +184,7 @@ def _print_precision(figures: dict[str, Any]) -> None:
     out.print(f"{size:.2f} MiB, in float32 {before:.2f} MiB")
 
 
-@takes(given=recipe_keys("build.backend", *TENSORRT, "build.tensorrt.plugins"))
+@takes(given=recipe_keys("build.backend", *OPENVINO, *TENSORRT, "build.tensorrt.plugins"))
 def build(
     ctx: typer.Context,
     onnx: Annotated[Path, Option(help="ONNX file to read")],
@@ -202,23 +203,26 @@ def build(
 
     A TensorRT engine is named after GPU and version, with its facts beside it.
     """
-    from vss.deploy import BuildPlan, BuildSpec, onnx_file
+    from vss.deploy import BACKENDS, BuildPlan, BuildSpec, onnx_file
     from vss.deploy.backends import available, build_spec, of_tensorrt
     from vss.deploy.backends.trt_plan import TRTEXEC_FLAGS, declared, dry_commands, spans
 
     target_of(save)
     job = recipe_of(given)
-    backend = job.build.backend
+    backend = BACKENDS.canonical(job.build.backend)
     tensorrt = of_tensorrt(backend)
+    if backend != "openvino":
+        refuse_given(ctx, OPENVINO, f"is for --backend openvino, and the backend is {backend}")
+    if optimise is not None and backend != "onnxruntime":
+        raise VssError(f"--optimise is for --backend onnxruntime, and the backend is {backend}; leave it off.")
     if tensorrt is None:
         own = ("build.tensorrt.plugins", "batch", "sizes", "timing_cache", "aot", "dry_run")
         refuse_given(
             ctx, (*TENSORRT, *own), f"is for --backend tensorrt and tensorrt_rtx, and the backend is {backend}"
         )
-        out.print(f"wrote {available(backend).build(onnx, save, BuildSpec(optimise=optimise))}")
+        spec = build_spec(job.build).model_copy(update={"optimise": optimise})
+        out.print(f"wrote {available(backend).build(onnx, save, spec)}")
         return
-    if optimise is not None:
-        raise VssError("--optimise is for --backend onnxruntime; tensorrt takes --level.")
     if not tensorrt.flavour.targets:
         refuse_given(ctx, ["build.targets"], f"is for --backend tensorrt_rtx, and the backend is {backend}")
     inputs = declared(onnx_file.load(onnx))

@@ -81,6 +81,7 @@ def diagnose() -> list[Finding]:
         ("vss kernels", _kernels),
         *((package.name, lambda package=package: _package(package)) for package in PACKAGES[:4]),
         ("onnxruntime", _onnxruntime),
+        ("openvino", _openvino),
         *((package.name, lambda package=package: _package(package)) for package in PACKAGES[4:]),
         ("tensorrt", _tensorrt),
         ("tensorrt_rtx", _tensorrt_rtx),
@@ -183,6 +184,19 @@ def _onnxruntime() -> Iterable[Finding]:
 
     providers = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
     yield Finding("onnxruntime", "ok", f"{onnxruntime.__version__}, providers: {', '.join(providers)}")
+
+
+def _openvino() -> Iterable[Finding]:
+    from vss.deploy.backends.ov import int8_by
+
+    if importlib.util.find_spec("openvino") is None:
+        what = "not installed; needed for vss build --backend openvino"
+        yield Finding("openvino", "missing", what, 'pip install "vss[openvino]"')
+        return
+    import openvino
+
+    devices = ", ".join(openvino.Core().available_devices)
+    yield Finding("openvino", "ok", f"{package_version('openvino')}, devices: {devices}; INT8 on this CPU: {int8_by()}")
 
 
 def _flavour(name: str) -> tuple[Any, str | None, Finding | None]:

@@ -61,6 +61,7 @@ TENSORRT = (
         )
     ),
 )
+OPENVINO = ("build.openvino.device", "build.openvino.precision", "build.openvino.cache")
 NAMES = {
     "data.root": ("--data-root",),
     "data.size": ("--input-size",),
@@ -74,6 +75,8 @@ NAMES = {
     "build.tensorrt.optimisation_level": ("--level",),
     "build.tensorrt.flags": ("--flag",),
     "build.tensorrt.plugins": ("--plugin-library",),
+    "build.openvino.precision": ("--compute",),
+    "build.openvino.cache": ("--compiled",),
 }
 """Names of flags that are not the last word of their key; the first is shown in sentences."""
 LIMITS = {"ge": "min", "gt": "min", "le": "max", "lt": "max"}
@@ -199,7 +202,7 @@ def flag_of(key: str) -> tuple[Any, Any]:
         metavar=METAVARS.get(key),
         case_sensitive=False,
         show_default=False,
-        rich_help_panel="TensorRT" if key in TENSORRT else None,
+        rich_help_panel="TensorRT" if key in TENSORRT else "OpenVINO" if key in OPENVINO else None,
         **limits,
     )
     return kind, option

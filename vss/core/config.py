@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 import os.path
-import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from vss.core.errors import VssError, unknown
-from vss.core.yaml12 import Override, overridden, parse, read_yaml
+from vss.core.yaml12 import Override, Section, overridden, parse, read_yaml
 
 RECIPES = Path(__file__).parent.parent / "run" / "recipes"
 TINY, HUGE = 2.0**-126, 3.4e38  # what float32, in which networks learn, can hold
 Weight = Annotated[float, Field(ge=0, le=1e6)]  # of a part of a loss in 32 bits
 Side = Annotated[int, Field(ge=1, le=16384)]
-
-
-class Section(BaseModel):
-    """A part of a recipe; no unknown keys, no NaN or infinity, no truth value for a number."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _true_is_no_number(cls, value: Any, info: Any) -> Any:
-        if isinstance(value, bool) and not _takes_bool(cls.model_fields[info.field_name].annotation):
-            raise ValueError("Input should be no truth value")
-        return value
-
-
-def _takes_bool(annotation: Any) -> bool:
-    return annotation in (bool, Any) or any(_takes_bool(part) for part in typing.get_args(annotation))
 
 
 class DataConfig(Section):
@@ -294,18 +276,33 @@ class TensorRTConfig(Section):
     )
 
 
+class OpenVINOConfig(Section):
+    """Where and how OpenVINO runs a file."""
+
+    device: str = Field(default="CPU", description="CPU, or another of its devices: GPU, GPU.1, NPU, AUTO")
+    precision: Literal["f32", "bf16", "f16"] = Field(
+        default="f32", description="what it computes in where the file says float32; all else is judged by the gate"
+    )
+    cache: Path | None = Field(default=None, description="folder of compiled models, so that a file opens faster")
+
+
 class BuildConfig(Section):
     """Which runtime."""
 
     backend: str = Field(
-        default="onnxruntime", description="runtime: onnxruntime, tensorrt, tensorrt_rtx, or torch for timing"
+        default="onnxruntime",
+        description="runtime: onnxruntime, openvino, tensorrt, tensorrt_rtx, torch for timing, or for vss run auto: "
+        "the fastest that is installed and passes the gate",
     )
     targets: tuple[str, ...] = Field(
         default=(), description="tensorrt_rtx: GPUs to build for, which need not be here, such as sm86 and sm89"
     )
-    also: tuple[str, ...] = Field(default=(), description="runtimes whose engines are built beside and not run")
+    also: tuple[str, ...] = Field(
+        default=(), description="further runtimes; engines for GPUs are built and not run, the others run as well"
+    )
     threads: int | None = Field(default=None, ge=1, le=4096, description="CPU threads; null: one per usable core")
     tensorrt: TensorRTConfig = Field(default_factory=TensorRTConfig, description="read by tensorrt and tensorrt_rtx")
+    openvino: OpenVINOConfig = Field(default_factory=OpenVINOConfig, description="read by openvino")
 
 
 class GateConfig(Section):

@@ -19,8 +19,9 @@ from typing import Any
 from vss.core import __version__
 
 PACKAGES = (
-    "torch", "torchvision", "numpy", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "onnx-graphsurgeon",
-    "polygraphy", "torch-pruning", "lightning", "torchmetrics", "tensorrt", "tensorrt-rtx-cu13", "pycuda", "ray",
+    "torch", "torchvision", "numpy", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino",
+    "onnx-graphsurgeon", "polygraphy", "torch-pruning", "lightning", "torchmetrics", "tensorrt", "tensorrt-rtx-cu13",
+    "pycuda", "ray",
 )  # fmt: skip
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _CPU = "/sys/devices/system/cpu/cpu"
@@ -181,6 +182,12 @@ def _cpu() -> dict[str, Any]:
         "max_clock_mhz": top // 1000 if (top := _number(f"{_CPU}{cores[0]}/cpufreq/cpuinfo_max_freq")) else None,
         "throttled": _throttled(cores),
     }
+
+
+def cpu_flags() -> frozenset[str]:
+    """Instruction sets of the processor as Linux names them; none where it does not say."""
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _read("/proc/cpuinfo") or "", re.MULTILINE)
+    return frozenset(found[1].split() if found else ())
 
 
 def _number(path: str) -> int | None:

@@ -107,6 +107,7 @@ INSTALL = {
     "onnxscript": "pip install onnxscript",
     "onnx_graphsurgeon": "pip install onnx-graphsurgeon",
     "onnxruntime": "pip install onnxruntime",
+    "openvino": 'pip install "vss[openvino]"',
     "tritonclient.grpc": 'pip install "vss[triton]"',
     "tritonclient.http": 'pip install "vss[triton]"',
     "polygraphy": "pip install polygraphy",

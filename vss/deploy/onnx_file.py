@@ -19,9 +19,13 @@ import numpy as np
 from vss.core.errors import VssError, need, one_line, shown
 from vss.core.files import parse_json, require_file
 
+BEHIND_LABELS = ("Cast", "Squeeze", "Unsqueeze", "Reshape", "Identity", "Transpose")
+"""Operators that may stand between the choice of a label and the output."""
 LARGEST = 2 << 30
 """Bytes of a protobuf message; more is external data."""
 KEY = "vss.preprocess"
+RUNTIME = "vss.runtime"
+"""Of a file that was built for another runtime than onnxruntime: JSON, `backend` and its settings."""
 ORDER = "RGB"
 FIELDS = ("size", "mean", "std", "order")
 PLUGINS = ("VssSegArgmax", "VssMaxPool", "VssMaxUnpool")
@@ -58,6 +62,34 @@ def load(path: Path | str, *, external: bool = True) -> Any:
 def metadata(path: Path | str) -> dict[str, str]:
     """What a file says of itself; its external data is left alone."""
     return {each.key: each.value for each in load(path, external=False).metadata_props}
+
+
+def runtime_of(path: Path | str) -> str:
+    """The runtime that an ONNX file was built for, by its own metadata; onnxruntime where it names none."""
+    text = metadata(path).get(RUNTIME)
+    if text is None:
+        return "onnxruntime"
+    said = parse_json(text, source=f"the metadata {RUNTIME} of {path}", kind="vss build")
+    if not isinstance(said, dict) or not isinstance(said.get("backend"), str):
+        raise VssError(f"the metadata {RUNTIME} of {path} is {shown(text)}; build it again.")
+    return str(said["backend"])
+
+
+def set_metadata(model: Any, key: str, value: str | None) -> None:
+    """Make a model say one thing more of itself, or for None one thing less."""
+    kept = [(each.key, each.value) for each in model.metadata_props if each.key != key]
+    del model.metadata_props[:]
+    for name, text in [*kept, *([] if value is None else [(key, value)])]:
+        model.metadata_props.add(key=name, value=text)
+
+
+def deciding(graph: Any, output: str) -> str | None:
+    """The tensor that labels are chosen by: the first input of the last node that does more than cast and reshape."""
+    makers = {name: node for node in graph.node for name in node.output}
+    node = makers.get(output)
+    while node is not None and node.op_type in BEHIND_LABELS:
+        node = makers.get(node.input[0])
+    return str(node.input[0]) if node is not None and node.input else None
 
 
 def require_one_file(path: Path | str) -> Path:

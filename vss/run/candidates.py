@@ -25,6 +25,7 @@ from vss.deploy import BACKENDS, Session, bench
 from vss.deploy.backends import available, of_tensorrt
 from vss.deploy.backends.base import check_finite
 from vss.deploy.bench import noise
+from vss.deploy.onnx_file import runtime_of
 from vss.deploy.quantize.precision import Precision, export_as
 from vss.prune import count, find_groups, quality
 from vss.prune.budget import top_channels
@@ -155,7 +156,7 @@ def backend_of(path: Path) -> str:
         if head in PLAN_MAGIC:
             return PLAN_MAGIC[head]
         if head[:1] == ONNX_FIRST:
-            return "onnxruntime"
+            return runtime_of(path)
     return "tensorrt" if path.suffix in TENSORRT else "onnxruntime"
 
 

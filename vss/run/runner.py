@@ -163,6 +163,7 @@ LABELS: Reasons = {
     "name": "a label of files and pages",
     "references": "each is a run of its own, with keys of its own",
     "data.workers": "samples are functions of seed, epoch and index",
+    "build.openvino.cache": "what is compiled is the same",
 }
 
 
@@ -290,7 +291,7 @@ def machine() -> str:
     return sha256_json([facts["cpu"]["model"], facts["cpu"]["usable_cores"], devices, packages])
 
 
-RUNTIMES = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13")
+RUNTIMES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13")
 
 
 def fit_folder(parent: Path, about: Any, nets: Iterable[nn.Module]) -> Path:

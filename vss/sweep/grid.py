@@ -23,11 +23,11 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from vss.core.config import Recipe, Section, load_recipe
+from vss.core.config import Recipe, load_recipe
 from vss.core.errors import VssError, shown, unknown
 from vss.core.files import safe_name
 from vss.core.report import read_report
-from vss.core.yaml12 import overridden, parse, parse_yaml, read_yaml
+from vss.core.yaml12 import Section, overridden, parse, parse_yaml, read_yaml
 
 AXES = {"networks": "network", "criteria": "criterion", "budgets": "budget", "seeds": "seed", "variants": "variant"}
 

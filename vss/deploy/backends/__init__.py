@@ -9,15 +9,15 @@ from vss.core.config import BuildConfig
 from vss.core.errors import VssError, need
 from vss.core.files import parse_json, read_text
 from vss.core.registry import Registry
-from vss.core.yaml12 import parse
 from vss.deploy.backends.base import Backend, Binding, BuildSpec, Session
 from vss.deploy.backends.eager import TorchBackend, TorchSession
 from vss.deploy.backends.ort import OnnxRuntimeBackend, OnnxRuntimeSession
+from vss.deploy.backends.ov import OpenVINOBackend
 from vss.deploy.backends.trt import TensorRTBackend
 from vss.deploy.backends.trt_flavour import TENSORRT, TENSORRT_RTX
-from vss.deploy.backends.trt_plan import OPTIONS, BuildPlan
 
 __all__ = [
+    "AUTO",
     "BACKENDS",
     "Backend",
     "Binding",
@@ -31,12 +31,16 @@ __all__ = [
     "available",
     "build_spec",
     "inspected",
+    "main_of",
     "need",
     "of_tensorrt",
+    "open_options",
+    "others_of",
 ]
 
 BACKENDS: Registry[Backend] = Registry("backend")
 BACKENDS.add("onnxruntime", OnnxRuntimeBackend(), aliases=["ort"])
+BACKENDS.add("openvino", OpenVINOBackend(), aliases=["ov"])
 BACKENDS.add("tensorrt", TensorRTBackend(TENSORRT), aliases=["trt"])
 BACKENDS.add("tensorrt_rtx", TensorRTBackend(TENSORRT_RTX), aliases=["rtx"])
 BACKENDS.add("torch", TorchBackend())
@@ -57,16 +61,37 @@ def of_tensorrt(name: str) -> TensorRTBackend | None:
     return backend if isinstance(backend, TensorRTBackend) else None
 
 
+AUTO = "auto"
+"""In place of a runtime, in a run: the fastest of those that are installed."""
+
+
+def main_of(config: BuildConfig) -> str:
+    """The runtime of a run's first engines: that of the recipe, and the one that is everywhere for `auto`."""
+    return "onnxruntime" if config.backend == AUTO else BACKENDS.canonical(config.backend)
+
+
+def others_of(config: BuildConfig, *, here: bool = True) -> list[str]:
+    """Further runtimes of a run: those of `build.also`, and for `auto` all that are installed and run here.
+
+    `here` are those whose engines are scored and timed, else those whose engines are built alone.
+    """
+    names = [BACKENDS.canonical(name) for name in config.also]
+    if config.backend == AUTO:
+        names += [name for name in BACKENDS.names() if BACKENDS[name].runs_here and not BACKENDS[name].unavailable()]
+    kept = [name for name in dict.fromkeys(names) if getattr(BACKENDS[name], "runs_here", False) is here]
+    return [name for name in kept if name != main_of(config)]
+
+
 def build_spec(config: BuildConfig, backend: str | None = None) -> BuildSpec:
-    """What a recipe asks of its runtime, or of another `backend`; profiles of a TensorRT engine come from the file."""
-    runtime = of_tensorrt(backend or config.backend)
-    if runtime is None:
-        return BuildSpec()
-    flags = {key: f"{option} (build.tensorrt.{key})" for key, option in OPTIONS.items()}
-    asked = config.tensorrt.model_dump() | ({"targets": config.targets} if runtime.flavour.targets else {})
-    plan = parse(BuildPlan, asked, source="build.tensorrt", flags=flags)
-    runtime.check(plan)
-    return BuildSpec(plan=plan)
+    """What a recipe asks of its runtime, or of another `backend`."""
+    return BACKENDS[backend or main_of(config)].spec(config)
+
+
+def open_options(config: BuildConfig, backend: str) -> dict[str, Any]:
+    """How a run opens what it has built: threads, and where a runtime keeps what it compiles."""
+    runtime = BACKENDS[backend]
+    more = runtime.open_options(config) if hasattr(runtime, "open_options") else {}
+    return {"threads": config.threads, **more}
 
 
 def inspected(artefact: Path) -> dict[str, Any] | None:

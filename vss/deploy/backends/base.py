@@ -12,8 +12,9 @@ import numpy as np
 from pydantic import Field
 
 from vss.core.closeness import ENGINE, refuse_not_finite
-from vss.core.config import Section
-from vss.core.errors import VssError
+from vss.core.config import BuildConfig, OpenVINOConfig
+from vss.core.errors import NotFinite, VssError, need
+from vss.core.yaml12 import Section
 from vss.deploy.backends.trt_plan import BuildPlan
 from vss.deploy.onnx_file import stated
 
@@ -90,6 +91,15 @@ def check_finite(session: Session, feed: Mapping[str, np.ndarray], what: str = "
     return found
 
 
+def refuse_nan(model: Any, path: Path) -> None:
+    """Weights that are NaN; an engine with labels would hide them."""
+    onnx = need("onnx", "looking into ONNX files")
+    for tensor in model.graph.initializer:
+        value = onnx.numpy_helper.to_array(tensor)
+        if value.dtype.kind == "f" and np.isnan(value).any():
+            raise NotFinite(f"{path} holds NaN in {tensor.name}; {ENGINE}.")
+
+
 class BuildSpec(Section):
     """What an artefact is built for."""
 
@@ -99,15 +109,36 @@ class BuildSpec(Section):
         "optimises once, at build time; levels beyond are tied to the machine and are not offered",
     )
     plan: BuildPlan | None = Field(default=None, description="tensorrt: null is a plan with profiles from the file")
+    openvino: OpenVINOConfig | None = Field(default=None, description="openvino: null is the CPU in float32")
 
 
 class Backend(Protocol):
-    """A runtime, as the registry holds it."""
+    """A runtime, as the registry holds it. `vss.deploy.target` names fields that say what it does to an ONNX file."""
 
     name: str
+    title: str
+    beside_int8: str
+    """Precision of what is not quantised, in the INT8 files that are timed."""
+    runs_here: bool
+    """Whether its engines run on any processor, so that `build.backend: auto` tries them."""
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Distributions whose versions its times depend on."""
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Where its layers are timed, the usual place first; none: they are not."""
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """In what its layers are timed, the usual one first."""
 
     def unavailable(self) -> str | None:
         """None when it can run here, else why not and what to install."""
+
+    def spec(self, config: BuildConfig) -> BuildSpec:
+        """What a recipe asks of it; raises `VssError` for what it has not."""
 
     def build(self, onnx: Path, out: Path, spec: BuildSpec) -> Path:
         """Make the artefact `out` of an ONNX file; whole or absent."""

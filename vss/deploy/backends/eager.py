@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vss.core.config import BuildConfig
 from vss.core.errors import VssError
 from vss.deploy import onnx_file
 from vss.deploy.backends.base import Binding, BuildSpec, Session
@@ -24,12 +25,17 @@ if TYPE_CHECKING:
 class TorchBackend:
     """PyTorch itself, the baseline of every speed-up. Its artefact is a checkpoint, or a network in memory."""
 
-    name = "torch"
+    name, title, packages = "torch", "PyTorch", ("torch",)
+    devices, precisions, beside_int8, runs_here = ("cpu", "cuda"), ("fp32", "fp16"), "fp32", False
     steps: ClassVar = {"fp16": {"Conv": 8, "ConvTranspose": 8}}
     steps_why = "tensor cores take eight half-precision channels at once, and nothing else is padded"
 
     def unavailable(self) -> str | None:
         return None
+
+    def spec(self, config: BuildConfig) -> BuildSpec:
+        """Nothing is built."""
+        return BuildSpec()
 
     def build(self, onnx: Path, out: Path, spec: BuildSpec) -> Path:
         raise VssError(f"the torch backend runs checkpoints, it does not build {onnx}; use backend onnxruntime.")

@@ -10,17 +10,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from vss.core.closeness import ENGINE
-from vss.core.errors import NotFinite, VssError, need
+from vss.core.config import BuildConfig
+from vss.core.errors import VssError, need
 from vss.core.files import atomic, sha256_file
-from vss.deploy.backends.base import Binding, BuildSpec, Session
-from vss.deploy.onnx_file import require_one_file
+from vss.deploy.backends.base import Binding, BuildSpec, Session, refuse_nan
+from vss.deploy.onnx_file import RUNTIME, deciding, load, metadata, require_one_file, set_metadata
 
 
 class OnnxRuntimeBackend:
     """ONNX Runtime: the default, works wherever there is a CPU."""
 
-    name = "onnxruntime"
+    name, title, packages = "onnxruntime", "ONNX Runtime", ("onnxruntime", "onnxruntime-gpu")
+    devices, precisions, beside_int8, runs_here = ("cpu",), ("fp32", "int8"), "fp32", True
     steps: ClassVar = {kind: {"Conv": 8} for kind in ("fp32", "fp16", "int8")}
     steps_why = "off the eights a convolution leaves the blocked layout of CPU kernels or is reordered into it again"
 
@@ -31,17 +32,25 @@ class OnnxRuntimeBackend:
             return str(error)
         return None
 
+    def spec(self, config: BuildConfig) -> BuildSpec:
+        """The ONNX file as it is."""
+        return BuildSpec()
+
     def build(self, onnx: Path, out: Path, spec: BuildSpec) -> Path:
         """Copy the ONNX (checked by opening it), or write the graph as onnxruntime optimises it."""
         levels = {"basic": "ORT_ENABLE_BASIC", "extended": "ORT_ENABLE_EXTENDED"}
         if spec.optimise is not None and spec.optimise not in levels:
             raise VssError(f"optimise is {spec.optimise!r}; expected basic, extended or nothing.")
-        if spec.plan is not None:
-            raise VssError("a build plan is for backend tensorrt; onnxruntime takes optimise alone.")
+        if spec.plan is not None or spec.openvino is not None:
+            raise VssError("a build plan is for tensorrt, a device for openvino; onnxruntime takes optimise alone.")
         with atomic(out) as temporary:
             if spec.optimise is None:
                 with self.open(onnx):
                     shutil.copyfile(onnx, temporary)
+                if RUNTIME in metadata(onnx):  # built for another runtime before
+                    model = load(onnx)
+                    set_metadata(model, RUNTIME, None)
+                    temporary.write_bytes(model.SerializeToString())
             else:
                 with OnnxRuntimeSession(Path(onnx), optimisation=spec.optimise, write=temporary):
                     pass  # opening it writes the optimised graph
@@ -52,8 +61,6 @@ class OnnxRuntimeBackend:
         return OnnxRuntimeSession(Path(artefact), threads=threads, **options)
 
 
-BEHIND_LABELS = ("Cast", "Squeeze", "Unsqueeze", "Reshape", "Identity", "Transpose")
-"""Operators that may stand between the choice of a label and the output."""
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 OPTIMISATION = {
     "disabled": "ORT_DISABLE_ALL",
@@ -197,10 +204,7 @@ def logits_of(path: Path, feed: Mapping[str, np.ndarray], level: Any) -> dict[st
     """
     onnx, ort = need("onnx", "looking into ONNX files"), need("onnxruntime", "running ONNX files")
     model = onnx.load(str(path))
-    for tensor in model.graph.initializer:
-        value = onnx.numpy_helper.to_array(tensor)
-        if value.dtype.kind == "f" and np.isnan(value).any():
-            raise NotFinite(f"{path} holds NaN in {tensor.name}; {ENGINE}.")
+    refuse_nan(model, path)
     source = deciding(model.graph, "labels")
     if source is None:
         return {}
@@ -212,12 +216,3 @@ def logits_of(path: Path, feed: Mapping[str, np.ndarray], level: Any) -> dict[st
         onnx.save(model, str(tapped))
         session = ort.InferenceSession(str(tapped), options, providers=["CPUExecutionProvider"])
         return {source: session.run([source], dict(feed))[0]}
-
-
-def deciding(graph: Any, output: str) -> str | None:
-    """The tensor that labels are chosen by: the first input of the last node that does more than cast and reshape."""
-    makers = {name: node for node in graph.node for name in node.output}
-    node = makers.get(output)
-    while node is not None and node.op_type in BEHIND_LABELS:
-        node = makers.get(node.input[0])
-    return str(node.input[0]) if node is not None and node.input else None

@@ -21,9 +21,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vss.core.config import BuildConfig
 from vss.core.environment import folder_name
 from vss.core.errors import GateFailed, VssError, need, one_line, unknown
 from vss.core.files import atomic, file_at_work, sha256_file, write_json
+from vss.core.yaml12 import parse
 from vss.deploy import lint, onnx_file
 from vss.deploy.backends import trt_aot, trt_child
 from vss.deploy.backends.base import BuildSpec, Session
@@ -44,6 +46,8 @@ class TensorRTBackend:
 
     def __init__(self, flavour: Flavour) -> None:
         self.flavour, self.name, self.title = flavour, flavour.name, flavour.title
+        self.packages, self.devices, self.precisions = flavour.packages[:1], ("cuda",), ("fp32", "fp16", "int8")
+        self.beside_int8, self.runs_here = "fp16", False
         self.float_ops, self.steps, self.steps_why = flavour.float_ops, flavour.steps, flavour.steps_why
 
     def unavailable(self) -> str | None:
@@ -63,6 +67,14 @@ class TensorRTBackend:
         """{"version", "creators", "flags"} of this TensorRT, with the plugins of a plan."""
         plan = plan or BuildPlan()
         return in_child(_request(self.flavour, plan), f"importing {self.flavour.title}", plan.time_limit_s)
+
+    def spec(self, config: BuildConfig) -> BuildSpec:
+        """What a recipe asks of it; profiles of the engine come from the file."""
+        flags = {key: f"{option} (build.tensorrt.{key})" for key, option in OPTIONS.items()}
+        asked = config.tensorrt.model_dump() | ({"targets": config.targets} if self.flavour.targets else {})
+        plan = parse(BuildPlan, asked, source="build.tensorrt", flags=flags)
+        self.check(plan)
+        return BuildSpec(plan=plan)
 
     def check(self, plan: BuildPlan) -> None:
         """Refuse what this product has not; needs no TensorRT."""

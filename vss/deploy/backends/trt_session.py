@@ -139,7 +139,8 @@ class TensorRTSession(Session):
         except EngineError as error:
             raise VssError(str(error)) from error
 
-    def layers(self) -> dict[str, Any]:
+    def layers(self, feed: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
+        """What the engine inspector says; it does not depend on a feed."""
         return self._engine.layers()
 
     def describe(self) -> dict[str, Any]:

@@ -48,20 +48,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 OUT_DIM = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0}
 MIN_AGREEMENT = 0.999
-WHERE = {
-    "onnxruntime": (("cpu",), ("fp32", "int8")),
-    "torch": (("cpu", "cuda"), ("fp32", "fp16")),
-    "tensorrt": (("cuda",), ("fp32", "fp16", "int8")),
-    "tensorrt_rtx": (("cuda",), ("fp32", "fp16", "int8")),
-}
-"""backend -> devices and precisions of which it is timed, the usual one first."""
-VERSIONS = {
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
-    "torch": ("torch",),
-    "tensorrt": ("tensorrt",),
-    "tensorrt_rtx": ("tensorrt-rtx-cu13",),
-}
-BESIDE_INT8 = {"onnxruntime": "fp32", "tensorrt": "fp16", "tensorrt_rtx": "fp16"}
 PLAIN = BuildPlan()
 
 
@@ -237,10 +223,10 @@ class Setting:
     """Where and how a network runs.
 
     Attributes:
-        backend: "onnxruntime", "torch", "tensorrt" or "tensorrt_rtx".
+        backend: a runtime that times layers.
         device: "cpu" or "cuda"; "" is the usual one of the backend.
         precision: "fp32", "fp16" or "int8". All INT8 ranges are 1, since a time does not depend on them; what is not
-            INT8 runs in float16 in TensorRT and in float32 in onnxruntime. float16 in torch is channels last.
+            INT8 runs in what the runtime says of itself. float16 in torch is channels last.
         threads: on a CPU; None for one per usable core.
         batch: images.
         options: of the export, such as labels=True.
@@ -259,9 +245,11 @@ class Setting:
 
     def __post_init__(self) -> None:
         backend = BACKENDS.canonical(self.backend)
-        if backend not in WHERE:
-            raise VssError(f"the layers of {backend} cannot be timed; expected one of {', '.join(WHERE)}.")
-        devices, precisions = WHERE[backend]
+        runtime = BACKENDS[backend]
+        devices, precisions = getattr(runtime, "devices", ()), getattr(runtime, "precisions", ())
+        if not devices:
+            timed = [name for name in BACKENDS.names() if getattr(BACKENDS[name], "devices", ())]
+            raise VssError(f"the layers of {backend} cannot be timed; expected one of {', '.join(timed)}.")
         device = self.device or devices[0]
         if device not in devices or self.precision not in precisions:
             raise VssError(
@@ -299,7 +287,7 @@ class Setting:
             convert(source, out, Precision("fp16"))
             return out
         values = dict.fromkeys(observed(Net(read_onnx(source))), 1.0)
-        precision = Precision("int8", elsewhere=BESIDE_INT8[self.backend], target=self.backend)
+        precision = Precision("int8", elsewhere=BACKENDS[self.backend].beside_int8, target=self.backend)
         convert(source, out, precision, Ranges({"method": "minmax"}, sha256_file(source), values))
         return out
 
@@ -330,7 +318,7 @@ class Setting:
         facts = {
             "device": about["machine"],
             "driver": about["devices"][0]["driver"] if self.on_gpu and about["devices"] else None,
-            "versions": {name: packages[name] for name in VERSIONS[self.backend] if name in packages},
+            "versions": {name: packages[name] for name in BACKENDS[self.backend].packages if name in packages},
             "backend": self.backend,
             "precision": self.precision,
             "batch": self.batch,

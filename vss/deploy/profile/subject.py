@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vss.deploy.backends import of_tensorrt
 from vss.deploy.backends.eager import TorchSession, torch_threads
 from vss.deploy.profile.setting import Setting, SlicedVariants, Variants, cut_to, groups_and_key, make_variants
 from vss.deploy.profile.units import (
@@ -97,13 +96,14 @@ def read_file(
     """Time a float32 ONNX file, unit by unit, in the precision and the runtime of a setting; what is made of it is put
     beside it. `graph` and `shapes`: see `read_engine`.
     """
-    if of_tensorrt(setting.backend):
-        engine: Any = setting.engine(path, path.with_suffix(""))
-        with engine as session:
-            return read_engine(session, feed, graph=graph, shapes=shapes, seconds=seconds)
-    source = setting.typed(path, path.with_suffix(f".{setting.precision}.onnx"))
-    with setting.held():
-        return read_onnxruntime(source, feed, threads=setting.on_threads or 1, graph=graph, seconds=seconds)
+    if setting.backend == "onnxruntime":
+        source = setting.typed(path, path.with_suffix(f".{setting.precision}.onnx"))
+        with setting.held():
+            return read_onnxruntime(source, feed, threads=setting.on_threads or 1, graph=graph, seconds=seconds)
+    engine: Any = setting.engine(path, path.with_suffix(""))
+    with setting.held(), engine as session:
+        alone = setting.on_threads == 1
+        return read_engine(session, feed, graph=graph, shapes=shapes, seconds=seconds, alone=alone)
 
 
 def open_subject(

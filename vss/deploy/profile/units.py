@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,8 +26,17 @@ from vss.core.errors import VssError, need
 from vss.deploy.bench import pinned as on_cores
 from vss.deploy.graph import PREFIX
 
-if TYPE_CHECKING:
-    from vss.deploy.backends.trt_session import TensorRTSession
+
+class Profiled(Protocol):
+    """A session that times its own layers."""
+
+    def run(self, feed: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]: ...
+
+    def profile(self, feed: Mapping[str, np.ndarray], runs: int) -> dict[str, list[float]]:
+        """Layer -> milliseconds of every run."""
+
+    def layers(self, feed: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """{"Layers": [...]} in the words of TensorRT's engine inspector."""
 
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -245,20 +254,22 @@ def read_onnxruntime(
 
 
 def read_engine(
-    session: TensorRTSession,
+    session: Profiled,
     feed: Mapping[str, np.ndarray],
     *,
     graph: Graph,
     shapes: Callable[[], Mapping[str, Shape]],
     seconds: float = 0.4,
     least: int = 8,
+    alone: bool = False,
 ) -> Reading:
-    """Profile an engine, built with detailed verbosity, by TensorRT's own profiler; the whole is timed without it, with
-    the host's copies. `graph` names its units, and `shapes` is asked where one engine layer does the work of several.
+    """Profile an engine by its runtime's own profiler (TensorRT's is built with detailed verbosity); the whole is timed
+    without it, with the host's copies, on a CPU by its thread's time where it is `alone`. `graph` names its units, and
+    `shapes` is asked where one engine layer does the work of several.
     """
-    total = least_ms(lambda: session.run(feed), seconds, least, alone=False)
+    total = least_ms(lambda: session.run(feed), seconds, least, alone=alone)
     runs = max(least, min(MOST_PROFILED, int(seconds * 1e3 / total))) + WARM_RUNS
-    layers = {each["Name"]: each for each in session.layers()["Layers"] if isinstance(each, dict)}
+    layers = {each["Name"]: each for each in session.layers(feed)["Layers"] if isinstance(each, dict)}
     units: dict[str, float] = defaultdict(float)
     for name, times in session.profile(feed, runs).items():
         shares = graph.engine_layer(layers.get(name, {"Name": name}), shapes)
