@@ -1,10 +1,11 @@
-"""What an ONNX file does not say of the runtime that it is for: widths that cost it extra kernels, and ops that it
-never runs in INT8.
+"""What an ONNX file does not say of the runtime that it is for: widths that cost it extra kernels, ops that it never
+runs in INT8, and how it wants INT8 written.
 
-Both are fields of a backend, and one without them has no such rule:
+All are fields of a backend, and one without them has no such rule:
 
 - `steps`: precision -> op of a convolution -> channels of which its widths are multiples; `steps_why` says why;
-- `float_ops`: ONNX ops that it runs in floating point, quantised or not.
+- `float_ops`: ONNX ops that it runs in floating point, quantised or not;
+- `int8`: types and bits of Q/DQ that it computes as written, see `vss.deploy.backends.base.Int8`.
 
 `title` is its name for people.
 """
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Set
 
 from vss.core.errors import listed
 from vss.deploy.backends import BACKENDS
+from vss.deploy.backends.base import Int8
 
 
 def float_ops(backend: str) -> dict[str, str]:
@@ -23,6 +25,11 @@ def float_ops(backend: str) -> dict[str, str]:
     runtime = BACKENDS[backend]
     why = f"{getattr(runtime, 'title', backend)} runs it in floating point"
     return dict.fromkeys(getattr(runtime, "float_ops", ()), why)
+
+
+def int8_of(backend: str) -> Int8:
+    """How a runtime wants INT8 written; "" is any."""
+    return getattr(BACKENDS[backend], "int8", Int8()) if backend else Int8()
 
 
 def step_for(backends: Iterable[str], precisions: Iterable[str], ops: Set[str]) -> tuple[int, str]:

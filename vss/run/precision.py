@@ -127,8 +127,8 @@ class PrecisionExporter:
 
     def differs(self, kind: str, target: str) -> bool:
         """Whether the file in a precision is another one for `target` than for the runtime of the recipe."""
-        net = Net(read_onnx(self.plain))
-        return self.precision(kind, target=target).left(net) != self.precision(kind).left(net)
+        net, theirs, ours = Net(read_onnx(self.plain)), self.precision(kind, target=target), self.precision(kind)
+        return (theirs.left(net), theirs.style) != (ours.left(net), ours.style)
 
     def write(
         self, path: Path, kind: str, keep: Sequence[str] | None = None, *, target: str | None = None

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 from pydantic import Field
@@ -98,6 +98,22 @@ def refuse_nan(model: Any, path: Path) -> None:
         value = onnx.numpy_helper.to_array(tensor)
         if value.dtype.kind == "f" and np.isnan(value).any():
             raise NotFinite(f"{path} holds NaN in {tensor.name}; {ENGINE}.")
+
+
+@dataclass(frozen=True)
+class Int8:
+    """How a runtime wants INT8 written, so that it computes what the file says; the field `int8` of a backend.
+
+    Attributes:
+        unsigned: activations are uint8, with zero point 0 where nothing is negative and 128 elsewhere; int8 with zero
+            point 0 otherwise.
+        weight_bits: 8; or 7 where two products of uint8 and int8 are added up in 16 bits, which 255 * 127 * 2 leaves.
+        once: whether what a Concat or a MaxPool passes on is not quantised a second time behind it.
+    """
+
+    unsigned: bool = False
+    weight_bits: Literal[7, 8] = 8
+    once: bool = False
 
 
 class BuildSpec(Section):

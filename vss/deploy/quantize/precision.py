@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import math
 import tempfile
@@ -19,13 +20,14 @@ from vss.core.closeness import relative_difference
 from vss.core.errors import NotFinite, VssError, need, unknown
 from vss.core.files import atomic, sha256_file
 from vss.deploy.backends import BACKENDS
+from vss.deploy.backends.base import Int8
 from vss.deploy.export import Images, Tolerance, export, noise, parity
 from vss.deploy.graph import SegGraph
 from vss.deploy.lint import lint
 from vss.deploy.quantize.layers import Net, check_names, kept_nodes, overflow, read_onnx, to_fp16
 from vss.deploy.quantize.qdq import Placement, insert, observed, place, tied
 from vss.deploy.quantize.ranges import Ranges
-from vss.deploy.target import float_ops
+from vss.deploy.target import float_ops, int8_of
 
 GRAPH_OPTIONS = ("preprocess", "labels", "labels_dtype")
 Measure = Callable[[Path, list[str]], Ranges]
@@ -70,6 +72,11 @@ class Precision:
         ops = float_ops(self.target) if self.kind == "int8" and self.target else {}
         return {layer.name: ops[layer.op] for layer in net.layers if layer.op in ops}
 
+    @property
+    def style(self) -> Int8:
+        """How the target wants Q/DQ."""
+        return int8_of(self.target)
+
 
 @dataclass
 class _Typed:
@@ -85,8 +92,8 @@ def convert(source: Path | str, out: Path | str, precision: Precision, ranges: R
 
     `ranges`, of "int8", were measured on this very file. Returns JSON: kind, layers (their number), int8 (names), kept
     (name -> why), pairs (activations with Q/DQ), casts, nodes, bytes, sha256, source_sha256, and of INT8 elsewhere, the
-    method and hashes of ranges and images. Raises `VssError` for a file with unknown operators, ranges of another file,
-    layers that do not exist, a result that TensorRT would refuse.
+    method, style and hashes of ranges and images. Raises `VssError` for a file with unknown operators, ranges of
+    another file, layers that do not exist, a result that TensorRT would refuse.
     """
     onnx = need("onnx", "precision")
     net = Net(read_onnx(source))
@@ -117,18 +124,19 @@ def _int8(net: Net, source: Path, precision: Precision, ranges: Ranges | None) -
     kept |= {} if precision.last else dict.fromkeys(net.last, "last layer")
     placement = place(net, floats, first=precision.first, last=precision.last)
     if precision.elsewhere == "fp16":
-        small = dict.fromkeys(_small_scales(net, placement, ranges), "a scale below what float16 can hold")
+        levels = 255.0 if precision.style.unsigned else 127.0
+        small = dict.fromkeys(_small_scales(net, placement, ranges, levels), "a scale below what float16 can hold")
         kept = small | kept
         placement = place(net, {*floats, *small}, first=precision.first, last=precision.last)
     halves = kept_nodes(net) if precision.elsewhere == "fp16" else set()
-    model = insert(net, placement, ranges.values, source)
+    model = insert(net, placement, ranges.values, source, precision.style)
     if precision.elsewhere == "fp16":
         model = to_fp16(model, halves)
     return _Typed(model, placement.layers, kept, ranges)
 
 
-def _small_scales(net: Net, placement: Placement, ranges: Ranges) -> list[str]:
-    """Layers of which a scale cannot be written in float16."""
+def _small_scales(net: Net, placement: Placement, ranges: Ranges, levels: float) -> list[str]:
+    """Layers of which a scale cannot be written in float16; `levels` of an activation lie between 0 and its range."""
     onnx = need("onnx", "precision")
     values = tied(placement, ranges.values)
     tensors = {tensor.name: tensor for tensor in net.model.graph.initializer}
@@ -139,7 +147,7 @@ def _small_scales(net: Net, placement: Placement, ranges: Ranges) -> list[str]:
         weight = np.abs(onnx.numpy_helper.to_array(tensors[layer.weight]))
         axis = 1 if layer.op in ("ConvTranspose", "MatMul") else 0
         largest = weight.max(axis=tuple(i for i in range(weight.ndim) if i != axis))
-        scales = np.append(largest[largest > 0], values.get(layer.source, 127.0)) / 127
+        scales = np.append(largest[largest > 0] / 127, values.get(layer.source, levels) / levels)
         if scales.min() < SMALLEST_SCALE:
             small.append(layer.name)
     return small
@@ -154,12 +162,12 @@ def _metadata(precision: Precision, typed: _Typed) -> dict[str, str]:
 
 
 def _check_legal(onnx: Any, model: Any, source: Path, precision: Precision) -> None:
-    """Valid ONNX, and nothing in its Q/DQ that TensorRT refuses."""
+    """Valid ONNX, and nothing in its Q/DQ that TensorRT refuses, unless the target wants what that does."""
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise VssError(f"{source} in {precision.kind} is no valid ONNX ({str(error).splitlines()[0]}).") from error
-    if precision.kind == "int8":
+    if precision.kind == "int8" and not precision.style.unsigned:
         faults = [finding for finding in lint(model) if finding.severity == "error"]
         if faults:
             raise VssError(f"{source} in int8 would be refused by TensorRT: {faults[0]}")
@@ -181,6 +189,7 @@ def _report(net: Net, precision: Precision, typed: _Typed) -> dict[str, Any]:
         report |= {
             "elsewhere": precision.elsewhere,
             "target": precision.target,
+            "style": dataclasses.asdict(precision.style),
             "ranges_sha256": typed.ranges.sha256(),
             **typed.ranges.method,
         }

@@ -2,7 +2,8 @@
 
 TensorRT wants INT8 with zero point 0, one scale per activation and one per output channel of a weight, no quantised
 bias, a pair in front of every layer, and of a residual addition the skip branch alone, so that layer, addition and
-activation become one kernel. onnxruntime inserts; the edges it should have left alone are given back afterwards.
+activation become one kernel. Another runtime may want other types and bits (`Int8`). onnxruntime inserts; the edges it
+should have left alone are given back afterwards.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ from typing import Any
 import numpy as np
 
 from vss.core.errors import VssError, need
+from vss.deploy.backends.base import Int8
 from vss.deploy.quantize.layers import Net, check_names, sort_nodes
 
 Edge = tuple[str, int]
 """Name of a node and the index of one of its inputs."""
+SYMMETRIC = Int8()
+NON_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Sqrt", "Exp")
+KEEPS_SIGN = ("MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Add", "Mul", "Identity")
+"""Non-negative where all of their inputs are."""
 LEGAL = {
-    "ActivationSymmetric": True,
     "WeightSymmetric": True,
     "QuantizeBias": False,
     "AddQDQPairToWeight": False,  # weights are stored as INT8 and a DequantizeLinear: a quarter of the bytes
@@ -162,7 +167,32 @@ def tied(placement: Placement, values: Mapping[str, float]) -> dict[str, float]:
     return result
 
 
-def insert(net: Net, placement: Placement, values: Mapping[str, float], path: Path) -> Any:
+def non_negative(net: Net, tensor: str) -> bool:
+    """Whether the operator that makes a tensor, or those that it only passes values on from, give nothing below 0."""
+    node = net.producer.get(tensor)
+    if node is None or node.op_type in NON_NEGATIVE:
+        return node is not None
+    return node.op_type in KEEPS_SIGN and all(non_negative(net, name) for name in node.input)
+
+
+def lower_ends(net: Net, placement: Placement, values: Mapping[str, float], style: Int8) -> dict[str, float]:
+    """Tensor -> where its range begins: at 0 for uint8 where it and all that it shares its range with are not
+    negative."""
+    zero = {name for name in values if style.unsigned and non_negative(net, name)}
+    zero -= {name for tie in placement.ties if not tie & values.keys() <= zero for name in tie}
+    return {name: 0.0 if name in zero else -value for name, value in values.items()}
+
+
+def repeated(net: Net, placement: Placement) -> set[Edge]:
+    """Edges that read what a Concat or a MaxPool passes on from inputs that are quantised already."""
+    passing = [node for node in net.nodes if node.op_type in ("Concat", "MaxPool")]
+    quantised = [node for node in passing if all((node.name, i) in placement.edges for i in range(len(node.input)))]
+    made = {node.output[0] for node in quantised}
+    readers = (node for tensor in made for node in net.consumers.get(tensor, []))
+    return {(n.name, i) for n in readers for i, name in enumerate(n.input) if name in made} & placement.edges
+
+
+def insert(net: Net, placement: Placement, values: Mapping[str, float], path: Path, style: Int8 = SYMMETRIC) -> Any:
     """The quantised ModelProto; `values` holds the range of every tensor that an edge of the placement reads."""
     onnx, quantization = need("onnx", "INT8"), need("onnxruntime.quantization", "INT8")
     values = tied(placement, values)
@@ -173,33 +203,36 @@ def insert(net: Net, placement: Placement, values: Mapping[str, float], path: Pa
         if tensor not in values:
             raise VssError(f"the ranges say nothing of tensor {tensor!r} of {path}; calibrate this file again.")
     cached = {name: values.get(name, 1.0) for node in nodes for name in [*_activations(net, node), *node.output]}
-    types = sorted({node.op_type for node in nodes})
+    ops, types = sorted({node.op_type for node in nodes}), quantization.QuantType
     with tempfile.TemporaryDirectory(prefix="vss-int8-") as folder, _quiet():
         cache, out = Path(folder) / "ranges.json", Path(folder) / "int8.onnx"
-        _write_ranges(cached, cache)
+        _write_ranges(lower_ends(net, placement, cached, style), cached, cache)
         quantization.quantize_static(
             net.model,
             out,
             None,
             quant_format=quantization.QuantFormat.QDQ,
-            activation_type=quantization.QuantType.QInt8,
-            weight_type=quantization.QuantType.QInt8,
+            activation_type=types.QUInt8 if style.unsigned else types.QInt8,
+            weight_type=types.QInt8,
             per_channel=True,
-            op_types_to_quantize=types,
+            reduce_range=style.weight_bits == 7,
+            op_types_to_quantize=ops,
             nodes_to_quantize=[node.name for node in nodes],
-            extra_options=LEGAL | {"OpTypesToExcludeOutputQuantization": types},
+            extra_options=LEGAL
+            | {"OpTypesToExcludeOutputQuantization": ops, "ActivationSymmetric": not style.unsigned},
             calibration_cache_path=cache,
         )
         model = onnx.load(str(out))
-    return give_back(model, placement.edges, set(net.constants))
+    edges = placement.edges - (repeated(net, placement) if style.once else set())
+    return give_back(model, edges, set(net.constants))
 
 
-def _write_ranges(values: Mapping[str, float], path: Path) -> None:
+def _write_ranges(low: Mapping[str, float], high: Mapping[str, float], path: Path) -> None:
     """Ranges in onnxruntime's own file, so that it measures nothing itself."""
     calibrate = need("onnxruntime.quantization.calibrate", "INT8")
     data = {
-        name: calibrate.TensorData(lowest=np.array(-value, np.float32), highest=np.array(value, np.float32))
-        for name, value in values.items()
+        name: calibrate.TensorData(lowest=np.array(low[name], np.float32), highest=np.array(value, np.float32))
+        for name, value in high.items()
     }
     calibrate.save_tensors_data(calibrate.TensorsData(calibrate.CalibrationMethod.MinMax, data), path)
 
