@@ -172,6 +172,8 @@ def non_negative(net: Net, tensor: str) -> bool:
     node = net.producer.get(tensor)
     if node is None or node.op_type in NON_NEGATIVE:
         return node is not None
+    if node.op_type == "Resize":
+        return not any(each.s == b"cubic" for each in node.attribute) and non_negative(net, node.input[0])
     return node.op_type in KEEPS_SIGN and all(non_negative(net, name) for name in node.input)
 
 
