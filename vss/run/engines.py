@@ -17,7 +17,7 @@ from vss.core.config import Recipe
 from vss.core.errors import NotFinite, VssError
 from vss.core.files import atomic
 from vss.deploy import Session, bench, bench_end_to_end, export
-from vss.deploy.backends import available, build_spec, inspected, of_tensorrt
+from vss.deploy.backends import available, build_spec, inspected, main_of, of_tensorrt, open_options, others_of
 from vss.deploy.backends.trt_runner import read_about
 from vss.deploy.bench import noise, pinned
 from vss.deploy.quantize.precision import decide
@@ -34,12 +34,16 @@ AFTER = {"baseline": "train", "finetuned": "finetune"}
 
 
 @contextmanager
-def opened(work: Workspace, paths: Mapping[str, str]) -> Iterator[dict[str, Session]]:
-    """Name -> session of an engine below the folder of the run, closed afterwards."""
-    backend, sessions = available(work.recipe.build.backend), dict[str, Session]()
+def opened(
+    work: Workspace, paths: Mapping[str, str], runtimes: Mapping[str, str] | None = None
+) -> Iterator[dict[str, Session]]:
+    """Name -> session of an engine below the folder of the run, closed afterwards. `runtimes`: by name, of those that
+    are not for the run's own."""
+    build, sessions = work.recipe.build, dict[str, Session]()
     try:
         for name, path in paths.items():
-            sessions[name] = backend.open(work.out / path, threads=work.recipe.build.threads)
+            runtime = (runtimes or {}).get(name) or main_of(build)
+            sessions[name] = available(runtime).open(work.out / path, **open_options(build, runtime))
         yield sessions
     finally:
         for session in sessions.values():
@@ -54,7 +58,7 @@ def make_engine(work: Workspace, name: str, after: str) -> Engine:
     def make() -> Engine:
         model = checkpoint.load(work.out / f"{name}.safetensors")
         exported = export(model, work.out / onnx, **export_options(project, model))
-        built, plugins = _build(work, onnx, artefact), _plugins(work, work.recipe.build.backend)
+        built, plugins = _build(work, onnx, artefact), _plugins(work, main_of(work.recipe.build))
         with opened(work, {name: artefact}) as sessions:
             metrics = project.score(engine_predictor(sessions[name], project.preprocess))
         work.write_images(images, metrics)
@@ -81,8 +85,9 @@ def _plugins(work: Workspace, runtime: str) -> dict[str, str]:
     return found
 
 
-def _build(work: Workspace, onnx: str, artefact: str) -> Json:
-    backend, spec = available(work.recipe.build.backend), build_spec(work.recipe.build)
+def _build(work: Workspace, onnx: str, artefact: str, runtime: str | None = None) -> Json:
+    build = work.recipe.build
+    backend, spec = available(runtime or main_of(build)), build_spec(build, runtime)
     backend.build(work.out / onnx, work.out / artefact, spec)
     return {"backend": backend.name, "spec": spec.model_dump(mode="json")}
 
@@ -110,7 +115,7 @@ def time_engines(work: Workspace, references: Mapping[str, str]) -> Timing:
             files = [split.pairs[i].image for i in spread(split.pairs, config.images)]
             whole = bench_end_to_end(predictors, files, project.preprocess, **work.recipe.bench.limits())
         noisy = noise(engine) or noise(whole)
-        ratio = f"{engine['speedup']['engine pruned']['ratio']:.2f}x on {available(work.recipe.build.backend).name}"
+        ratio = f"{engine['speedup']['engine pruned']['ratio']:.2f}x on {main_of(work.recipe.build)}"
         return Timing(
             engine=engine,
             end_to_end=whole,
@@ -125,9 +130,9 @@ def time_engines(work: Workspace, references: Mapping[str, str]) -> Timing:
 
 
 def built_beside(work: Workspace) -> list[Beside]:
-    """Engines of `build.also`: of both networks in every precision of the recipe, checked against their files and not
-    run."""
-    return [_beside(work, runtime, name) for runtime in work.recipe.build.also for name in TITLES]
+    """Engines of `build.also` for GPUs: of both networks in every precision of the recipe, checked against their files
+    and not run."""
+    return [_beside(work, runtime, name) for runtime in others_of(work.recipe.build, here=False) for name in TITLES]
 
 
 def _beside(work: Workspace, runtime: str, name: str) -> Beside:
@@ -186,26 +191,62 @@ def _built(engine: Path, path: str) -> Json:
     }
 
 
-# -- other precisions -------------------------------------------------------------------------------------------------
+# -- other precisions and runtimes ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionEngines(StepResult):
-    """One network's engines: precision -> {"export", "metrics", "gate", "size_mib", "artefact", "search"?}."""
+    """One network's engines beside its first one: their title (see `Runtime`) -> {"export", "metrics", "gate",
+    "size_mib", "artefact", "search"?}."""
 
     kinds: dict[str, Json]
 
 
+@dataclass(frozen=True)
+class Runtime:
+    """A runtime that a run scores and times its engines in; `own` is that of the recipe."""
+
+    name: str
+    own: bool
+    precisions: tuple[str, ...]
+
+    def title(self, kind: str) -> str:
+        """Of an engine: `int8`, or of a further runtime `int8 openvino`."""
+        return kind if self.own else f"{kind} {self.name}"
+
+    def step(self, network: str) -> str:
+        return f"precision-{network}" if self.own else f"{self.name}-{network}"
+
+    def files(self, network: str, kind: str) -> dict[str, str]:
+        """Role -> path: a file in float32 is there already, and one in another precision is the runtime's own."""
+        end = kind if self.own else f"{kind}.{self.name}"
+        onnx = f"engine/{network}.onnx" if kind == "fp32" else f"engine/{network}.{end}.onnx"
+        scores = f"scores/engine-{network}-{end.replace('.', '-')}.npy"
+        return {"onnx": onnx, "engine": f"engine/{network}.{end}.engine.onnx", "scores": scores}
+
+
+def runtimes_of(recipe: Recipe) -> list[Runtime]:
+    """The runtimes of a run that have engines beside the first ones, that of the recipe first."""
+    kinds = recipe.precision.kinds
+    own = [Runtime(main_of(recipe.build), True, kinds)] if kinds else []
+    return own + [Runtime(name, False, ("fp32", *kinds)) for name in others_of(recipe.build)]
+
+
 def typed_engines(work: Workspace) -> Json:
-    """Files, scores, times and the choice of every network in the precisions of the recipe; nothing when it has none.
+    """Files, scores, times and the choice of every network in the precisions and further runtimes of the recipe;
+    nothing when it has none.
 
     Returns:
-        {"nets": {title: {"kinds": {precision: facts}, "choice": of `decide`}}, "bench": of all}.
+        {"nets": {title: {"kinds": {engine: facts}, "choice": of `decide`}}, "bench": of all}.
     """
-    if not work.recipe.precision.kinds:
+    runtimes = runtimes_of(work.recipe)
+    if not runtimes:
         return {}
-    nets = {name: _precisions(work, name).kinds for name in TITLES}
-    timing = _time(work, nets)
+    nets: dict[str, dict[str, Json]] = {name: {} for name in TITLES}
+    for name in TITLES:
+        for runtime in runtimes:
+            nets[name] |= _precisions(work, name, runtime).kinds
+    timing = _time(work, nets, [runtime.step(name) for name in TITLES for runtime in runtimes])
     table = {}
     for name, title in TITLES.items():
         rows = [{"precision": "fp32", "passed": True, **timing["sessions"][f"{title} fp32"]}]
@@ -218,40 +259,40 @@ def typed_engines(work: Workspace) -> Json:
     return {"nets": table, "bench": timing}
 
 
-def _precisions(work: Workspace, name: str) -> PrecisionEngines:
-    """One network in every precision: file, artefact, score, gate; INT8 searches when it costs too much."""
-    recipe, config = work.recipe, work.recipe.precision
-    files = {
-        kind: {
-            "onnx": f"engine/{name}.{kind}.onnx",
-            "engine": f"engine/{name}.{kind}.engine.onnx",
-            "scores": f"scores/engine-{name}-{kind}.npy",
-        }
-        for kind in config.kinds
-    }
+def _precisions(work: Workspace, name: str, runtime: Runtime) -> PrecisionEngines:
+    """One network in every precision of a runtime: file, artefact, score, gate; INT8 that costs too much searches."""
+    recipe = work.recipe
+    files = {kind: runtime.files(name, kind) for kind in runtime.precisions}
 
     def make() -> PrecisionEngines:
-        exporter = _exporter(work, name)
-        references = {"torch": work.scores_of(f"evaluate-{name}"), "onnxruntime": work.scores_of(f"engine-{name}")}
+        exporter = _exporter(work, name, runtime.name)
+        references = {
+            "torch": work.scores_of(f"evaluate-{name}"),
+            main_of(recipe.build): work.scores_of(f"engine-{name}"),
+        }
         kinds: dict[str, Json] = {
-            kind: _with_search(work, exporter, kind, files[kind], references) for kind in config.kinds
+            runtime.title(kind): _with_search(work, exporter, kind, files[kind], references)
+            for kind in runtime.precisions
         }
         parts = (f"{k} {work.summary(facts['metrics']) if facts['metrics'] else 'NaN'}" for k, facts in kinds.items())
         return PrecisionEngines(kinds=kinds, detail=", ".join(parts))
 
-    outputs = [path for each in files.values() for path in each.values()]
+    plain = f"engine/{name}.onnx"
+    outputs = [path for each in files.values() for path in each.values() if path != plain]
     after = [f"engine-{name}", f"evaluate-{name}", AFTER[name]]
     if name == "finetuned":
         after += [f"evaluate-{start}" for start in unpruned(recipe)]
-    return work.do(PrecisionEngines, f"precision-{name}", "precision", after, outputs, make)
+    also = None if runtime.own else [runtime.name, available(runtime.name).packages, runner.machine()]
+    return work.do(PrecisionEngines, runtime.step(name), "precision", after, outputs, make, also)
 
 
-def _exporter(work: Workspace, name: str) -> PrecisionExporter:
-    """Of a network whose float32 file is there."""
+def _exporter(work: Workspace, name: str, runtime: str | None = None) -> PrecisionExporter:
+    """Of a network whose float32 file is there, for the recipe's runtime or another one."""
     model, project = checkpoint.load(work.out / f"{name}.safetensors"), work.project
+    export = work.step.result(f"engine-{name}")["export"]
     return PrecisionExporter(
-        project, model, work.recipe.precision, work.out / f"engine/{name}.onnx",
-        work.step.result(f"engine-{name}")["export"], export_options(project, model), work.out / "ranges",
+        project, model, work.recipe.precision, work.out / f"engine/{name}.onnx", export, export_options(project, model),
+        work.out / "ranges", runtime or "",
     )  # fmt: skip
 
 
@@ -277,14 +318,14 @@ def _attempt(
     references: Mapping[str, Json],
     keep: tuple[str, ...] | None,
 ) -> Json:
-    recipe, project, onnx = work.recipe, work.project, work.out / files["onnx"]
-    exported = exporter.write(onnx, kind, keep)
-    built = _build(work, files["onnx"], files["engine"])
+    recipe, project, onnx, runtime = work.recipe, work.project, work.out / files["onnx"], exporter.runtime
+    exported = exporter.report if kind == "fp32" else exporter.write(onnx, kind, keep)
+    built = _build(work, files["onnx"], files["engine"], runtime)
     settings: dict[str, Any] = {"max_drop": recipe.precision.max_drop, "metric": recipe.gate.metric}
     try:
-        if exported["precision"]["overflow"]:  # which onnxruntime's CPU does not show
+        if exported.get("precision", {}).get("overflow"):  # which onnxruntime's CPU does not show
             raise NotFinite(exported["precision"]["overflow"])
-        with opened(work, {kind: files["engine"]}) as sessions:
+        with opened(work, {kind: files["engine"]}, {kind: runtime}) as sessions:
             metrics = project.score(engine_predictor(sessions[kind], project.preprocess))
         verdict = judge(exporter, onnx, {**references, "engine": metrics}, **settings)
         if "finetuned" in files["onnx"]:
@@ -318,25 +359,23 @@ def _shipped(work: Workspace, verdict: Json, metrics: Json) -> Json:
     return verdict | {"equal": verdict, "ship": checks, "passed": passed, "sentence": sentence}
 
 
-def _time(work: Workspace, nets: Mapping[str, Mapping[str, Json]]) -> Json:
+def _time(work: Workspace, nets: Mapping[str, Mapping[str, Json]], after: list[str]) -> Json:
     """All files of all networks in one interleaved run, and each over the float32 file of its own network."""
     recipe, config = work.recipe, work.recipe.bench
     paths = {f"{title} fp32": f"engine/{name}.engine.onnx" for name, title in TITLES.items()}
-    own = {}
+    own, runtimes = {}, {}
     for name, title in TITLES.items():
         for kind, facts in nets[name].items():
             paths[f"{title} {kind}"] = facts["artefact"]["files"]["engine"]
             own[f"{title} {kind}"] = f"{title} fp32"
+            runtimes[f"{title} {kind}"] = facts["artefact"]["backend"]
 
     def measure() -> Json:
-        with pinned(config.cores), opened(work, paths) as sessions:
+        with pinned(config.cores), opened(work, paths, runtimes) as sessions:
             feed = engine_predictor(next(iter(sessions.values())), work.project.preprocess).feed(_pixels(work))
             found = bench(sessions, dict.fromkeys(sessions, feed), against=own, **work.recipe.bench.limits())
         ratios = ", ".join(f"{name} {each['ratio']:.2f}x" for name, each in found["speedup_against"].items())
         return {**found, "again": not found["stable"], "detail": noise(found) or ratios}
 
-    after, depends = (
-        [f"precision-{name}" for name in TITLES],
-        runner.depends(recipe, "precision-bench", runner.machine()),
-    )
+    depends = runner.depends(recipe, "precision-bench", [runner.machine(), *sorted(paths)])
     return work.step("precision-bench", depends, after, [], measure)

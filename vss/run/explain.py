@@ -22,7 +22,7 @@ from vss.core.config import BuildConfig
 from vss.core.errors import VssError, need
 from vss.core.files import sha256_file
 from vss.core.report import read_report
-from vss.deploy.backends import build_spec
+from vss.deploy.backends import build_spec, main_of
 from vss.deploy.onnx_file import load
 from vss.deploy.profile.setting import PLAIN, Setting, SlicedVariants
 from vss.deploy.profile.subject import bandwidth, read_file
@@ -193,7 +193,7 @@ def explain(run: Path, *, precision: str = "fp32", seconds: float = 1.0, rounds:
     report, paths = finished(run)
     build = BuildConfig(**report.get("recipe", {}).get("build", {}))
     spec = build_spec(build)
-    setting = Setting(build.backend, precision=precision, threads=build.threads, plan=spec.plan or PLAIN)
+    setting = Setting(main_of(build), precision=precision, threads=build.threads, plan=spec.plan or PLAIN)
     setting.check()
     plan = Plan.load(run / "plan.json")
     facts = measure(paths["baseline"], paths["finetuned"], plan, setting, seconds=seconds, rounds=rounds)

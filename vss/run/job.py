@@ -13,10 +13,10 @@ import torch
 
 from vss import models
 from vss.core.config import ModelConfig, Recipe
-from vss.core.errors import GateFailed, VssError, shown, unknown
+from vss.core.errors import GateFailed, VssError, listed, shown, unknown
 from vss.core.files import at_work, safe_name
 from vss.data.counts import choose_calibration
-from vss.deploy.backends import BACKENDS, available, build_spec, of_tensorrt
+from vss.deploy.backends import AUTO, BACKENDS, available, build_spec, main_of, of_tensorrt, others_of
 from vss.deploy.bench import pinned
 from vss.deploy.export import writes_plugins
 from vss.prune import Statistics, find_groups
@@ -279,16 +279,25 @@ def check_run(project: Project, *, engines: bool = True, here: bool = True) -> N
 
 
 def check_build(recipe: Recipe, *, here: bool) -> None:
-    """The runtime takes what the recipe says, and is on this machine where it must be."""
-    build, backend = recipe.build, BACKENDS.canonical(recipe.build.backend)
+    """The runtimes take what the recipe says, and are on this machine where they must be."""
+    build, backend = recipe.build, main_of(recipe.build)
+    runs = [name for name in BACKENDS.names() if getattr(BACKENDS[name], "runs_here", False)]
     if backend == "torch":
-        raise VssError("build.backend is torch, and a run builds engines; choose onnxruntime or tensorrt.")
+        raise VssError(f"build.backend is torch, and a run builds engines; choose {listed(runs)} or tensorrt.")
+    if build.backend == AUTO and recipe.prune.latency:
+        raise VssError(
+            "build.backend is auto and prune.latency needs the runtime that it is timed in; set build.backend to one "
+            f"of {listed(runs)} and build.also to the others."
+        )
     if of_tensorrt(backend) and build.threads is not None:
         raise VssError(f"build.threads is {build.threads} and means nothing to a TensorRT engine; leave it away.")
-    names = [backend, *map(BACKENDS.canonical, build.also)]
+    names = [*([] if build.backend == AUTO else [backend]), *map(BACKENDS.canonical, build.also)]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise VssError(f"build.backend and build.also name {twice} twice; give it once.")
+    if "torch" in names:
+        raise VssError("build.also names torch, which builds no engines; expected another runtime.")
+    names = [backend, *others_of(build), *others_of(build, here=False)]
     makers = [of_tensorrt(name) for name in names]
     if build.targets and not any(maker and maker.flavour.targets for maker in makers):
         raise VssError(
@@ -297,10 +306,9 @@ def check_build(recipe: Recipe, *, here: bool) -> None:
         )
     for name in names:
         plan, runtime = build_spec(build, name).plan, of_tensorrt(name)
-        if runtime is None and name != backend:
-            raise VssError(f"build.also names {name}; expected tensorrt_rtx, or tensorrt where its GPU is.")
-        if here:
-            available(name)
+        check: Any = getattr(available(name), "check_here", None) if here else None
+        if check:
+            check(build)
         if here and runtime and plan:
             runtime.check_flags(plan)
             if name == backend:

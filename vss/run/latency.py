@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from vss.core.errors import NotMeasured, VssError
 from vss.core.files import sha256_json
 from vss.deploy import bench, export
-from vss.deploy.backends import Session, build_spec
+from vss.deploy.backends import Session, build_spec, main_of
 from vss.deploy.profile.build import QUICK, Effort, build
 from vss.deploy.profile.setting import PLAIN, Setting, groups_and_key
 from vss.deploy.profile.subject import open_subject
@@ -121,7 +121,7 @@ class LatencyGoal:
         if config.steps > 1:
             raise VssError(f"prune.steps is {config.steps} and a latency target is met in one round; set it to 1.")
         setting = Setting(
-            build_config.backend, settings.device, settings.precision, build_config.threads, keep=config.keep,
+            main_of(build_config), settings.device, settings.precision, build_config.threads, keep=config.keep,
             options=project.task.export_options(), plan=build_spec(build_config).plan or PLAIN,
         )  # fmt: skip
         return setting, _given_table(model, project.preprocess, setting, settings.lut) if settings.lut else None

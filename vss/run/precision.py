@@ -20,7 +20,8 @@ from vss.core.errors import VssError
 from vss.core.files import sha256_tensors
 from vss.data.base import read_lines
 from vss.data.counts import CalibrationSet, choose_calibration
-from vss.deploy import BACKENDS, bench, export
+from vss.deploy import BACKENDS, Session, bench, export
+from vss.deploy.backends import main_of, open_options
 from vss.deploy.graph import SegGraph
 from vss.deploy.quantize.layers import Net, check_names, groups_of, read_onnx
 from vss.deploy.quantize.precision import ANY, GRAPH_OPTIONS, Precision, convert, graph_of, retype
@@ -50,6 +51,17 @@ class PrecisionExporter:
     report: dict[str, Any]
     options: dict[str, Any]
     cache: Path
+    target: str = ""
+    """The runtime that files are for; "": that of the recipe."""
+
+    @property
+    def runtime(self) -> str:
+        return self.target or main_of(self.project.recipe.build)
+
+    @property
+    def judge_in(self) -> str:
+        """The runtime that scores and times files while layers are chosen."""
+        return self.runtime if getattr(BACKENDS[self.runtime], "runs_here", False) else "onnxruntime"
 
     @classmethod
     def export(
@@ -117,13 +129,12 @@ class PrecisionExporter:
     # -- files --------------------------------------------------------------------------------------------------------
 
     def precision(self, kind: str, keep: Sequence[str] | None = None, *, target: str | None = None) -> Precision:
-        """`target` is the runtime that the file is for, by default that of the recipe."""
+        """`target` is the runtime that the file is for, by default the exporter's own."""
         config = self.config
         kept = tuple(config.keep if keep is None else keep)
         if kind != "int8":
             return Precision(kind, kept if kind == "fp16" else ())
-        runtime = target or self.project.recipe.build.backend
-        return Precision(kind, kept, config.elsewhere, config.first, config.last, runtime)
+        return Precision(kind, kept, config.elsewhere, config.first, config.last, target or self.runtime)
 
     def differs(self, kind: str, target: str) -> bool:
         """Whether the file in a precision is another one for `target` than for the runtime of the recipe."""
@@ -144,11 +155,11 @@ class PrecisionExporter:
         )  # fmt: skip
 
     def score(self, path: Path, split: str | None = None) -> dict[str, Any]:
-        session = BACKENDS["onnxruntime"].open(path, threads=self.project.recipe.build.threads)
-        try:
+        with self._open(path) as session:
             return self.project.score(engine_predictor(session, self.project.preprocess), split=split)
-        finally:
-            session.close()
+
+    def _open(self, path: Path) -> Session:
+        return BACKENDS[self.judge_in].open(path, **open_options(self.project.recipe.build, self.judge_in))
 
     # -- search -------------------------------------------------------------------------------------------------------
 
@@ -193,7 +204,7 @@ class PrecisionExporter:
     def times(self, files: dict[str, Path]) -> dict[str, float]:
         """Milliseconds a call (p50) of files in one interleaved run, one image."""
         recipe = self.project.recipe
-        sessions = {name: BACKENDS["onnxruntime"].open(p, threads=recipe.build.threads) for name, p in files.items()}
+        sessions = {name: self._open(path) for name, path in files.items()}
         feed = {"image": self.images(1, self.project.preprocess.size, 0).numpy()}
         limit = recipe.bench.max_seconds
         try:

@@ -15,6 +15,7 @@ from torch import nn
 from vss.core.config import DmcpConfig, FitConfig, PruneConfig, SparseConfig
 from vss.core.errors import VssError
 from vss.deploy import target
+from vss.deploy.backends import main_of, others_of
 from vss.prune import (
     CRITERIA,
     Budget,
@@ -106,7 +107,7 @@ def with_step(project: Project, model: nn.Module, config: PruneConfig, groups: G
     build, kinds = project.recipe.build, ("fp32", *project.recipe.precision.kinds)
     layers = {slot.layer for group in groups for slot in group.slots}
     ops = ops_of(model.get_submodule(name) for name in layers)
-    step, why = target.step_for([build.backend, *build.also], kinds, ops)
+    step, why = target.step_for([main_of(build), *others_of(build), *others_of(build, here=False)], kinds, ops)
     return config.model_copy(update={"budget": config.budget.model_copy(update={"align": step})}), f"auto: {why}"
 
 

@@ -178,14 +178,17 @@ def _engine_times(timing: Mapping[str, Any], name: str) -> Json:
 
 
 def _add_precisions(report: Json, typed: Json, work: Workspace) -> None:
-    """Rows, exports, artefacts and choices of the other precisions."""
+    """Rows, exports, artefacts and choices of the other precisions and runtimes."""
     if not typed:
         return
     rows = {row["name"]: row for row in report["rows"]}
     for title, net in typed["nets"].items():
         for kind, facts in net["kinds"].items():
             name = f"{title} {kind}"
-            report["rows"].append(_precision_row(name, rows[title], facts, typed["bench"], net["choice"]))
+            row = _precision_row(name, rows[title], facts, typed["bench"])
+            why = net["choice"]["why"]
+            row["labels"] = "kept" if net["choice"]["chosen"] == kind else f"not kept: {why[kind]}"
+            report["rows"].append(row)
             report["export"][name] = facts["export"]
             report["artefacts"][name] = sha256_artefact(work.out, facts["artefact"])
     left_out = ("detail", "again")
@@ -197,15 +200,13 @@ def _add_precisions(report: Json, typed: Json, work: Workspace) -> None:
     }
 
 
-def _precision_row(name: str, plain: Json, facts: Json, timing: Json, choice: Json) -> Json:
+def _precision_row(name: str, plain: Json, facts: Json, timing: Json) -> Json:
     """A row like that of the float32 engine, with this file's figures; all times are of one run."""
-    kind = facts["export"]["precision"]["kind"]
     row = {key: value for key, value in plain.items() if key in ("params_m", "macs_g")}
     row |= {"name": name} | {key: facts["metrics"][key] for key in plain if key in facts["metrics"]}
     row["size_mib"] = facts["size_mib"]
     if timing["stable"]:
         row |= _engine_times(timing, name)
-    row["labels"] = "kept" if choice["chosen"] == kind else f"not kept: {choice['why'][kind]}"
     return row
 
 

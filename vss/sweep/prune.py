@@ -24,7 +24,7 @@ from vss.core.config import PruneConfig, Recipe
 from vss.core.errors import VssError
 from vss.core.files import atomic, locked, read_array, safe_name, sha256_json
 from vss.deploy import BACKENDS, bench
-from vss.deploy.backends import available
+from vss.deploy.backends import available, main_of, open_options
 from vss.deploy.bench import unsteady
 from vss.prune import CRITERIA, Statistics, collect, find_groups, make_criterion
 from vss.run import runner
@@ -282,12 +282,12 @@ class EngineExperiment(PruneExperiment):
 
     def time(self, recipe: Recipe, dirs: TrialDirs, seconds: float) -> Json:
         """Latency of the trial's engine and of the baseline's, interleaved, on an image of the reported split."""
-        project, backend = Project.open(recipe), available(recipe.build.backend)
+        project, runtime = Project.open(recipe), main_of(recipe.build)
         paths = {"baseline": dirs.shared / ENGINES["baseline"], "trial": dirs.folder / ENGINES["trial"]}
         image = torch.as_tensor(project.split(recipe.split)[0]["image"])[None]
         with ExitStack() as stack:
             sessions = {
-                name: stack.enter_context(backend.open(path, threads=recipe.build.threads))
+                name: stack.enter_context(available(runtime).open(path, **open_options(recipe.build, runtime)))
                 for name, path in paths.items()
             }
             feeds = {name: engine_predictor(each, project.preprocess).feed(image) for name, each in sessions.items()}

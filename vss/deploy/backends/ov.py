@@ -67,6 +67,12 @@ class OpenVINOBackend:
         """What a recipe asks of it."""
         return BuildSpec(openvino=config.openvino)
 
+    def check_here(self, config: BuildConfig) -> None:
+        """Refuse a device or a precision that this machine has not."""
+        core = need("openvino", PURPOSE).Core()
+        check_device(core, config.openvino.device)
+        check_precision(core, config.openvino.device, config.openvino.precision)
+
     def open_options(self, config: BuildConfig) -> dict[str, Any]:
         """What a run opens its artefacts with, threads aside."""
         return {"cache": config.openvino.cache}

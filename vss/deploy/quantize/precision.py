@@ -299,10 +299,10 @@ def _shape(shape: Sequence[int], nhwc: bool) -> tuple[int, tuple[int, int]]:
 
 
 def decide(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Choose among files of one network that were timed in one interleaved run.
+    """Choose among engines of one network that were timed in one interleaved run: other precisions, other runtimes.
 
-    float16 is kept when it passes its gate and is faster than float32; INT8 when it passes and is faster than whatever
-    else passes its gate. Where the run gave an interval, "faster" means that all of it lies above 1.
+    An engine is kept when it passes its gate and is faster than all before it that do: float16, INT8, then those of
+    further runtimes. Where the run gave an interval, "faster" means that all of it lies above 1.
 
     Args:
         rows: {"precision", "latency_ms_p50", "passed"}, of all but "fp32" also "sentence" of the gate, and "speedup"
@@ -313,9 +313,8 @@ def decide(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     table = {row["precision"]: row for row in rows}
     chosen, why = "fp32", dict[str, str]()
-    for kind in KINDS[1:]:
-        if kind not in table:
-            continue
+    usual = [kind for kind in KINDS if kind in table]
+    for kind in [*usual[1:], *(name for name in table if name not in KINDS)]:
         reason = _refusal(table[kind], table["fp32"], table[chosen])
         if reason:
             why[kind] = reason
