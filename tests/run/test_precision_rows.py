@@ -11,7 +11,10 @@ import onnx
 import pytest
 
 from vss.core.config import Recipe
-from vss.run.job import run
+from vss.core.errors import VssError
+from vss.deploy import BACKENDS
+from vss.deploy.onnx_file import runtime_of
+from vss.run.job import check_build, run
 
 TITLES = ("engine baseline", "engine pruned")
 
@@ -112,3 +115,90 @@ def test_float16_that_would_overflow_is_not_kept(
         facts = report["precision"][title]
         assert facts["choice"]["chosen"] == "fp32" and "float16 ends at 0" in facts["choice"]["why"]["fp16"]
         assert not facts["fp16"]["gate"]["passed"] and facts["fp16"]["gate"]["candidate"] is None
+
+
+# -- several runtimes -------------------------------------------------------------------------------------------------
+
+needs_openvino = pytest.mark.skipif(BACKENDS["openvino"].unavailable() is not None, reason="needs openvino")
+
+
+@pytest.fixture(scope="module")
+def everywhere(
+    finished: tuple[Path, dict[str, Any]], street_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("auto") / "run"
+    shutil.copytree(finished[0], out)
+    return out, run(with_build(recipe(street_root, kinds=["int8"]), backend="auto"), out, progress=False)
+
+
+def with_build(job: Recipe, **build: Any) -> Recipe:
+    return job.model_copy(update={"build": job.build.model_copy(update=build)})
+
+
+@needs_openvino
+def test_auto_builds_for_every_runtime_and_keeps_the_fastest(everywhere: tuple[Path, dict[str, Any]]) -> None:
+    out, report = everywhere
+    rows, others = {row["name"]: row for row in report["rows"]}, ("fp32 openvino", "int8 openvino")
+    for title in TITLES:
+        facts = report["precision"][title]
+        assert facts.keys() == {"choice", "int8", *others}
+        times = {"fp32": report["bench"]["precision"]["sessions"][f"{title} fp32"]["latency_ms_p50"]}
+        times |= {kind: rows[f"{title} {kind}"]["latency_ms_p50"] for kind in ("int8", *others)}
+        passed = {"fp32", *(kind for kind in ("int8", *others) if facts[kind]["gate"]["passed"])}
+        chosen = facts["choice"]["chosen"]
+        faster = [kind for kind in passed if times[kind] < times[chosen]]
+        assert chosen in passed
+        assert all("inside the noise of this machine" in facts["choice"]["why"][kind] for kind in faster)
+        for kind in others:
+            row, artefact = rows[f"{title} {kind}"], report["artefacts"][f"{title} {kind}"]
+            assert row["labels"] == ("kept" if chosen == kind else f"not kept: {facts['choice']['why'][kind]}")
+            assert abs(row["miou_pct"] - rows[title]["miou_pct"]) < 5
+            assert artefact["backend"] == "openvino" and runtime_of(out / artefact["files"]["engine"]) == "openvino"
+        assert rows[f"{title} fp32 openvino"]["miou_pct"] == pytest.approx(rows[title]["miou_pct"], abs=0.05)
+        assert rows[title]["speedup"] >= 0 and report["artefacts"][title]["backend"] == "onnxruntime"
+    assert "int8 openvino" in (out / "report.html").read_text()
+
+
+@needs_openvino
+def test_auto_comes_back_without_work(everywhere: tuple[Path, dict[str, Any]], street_root: Path) -> None:
+    out, first = everywhere
+    job = with_build(recipe(street_root, kinds=["int8"]), backend="auto")
+    again = run(job, out, progress=False)
+    assert {step["status"] for step in again["steps"]} == {"skipped"} and again["rows"] == first["rows"]
+
+
+@needs_openvino
+def test_a_file_that_fails_in_one_runtime_is_scored_in_the_other(
+    everywhere: tuple[Path, dict[str, Any]], street_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runtime is made to compute something else than its file says."""
+    session = type(BACKENDS["openvino"].open(everywhere[0] / "engine/finetuned.onnx"))
+    usual = session._run
+    wrong = lambda self, feed: {name: value * 0 for name, value in usual(self, feed).items()}  # noqa: E731
+    monkeypatch.setattr(session, "_run", wrong)
+    shutil.copytree(everywhere[0], tmp_path / "copy")
+    job = recipe(street_root, kinds=["int8"], max_drop=0.5, search=False)
+    report = run(with_build(job, also=("openvino",)), tmp_path / "copy", progress=False)
+    for title in TITLES:
+        gate = report["precision"][title]["fp32 openvino"]["gate"]
+        assert not gate["passed"]
+        assert "in onnxruntime, so the runtime does not compute what the file says" in gate["sentence"]
+        assert gate["scores"]["engine in onnxruntime"] == pytest.approx(gate["scores"]["onnxruntime"], abs=1e-6)
+        assert report["precision"][title]["choice"]["chosen"] in ("fp32", "int8")
+
+
+def test_what_auto_cannot_be_is_refused(street_root: Path) -> None:
+    latency = {"target": "0.5x"}
+    job = Recipe.model_validate({"build": {"backend": "auto"}, "prune": {"latency": latency}})
+    with pytest.raises(VssError, match=r"auto and prune\.latency needs the runtime .* one of onnxruntime and openvino"):
+        check_build(job, here=True)
+    job = Recipe.model_validate({"build": {"backend": "openvino", "also": ["ov"]}})
+    with pytest.raises(VssError, match=r"build\.backend and build\.also name openvino twice"):
+        check_build(job, here=True)
+
+
+@needs_openvino
+def test_a_device_that_is_not_here_is_refused_first() -> None:
+    job = Recipe.model_validate({"build": {"backend": "openvino", "openvino": {"device": "NPU.7"}}})
+    with pytest.raises(VssError, match=r"OpenVINO sees no device NPU\.7"):
+        check_build(job, here=True)

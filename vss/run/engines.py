@@ -328,6 +328,8 @@ def _attempt(
         with opened(work, {kind: files["engine"]}, {kind: runtime}) as sessions:
             metrics = project.score(engine_predictor(sessions[kind], project.preprocess))
         verdict = judge(exporter, onnx, {**references, "engine": metrics}, **settings)
+        if not verdict["passed"] and runtime != "onnxruntime":
+            verdict |= _in_onnxruntime(work, onnx, verdict)
         if "finetuned" in files["onnx"]:
             verdict = _shipped(work, verdict, metrics)
     except NotFinite as error:  # float16 that overflows is a precision that is not kept
@@ -341,6 +343,16 @@ def _attempt(
         "size_mib": _mib(work.out / files["engine"]),
         "artefact": built | {"files": files},
     }
+
+
+def _in_onnxruntime(work: Workspace, onnx: Path, verdict: Json) -> Json:
+    """What a file that fails in another runtime scores in onnxruntime: whether the file or the runtime is at fault."""
+    with available("onnxruntime").open(onnx, threads=work.recipe.build.threads) as session:
+        score = work.project.score(engine_predictor(session, work.project.preprocess))[verdict["metric"]]
+    right = verdict["baseline"] - score <= verdict["max_drop"]
+    end = "so the runtime does not compute what the file says" if right else "so the file itself costs that much"
+    sentence = f"{verdict['sentence']} The same file scores {score:.3f} in onnxruntime, {end}."
+    return {"sentence": sentence, "scores": {**verdict["scores"], "engine in onnxruntime": score}}
 
 
 def unpruned(recipe: Recipe) -> tuple[str, ...]:
