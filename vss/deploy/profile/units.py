@@ -103,7 +103,7 @@ class Graph:
         return f"{op}:{known[0] if known else 'other'}"
 
     def engine_layer(self, layer: Mapping[str, Any], shapes: Callable[[], Mapping[str, Shape]]) -> dict[str, float]:
-        """The units that a layer of a TensorRT engine, as its inspector describes it, does the work of -> shares of its
+        """The units that a layer of an engine, as TensorRT's inspector describes it, does the work of -> shares of its
         time.
 
         A layer with weights takes what is fused with it; several of them in one engine layer share by their MACs, for
@@ -189,6 +189,13 @@ class Reading:
     units: dict[str, float]
     total: float
 
+    @classmethod
+    def of(cls, units: Mapping[str, float], total: float, *, alone: bool) -> Reading:
+        """Units by the clock, and the whole, by its thread's CPU time where that is `alone`: units that took longer
+        together waited for their core, and each bears its share of that."""
+        waited = max(1.0, sum(units.values()) / total) if alone else 1.0
+        return cls({name: ms / waited for name, ms in units.items()}, total)
+
     def least(self, other: Reading) -> Reading:
         """The minimum of two readings of the same network, unit by unit."""
         both = self.units | other.units
@@ -250,7 +257,7 @@ def read_onnxruntime(
     units: dict[str, float] = defaultdict(float)
     for name, each in times.items():
         units[graph.resolve(name, operators[name], tensors.get(name, ()))] += min(each[WARM_RUNS:] or each)
-    return Reading(dict(units), total)
+    return Reading.of(units, total, alone=threads == 1)
 
 
 def read_engine(
@@ -275,7 +282,7 @@ def read_engine(
         shares = graph.engine_layer(layers.get(name, {"Name": name}), shapes)
         for unit, share in shares.items():
             units[unit] += share * min(times[WARM_RUNS:] or times)
-    return Reading(dict(units), total)
+    return Reading.of(units, total, alone=alone)
 
 
 def least_ms(call: Callable[[], Any], seconds: float, least: int, *, alone: bool) -> float:
