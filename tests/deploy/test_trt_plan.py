@@ -127,7 +127,7 @@ def test_a_plan_as_json_names_files_and_no_folders() -> None:
 
 
 def test_specs_of_the_wrong_runtime(tmp_path: Path) -> None:
-    with pytest.raises(VssError, match="a build plan is for backend tensorrt"):
+    with pytest.raises(VssError, match="a build plan is for tensorrt"):
         BACKENDS["onnxruntime"].build(tmp_path / "m.onnx", tmp_path / "m", BuildSpec(plan=BuildPlan()))
     with pytest.raises(VssError, match="optimise is for backend onnxruntime"):
         BACKENDS["tensorrt"].build(tmp_path / "m.onnx", tmp_path / "m", BuildSpec(optimise="basic"))

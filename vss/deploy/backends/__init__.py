@@ -84,7 +84,8 @@ def others_of(config: BuildConfig, *, here: bool = True) -> list[str]:
 
 def build_spec(config: BuildConfig, backend: str | None = None) -> BuildSpec:
     """What a recipe asks of its runtime, or of another `backend`."""
-    return BACKENDS[backend or main_of(config)].spec(config)
+    runtime = BACKENDS[backend or main_of(config)]
+    return runtime.spec(config) if hasattr(runtime, "spec") else BuildSpec()
 
 
 def open_options(config: BuildConfig, backend: str) -> dict[str, Any]:
