@@ -32,6 +32,9 @@ def test_units_are_the_same_at_every_width(precision: str, net: Any, preprocess:
     assert whole.units.keys() == layers | pools | quantised | AROUND
     shapes = subject.shapes(full)
     assert all(lookup_shape(unit, shapes) for unit in whole.units)
+    ran = {unit: whole.kernels[unit][0] for unit in layers}
+    assert ran == dict.fromkeys(layers, precision) | {"classifier": "fp32"}
+    assert whole.kernels["classifier"][1].endswith("_f32") and whole.kernels["TopK:conv2d_10"][0] == "fp32"
     for reading in (whole, narrow):
         assert 0.5 * reading.total < sum(reading.units.values()) <= 1.001 * reading.total
 
@@ -74,4 +77,4 @@ def test_units_take_no_longer_than_their_thread() -> None:
     assert sum(alone.units.values()) == pytest.approx(alone.total)
     assert alone.units["a:other"] == pytest.approx(3 * alone.units["b:other"])
     assert wall.units == {"a:other": 300.0, "b:other": 100.0}
-    assert Reading.of({"a": 1.0}, 2.0, alone=True).units == {"a": 1.0}
+    assert Reading.of([("a", 1.0, ("", ""))], 2.0, alone=True).units == {"a": 1.0}

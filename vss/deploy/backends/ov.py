@@ -35,6 +35,8 @@ ON_CPU = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "ENABLE_CPU_PINNING":
 """One image after another; threads stay on the cores that the process has."""
 ORIGINAL = "originalLayersNames"
 QDQ = ("QuantizeLinear", "DequantizeLinear")
+COMPUTES = {"i8": "int8", "f32": "fp32", "f16": "fp16"}
+"""End of a kernel's name -> what it computes in."""
 COUNTING = {"PERF_COUNT": True}
 WARM, COUNTED = 2, 4
 """First runs of a loaded model that are left out of a profile, and runs that are counted."""
@@ -262,7 +264,7 @@ class OpenVINOSession(Session):
             rows.append({
                 "Name": op.get_friendly_name(),
                 "LayerType": QDQ[0] if known and casts.issuperset(known) else about["layerType"],
-                "Precision": about["runtimePrecision"],
+                "Precision": COMPUTES.get(about["primitiveType"].rpartition("_")[2].lower(), about["runtimePrecision"]),
                 "Kernel": about["primitiveType"],
                 "Metadata": "".join(f"[ONNX Layer: {name}]" for name in known),
                 "Inputs": [{"Name": made[name]} for name in before],

@@ -15,7 +15,7 @@ import re
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vss.core.errors import VssError, need
+from vss.deploy.backends.trt_layers import type_of
 from vss.deploy.bench import pinned as on_cores
 from vss.deploy.graph import PREFIX
 
@@ -45,6 +46,8 @@ SUFFIXES = ("_nchwc",)
 ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 FUSED = re.compile(r"\s+\+\s+|\s+\|\|\s+|\.\.\.|[\[\](){},\s]+")
 COPIES = "Reformatting CopyNode"
+PRECISIONS = {"Int8": "int8", "int8": "int8", "uint8": "int8", "Half": "fp16", "Float": "fp32", "float": "fp32"}
+"""Types as TensorRT's inspector and onnxruntime's profile say them."""
 WARM_RUNS = 2
 MOST_PROFILED = 200
 
@@ -182,25 +185,38 @@ def lookup_shape(unit: str, shapes: dict[str, Shape]) -> Shape | None:
     return shapes.get(unit) or shapes.get(f"tensor:{unit.partition(':')[2]}")
 
 
+Part = tuple[str, float, tuple[str, str]]
+"""Of a unit: its name, milliseconds, and what it ran as, see `Reading.kernels`."""
+
+
 @dataclass(frozen=True)
 class Reading:
-    """Milliseconds of one network: `units` name -> minimum over all passes, `total` of a whole pass, likewise."""
+    """Milliseconds of one network: `units` name -> minimum over all passes, `total` of a whole pass, likewise.
+
+    `kernels`: name -> what the longest part of a unit computes in ("int8", "fp32") and the runtime's name of that;
+    of runtimes that say so, and not kept in tables.
+    """
 
     units: dict[str, float]
     total: float
+    kernels: dict[str, tuple[str, str]] = field(default_factory=dict, compare=False)
 
     @classmethod
-    def of(cls, units: Mapping[str, float], total: float, *, alone: bool) -> Reading:
+    def of(cls, parts: Iterable[Part], total: float, *, alone: bool) -> Reading:
         """Units by the clock, and the whole, by its thread's CPU time where that is `alone`: units that took longer
         together waited for their core, and each bears its share of that."""
+        units, kernels = defaultdict[str, float](float), dict[str, tuple[str, str]]()
+        for unit, ms, kernel in sorted(parts, key=lambda part: part[1]):
+            units[unit] += ms
+            kernels[unit] = kernel
         waited = max(1.0, sum(units.values()) / total) if alone else 1.0
-        return cls({name: ms / waited for name, ms in units.items()}, total)
+        return cls({name: ms / waited for name, ms in units.items()}, total, kernels)
 
     def least(self, other: Reading) -> Reading:
         """The minimum of two readings of the same network, unit by unit."""
         both = self.units | other.units
         units = {name: min(self.units.get(name, ms), other.units.get(name, ms)) for name, ms in both.items()}
-        return Reading(units, min(self.total, other.total))
+        return Reading(units, min(self.total, other.total), self.kernels)
 
     def rounded(self) -> Reading:
         """To a nanosecond, as a table holds it."""
@@ -248,16 +264,18 @@ def read_onnxruntime(
         optimised = onnx.load(f"{folder}/optimised.onnx").graph
     tensors = {node.name: [*node.input, *node.output] for node in optimised.node}
     times: dict[str, list[float]] = defaultdict(list)
-    operators: dict[str, str] = {}
+    kernels: dict[str, tuple[str, str]] = {}
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             name = event["name"].removesuffix("_kernel_time")
             times[name].append(event["dur"] / 1e3)
-            operators[name] = event["args"]["op_name"]
-    units: dict[str, float] = defaultdict(float)
-    for name, each in times.items():
-        units[graph.resolve(name, operators[name], tensors.get(name, ()))] += min(each[WARM_RUNS:] or each)
-    return Reading.of(units, total, alone=threads == 1)
+            kinds = [kind for tensor in event["args"].get("input_type_shape", ()) for kind in tensor]
+            kernels[name] = PRECISIONS.get(kinds[0], kinds[0]) if kinds else "", event["args"]["op_name"]
+    found = [
+        (graph.resolve(name, kernels[name][1], tensors.get(name, ())), min(each[WARM_RUNS:] or each), kernels[name])
+        for name, each in times.items()
+    ]
+    return Reading.of(found, total, alone=threads == 1)
 
 
 def read_engine(
@@ -277,12 +295,14 @@ def read_engine(
     total = least_ms(lambda: session.run(feed), seconds, least, alone=alone)
     runs = max(least, min(MOST_PROFILED, int(seconds * 1e3 / total))) + WARM_RUNS
     layers = {each["Name"]: each for each in session.layers(feed)["Layers"] if isinstance(each, dict)}
-    units: dict[str, float] = defaultdict(float)
+    found = list[Part]()
     for name, times in session.profile(feed, runs).items():
-        shares = graph.engine_layer(layers.get(name, {"Name": name}), shapes)
-        for unit, share in shares.items():
-            units[unit] += share * min(times[WARM_RUNS:] or times)
-    return Reading.of(units, total, alone=alone)
+        layer = layers.get(name, {"Name": name})
+        kind = layer.get("Precision") or PRECISIONS.get(type_of(layer), "")
+        kernel = kind, layer.get("Kernel") or layer.get("TacticName") or ""
+        for unit, share in graph.engine_layer(layer, shapes).items():
+            found.append((unit, share * min(times[WARM_RUNS:] or times), kernel))
+    return Reading.of(found, total, alone=alone)
 
 
 def least_ms(call: Callable[[], Any], seconds: float, least: int, *, alone: bool) -> float:
