@@ -150,7 +150,7 @@ def test_times_of_a_noisy_machine_are_exit_code_3(
     monkeypatch.setattr("vss.deploy.profile.subject.open_subject", lambda *_, **__: None)
     monkeypatch.setattr("vss.deploy.profile.build.build", lambda *_, **__: known)
     figures = {"rows": [], "causes": [], "request": {}, "noise": float("nan"), "ms_before": 2.0, "ms_after": 1.0,
-               "speedup": 2.0, "mac_reduction": 2.0, "speedup_per_mac_reduction": 1.0}  # fmt: skip
+               "speedup": 2.0, "mac_reduction": 2.0, "speedup_per_mac_reduction": 1.0, "floating": []}  # fmt: skip
     monkeypatch.setattr("vss.run.explain.explain", lambda *_, **__: figures)
     lut = ["lut", "build", "--ckpt", str(ckpt), "--save", str(tmp_path / "t.json")]
     for arguments, said in ((lut, "differ by 50%: the uncut network drifted"), (["explain", str(small_run)], "nan%")):

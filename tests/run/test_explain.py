@@ -239,3 +239,29 @@ def test_a_run_is_explained_from_its_folder(tmp_path: Path) -> None:
     assert figures["mac_reduction"] == pytest.approx((3 * 16 * 9 + 256 * 9 + 64) / (3 * 8 * 9 + 64 * 9 + 32))
     assert figures["speedup_per_mac_reduction"] == pytest.approx(figures["speedup"] / figures["mac_reduction"])
     assert {row["unit"] for row in figures["rows"]} >= {"convs.0", "convs.1", "head"}
+
+
+def test_what_did_not_run_in_int8_is_named_with_its_reason() -> None:
+    kernels = {"a": ("int8", "jit_avx2_I8"), "b": ("fp32", "brgconv"), "ArgMax:x": ("fp32", "jit")}
+    after = dataclasses.replace(planted().after, kernels=kernels)
+    assert summary(planted(after=after))["floating"] == []
+    [left] = summary(planted(after=after, kept={"b": "last layer"}))["floating"]
+    assert left == {"why": "last layer", "precision": "fp32", "ms": 2.0, "units": ["b"]}
+    assert summary(planted(after=after, kept={}))["floating"][0]["why"].startswith("the file quantises them")
+    assert next((r.precision, r.kernel) for r in rows(planted(after=after)) if r.unit == "a") == kernels["a"]
+
+
+@pytest.mark.parametrize("backend", ["openvino", None])
+def test_layers_of_a_run_are_timed_in_its_runtime_or_another_one(backend: str | None, tmp_path: Path) -> None:
+    missing = BACKENDS["openvino"].unavailable()
+    if missing:
+        pytest.skip(missing)
+    (tmp_path / "engine").mkdir()
+    _, _, plan = engines(Line([16, 16]).eval(), [8, 8], (16, 16), tmp_path)
+    plan.save(tmp_path / "plan.json")
+    write_run(tmp_path, recipe={"build": {"backend": "onnxruntime" if backend else "openvino", "threads": 1}})
+    figures = explain(tmp_path, backend=backend, precision="int8", seconds=0.02, rounds=1)
+    assert (figures["backend"], figures["precision"]) == ("openvino", "int8")
+    ran = {row["unit"]: row["precision"] for row in figures["rows"] if row["macs_after"]}
+    assert ran == {"convs.0": "int8", "convs.1": "int8", "head": "fp32"}
+    assert [(each["why"], each["units"]) for each in figures["floating"]] == [("last layer", ["head"])]

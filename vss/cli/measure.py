@@ -268,7 +268,8 @@ def explain(
     run: Annotated[Path, Argument(help="folder of a finished run")],
     given: Given,
     backend: Annotated[
-        str | None, Option(help="tensorrt_rtx: read engine layers, without a GPU; default: time the run's engines")
+        str | None,
+        Option(help="runtime to time in, default that of the run; tensorrt_rtx: read engine layers, without a GPU"),
     ] = None,
     precision: PrecisionName = "fp32",
     seconds: Reading = 1.0,
@@ -284,6 +285,7 @@ def explain(
 
     With --backend tensorrt_rtx from the layers of its engines, which are built here and not run.
     """
+    from vss.deploy.backends import of_tensorrt
     from vss.run.explain import cliff_plot
     from vss.run.explain import explain as work
 
@@ -291,15 +293,16 @@ def explain(
         raise VssError("--lut is the table of --plot; give both.")
     if plot:
         out.print(f"wrote {cliff_plot(run, lut, plot)}")
-    if backend:
+    tensorrt = backend and of_tensorrt(backend)
+    if backend and tensorrt and tensorrt.flavour.targets:
         refuse_given(ctx, ["seconds", "allow_unstable"], f"is for times, and --backend {backend} measures none")
         _explain_layers(run, backend, precision, given.get("build.targets", ()), top, report)
         return
     refuse_given(ctx, ["build.targets"], "is for --backend tensorrt_rtx")
-    figures = work(run, precision=precision, seconds=seconds)
+    figures = work(run, backend=backend, precision=precision, seconds=seconds)
     heads = {"name": "unit", "cin": "in", "cout": "out", "ms_before": "ms before", "ms_after": "ms after",
              "mmacs_before": "MMACs before", "mmacs_after": "MMACs after", "efficiency": "efficiency",
-             "lost_ms": "lost ms", "reason": "why", "better": "better widths"}  # fmt: skip
+             "lost_ms": "lost ms", "reason": "why", "better": "better widths", "kernel": "kernel"}  # fmt: skip
     rows = [
         {**row, "name": row["unit"], "mmacs_before": row["macs_before"] / 1e6, "mmacs_after": row["macs_after"] / 1e6}
         for row in figures["rows"][:top]
@@ -312,6 +315,10 @@ def explain(
     for cause in figures["causes"]:
         text = f"({cause['share']:.0%}) {cause['cause']}: {', '.join(cause['units'][:4])}"
         print_tagged(out, f"{cause['lost_ms']:.3f} ms", "yellow", text)
+    for cause in figures["floating"]:
+        text = f"in {cause['precision']}, {cause['why']}: {', '.join(cause['units'][:4])}"
+        more = len(cause["units"]) - 4
+        print_tagged(out, f"{cause['ms']:.3f} ms", "yellow", text + (f" and {more} more" if more > 0 else ""))
     for name, request in figures["request"].items():
         out.print(f"{name}: the engine is {request['engine_share']:.0%} of a request of {request['request_ms']:.2f} ms")
     write_figures(report, "vss.explain", figures)

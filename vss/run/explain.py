@@ -40,6 +40,7 @@ BETTER = 1.1  # work per millisecond at another width, over that at this one, wh
 LAUNCHES = 4
 BUSY = 0.5  # share of the copy bandwidth at which a unit is bound by memory
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+UNASKED = "the file quantises them, and the runtime computes them so"
 SCALES = 1.25  # a unit that gains less than this from all threads does not use them
 
 
@@ -57,6 +58,7 @@ class Facts:
         one_thread: times of the cut engine on one core; None where the run had one.
         bandwidth: bytes per millisecond of a large copy.
         noise: (longest - shortest) / shortest of the least times of one engine in different rounds, the worst engine.
+        kept: of INT8, layer that its file leaves in floating point -> why; None of other precisions.
     """
 
     before: Reading
@@ -71,12 +73,14 @@ class Facts:
     one_thread: Reading | None
     bandwidth: float
     noise: float = 0.0
+    kept: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
 class Row:
     """One unit. `efficiency` is its MACs per second over the best of any layer; `better` widths to take instead: wider
-    and no slower where there are any, else those with the most work per millisecond, and how much more."""
+    and no slower where there are any, else those with the most work per millisecond, and how much more. `precision` and
+    `kernel` are what the cut engine says of it, "" where its runtime does not."""
 
     unit: str
     cin: int
@@ -89,6 +93,8 @@ class Row:
     lost_ms: float
     reason: str
     better: str
+    precision: str = ""
+    kernel: str = ""
 
 
 def rows(facts: Facts) -> list[Row]:
@@ -103,7 +109,8 @@ def rows(facts: Facts) -> list[Row]:
         lost = max(0.0, ms - was / reduction)
         reason, better = _reason(unit, was, ms, old, new, facts)
         rate = new.macs / ms / peak if ms else 0.0
-        found.append(Row(unit, new.cin, new.cout, was, ms, old.macs, new.macs, rate, lost, reason, better))
+        ran = facts.after.kernels.get(unit, ("", ""))
+        found.append(Row(unit, new.cin, new.cout, was, ms, old.macs, new.macs, rate, lost, reason, better, *ran))
     return found
 
 
@@ -181,23 +188,39 @@ def causes(found: Sequence[Row], facts: Facts) -> list[dict[str, Any]]:
     ]
 
 
+def floating(found: Sequence[Row], kept: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Layers of an INT8 engine that ran in something else, by the reason, most time first: `why`, `precision`, `ms`,
+    `units`."""
+    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in found:
+        if row.macs_after and row.precision not in ("int8", ""):
+            groups[kept.get(row.unit, UNASKED), row.precision].append(row)
+    listed = [
+        {"why": why, "precision": precision, "ms": sum(r.ms_after for r in each), "units": [r.unit for r in each]}
+        for (why, precision), each in groups.items()
+    ]
+    return sorted(listed, key=lambda each: -float(str(each["ms"])))
+
+
 # -- measuring ------------------------------------------------------------------------------------------------------
 
 
-def explain(run: Path, *, precision: str = "fp32", seconds: float = 1.0, rounds: int = 2) -> dict[str, Any]:
+def explain(
+    run: Path, *, backend: str | None = None, precision: str = "fp32", seconds: float = 1.0, rounds: int = 2
+) -> dict[str, Any]:
     """Everything about the engines in the folder of a finished `vss run`, JSON-ready.
 
-    `precision`: in which both are timed; `seconds` of one reading; `rounds` of readings of every engine, interleaved,
-    of which the minimum counts.
+    `backend`, `precision`: in which both are timed, None for the runtime of the run; `seconds` of one reading; `rounds`
+    of readings of every engine, interleaved, of which the minimum counts.
     """
     report, paths = finished(run)
     build = BuildConfig(**report.get("recipe", {}).get("build", {}))
     spec = build_spec(build)
-    setting = Setting(main_of(build), precision=precision, threads=build.threads, plan=spec.plan or PLAIN)
+    setting = Setting(backend or main_of(build), precision=precision, threads=build.threads, plan=spec.plan or PLAIN)
     setting.check()
     plan = Plan.load(run / "plan.json")
     facts = measure(paths["baseline"], paths["finetuned"], plan, setting, seconds=seconds, rounds=rounds)
-    return summary(facts) | {"precision": precision, "request": request(report)}
+    return summary(facts) | {"backend": setting.backend, "precision": precision, "request": request(report)}
 
 
 def finished(run: Path) -> tuple[dict[str, Any], dict[str, Path]]:
@@ -253,6 +276,7 @@ def summary(facts: Facts) -> dict[str, Any]:
         "noise": facts.noise,
         "causes": causes(found, facts),
         "rows": [asdict(row) for row in found],
+        "floating": [] if facts.kept is None else floating(found, facts.kept),
     }
 
 
@@ -299,10 +323,11 @@ def measure(before: Path, after: Path, plan: Plan, setting: Setting, *, seconds:
             return read_file(path, feed, at, graph=graph, shapes=lambda: shapes[key], seconds=seconds)
 
         found, noise = _interleaved(files, read, rounds)
+        kept = setting.kept(files["after"][0]) if setting.precision == "int8" else None
     return Facts(
         found["before"], found["after"], shapes["before"], shapes["after"],
         {key: found[key] for key in others}, {key: shapes[key] for key in others},
-        count, cores, found.get("all"), found.get("one"), bandwidth(setting.device), noise,
+        count, cores, found.get("all"), found.get("one"), bandwidth(setting.device), noise, kept,
     )  # fmt: skip
 
 

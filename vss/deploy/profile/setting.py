@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shlex
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -286,10 +287,20 @@ class Setting:
         if self.precision == "fp16":
             convert(source, out, Precision("fp16"))
             return out
+        self._quantised(source, out)
+        return out
+
+    def kept(self, source: Path) -> dict[str, str]:
+        """Layers of a float32 file that its INT8 file leaves in floating point -> why."""
+        with tempfile.TemporaryDirectory() as folder:
+            kept: dict[str, str] = self._quantised(source, Path(folder) / "int8.onnx")["kept"]
+        return kept
+
+    def _quantised(self, source: Path, out: Path) -> dict[str, Any]:
+        """Write the INT8 file; returns the facts of `convert`."""
         values = dict.fromkeys(observed(Net(read_onnx(source))), 1.0)
         precision = Precision("int8", elsewhere=BACKENDS[self.backend].beside_int8, target=self.backend)
-        convert(source, out, precision, Ranges({"method": "minmax"}, sha256_file(source), values))
-        return out
+        return convert(source, out, precision, Ranges({"method": "minmax"}, sha256_file(source), values))
 
     def engine(self, onnx: Path, stem: Path) -> Session:
         """Built of a float32 ONNX file and opened; files are put beside `stem`."""
