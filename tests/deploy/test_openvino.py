@@ -20,7 +20,8 @@ from vss.core.errors import VssError
 from vss.core.files import sha256_file
 from vss.deploy import BACKENDS, Binding, BuildPlan, BuildSpec, onnx_file
 from vss.deploy.backends import build_spec
-from vss.deploy.backends.ov import check_precision, int8_by
+from vss.deploy.backends.onnx_runner import EngineError, check_precision
+from vss.deploy.backends.ov import int8_by
 from vss.deploy.profile.units import Graph
 
 OV = BACKENDS["openvino"]
@@ -44,13 +45,13 @@ def test_bindings_and_numbers(exported: SimpleNamespace, tiny: Any) -> None:
 
 
 def test_more_batch_sizes_than_are_kept(exported: SimpleNamespace, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vss.deploy.backends.ov.MOST", 2)
+    monkeypatch.setattr("vss.deploy.backends.onnx_runner.MOST", 2)
     session = OV.open(exported.logits[0], threads=1)
     x = torch.randn(4, 3, 32, 48)
     for batch in (1, 2, 3, 4, 1, 2):
         found = session.run({"image": x[:batch].numpy()})["logits"]
         assert np.abs(found - tiny(x[:batch]).detach().numpy()).max() < 1e-5
-    assert len(session._requests) == 2
+    assert len(session._engine._requests) == 3  # that of all other sizes too
 
 
 def test_labels_and_the_logits_behind_them(exported: SimpleNamespace) -> None:
@@ -128,7 +129,7 @@ def test_bad_options(exported: SimpleNamespace, options: dict, words: str) -> No
 def test_a_precision_that_the_processor_has_not_is_refused() -> None:
     core = SimpleNamespace(get_property=lambda device, name: ["FP32", "INT8", "BIN", "BF16"])
     check_precision(core, "CPU", "bf16")
-    with pytest.raises(VssError, match=r"this CPU computes in BF16 and FP32 and not in f16 \(build\.openvino\.prec"):
+    with pytest.raises(EngineError, match=r"this CPU computes in BF16 and FP32 and not in f16 \(build\.openvino\.prec"):
         check_precision(core, "CPU", "f16")
 
 
@@ -208,7 +209,7 @@ def test_the_cache_of_another_version_is_left_alone(
 ) -> None:
     OV.open(exported.logits[0], cache=tmp_path)
     first = blobs(tmp_path)
-    monkeypatch.setattr("vss.deploy.backends.ov.package_version", lambda name: "2030.1")
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2030.1")
     OV.open(exported.logits[0], cache=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir())[-1] == "openvino-2030.1"
     assert len(list(tmp_path.rglob("*.blob"))) == 2 * len(first)
