@@ -14,6 +14,7 @@ from vss.core.config import Recipe
 from vss.core.files import sha256_artefact
 from vss.core.report import write_report
 from vss.deploy import BACKENDS, BuildSpec, export
+from vss.deploy.backends import build_spec
 from vss.prune import apply_plan, make_plan
 from vss.run.project import Project
 from vss.ship import ship
@@ -25,10 +26,19 @@ BASELINE = "engine baseline"
 DEFECT = {"dataset": "ksdd2", "size": [128, 64]}
 
 
-def make_run(out: Path, root: Path, *, defect: bool = False, graph: bool = True, passed: bool = True) -> Path:
+def make_run(
+    out: Path,
+    root: Path,
+    *,
+    defect: bool = False,
+    graph: bool = True,
+    passed: bool = True,
+    backend: str = "onnxruntime",
+) -> Path:
     """A run folder as `vss run` leaves it, of an untrained network; `graph`: pre- and post-processing in the graph."""
     data: dict[str, Any] = {**(DEFECT if defect else SEG), "root": str(root)}
-    recipe = Recipe.model_validate({"name": "defects" if defect else "street", "data": data})
+    name = "defects" if defect else "street"
+    recipe = Recipe.model_validate({"name": name, "data": data, "build": {"backend": backend}})
     project = Project.open(recipe)
     torch.manual_seed(0)
     options: dict[str, Any] = {"widths": [4, 6, 8, 8, 16]} if defect else {"width": 4, "depth": 2}
@@ -42,7 +52,8 @@ def make_run(out: Path, root: Path, *, defect: bool = False, graph: bool = True,
         labels=graph and not defect, class_names=None if defect else project.data.class_names,
         plan_sha256=plan.sha256(),
     )  # fmt: skip
-    BACKENDS["onnxruntime"].build(out / "engine/a.onnx", out / "engine/a.engine.onnx", BuildSpec())
+    spec = build_spec(recipe.build)
+    BACKENDS[backend].build(out / "engine/a.onnx", out / "engine/a.engine.onnx", spec)
     metrics = {"miou_pct": 50.0, "pixel_acc_pct": 60.0} | ({"threshold": 0.5} if defect else {})
     if not defect:
         found = project.score(engine_predictor(BACKENDS["onnxruntime"].open(out / "engine/a.onnx"), project.preprocess))
@@ -54,7 +65,7 @@ def make_run(out: Path, root: Path, *, defect: bool = False, graph: bool = True,
     start = {"miou_pct": metrics["miou_pct"] + (0 if passed else 5)}
     verdict = gate(start, {"miou_pct": metrics["miou_pct"]}, max_drop=1, interval=[4.0, 6.5])
     checks = [{"what": "engine equals its network", **equal}, {"what": "pruned against baseline", **verdict}]
-    artefact = {"backend": "onnxruntime", "spec": BuildSpec().model_dump(mode="json"), "files": files}
+    artefact = {"backend": backend, "spec": spec.model_dump(mode="json"), "files": files}
     row = "engine pruned"
     artefacts = {row: sha256_artefact(out, artefact)}
     if not defect:
@@ -90,6 +101,13 @@ def seg_run(street_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="session")
+def openvino_run(street_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if reason := BACKENDS["openvino"].unavailable():
+        pytest.skip(reason)
+    return make_run(tmp_path_factory.mktemp("openvino-run"), street_root, backend="openvino")
+
+
+@pytest.fixture(scope="session")
 def logits_run(street_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("logits-run"), street_root, graph=False)
 
@@ -104,6 +122,13 @@ def seg_bundle(seg_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Never changed by a test: copy it."""
     to = tmp_path_factory.mktemp("bundles") / "seg"
     ship(seg_run, to, samples=3)
+    return to
+
+
+@pytest.fixture(scope="session")
+def openvino_bundle(openvino_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    to = tmp_path_factory.mktemp("bundles") / "openvino"
+    ship(openvino_run, to, name="intel", samples=2)
     return to
 
 

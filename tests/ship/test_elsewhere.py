@@ -129,8 +129,8 @@ def test_rebuilds_that_are_refused(options: list[str], words: str, copy: Path) -
     [
         (["--backend", "tensorrt_rtx", "--cuda-graph", "--runtime-cache", "kernels"], b"libcuda.so.1"),
         (["--backend", "tensorrt"], b"the bundle has no such engine; it has tensorrt_rtx, onnxruntime"),
-        (["--cuda-graph"], b"--cuda-graph is for engines of TensorRT"),
-        (["--runtime-cache", "kernels"], b"--runtime-cache is for engines of TensorRT"),
+        (["--cuda-graph"], b"--cuda-graph is for engines of tensorrt and tensorrt_rtx, and this one is of onnxruntime"),
+        (["--runtime-cache", "kernels"], b"--runtime-cache is for engines of tensorrt_rtx"),
     ],
 )
 def test_the_runner_without_a_gpu(options: list[str], words: bytes, bundle: Path) -> None:

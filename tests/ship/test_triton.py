@@ -46,7 +46,11 @@ def test_config_says_what_the_engine_is(tmp_path: Path, engine: Path, variant: s
     assert config.output[0].label_filename == LABELS and (folder / "net" / LABELS).read_text() == "sky\nroad\n"
     assert (config.platform, config.backend) == (("tensorrt_plan", "") if variant == "tensorrt" else ("", variant))
     files = {path.name for path in (folder / "net/1").iterdir()}
-    wanted = {"onnxruntime": {"model.onnx"}, "python": {"model.onnx", "model.py"}, "tensorrt": {"model.plan"}}
+    wanted = {
+        "onnxruntime": {"model.onnx"},
+        "python": {"model.onnx", "model.py", "onnx_runner.py"},
+        "tensorrt": {"model.plan"},
+    }
     assert files == wanted[variant] and config.optimization.cuda.graphs == (variant == "tensorrt")
     if variant == "onnxruntime":
         assert config.parameters["intra_op_thread_count"].string_value == "2"
@@ -86,6 +90,8 @@ def test_what_cannot_be_served_is_one_sentence(tmp_path: Path, engine: Path) -> 
         write_repository(tmp_path / "a", "python", free, engine)
     with pytest.raises(VssError, match=r"unknown Triton variant 'pythno'. Did you mean 'python'"):
         write_repository(tmp_path / "b", "pythno", serving(), engine)
+    with pytest.raises(VssError, match="OpenVINO runs inside of the python backend: use the variant python"):
+        write_repository(tmp_path / "b", "openvino", serving(), engine)
 
 
 def test_a_config_against_the_schema_is_named_with_its_line(tmp_path: Path) -> None:

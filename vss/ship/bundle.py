@@ -15,7 +15,7 @@ import numpy as np
 
 from vss.core import __version__
 from vss.core.config import Recipe
-from vss.core.environment import environment, package_version
+from vss.core.environment import environment
 from vss.core.errors import GateFailed, VssError, shown
 from vss.core.files import TEMPORARY, at_rest, atomic, file_at_work, sha256_file
 from vss.core.report import write_report
@@ -30,19 +30,14 @@ from vss.run.page import render
 from vss.run.project import Project
 from vss.ship.elsewhere import copy_engines, write_runner
 from vss.ship.manifest import NAME, Engine, Image, Link, Manifest, Samples, Tensor, is_archive, pack, seal
+from vss.ship.runtimes import RUNTIMES, runtime_of
 from vss.ship.samples import write_samples
 from vss.ship.source import Source, beside, copy_about, hash_of, model_card, open_run, public, readme, requirements
-from vss.ship.triton import FOR_BACKEND, Serving, write_repository
+from vss.ship.triton import Serving, write_repository
 from vss.train.tasks.base import PRUNED
 
 HERE = Path(__file__).parent
-RUNTIME = {
-    "onnxruntime": ("onnxruntime",),
-    "tensorrt": ("tensorrt", "pycuda", "cuda-python"),
-    "tensorrt_rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "pycuda", "cuda-python"),
-}
 RANGES = "engine/ranges.json"
-CPP = {"onnxruntime": "ort_example.cpp", "tensorrt": "trt_example.cpp"}
 
 
 def ship(
@@ -149,7 +144,7 @@ def _write(
         manifest = _manifest(folder, source, session, files, name, forced, licences)
         manifest.elsewhere = copy_engines(folder, source)
         setting = _serving(manifest, session, serving)
-        for variant in FOR_BACKEND[source.backend]:
+        for variant in runtime_of(source.backend).variants:
             place = f"triton/{variant}"
             write_repository(folder / place, variant, setting, folder / files["engine"])
             manifest.triton[variant] = place
@@ -170,7 +165,7 @@ def _copy(folder: Path, source: Source) -> dict[str, str]:
     libraries = [role for role in source.files if role.startswith("plugins")]
     if needed and not libraries:
         raise VssError(f"{engine} needs the plugins in {', '.join(needed)}, which the run does not hold; add the file.")
-    same = source.backend == "onnxruntime" and sha256_file(source.files["onnx"]) == sha256_file(engine)
+    same = sha256_file(source.files["onnx"]) == sha256_file(engine)
     files["engine"] = files["onnx"] if same else f"engine/built{engine.suffix}"
     sources = {**source.files}
     files |= {role: f"engine/{source.files[role].name}" for role in libraries}
@@ -243,7 +238,7 @@ def _manifest(
             as_written=session.describe().get("optimisation") == "disabled",
             spec=_spec(source),
             device=bound_to(backend, source.files["engine"]),
-            versions=runtime_versions(backend),
+            versions=runtime_of(backend).versions,
         ),
         chain=_chain(folder, source, files),
         gate={"checks": source.gate} if source.gate else None,
@@ -257,14 +252,12 @@ def _manifest(
 
 
 def _spec(source: Source) -> dict[str, Any]:
-    """As the run states it; what TensorRT was asked for in full stands beside its engine."""
+    """As the run states it, without folders of its machine; what TensorRT was asked for stands beside its engine."""
     about = read_about(source.files["engine"]) if of_tensorrt(source.backend) else None
-    return {"plan": public(about["plan"])} if about else source.spec
-
-
-def runtime_versions(backend: str) -> dict[str, str]:
-    """Of the packages that run its engines."""
-    return {name: version for name in RUNTIME[backend] if (version := package_version(name))}
+    if about:
+        return {"plan": public(about["plan"])}
+    asked = source.spec.get("openvino")
+    return {**source.spec, **({"openvino": {**asked, "cache": None}} if asked else {})}
 
 
 def bound_to(backend: str, engine: Path) -> dict[str, Any] | None:
@@ -307,6 +300,7 @@ def _serving(manifest: Manifest, session: Session, settings: dict[str, Any]) -> 
         std=manifest.image.std,
         labels=manifest.classes,
         as_written=manifest.engine.as_written,
+        backend=manifest.engine.backend,
         **settings,
     )
 
@@ -343,7 +337,9 @@ def _texts(folder: Path, manifest: Manifest, source: Source, plugins: list[str])
     """Runner, requirements, README, model card, labels, C++ example."""
     write_runner(folder, manifest)
     shutil.copyfile(str(pixels.__file__), folder / "pixels.py")
-    shutil.copytree(HERE / "cpp", folder / "cpp", ignore=lambda _, names: _others(names, manifest.engine.backend))
+    if example := runtime_of(manifest.engine.backend).cpp:
+        others = [row.cpp for row in RUNTIMES.values() if row.cpp != example]
+        shutil.copytree(HERE / "cpp", folder / "cpp", ignore=lambda *_: others)
     texts = {
         "requirements.txt": requirements(manifest),
         "README.md": readme(manifest, plugins),
@@ -353,8 +349,3 @@ def _texts(folder: Path, manifest: Manifest, source: Source, plugins: list[str])
     for name, text in texts.items():
         with atomic(folder / name) as temporary:
             temporary.write_text(text)
-
-
-def _others(names: list[str], backend: str) -> list[str]:
-    """The C++ examples of other runtimes."""
-    return [name for name in names if name in CPP.values() and name != CPP.get(backend)]

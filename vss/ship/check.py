@@ -21,9 +21,10 @@ from vss.deploy.backends import available, of_tensorrt
 from vss.deploy.backends.trt import failed_checks
 from vss.deploy.backends.trt_plan import BuildPlan
 from vss.deploy.onnx_file import metadata, stated
-from vss.ship.bundle import bound_to, runtime_versions
+from vss.ship.bundle import bound_to
 from vss.ship.elsewhere import check_engines
 from vss.ship.manifest import Engine, Link, Manifest, damage, inside, read, seal
+from vss.ship.runtimes import runtime_of
 from vss.ship.samples import SamplesVerdict, check_samples
 from vss.ship.source import beside, copy_about, hash_of, requirements
 from vss.ship.triton import CONFIG, VARIANTS, parse
@@ -249,7 +250,7 @@ def _written(
         as_written=manifest.engine.as_written,
         spec=spec,
         device=bound_to(backend, copy / target),
-        versions=runtime_versions(backend),
+        versions=runtime_of(backend).versions,
     )
     chain = [Link(what="engine", sha256=digest, file=target) if x.what == "engine" else x for x in manifest.chain]
     note = {

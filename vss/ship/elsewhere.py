@@ -18,11 +18,12 @@ from vss.core.environment import environment
 from vss.core.errors import GateFailed, VssError
 from vss.core.files import atomic, sha256_file
 from vss.deploy import BuildPlan, BuildSpec
-from vss.deploy.backends import of_tensorrt, trt_runner
+from vss.deploy.backends import of_tensorrt
 from vss.deploy.backends.trt import TensorRTBackend, failed_checks
 from vss.deploy.backends.trt_flavour import FLAVOURS, gpus
 from vss.deploy.backends.trt_runner import read_about
 from vss.ship.manifest import Elsewhere, Manifest, damage, inside, read, seal
+from vss.ship.runtimes import runtime_of
 from vss.ship.source import Source, copy_about, readme
 
 REQUIREMENTS = "requirements-elsewhere.txt"
@@ -76,11 +77,11 @@ def requirements(engines: Sequence[Elsewhere]) -> str:
 
 
 def write_runner(folder: Path, manifest: Manifest) -> None:
-    """run.py, and where the bundle has engines of TensorRT what they need beside it."""
+    """run.py, and what its engines need beside it."""
     shutil.copyfile(Path(__file__).with_name("standalone.py"), folder / "run.py")
-    if of_tensorrt(manifest.engine.backend) or manifest.elsewhere:
-        for name in trt_runner.ALONE:
-            shutil.copyfile(Path(str(trt_runner.__file__)).with_name(name), folder / name)
+    for backend in (manifest.engine.backend, *(each.backend for each in manifest.elsewhere)):
+        for path in runtime_of(backend).runner:
+            shutil.copyfile(path, folder / path.name)
     if manifest.elsewhere:
         with atomic(folder / REQUIREMENTS) as temporary:
             temporary.write_text(requirements(manifest.elsewhere))

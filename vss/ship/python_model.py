@@ -1,9 +1,10 @@
-"""Model of Triton's python backend: an ONNX file in ONNX Runtime, or the step before or after an engine.
+"""Model of Triton's python backend: an ONNX file in ONNX Runtime or OpenVINO, or the step before or after an engine.
 
-For servers without the onnxruntime backend. `role` in config.pbtxt says what it is: "engine" (runs model.onnx), "pre"
-(uint8 (N, H, W, 3) -> normalised float32 (N, 3, H, W)) or "post" (logits (N, K, H, W) -> uint8 labels (N, H, W)).
-The server's own Python imports numpy and onnxruntime; where they live in another folder, the environment variable
-VSS_SITE_PACKAGES of the server names it (Triton's stub does not read PYTHONPATH).
+For servers without a backend of that runtime. `role` in config.pbtxt says what it is: "engine" (runs model.onnx in
+`runtime`, by way of onnx_runner.py beside it), "pre" (uint8 (N, H, W, 3) -> normalised float32 (N, 3, H, W)) or "post"
+(logits (N, K, H, W) -> uint8 labels (N, H, W)). The server's own Python imports numpy and the runtime; where they live
+in another folder, the environment variable VSS_SITE_PACKAGES of the server names it (Triton's stub does not read
+PYTHONPATH).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 if os.environ.get("VSS_SITE_PACKAGES"):
@@ -30,8 +32,16 @@ class TritonPythonModel:
         self.outputs = [each["name"] for each in config["output"]]
         self.role = values["role"]
         if self.role == "engine":
-            path = os.path.join(args["model_repository"], args["model_version"], "model.onnx")
-            self.session = open_engine(path, int(values["threads"]), values["as_written"] == "1")
+            folder = os.path.join(args["model_repository"], args["model_version"])
+            sys.path.insert(0, folder)
+            import onnx_runner
+
+            self.engine = onnx_runner.open_engine(
+                values["runtime"], Path(folder) / "model.onnx", as_written=values["as_written"] == "1",
+                threads=int(values["threads"]) or None,
+            )  # fmt: skip
+            for batch in range(1, min(config["max_batch_size"], onnx_runner.MOST) + 1):
+                self.engine.reserve(batch)
         if self.role == "pre":
             self.mean, self.std = (np.array(values[key].split(), np.float32) for key in ("mean", "std"))
 
@@ -53,19 +63,9 @@ class TritonPythonModel:
     def compute(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         """Inputs and outputs in the order of config.pbtxt."""
         if self.role == "engine":
-            return list(self.session.run(self.outputs, dict(zip(self.inputs, arrays, strict=True))))
+            found = self.engine(dict(zip(self.inputs, arrays, strict=True)), self.outputs)
+            return [found[name] for name in self.outputs]
         if self.role == "pre":
             pixels = (arrays[0].astype(np.float32) / 255 - self.mean) / self.std
             return [np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))]
         return [arrays[0].argmax(1).astype(np.uint8)]
-
-
-def open_engine(path: str, threads: int, as_written: bool) -> Any:
-    """An ONNX file on the CPU; `threads` of 0 is one per core, `as_written` leaves its graph as it is."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    if as_written:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

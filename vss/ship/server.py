@@ -30,12 +30,13 @@ from vss.core.files import read_json, write_json
 from vss.ship.check import refuse_foreign, whole
 from vss.ship.load import Client, check_answers
 from vss.ship.manifest import Manifest, inside, read
+from vss.ship.runtimes import runtime_of
 from vss.ship.triton import INSTEAD
 
 log = logging.getLogger(__name__)
 
 KIND, SCHEMA = "vss.triton", 1
-PINS = ("nvidia-pytriton==0.7.0", "numpy==1.26.4", "onnxruntime==1.31.1")
+PINS = ("nvidia-pytriton==0.7.0", "numpy==1.26.4", "onnxruntime==1.31.1", "openvino==2026.4.1")
 FACTS = """
 import json, os, pytriton, sysconfig
 print(json.dumps({
@@ -56,14 +57,20 @@ def home() -> Path:
 
 
 def make(folder: Path | None = None) -> Path:
-    """Install the server (about 440 MB with its Python packages) unless it is there; returns its folder."""
+    """Install the server (about 620 MB with its Python packages) unless it is there; returns its folder."""
     folder = folder or home()
-    if (folder / "server.json").is_file():
+    python, said = folder / "bin" / "python", folder / "server.json"
+    install = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *PINS]
+    if said.is_file():
+        known = read_json(said, kind=KIND, schema=SCHEMA)
+        if known["pins"] != list(PINS):  # of another version of vss
+            log.info("installing %s into %s", ", ".join(each for each in PINS if each not in known["pins"]), folder)
+            _run(install)
+            write_json(said, {**known, "pins": list(PINS)})
         return folder
     log.info("installing %s into %s", PINS[0], folder)
     _run([sys.executable, "-m", "venv", "--clear", str(folder)])
-    python = folder / "bin" / "python"
-    _run([str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *PINS])
+    _run(install)
     facts = json.loads(_run([str(python), "-c", FACTS]))
     if not (Path(facts["libdir"]) / facts["library"]).is_file():
         raise VssError(
@@ -76,7 +83,7 @@ def make(folder: Path | None = None) -> Path:
     stub = server / "python_backend_stubs" / facts["python"] / "triton_python_backend_stub"
     shutil.copy2(stub, backend / stub.name)
     write_json(
-        folder / "server.json",
+        said,
         {
             "kind": KIND,
             "schema": SCHEMA,
@@ -111,11 +118,13 @@ GET_IT = (
 
 @dataclass(frozen=True)
 class Installation:
-    """A server program: its file, its folder of backends, and what its environment needs."""
+    """A server program: its file, its folder of backends, what its environment needs, and the packages of its Python,
+    where they are known."""
 
     binary: Path
     backends: Path
     environment: dict[str, str] = field(default_factory=dict)
+    packages: frozenset[str] = frozenset()
 
     def has(self, backend: str) -> bool:
         """Whether a backend is there; ensembles need none."""
@@ -123,8 +132,14 @@ class Installation:
 
     def variant(self, manifest: Manifest) -> str:
         """The first repository of a bundle that this server can run."""
+        needed = runtime_of(manifest.engine.backend).packages[0]
         for variant in manifest.triton:
             if self.has(variant):
+                if variant == "python" and self.packages and needed not in self.packages:
+                    raise VssError(
+                        f"the server {self.binary} has no {needed}, which {manifest.name} runs in; run: vss serve "
+                        "--get-server"
+                    )
                 return variant
         if not manifest.triton:
             raise VssError(
@@ -149,7 +164,8 @@ def find() -> Installation:
     known = os.environ.get("LD_LIBRARY_PATH")
     libraries = [*facts["library_path"], *([known] if known else [])]
     environment = {"LD_LIBRARY_PATH": ":".join(libraries), "VSS_SITE_PACKAGES": facts["site_packages"]}
-    return Installation(Path(facts["binary"]), Path(facts["backends"]), environment)
+    packages = frozenset(pin.partition("==")[0] for pin in facts["pins"])
+    return Installation(Path(facts["binary"]), Path(facts["backends"]), environment, packages)
 
 
 @dataclass(frozen=True)

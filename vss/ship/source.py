@@ -21,6 +21,8 @@ from vss.deploy.onnx_file import metadata, stated
 from vss.deploy.quantize.ranges import Ranges
 from vss.prune import Plan
 from vss.ship.manifest import Manifest, Tensor
+from vss.ship.runtimes import runtime_of
+from vss.ship.triton import VARIANTS
 from vss.train.metrics import miou_pct
 from vss.train.tasks.base import EQUAL
 
@@ -224,18 +226,13 @@ def requirements(manifest: Manifest) -> str:
     return "".join(f"{name}=={version}\n" for name, version in found.items())
 
 
-SERVERS = {
-    "onnxruntime": "Triton with the onnxruntime backend",
-    "python": "Triton with the python backend alone",
-    "tensorrt": "Triton with the tensorrt backend, on the GPU that the engine was built on",
-}
-"""Triton has no backend that loads engines of TensorRT for RTX."""
-
-
 def readme(manifest: Manifest, plugins: Sequence[str] = ()) -> str:
     """How to run and serve the bundle, from its own files; `plugins` are the libraries among them."""
     gives = "a label map and an overlay" if manifest.task == "segmentation" else "a defect score, a map and an overlay"
-    return _text("README.md", manifest, gives=gives, plugins=plugins, servers=SERVERS, served=manifest.served())
+    runtime, servers = runtime_of(manifest.engine.backend), {name: each.server for name, each in VARIANTS.items()}
+    return _text(
+        "README.md", manifest, gives=gives, plugins=plugins, servers=servers, served=manifest.served(), runtime=runtime
+    )
 
 
 def model_card(manifest: Manifest, source: Source) -> str:

@@ -6,10 +6,11 @@
   python run.py camera:/dev/video0 --limit 100    frames of a camera, by way of ffmpeg
   python run.py - --frame-size 640x480            raw RGB frames from standard input, one after the other
   python run.py folder/ --backend tensorrt_rtx    on a GPU, by the bundle's engine of that runtime
+  python run.py folder/ --cache ../compiled       openvino: keep what it compiles, so that it starts faster
 
 Images are read by pixels.py beside this file, as in training: upright by their EXIF; its first lines say the rule.
-Needs numpy, pillow, and onnxruntime (for an ONNX engine) or tensorrt or tensorrt_rtx with pycuda or cuda-python (for an
-engine of TensorRT).
+Needs numpy, pillow, and onnxruntime or openvino (for an ONNX engine) or tensorrt or tensorrt_rtx with pycuda or
+cuda-python (for an engine of TensorRT).
 Exit code 0: all went well. 1: some images could not be read or are of a kind that is refused (named). 2: wrong use, or
 an engine for another machine.
 """
@@ -18,13 +19,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
 import logging
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,6 +49,18 @@ else:  # in a bundle, whose files stay as they were shipped
 log = logging.getLogger("run")
 HERE = Path(__file__).resolve().parent
 STAGES = ("read", "prepare", "engine", "write")
+ONNX, TRT = "onnx_runner", "trt_runner"
+RUNNERS = {"onnxruntime": ONNX, "openvino": ONNX, "tensorrt": TRT, "tensorrt_rtx": TRT}
+"""The file beside this one that opens an engine."""
+OPTIONS = {
+    "threads": ("onnxruntime", "openvino"),
+    "provider": ("onnxruntime",),
+    "device": ("openvino",),
+    "cache": ("openvino",),
+    "cuda_graph": ("tensorrt", "tensorrt_rtx"),
+    "runtime_cache": ("tensorrt_rtx",),
+}
+"""What is for engines of some runtimes alone."""
 Arrays = dict[str, np.ndarray]
 
 
@@ -54,48 +68,16 @@ class UsageError(Exception):
     """One sentence for the person at the keyboard; exit code 2."""
 
 
-class OnnxEngine:
-    """An ONNX file in ONNX Runtime on the CPU, or on CUDA with `provider` "cuda"."""
-
-    def __init__(self, path: Path, threads: int, provider: str, as_written: bool) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise UsageError(f"onnxruntime is missing ({error}); run: pip install -r requirements.txt") from error
-        name = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[provider]
-        if name not in onnxruntime.get_available_providers():
-            raise UsageError(f"this onnxruntime has no {name}; run: pip install onnxruntime-gpu")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        if as_written:
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self.session = onnxruntime.InferenceSession(str(path), options, providers=[name])
-        self.names = [each.name for each in self.session.get_outputs()]
-
-    def __call__(self, image: np.ndarray) -> Arrays:
-        """image: a batch. Returns every output."""
-        return dict(zip(self.names, self.session.run(None, {"image": image}), strict=True))
-
-
 class TensorRTEngine:
     """A TensorRT engine by way of trt_runner.py beside this file, on memory of pycuda or cuda-python."""
 
-    def __init__(self, path: Path, **options: Any) -> None:
-        sys.path.insert(0, str(HERE))
-        import trt_runner
+    def __init__(self, runner: Any, path: Path, **options: Any) -> None:
+        self.engine = runner.Engine(path, plugins=sorted((HERE / "engine").glob("*.so")), **options)
 
-        self.error = trt_runner.EngineError
-        try:
-            self.engine = trt_runner.Engine(path, plugins=sorted((HERE / "engine").glob("*.so")), **options)
-        except self.error as error:
-            raise UsageError(f"{error} Where only the GPU differs: vss rebuild {HERE}") from error
-
-    def __call__(self, image: np.ndarray) -> Arrays:
-        """image: a batch. Returns every output."""
-        try:
-            return dict(self.engine.run({"image": image}))
-        except self.error as error:
-            raise UsageError(str(error)) from error
+    def __call__(self, feed: Arrays, names: Sequence[str]) -> Arrays:
+        """Outputs of a batch."""
+        found = self.engine.run(feed)
+        return {name: found[name] for name in names}
 
     def close(self) -> None:
         """Keeps the runtime cache, where one was asked for."""
@@ -139,6 +121,7 @@ def shipped(path: Path) -> dict[str, Any]:
         whole &= all(isinstance(word, str) for word in (*words, found["files"][engine["file"]]["sha256"]))
         whole &= all(isinstance(number, int | float) for number in numbers) and min(image["size"]) > 0
         whole &= all(isinstance(value, list) for value in (found["classes"], found["palette"]))
+        whole &= engine["backend"] in RUNNERS and all(isinstance(name, str) for name in found["outputs"])
         whole &= isinstance(engine["as_written"], bool) and isinstance(found["threshold"], int | float | None)
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path.name} cannot be read ({str(error)[:200]}); copy the bundle again.") from error
@@ -152,11 +135,9 @@ def shipped(path: Path) -> dict[str, Any]:
 
 
 class Net:
-    """The engine of the bundle with what comes before and after it."""
+    """The engine of the bundle with what comes before and after it; `options` are those of `OPTIONS` that are given."""
 
-    def __init__(
-        self, manifest: dict[str, Any], threads: int = 0, provider: str = "cpu", backend: str = "", **options: Any
-    ) -> None:
+    def __init__(self, manifest: dict[str, Any], backend: str = "", **options: Any) -> None:
         self.facts = manifest
         engines = {each["backend"]: each for each in [*manifest.get("elsewhere", []), manifest["engine"]]}
         if backend and backend not in engines:
@@ -167,17 +148,33 @@ class Net:
         digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
         if digest != manifest["files"][engine["file"]]["sha256"]:
             raise UsageError(f"{engine['file']} is not the engine that was shipped; copy the bundle again.")
-        if engine["backend"] != "onnxruntime":
-            self.engine: Any = TensorRTEngine(path, **options)
-            return
-        given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
-        if given:
-            raise UsageError(f"{given[0]} is for engines of TensorRT; leave it off, or choose one by --backend.")
-        self.engine = OnnxEngine(path, threads, provider, engine["as_written"])
+        wrong = next((name for name in options if engine["backend"] not in OPTIONS[name]), None)
+        if wrong:
+            raise UsageError(
+                f"--{wrong.replace('_', '-')} is for engines of {' and '.join(OPTIONS[wrong])}, and this one is of "
+                f"{engine['backend']}; leave it off, or choose one by --backend."
+            )
+        if "cache" in options and options["cache"].resolve().is_relative_to(HERE):
+            raise UsageError(
+                f"--cache is {options['cache']}, in the bundle, which stays as it is; name another folder."
+            )
+        runner = importlib.import_module(RUNNERS[engine["backend"]])
+        self.error, self.names = runner.EngineError, list(manifest["outputs"])
+        try:
+            if runner.__name__ == TRT:
+                self.engine: Any = TensorRTEngine(runner, path, **options)
+            else:
+                self.engine = runner.open_engine(engine["backend"], path, as_written=engine["as_written"], **options)
+        except self.error as error:
+            more = f" Where only the GPU differs: vss rebuild {HERE}" if runner.__name__ == TRT else ""
+            raise UsageError(f"{error}{more}") from error
 
     def __call__(self, batch: np.ndarray) -> Arrays:
         """The engine's outputs in `readable` form."""
-        return readable(self.engine(batch))
+        try:
+            return readable(self.engine({"image": batch}, self.names))
+        except self.error as error:
+            raise UsageError(str(error)) from error
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -356,8 +353,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=1, help="images per run of the engine")
     parser.add_argument("--limit", type=int, default=0, help="stop after so many images")
     parser.add_argument("--frame-size", help="WIDTHxHEIGHT of raw frames")
-    parser.add_argument("--threads", type=int, default=0, help="of onnxruntime; 0: one per core")
-    parser.add_argument("--provider", choices=("cpu", "cuda"), default="cpu", help="of onnxruntime")
+    parser.add_argument("--threads", type=int, default=0, help="onnxruntime, openvino: on the CPU; 0: one per core")
+    parser.add_argument("--provider", choices=("cpu", "cuda"), help="onnxruntime: where; default: cpu")
+    parser.add_argument("--device", help="openvino: CPU, GPU, NPU, AUTO; default: what the engine was built for")
+    parser.add_argument("--cache", type=Path, help="openvino: folder that keeps compiled models; not in the bundle")
     parser.add_argument("--backend", default="", help="runtime of the engine; default: the one that was judged")
     parser.add_argument("--cuda-graph", action="store_true", help="TensorRT: record launches and replay them")
     parser.add_argument("--runtime-cache", help="tensorrt_rtx: file that keeps the kernels made on this GPU")
@@ -365,15 +364,16 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.batch < 1:
             raise UsageError(f"--batch is {options.batch}; expected 1 or more.")
+        if options.threads < 0:
+            raise UsageError(f"--threads is {options.threads}; expected 0 or more.")
         if options.out:
             options.out.mkdir(parents=True, exist_ok=True)
-        more = {"cuda_graph": options.cuda_graph, "runtime_cache": options.runtime_cache}
-        net = Net(shipped(HERE / "manifest.json"), options.threads, options.provider, options.backend, **more)
+        given = {name: value for name in OPTIONS if (value := getattr(options, name))}
+        net = Net(shipped(HERE / "manifest.json"), options.backend, **given)
         try:
             return Job(net, options).run()
         finally:
-            if isinstance(net.engine, TensorRTEngine):
-                net.engine.close()
+            net.engine.close()
     except UsageError as error:
         log.error("error: %s", error)
         return 2

@@ -16,6 +16,7 @@ from typing import Any
 from vss.core.errors import VssError, need, unknown
 from vss.core.files import atomic
 from vss.deploy import Binding
+from vss.deploy.backends import onnx_runner
 
 CONFIG = "config.pbtxt"
 LABELS = "labels.txt"
@@ -27,8 +28,10 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Variant:
-    """One way in which Triton runs an engine: its file name in the version folder, backend or platform, device."""
+    """One way in which Triton runs an engine: what server it takes, the engine's name in the version folder, backend
+    or platform, device."""
 
+    server: str
     file: str
     backend: str = ""
     platform: str = ""
@@ -36,16 +39,22 @@ class Variant:
 
 
 VARIANTS = {
-    "onnxruntime": Variant("model.onnx", backend="onnxruntime"),
-    "python": Variant("model.onnx", backend="python"),
-    "tensorrt": Variant("model.plan", platform="tensorrt_plan", gpu=True),
+    "onnxruntime": Variant("Triton with the onnxruntime backend", "model.onnx", backend="onnxruntime"),
+    "python": Variant("Triton with the python backend alone", "model.onnx", backend="python"),
+    "tensorrt": Variant(
+        "Triton with the tensorrt backend, on the GPU that the engine was built on",
+        "model.plan",
+        platform="tensorrt_plan",
+        gpu=True,
+    ),
 }
-FOR_BACKEND = {"onnxruntime": ("onnxruntime", "python"), "tensorrt": ("tensorrt",), "tensorrt_rtx": ()}
 RTX_MAGIC = b"vtrt"
 """How an engine of TensorRT for RTX begins."""
 
 
-INSTEAD = "serve the ONNX file by onnxruntime or by the python backend, from a run with build.backend onnxruntime"
+INSTEAD = (
+    "serve the ONNX file by onnxruntime or by the python backend, from a run with build.backend onnxruntime or openvino"
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,7 @@ class Serving:
         instances: copies of the engine that work at the same time.
         threads: of each copy on the CPU; 0 leaves the choice to the runtime.
         as_written: the runtime must not rewrite the graph.
+        backend: the runtime that the python backend opens the engine in.
     """
 
     name: str
@@ -75,6 +85,7 @@ class Serving:
     instances: int = 1
     threads: int = 0
     as_written: bool = False
+    backend: str = "onnxruntime"
 
     def __post_init__(self) -> None:
         if self.max_batch < 1 or self.instances < 1 or self.delay_us < 0 or self.threads < 0:
@@ -126,6 +137,11 @@ def write_repository(folder: Path, variant: str, serving: Serving, engine: Path)
     Args:
         engine: the artefact: an ONNX file, or a TensorRT plan for the variant "tensorrt".
     """
+    if variant == "openvino":
+        raise VssError(
+            "Triton's own openvino backend is not in the server of nvidia-pytriton; OpenVINO runs inside of the python "
+            "backend: use the variant python."
+        )
     if variant not in VARIANTS:
         raise unknown("Triton variant", variant, VARIANTS)
     if variant == "tensorrt":
@@ -142,6 +158,7 @@ def write_repository(folder: Path, variant: str, serving: Serving, engine: Path)
     shutil.copyfile(engine, version / kind.file)
     if kind.backend == "python":
         _python_model(version)
+        shutil.copyfile(str(onnx_runner.__file__), version / "onnx_runner.py")
     if ensemble:
         for step in [*(["pre"] if serving.pre else []), *(["post"] if serving.post else [])]:
             _python_model(_model(folder, _step_config(pb, serving, step), serving))
@@ -227,6 +244,7 @@ def _engine_config(pb: Any, serving: Serving, kind: Variant, name: str) -> Any:
         config.optimization.graph.level = 2  # in this backend: no optimisation at all
     if kind.backend == "python":
         config.parameters["role"].string_value = "engine"
+        config.parameters["runtime"].string_value = serving.backend
         config.parameters["as_written"].string_value = str(int(serving.as_written))
         config.parameters["threads"].string_value = str(serving.threads)
     return config

@@ -183,7 +183,11 @@ class OpenVINOEngine:
         self._requests.clear()
 
 
-ENGINES = {"onnxruntime": OnnxRuntimeEngine, "openvino": OpenVINOEngine}
+def open_engine(runtime: str, path: Path, *, as_written: bool = False, **options: Any) -> Any:
+    """The engine of a file in "onnxruntime" or "openvino"; `options` are those of its class."""
+    if runtime == "openvino":
+        return OpenVINOEngine(path, **options)
+    return OnnxRuntimeEngine(path, as_written=as_written, **options)
 
 
 def said(model: Any, path: Path) -> dict[str, str]:
