@@ -261,7 +261,7 @@ def _differences(sums: Sequence[float], unsure: float) -> list[float]:
     """Of neighbours; all the same where they differ by no more than is `unsure`."""
     found = [after - before for before, after in pairwise(sums)]
     if max(found) - min(found) <= unsure:
-        return [(sums[-1] - sums[0]) / len(found)] * len(found)
+        return [max(0.0, (sums[-1] - sums[0]) / len(found))] * len(found)
     return [max(0.0, each) for each in found]
 
 
