@@ -31,7 +31,7 @@ from vss.core.errors import VssError
 from vss.core.files import read_json, sha256_file, write_json
 from vss.core.yaml12 import read_yaml
 from vss.deploy import Session, bench
-from vss.deploy.backends import available, build_spec
+from vss.deploy.backends import available, build_spec, open_options
 from vss.deploy.bench import noise, pinned
 from vss.deploy.quantize.precision import decide
 from vss.prune import count
@@ -68,11 +68,11 @@ def nets(path: Path) -> list[Net]:
     return found
 
 
-def project(net: Net, path: Path, runtime: str, arguments: argparse.Namespace) -> Project:
-    """A checkpoint with its data and the settings of its engines in a runtime; one thread a core."""
+def project(net: Net, path: Path, arguments: argparse.Namespace) -> Project:
+    """A checkpoint with its data and the settings of its engines; one thread a core."""
     limit = {"data": {"limit": arguments.limit}} if arguments.limit else {}
     precision = {"kinds": ["int8"], "images": arguments.images, "max_drop": arguments.max_drop}
-    build = {"backend": runtime, "threads": len(arguments.cores)}
+    build = {"backend": arguments.runtimes[0], "threads": len(arguments.cores)}
     recipe = Recipe.model_validate({"split": "test", "precision": precision, "build": build} | limit)
     return project_of(path, data_root=net.root, dataset=net.dataset, recipe=recipe)
 
@@ -84,13 +84,13 @@ def scores(net: Net, cut: str, arguments: argparse.Namespace) -> Row:
     """Every engine of one checkpoint: its file, its metric on the whole test split, and the gate's verdict."""
     path, folder = net.checkpoints[cut], arguments.work / net.name / cut
     folder.mkdir(parents=True, exist_ok=True)
-    model, data = checkpoint.load(path), project(net, path, arguments.runtimes[0], arguments)
+    model, data = checkpoint.load(path), project(net, path, arguments)
     first = PrecisionExporter.export(data, model, data.recipe.precision, folder, folder / "ranges")
     torch, metric = data.score_net(model), data.task.metric
     row: Row = {"size": list(data.preprocess.size), "images": len(data.split("test")), "metric": metric}
     row |= {"torch": torch[metric], **count(model, data.preprocess.size), "engines": {}}
     for runtime in arguments.runtimes:
-        exporter = dataclasses.replace(first, project=project(net, path, runtime, arguments))
+        exporter = dataclasses.replace(first, target=runtime)
         known = {"torch": torch}
         for kind in KINDS:
             made, result, verdict, facts = plain(exporter, known) if kind == "fp32" else int8(exporter, known)
@@ -115,7 +115,7 @@ def plain(exporter: PrecisionExporter, known: dict[str, Row]) -> Made:
 def int8(exporter: PrecisionExporter, known: dict[str, Row]) -> Made:
     """The INT8 file for the runtime; where it costs too much, with the layers in floating point that a search finds."""
     limit, facts = exporter.config.max_drop, Row(search=None)
-    onnx = exporter.plain.with_name(f"int8.{exporter.project.recipe.build.backend}.onnx")
+    onnx = exporter.plain.with_name(f"int8.{exporter.runtime}.onnx")
 
     def attempt(keep: tuple[str, ...] | None) -> Made:
         report = exporter.write(onnx, "int8", keep)["precision"]
@@ -132,11 +132,11 @@ def int8(exporter: PrecisionExporter, known: dict[str, Row]) -> Made:
 
 
 def engine(exporter: PrecisionExporter, onnx: Path) -> tuple[Path, Row]:
-    """The artefact of a file in the project's runtime, and its scores on the whole test split."""
-    config, data = exporter.project.recipe.build, exporter.project
-    artefact = onnx.with_name(f"{onnx.stem}.{config.backend}.engine.onnx")
-    available(config.backend).build(onnx, artefact, build_spec(config))
-    with available(config.backend).open(artefact, threads=config.threads) as session:
+    """The artefact of a file in the exporter's runtime, and its scores on the whole test split."""
+    data, runtime = exporter.project, exporter.runtime
+    artefact = onnx.with_name(f"{onnx.stem}.{runtime}.engine.onnx")
+    available(runtime).build(onnx, artefact, build_spec(data.recipe.build, runtime))
+    with available(runtime).open(artefact, **open_options(data.recipe.build, runtime)) as session:
         return artefact, data.score(engine_predictor(session, data.preprocess))
 
 
@@ -146,7 +146,7 @@ def engine(exporter: PrecisionExporter, onnx: Path) -> tuple[Path, Row]:
 def times(net: Net, known: dict[str, Row], arguments: argparse.Namespace) -> Row | None:
     """All engines of a network in one interleaved run, one image, and the guard; None where no try was stable."""
     config = {"spread": arguments.spread, "min_seconds": arguments.seconds / 4, "max_seconds": arguments.seconds}
-    data = project(net, net.checkpoints["unpruned"], arguments.runtimes[0], arguments)
+    data = project(net, net.checkpoints["unpruned"], arguments)
     pixels = data.split("test")[0]["image"][None]
     for _ in range(arguments.tries):
         with pinned(arguments.cores), ExitStack() as stack:
@@ -155,7 +155,9 @@ def times(net: Net, known: dict[str, Row], arguments: argparse.Namespace) -> Row
                 row, title = known[cut]["engines"][f"{runtime} {kind}"], f"{cut} {runtime} {kind}"
                 if sha256_file(file := arguments.work / row["file"]) != row["sha256"]:
                     raise VssError(f"{file} is not the file that was scored; delete {arguments.work} and run it again.")
-                sessions[title] = stack.enter_context(available(runtime).open(file, threads=len(arguments.cores)))
+                sessions[title] = stack.enter_context(
+                    available(runtime).open(file, **open_options(data.recipe.build, runtime))
+                )
                 against |= {title: f"{cut} {runtime} fp32"} if kind != "fp32" else {}
             feeds = {name: engine_predictor(each, data.preprocess).feed(pixels) for name, each in sessions.items()}
             found = bench(sessions, feeds, against=against, **config)
