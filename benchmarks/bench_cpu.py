@@ -71,7 +71,7 @@ def nets(path: Path) -> list[Net]:
 def project(net: Net, path: Path, arguments: argparse.Namespace) -> Project:
     """A checkpoint with its data and the settings of its engines; one thread a core."""
     limit = {"data": {"limit": arguments.limit}} if arguments.limit else {}
-    precision = {"kinds": ["int8"], "images": arguments.images, "max_drop": arguments.max_drop}
+    precision = {"kinds": ["int8"]} | {key: getattr(arguments, key) for key in ("images", "max_drop", "search")}
     build = {"backend": arguments.runtimes[0], "threads": len(arguments.cores)}
     recipe = Recipe.model_validate({"split": "test", "precision": precision, "build": build} | limit)
     return project_of(path, data_root=net.root, dataset=net.dataset, recipe=recipe)
@@ -124,7 +124,7 @@ def int8(exporter: PrecisionExporter, known: dict[str, Row]) -> Made:
         return made, result, verdict, {"layers": report["layers"], "int8_layers": len(report["int8"])}
 
     found = attempt(None)
-    if not found[2]["passed"]:
+    if not found[2]["passed"] and exporter.config.search:
         choice = exporter.search()
         facts["search"] = {"before": found[2]["drop"], **{k: choice.facts[k] for k in ("within", "keep", "freed")}}
         found = attempt(choice.keep) if choice.facts["within"] else found
@@ -233,7 +233,7 @@ def measured(net: Net, keep: Callable[..., Row | None], arguments: argparse.Name
     """Do what a network lacks; yields its name where its times were not stable."""
     known = dict[str, Row]()
     for cut, path in net.checkpoints.items():
-        source = {key: getattr(arguments, key) for key in ("images", "max_drop", "limit", "runtimes")}
+        source = {key: getattr(arguments, key) for key in ("images", "max_drop", "search", "limit", "runtimes")}
         source |= {"weights_sha256": checkpoint.read(path).weights_sha256}
         row = keep(f"{net.name} scores {cut}", source, functools.partial(scores, net, cut, arguments))
         assert row is not None
@@ -252,8 +252,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True, help="folder for the ONNX files and engines")
     parser.add_argument("--runtimes", type=lambda text: text.split(","), default=["onnxruntime", "openvino"])
     parser.add_argument("--cores", type=lambda text: [int(each) for each in text.split(",")], default=[0])
-    parser.add_argument("--images", type=int, default=128, help="calibration images")
+    parser.add_argument("--images", type=int, default=64, help="calibration images")
     parser.add_argument("--max-drop", type=float, default=0.5, help="points that INT8 may cost")
+    parser.add_argument("--search", action=argparse.BooleanOptionalAction, default=True, help="mend a failed INT8 file")
     parser.add_argument("--spread", type=float, default=0.03, help="of window medians, up to which a run is stable")
     parser.add_argument("--seconds", type=float, default=120.0, help="of one try of a network's times")
     parser.add_argument("--tries", type=int, default=3, help="runs of a network's times until one is stable")
