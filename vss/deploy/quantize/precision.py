@@ -329,7 +329,7 @@ def decide(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _refusal(row: Mapping[str, Any], plain: Mapping[str, Any], best: Mapping[str, Any]) -> str:
     """Why a row is not taken over the best one so far; empty when it is."""
     if not row["passed"]:
-        return str(row["sentence"])
+        return str(row["sentence"]).rstrip(".")
     mine, theirs, speedup = row["latency_ms_p50"], best["latency_ms_p50"], row.get("speedup") or {}
     if mine >= theirs:
         return f"{mine:.2f} ms is not faster than the {theirs:.2f} ms of {best['precision']} on this machine"
