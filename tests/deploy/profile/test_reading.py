@@ -84,6 +84,8 @@ def test_what_a_table_holds_for_is_told_apart(net: Any, variants: SlicedVariants
         ({"backend": "tenzorrt"}, "unknown backend 'tenzorrt'. Did you mean 'tensorrt'"),
         ({"device": "cuda"}, "onnxruntime is timed in fp32 or int8 on cpu; got fp32 on cuda"),
         ({"precision": "fp16"}, "onnxruntime is timed in fp32 or int8 on cpu; got fp16 on cpu"),
+        ({"backend": "ov", "precision": "fp16"}, "openvino is timed in fp32 or int8 on cpu; got fp16 on cpu"),
+        ({"backend": "openvino", "device": "cuda"}, "openvino is timed in fp32 or int8 on cpu; got fp32 on cuda"),
         ({"backend": "torch", "precision": "int8"}, "torch is timed in fp32 or fp16 on cpu or cuda; got int8 on cpu"),
         ({"backend": "tensorrt", "device": "cpu"}, "tensorrt is timed in fp32 or fp16 or int8 on cuda; got fp32"),
     ],
