@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +73,22 @@ def test_openvino_computes_what_its_files_say(graph: Callable[[], onnx.ModelProt
     assert error(written(graph(), Int8(weight_bits=7)), tmp_path) > 0.1
 
 
+@pytest.mark.skipif(OV.unavailable() is not None, reason="needs openvino")
+def test_several_readers_of_a_layer_where_sides_are_free(tmp_path: Path) -> None:
+    model = conv_graph()
+    place_of = [node.name for node in model.graph.node].index("n_main_relu")
+    model.graph.node[place_of].output[0] = "a"
+    model.graph.node.insert(place_of + 1, onnx.helper.make_node("Sigmoid", ["m0"], ["b"]))
+    model.graph.node.insert(place_of + 2, onnx.helper.make_node("Mul", ["a", "b"], ["m0r"]))
+    for side in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+        side.dim_param = "side"
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    fine = written(model, STYLE)
+    assert error(fine, tmp_path) < 1e-5
+    assert [node.name for node in fine.graph.node if node.op_type == "LeakyRelu"] == ["n_main.0_alone"]
+    assert error(written(model, dataclasses.replace(STYLE, one_reader=False)), tmp_path) > 0.1
+
+
 def test_a_file_for_openvino() -> None:
     model = written(conv_graph(), STYLE)
     values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
@@ -108,5 +125,5 @@ def test_the_report_says_how_the_file_is_written(elsewhere: str, tmp_path: Path)
     report = convert(
         tmp_path / "plain.onnx", tmp_path / "int8.onnx", Precision("int8", (), elsewhere, target="openvino"), ranges
     )
-    assert report["style"] == {"unsigned": True, "weight_bits": 7, "once": True}
+    assert report["style"] == {"unsigned": True, "weight_bits": 7, "once": True, "one_reader": True}
     assert (report["target"], report["pairs"], report["int8"][-1]) == ("openvino", 6, "mix")

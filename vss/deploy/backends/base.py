@@ -109,11 +109,14 @@ class Int8:
             point 0 otherwise.
         weight_bits: 8; or 7 where two products of uint8 and int8 are added up in 16 bits, which 255 * 127 * 2 leaves.
         once: whether what a Concat or a MaxPool passes on is not quantised a second time behind it.
+        one_reader: whether the result of a layer without a bias that several nodes read reaches them through a
+            LeakyRelu of slope 1, which changes nothing.
     """
 
     unsigned: bool = False
     weight_bits: Literal[7, 8] = 8
     once: bool = False
+    one_reader: bool = False
 
 
 class BuildSpec(Section):

@@ -53,9 +53,10 @@ class OpenVINOBackend:
     devices, precisions, beside_int8, runs_here = ("cpu",), ("fp32", "int8"), "fp32", True
     steps: ClassVar = {kind: {"Conv": 8} for kind in ("fp32", "int8")}
     steps_why = "its float kernels compute eight channels at once, and INT8 loses nothing by it"
-    int8 = Int8(unsigned=True, weight_bits=7, once=True)
+    int8 = Int8(unsigned=True, weight_bits=7, once=True, one_reader=True)
     """Of int8 activations in front of a Concat 2026.4 keeps a few levels: it wants uint8 there, and makes the quantiser
-    anew with an interval that it had noted in other units. Without VNNI its kernels add two products in 16 bits."""
+    anew with an interval that it had noted in other units. Without VNNI its kernels add two products in 16 bits. Where
+    sides are free it scales a convolution for each of its readers, all of which then read the product."""
 
     def unavailable(self) -> str | None:
         try:

@@ -226,7 +226,11 @@ def insert(net: Net, placement: Placement, values: Mapping[str, float], path: Pa
         )
         model = onnx.load(str(out))
     edges = placement.edges - (repeated(net, placement) if style.once else set())
-    return give_back(model, edges, set(net.constants))
+    model = give_back(model, edges, set(net.constants))
+    if style.one_reader:
+        chosen = set(placement.layers)
+        _give_one_reader(model, {layer.node for layer in net.layers if layer.name in chosen})
+    return model
 
 
 def _write_ranges(low: Mapping[str, float], high: Mapping[str, float], path: Path) -> None:
@@ -254,6 +258,19 @@ def give_back(model: Any, edges: set[Edge], constants: set[str]) -> Any:
     _drop_dead_pairs(model)
     sort_nodes(model)
     return model
+
+
+def _give_one_reader(model: Any, layers: set[str]) -> None:
+    """Put a LeakyRelu of slope 1 behind every layer without a bias whose result has several readers."""
+    onnx = need("onnx", "INT8")
+    reads = [*(name for node in model.graph.node for name in node.input), *(value.name for value in model.graph.output)]
+    for node in [node for node in model.graph.node if node.name in layers and len(node.input) == 2]:
+        tensor = node.output[0]
+        if reads.count(tensor) > 1:
+            node.output[0] = f"{tensor}_alone"
+            behind = onnx.helper.make_node("LeakyRelu", [node.output[0]], [tensor], f"{node.name}_alone", alpha=1.0)
+            model.graph.node.append(behind)
+    sort_nodes(model)
 
 
 def _before_pair(producer: Mapping[str, Any], name: str) -> str | None:
