@@ -20,7 +20,7 @@ from vss.core.errors import VssError
 from vss.core.files import sha256_file
 from vss.deploy import BACKENDS, Binding, BuildPlan, BuildSpec, onnx_file
 from vss.deploy.backends import build_spec
-from vss.deploy.backends.onnx_runner import EngineError, check_precision
+from vss.deploy.backends.onnx_runner import EngineError, OpenVINOEngine, check_precision
 from vss.deploy.backends.ov import int8_by
 from vss.deploy.profile.units import Graph
 
@@ -44,14 +44,13 @@ def test_bindings_and_numbers(exported: SimpleNamespace, tiny: Any) -> None:
         session.run({"image": np.zeros((1, 3, 31, 48), np.float32)})
 
 
-def test_more_batch_sizes_than_are_kept(exported: SimpleNamespace, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vss.deploy.backends.onnx_runner.MOST", 2)
-    session = OV.open(exported.logits[0], threads=1)
+def test_more_batch_sizes_than_have_a_model_of_their_own(exported: SimpleNamespace, tiny: Any) -> None:
+    engine = OpenVINOEngine(exported.logits[0], threads=1, most=2)
     x = torch.randn(4, 3, 32, 48)
     for batch in (1, 2, 3, 4, 1, 2):
-        found = session.run({"image": x[:batch].numpy()})["logits"]
+        found = engine({"image": x[:batch].numpy()}, ["logits"])["logits"]
         assert np.abs(found - tiny(x[:batch]).detach().numpy()).max() < 1e-5
-    assert len(session._engine._requests) == 3  # that of all other sizes too
+    assert len(engine._requests) == 3
 
 
 def test_labels_and_the_logits_behind_them(exported: SimpleNamespace) -> None:

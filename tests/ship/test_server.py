@@ -58,9 +58,10 @@ def served(
     logits_bundle: Path,
     defect_bundle: Path,
     baseline_bundle: Path,
+    openvino_bundle: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[SimpleNamespace]:
-    bundles = [seg_bundle, logits_bundle, defect_bundle, baseline_bundle]
+    bundles = [seg_bundle, logits_bundle, defect_bundle, baseline_bundle, openvino_bundle]
     folder = tmp_path_factory.mktemp("server")
     places = [deploy(bundle, read(bundle), find(), folder) for bundle in bundles]
     with running(places, log=folder / "log") as server:
@@ -88,7 +89,7 @@ def local(bundle: Path, images: np.ndarray) -> dict[str, np.ndarray]:
 
 @pytest.mark.server
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("which", [0, 1, 2, 3], ids=["pruned", "pruned ensemble", "segdecnet", "baseline"])
+@pytest.mark.parametrize("which", range(5), ids=["pruned", "pruned ensemble", "segdecnet", "baseline", "openvino"])
 def test_answers_equal_local_inference(served: SimpleNamespace, protocol: str, which: int) -> None:
     bundle = served.bundles[which]
     manifest, client = read(bundle), client_of(served.server, protocol)

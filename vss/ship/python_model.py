@@ -38,10 +38,10 @@ class TritonPythonModel:
 
             self.engine = onnx_runner.open_engine(
                 values["runtime"], Path(folder) / "model.onnx", as_written=values["as_written"] == "1",
-                threads=int(values["threads"]) or None,
+                threads=int(values["threads"]) or None, most=1,
             )  # fmt: skip
-            for batch in range(1, min(config["max_batch_size"], onnx_runner.MOST) + 1):
-                self.engine.reserve(batch)
+            if config["max_batch_size"] > 1:  # so that no request waits for it
+                self.engine.reserve(2)
         if self.role == "pre":
             self.mean, self.std = (np.array(values[key].split(), np.float32) for key in ("mean", "std"))
 

@@ -24,8 +24,6 @@ RUNTIME = "vss.runtime"
 KIND, SCHEMA, HASHES = "vss.compiled", 1, "hashes.json"
 CAPABILITY = {"bf16": "BF16", "f16": "FP16"}
 VIRTUAL = ("AUTO", "HETERO", "MULTI")
-MOST = 8
-"""Batch sizes that have a compiled model of their own, which is the fastest; more of them share one."""
 ON_CPU = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
 """One image after another; threads stay on the cores that the process has."""
 Arrays = dict[str, np.ndarray]
@@ -83,6 +81,7 @@ class OpenVINOEngine:
         threads: on a CPU; None leaves the choice to OpenVINO.
         device, precision: None is what the file says of itself, else the CPU in float32.
         cache: folder of compiled models; one that is damaged, or of another version, is made again.
+        most: batch sizes that have a compiled model of their own, which is the fastest; further ones share one.
         name: that sentences give to the file.
         key: that sentences give to the device.
 
@@ -98,6 +97,7 @@ class OpenVINOEngine:
         device: str | None = None,
         precision: str | None = None,
         cache: Path | str | None = None,
+        most: int = 8,
         name: Path | None = None,
         key: str = "--device",
     ) -> None:
@@ -112,7 +112,7 @@ class OpenVINOEngine:
             self._settings |= ON_CPU | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
         self._cache = cache and cache_folder(Path(cache), self._data)
         self.inputs = {port.any_name: binding(port) for port in model.inputs}
-        self._requests: dict[tuple[Any, ...], Any] = {}
+        self._most, self._requests = most, dict[tuple[Any, ...], Any]()
         self._fixed = all(None not in shape[1:] for shape, _ in self.inputs.values())
         self.reserve(1)  # so that what cannot be compiled is refused now
 
@@ -160,7 +160,7 @@ class OpenVINOEngine:
     def _request(self, shapes: Shapes) -> Any:
         """What runs feeds of these shapes: one for each of the first batch sizes, and one for all others."""
         key = tuple(shapes.values()) if self._fixed else ()
-        if key not in self._requests and len(self._requests) >= MOST:
+        if key not in self._requests and len(self._requests) >= self._most:
             key = ()
         if key not in self._requests:
             self._requests[key] = self.compile(dict(shapes) if key else None).create_infer_request()
@@ -183,10 +183,10 @@ class OpenVINOEngine:
         self._requests.clear()
 
 
-def open_engine(runtime: str, path: Path, *, as_written: bool = False, **options: Any) -> Any:
+def open_engine(runtime: str, path: Path, *, as_written: bool = False, most: int = 8, **options: Any) -> Any:
     """The engine of a file in "onnxruntime" or "openvino"; `options` are those of its class."""
     if runtime == "openvino":
-        return OpenVINOEngine(path, **options)
+        return OpenVINOEngine(path, most=most, **options)
     return OnnxRuntimeEngine(path, as_written=as_written, **options)
 
 
