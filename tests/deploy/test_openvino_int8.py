@@ -22,7 +22,7 @@ from vss.deploy.quantize.layers import Net
 from vss.deploy.quantize.precision import Precision, convert
 from vss.deploy.quantize.qdq import insert, lower_ends, observed, place, repeated
 from vss.deploy.quantize.ranges import Ranges
-from vss.deploy.quantize.sensitivity import relative_error
+from vss.deploy.quantize.sensitivity import first_diverging, relative_error
 from vss.deploy.target import int8_of
 
 OV = BACKENDS["openvino"]
@@ -71,6 +71,16 @@ def test_openvino_computes_what_its_files_say(graph: Callable[[], onnx.ModelProt
     # of signed activations it keeps a few levels in front of a concat, on every processor: where this no longer fails,
     # `int8` of the backend is to be looked at again
     assert error(written(graph(), Int8(weight_bits=7)), tmp_path) > 0.1
+
+
+@pytest.mark.skipif(OV.unavailable() is not None, reason="needs openvino")
+def test_the_layer_is_named_at_which_openvino_leaves_a_file(tmp_path: Path) -> None:
+    onnx.save(conv_graph(), tmp_path / "plain.onnx")
+    for style, layer in ((STYLE, None), (Int8(weight_bits=7), "mix")):
+        onnx.save(written(conv_graph(), style), tmp_path / "int8.onnx")
+        files = tmp_path / "plain.onnx", tmp_path / "int8.onnx"
+        found = first_diverging(*files, {"image": image()}, limit=0.12, runtime="openvino")
+        assert found["layer"] == layer, found
 
 
 @pytest.mark.skipif(OV.unavailable() is not None, reason="needs openvino")

@@ -23,6 +23,7 @@ from vss.data.counts import CalibrationSet, choose_calibration
 from vss.deploy import BACKENDS, Session, bench, export
 from vss.deploy.backends import main_of, open_options
 from vss.deploy.graph import SegGraph
+from vss.deploy.onnx_file import runtime_of
 from vss.deploy.quantize.layers import Net, check_names, groups_of, read_onnx
 from vss.deploy.quantize.precision import ANY, GRAPH_OPTIONS, Precision, convert, graph_of, retype
 from vss.deploy.quantize.qdq import observed, place
@@ -268,7 +269,7 @@ def refused(
 def _explained(exporter: PrecisionExporter, path: Path, verdict: dict[str, Any]) -> dict[str, Any]:
     feed = {"image": exporter.images(2, exporter.project.preprocess.size, 0).numpy()}
     level = BACKENDS["onnxruntime"].open(path).describe()["optimisation"]
-    verdict["diverges"] = first_diverging(exporter.plain, path, feed, optimisation=level)
+    verdict["diverges"] = first_diverging(exporter.plain, path, feed, optimisation=level, runtime=runtime_of(path))
     verdict["sentence"] += f" {sentence(verdict['diverges'])}"
     return verdict
 

@@ -209,15 +209,21 @@ def measure(onnx: Path | str, feeds: Iterable[Feed], tensors: Sequence[str]) -> 
 
 def tap(model: Any, tensors: Sequence[str], path: Path, optimisation: str = "disabled") -> Any:
     """An onnxruntime session of a model, extended at `path`, that also gives these tensors."""
-    onnx, ort = need("onnx", "looking into ONNX files"), need("onnxruntime", "running ONNX files")
-    tapped = copy.deepcopy(model)
-    own = {value.name for value in tapped.graph.output}
-    tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in own)
-    onnx.save(tapped, str(path))
+    ort = need("onnxruntime", "running ONNX files")
+    extend(model, tensors, path)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, OPTIMISATION[optimisation])
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def extend(model: Any, tensors: Sequence[str], path: Path) -> None:
+    """Write a model that also gives these tensors."""
+    onnx = need("onnx", "looking into ONNX files")
+    tapped = copy.deepcopy(model)
+    own = {value.name for value in tapped.graph.output}
+    tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in own)
+    onnx.save(tapped, str(path))
 
 
 def ranges_of(

@@ -13,8 +13,9 @@ import numpy as np
 
 from vss.core.errors import VssError
 from vss.core.files import read_json, write_json
+from vss.deploy.backends import BACKENDS
 from vss.deploy.quantize.layers import Net, read_onnx
-from vss.deploy.quantize.ranges import tap
+from vss.deploy.quantize.ranges import extend, tap
 
 KIND, SCHEMA = "vss.precision_choice", 1
 Score = Callable[[Sequence[str]], float]
@@ -135,12 +136,14 @@ def first_diverging(
     *,
     limit: float | None = None,
     optimisation: str = "all",
+    runtime: str = "onnxruntime",
 ) -> dict[str, Any]:
     """Name the layer at which a converted or built file leaves the float32 file it came from.
 
     Args:
         reference: float32 ONNX, run as written.
-        candidate: ONNX of the same network in another precision, run at `optimisation`; tensors keep their names.
+        candidate: ONNX of the same network in another precision, run by `runtime`, onnxruntime at `optimisation`;
+            tensors keep their names.
         feed: what both take; real images.
         limit: relative error, root of mean squares, above which a layer's result diverges; the default is half of the
             error at the last layer, so that the layer is named at which most of it has come together.
@@ -157,7 +160,7 @@ def first_diverging(
         raise VssError(f"{candidate} has no layer of {reference} in it; compare two files of one network.")
 
     def error_of(layer: str) -> float:
-        return _error(models, points[layer], _there(points[layer], names[1]), feed, optimisation)
+        return _error(models, points[layer], _there(points[layer], names[1]), feed, optimisation, runtime)
 
     return halve(list(points), error_of, limit)
 
@@ -167,14 +170,19 @@ def _there(tensor: str, names: set[str]) -> str:
     return next((name for name in (tensor, f"{tensor}_cast_to_fp16") if name in names), "")
 
 
-def _error(models: Sequence[Any], here: str, there: str, feed: Mapping[str, np.ndarray], optimisation: str) -> float:
+def _error(
+    models: Sequence[Any], here: str, there: str, feed: Mapping[str, np.ndarray], optimisation: str, runtime: str
+) -> float:
     with tempfile.TemporaryDirectory(prefix="vss-bisect-") as folder:
-        levels = ("disabled", optimisation)
-        values = [
-            tap(model, [name], Path(folder) / f"{index}.onnx", levels[index]).run([name], dict(feed))[0]
-            for index, (model, name) in enumerate(zip(models, (here, there), strict=True))
-        ]
-    return relative_error(values[0], values[1])
+        expected = tap(models[0], [here], Path(folder) / "0.onnx").run([here], dict(feed))[0]
+        path = Path(folder) / "1.onnx"
+        if runtime == "onnxruntime":
+            found = tap(models[1], [there], path, optimisation).run([there], dict(feed))[0]
+        else:
+            extend(models[1], [there], path)
+            with BACKENDS[runtime].open(path) as session:
+                found = session.run(feed)[there]
+    return relative_error(expected, found)
 
 
 def relative_error(expected: np.ndarray, found: np.ndarray) -> float:
