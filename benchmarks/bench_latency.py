@@ -7,7 +7,8 @@ criterion under MAC budgets at the same measured time, plain and in the table's 
 `alignment` (a plain L1 cut of `fcn_resnet50` with and without the discovered step), `error` (the tables on random
 widths that they have not seen), `explain` (planted cases). One image, uint8 pixels to labels, in ONNX Runtime on the
 cores that are given, one thread a core, or elsewhere: `--backend torch --device cuda --engine-precision fp16` (channels
-last, CUDA graphs), `--backend tensorrt`; `--full` takes the networks at full size. What is known is kept in `--out`, so
+last, CUDA graphs), `--backend tensorrt`, `--backend openvino --engine-precision int8` (then a target is a share of the
+unpruned INT8 network's time); `--full` takes the networks at full size. What is known is kept in `--out`, so
 that a killed run goes on. `--quick` is for trying out: one small network, small tables, generated images where there is
 no `--data-root`.
 """
