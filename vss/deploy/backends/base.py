@@ -111,12 +111,14 @@ class Int8:
         once: whether what a Concat or a MaxPool passes on is not quantised a second time behind it.
         one_reader: whether the result of a layer without a bias that several nodes read reaches them through a
             LeakyRelu of slope 1, which changes nothing.
+        tied: whether the inputs of a Concat share one range; otherwise each has its own, and the runtime adapts them.
     """
 
     unsigned: bool = False
     weight_bits: Literal[7, 8] = 8
     once: bool = False
     one_reader: bool = False
+    tied: bool = True
 
 
 class BuildSpec(Section):

@@ -122,12 +122,12 @@ def _int8(net: Net, source: Path, precision: Precision, ranges: Ranges | None) -
     floats = list(kept)
     kept |= {} if precision.first else dict.fromkeys(net.first, "first layer")
     kept |= {} if precision.last else dict.fromkeys(net.last, "last layer")
-    placement = place(net, floats, first=precision.first, last=precision.last)
+    placement = place(net, floats, first=precision.first, last=precision.last, tied=precision.style.tied)
     if precision.elsewhere == "fp16":
         levels = 255.0 if precision.style.unsigned else 127.0
         small = dict.fromkeys(_small_scales(net, placement, ranges, levels), "a scale below what float16 can hold")
         kept = small | kept
-        placement = place(net, {*floats, *small}, first=precision.first, last=precision.last)
+        placement = place(net, {*floats, *small}, first=precision.first, last=precision.last, tied=precision.style.tied)
     halves = kept_nodes(net) if precision.elsewhere == "fp16" else set()
     model = insert(net, placement, ranges.values, source, precision.style)
     if precision.elsewhere == "fp16":

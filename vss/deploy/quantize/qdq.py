@@ -52,9 +52,11 @@ class Placement:
     skips: dict[str, int] = field(default_factory=dict)
 
 
-def place(net: Net, keep: Iterable[str] = (), *, first: bool = True, last: bool = False) -> Placement:
+def place(
+    net: Net, keep: Iterable[str] = (), *, first: bool = True, last: bool = False, tied: bool = True
+) -> Placement:
     """Decide the edges; layers of `keep` stay in floating point, those at the input and the outputs as `first`, `last`
-    say.
+    say. `tied`: the inputs of a Concat share a range.
 
     Raises:
         VssError: a layer that does not exist, or none left to quantise.
@@ -73,7 +75,8 @@ def place(net: Net, keep: Iterable[str] = (), *, first: bool = True, last: bool 
     for node in reversed(net.nodes):
         if node.op_type == "Concat" and all(_leads(net, placement, out) for out in node.output):
             placement.edges |= {(node.name, index) for index in range(len(node.input))}
-            placement.ties.append({*node.input, *_passed_on(net, node.output[0])})
+            if tied:
+                placement.ties.append({*node.input, *_passed_on(net, node.output[0])})
         elif node.op_type == "Add":
             skip = skip_of(net, node, quantised)
             if skip is not None:
