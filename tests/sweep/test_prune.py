@@ -17,7 +17,7 @@ from vss.run import pruning
 from vss.run.project import Project
 from vss.sweep import Grid, Settings, Store, sweep
 from vss.sweep.grid import benchmark_grid, finetune_grid
-from vss.sweep.prune import PruneExperiment
+from vss.sweep.prune import EngineExperiment, PruneExperiment
 from vss.sweep.run import checked
 from vss.train import checkpoint
 
@@ -130,3 +130,10 @@ def test_what_a_run_refuses_is_refused_before_the_first_training(street_root: Pa
         "every": "val_every",
     }.items():
         assert all(words in faults[cell.id] for cell in cells if cell.coords["variant"] == name)
+
+
+def test_engines_of_a_sweep_are_of_one_runtime() -> None:
+    recipe = Recipe.model_validate({"build": {"backend": "auto"}, "finetune": {"epochs": 1}})
+    PruneExperiment().check(recipe)
+    with pytest.raises(VssError, match=r"build\.backend is auto, and engines of a sweep .* one runtime; name it"):
+        EngineExperiment().check(recipe)

@@ -24,7 +24,7 @@ from vss.core.config import PruneConfig, Recipe
 from vss.core.errors import VssError
 from vss.core.files import atomic, locked, read_array, safe_name, sha256_json
 from vss.deploy import BACKENDS, bench
-from vss.deploy.backends import available, main_of, open_options
+from vss.deploy.backends import AUTO, available, main_of, open_options
 from vss.deploy.bench import unsteady
 from vss.prune import CRITERIA, Statistics, collect, find_groups, make_criterion
 from vss.run import runner
@@ -254,6 +254,8 @@ class EngineExperiment(PruneExperiment):
         super().check(recipe)
         if not recipe.finetune.epochs:
             raise VssError("the experiment 'engine' fine-tunes every network; set finetune.epochs to 1 or more.")
+        if recipe.build.backend == AUTO:
+            raise VssError("build.backend is auto, and engines of a sweep are compared in one runtime; name it.")
 
     def stage_inputs(self, recipe: Recipe) -> Json:
         """The control and the engine of the baseline are shared as well."""
