@@ -47,3 +47,19 @@ def test_the_report_says_why() -> None:
     assert result["why"]["int8"] == "14.00 ms is not faster than the 10.00 ms of fp32 on this machine"
     failed = decide([row("fp32", 10), row("int8", 4, passed=False)])
     assert failed["why"] == {"int8": "failed: drop"} and "int8 not: failed: drop" in failed["sentence"]
+
+
+def test_times_that_do_not_stand_still_choose_nothing() -> None:
+    result = decide([row("fp32", 10), row("int8", 4), row("fp32 openvino", 3, passed=False)], stable=False)
+    assert result["chosen"] == "fp32"
+    assert result["why"]["int8"] == "the machine is too noisy to time it; the same command times again"
+    assert "noisy" not in result["why"]["fp32 openvino"]
+    assert result["sentence"].startswith("fp32 is kept (not timed)")
+
+
+def test_the_fastest_of_all_runtimes_is_kept() -> None:
+    rows = [row("fp32", 10), row("int8", 12), row("fp32 openvino", 8), row("int8 openvino", 5), row("int8 other", 6)]
+    result = decide(rows)
+    assert result["chosen"] == "int8 openvino"
+    assert result["why"]["int8 other"].startswith("6.00 ms is not faster than the 5.00 ms of int8 openvino")
+    assert decide([*rows[:3], row("int8 openvino", 5, passed=False)])["chosen"] == "fp32 openvino"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from vss.deploy.backends import available, build_spec, inspected, main_of, of_te
 from vss.deploy.backends.trt_runner import read_about
 from vss.deploy.bench import noise, pinned
 from vss.deploy.quantize.precision import decide
+from vss.deploy.target import int8_of
 from vss.run import runner
 from vss.run.precision import PrecisionExporter, judge, refused
 from vss.run.project import Workspace, export_options
@@ -255,7 +256,7 @@ def typed_engines(work: Workspace) -> Json:
             speedup = timing["speedup_against"][f"{title} {kind}"]
             verdict = {key: facts["gate"][key] for key in ("passed", "sentence")}
             rows.append({"precision": kind, **session, "speedup": speedup, **verdict})
-        table[title] = {"kinds": nets[name], "choice": decide(rows)}
+        table[title] = {"kinds": nets[name], "choice": decide(rows, stable=timing["stable"])}
     return {"nets": table, "bench": timing}
 
 
@@ -282,7 +283,7 @@ def _precisions(work: Workspace, name: str, runtime: Runtime) -> PrecisionEngine
     after = [f"engine-{name}", f"evaluate-{name}", AFTER[name]]
     if name == "finetuned":
         after += [f"evaluate-{start}" for start in unpruned(recipe)]
-    also = None if runtime.own else [runtime.name, available(runtime.name).packages, runner.machine()]
+    also = None if runtime.own else [runtime.name, asdict(int8_of(runtime.name)), runner.machine()]
     return work.do(PrecisionEngines, runtime.step(name), "precision", after, outputs, make, also)
 
 

@@ -298,7 +298,7 @@ def _shape(shape: Sequence[int], nhwc: bool) -> tuple[int, tuple[int, int]]:
     return shape[0], (shape[1], shape[2]) if nhwc else (shape[2], shape[3])
 
 
-def decide(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def decide(rows: Sequence[Mapping[str, Any]], *, stable: bool = True) -> dict[str, Any]:
     """Choose among engines of one network that were timed in one interleaved run: other precisions, other runtimes.
 
     An engine is kept when it passes its gate and is faster than all before it that do: float16, INT8, then those of
@@ -307,6 +307,7 @@ def decide(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Args:
         rows: {"precision", "latency_ms_p50", "passed"}, of all but "fp32" also "sentence" of the gate, and "speedup"
             {"ratio", "low", "high"} over "fp32" when it was measured. "fp32" must be there.
+        stable: whether the times stood still; else float32 stays, whatever they are.
 
     Returns:
         {"chosen": precision, "why": {precision: sentence of each that was not chosen}, "sentence"}.
@@ -316,13 +317,15 @@ def decide(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     usual = [kind for kind in KINDS if kind in table]
     for kind in [*usual[1:], *(name for name in table if name not in KINDS)]:
         reason = _refusal(table[kind], table["fp32"], table[chosen])
+        if table[kind]["passed"] and not stable:
+            reason = "the machine is too noisy to time it; the same command times again"
         if reason:
             why[kind] = reason
         else:
             why[chosen] = f"{kind} is faster and inside the gate"
             chosen = kind
     others = "; ".join(f"{kind} not: {reason}" for kind, reason in why.items())
-    times = f"{table[chosen]['latency_ms_p50']:.2f} ms"
+    times = f"{table[chosen]['latency_ms_p50']:.2f} ms" if stable else "not timed"
     return {"chosen": chosen, "why": why, "sentence": f"{chosen} is kept ({times}){'; ' + others if others else ''}."}
 
 
