@@ -22,6 +22,7 @@ from vss.deploy.quantize.ranges import Method, measure, ranges_of
 from vss.ship import bundle as bundling
 from vss.ship import check, rebuild, ship, verify
 from vss.ship.check import build_spec, open_engine
+from vss.ship.source import open_run
 from vss.ship.triton import parse
 
 from .test_standalone import rows, start
@@ -54,6 +55,15 @@ def int8_run(seg_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     report["precision"] = {"engine pruned": {"choice": {"chosen": "int8"}, "int8": {"gate": verdict}}}
     (run / "report.json").write_text(json.dumps(report))
     return run
+
+
+def test_the_engine_that_auto_kept_is_shipped(int8_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(int8_run, tmp_path / "run"))
+    assert open_run(run).row == "engine pruned"
+    report = json.loads((run / "report.json").read_text())
+    report["recipe"]["build"] = {**report["recipe"].get("build", {}), "backend": "auto"}
+    (run / "report.json").write_text(json.dumps(report))
+    assert (open_run(run).row, open_run(run, "engine pruned").row) == (INT8, "engine pruned")
 
 
 def test_an_int8_bundle_has_its_own_gate_and_its_calibration_list(int8_run: Path, tmp_path: Path) -> None:

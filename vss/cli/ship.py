@@ -21,7 +21,9 @@ def ship(
     run: Annotated[Path, Argument(help="folder of a finished run")],
     to: Annotated[Path, Option("--save", "--to", help="new folder to write, or a file that ends in .tar.gz")],
     given: Given,
-    engine: Annotated[str | None, Option(help="row of the report to ship; default: engine pruned")] = None,
+    engine: Annotated[
+        str | None, Option(help="row of the report to ship; default: engine pruned, of auto the kept one")
+    ] = None,
     name: Annotated[str | None, Option(help="name of the model in a server; default: that of the recipe")] = None,
     samples: Annotated[int, Option(min=0, help="most images that go along with truth and answers")] = 4,
     accept_failed_gate: Annotated[

@@ -165,7 +165,7 @@ def _copy(folder: Path, source: Source) -> dict[str, str]:
     libraries = [role for role in source.files if role.startswith("plugins")]
     if needed and not libraries:
         raise VssError(f"{engine} needs the plugins in {', '.join(needed)}, which the run does not hold; add the file.")
-    same = sha256_file(source.files["onnx"]) == sha256_file(engine)
+    same = read_about(engine) is None and sha256_file(source.files["onnx"]) == sha256_file(engine)
     files["engine"] = files["onnx"] if same else f"engine/built{engine.suffix}"
     sources = {**source.files}
     files |= {role: f"engine/{source.files[role].name}" for role in libraries}

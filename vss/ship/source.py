@@ -16,6 +16,7 @@ from vss.core.errors import VssError, unknown
 from vss.core.files import read_array, sha256_file, write_json
 from vss.core.report import read_report
 from vss.data.transforms import Preprocess
+from vss.deploy.backends import AUTO
 from vss.deploy.backends.trt_runner import read_about
 from vss.deploy.onnx_file import metadata, stated
 from vss.deploy.quantize.ranges import Ranges
@@ -151,7 +152,7 @@ def open_run(run: Path, row: str | None = None) -> Source:
     artefacts = report.get("artefacts", {})
     if not artefacts:
         raise VssError(f"{run}/report.json names no engines; run the recipe again (finished steps are kept).")
-    row = row or DEFAULT_ROW
+    row = row or _kept(report)
     if row not in artefacts:
         raise unknown("engine of this run", row, artefacts)
     built = artefacts[row]
@@ -173,6 +174,14 @@ def open_run(run: Path, row: str | None = None) -> Source:
         _preprocess(run, report, files["onnx"]),
         tuple(_built(run, row, report)),
     )
+
+
+def _kept(report: dict[str, Any]) -> str:
+    """The pruned engine of the recipe's runtime, and that which was chosen where the recipe left the runtime open."""
+    recipe, choices = report.get("recipe", {}), report.get("precision", {}).get(DEFAULT_ROW, {})
+    kept = choices.get("choice", {}).get("chosen", "fp32")
+    left_open = recipe.get("build", {}).get("backend") == AUTO
+    return f"{DEFAULT_ROW} {kept}" if left_open and kept != "fp32" else DEFAULT_ROW
 
 
 def _built(run: Path, row: str, report: dict[str, Any]) -> Iterator[Path]:
