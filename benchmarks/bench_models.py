@@ -26,7 +26,7 @@ import vss  # noqa: E402
 from vss import deploy, models  # noqa: E402
 from vss.core.environment import environment  # noqa: E402
 from vss.core.files import write_json  # noqa: E402
-from vss.data.transforms import Preprocess  # noqa: E402
+from vss.data.preprocess import Preprocess  # noqa: E402
 
 LOG = logging.getLogger("bench_models")
 

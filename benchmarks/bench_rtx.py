@@ -28,7 +28,7 @@ from vss import deploy, models
 from vss.core.environment import environment
 from vss.core.errors import VssError
 from vss.core.files import read_json, sha256_file, write_json
-from vss.data.transforms import Preprocess
+from vss.data.preprocess import Preprocess
 from vss.deploy import BACKENDS, BuildPlan, BuildSpec, onnx_file, spans
 from vss.deploy.backends import available, inspected
 from vss.deploy.backends.trt_plan import declared, default_folder

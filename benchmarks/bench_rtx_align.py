@@ -24,7 +24,7 @@ import vss
 from vss import deploy, models
 from vss.core.environment import environment
 from vss.core.files import write_json
-from vss.data.transforms import Preprocess
+from vss.data.preprocess import Preprocess
 from vss.deploy.backends.trt import verdict
 from vss.deploy.backends.trt_flavour import TENSORRT_RTX
 from vss.deploy.backends.trt_layers import summary

@@ -17,7 +17,7 @@ from vss import models
 from vss.cli.main import app
 from vss.data.readers import CAMVID_NAMES
 from vss.deploy.onnx_file import KEY
-from vss.run import candidates
+from vss.run import candidates, inputs
 
 OWN = {"size": [32, 48], "mean": [0.1, 0.2, 0.3], "std": [1.0, 0.9, 0.8]}
 FLAGS = ("--mean", "0.1,0.2,0.3", "--std", "1.0,0.9,0.8")
@@ -104,8 +104,8 @@ def test_a_runtime_is_known_by_the_file(folder: Path, tmp_path: Path) -> None:
     renamed.write_bytes((folder / "float.onnx").read_bytes())
     plan = tmp_path / "plan.onnx"
     plan.write_bytes(b"ftrt" + bytes(64))
-    assert candidates.backend_of(renamed) == candidates.backend_of(folder / "float.onnx") == "onnxruntime"
-    assert candidates.backend_of(plan) == candidates.backend_of(tmp_path / "absent.engine") == "tensorrt"
+    assert inputs.backend_of(renamed) == inputs.backend_of(folder / "float.onnx") == "onnxruntime"
+    assert inputs.backend_of(plan) == inputs.backend_of(tmp_path / "absent.engine") == "tensorrt"
 
 
 @pytest.mark.parametrize("optimise", [None, "basic"])

@@ -1,4 +1,4 @@
-"""vss.deploy.export: figures against numbers that are known beforehand."""
+"""vss.deploy.parity: figures against numbers that are known beforehand."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from vss.core.closeness import spread
 from vss.core.errors import VssError
-from vss.deploy.export import Tolerance, _against_float64, _fault, noise, parity
 from vss.deploy.graph import SegGraph
+from vss.deploy.parity import Tolerance, _against_float64, _fault, noise, parity
 
 
 class Shifted(nn.Module):

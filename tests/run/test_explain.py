@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from vss.core.errors import VssError
 from vss.core.files import sha256_file, write_json
-from vss.data.transforms import Preprocess
+from vss.data.preprocess import Preprocess
 from vss.deploy import BACKENDS, export
 from vss.deploy.profile.setting import Setting, cut_to
 from vss.deploy.profile.units import Reading, Shape

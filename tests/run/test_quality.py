@@ -18,6 +18,7 @@ from vss.data import Preprocess
 from vss.data.readers import CAMVID_NAMES
 from vss.prune import CRITERIA, make_criterion, make_plan, masked
 from vss.prune import quality as measures
+from vss.prune.criteria import method_rows, parse_methods
 from vss.run import quality
 from vss.run.project import network_to_prune
 
@@ -32,7 +33,7 @@ def ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_table_of_methods_has_every_criterion_and_what_it_needs() -> None:
-    rows = {row["name"]: row for row in quality.method_rows()}
+    rows = {row["name"]: row for row in method_rows()}
     assert list(rows) == CRITERIA.names()
     needs = {name: row["needs"] for name, row in rows.items()}
     wanted = {
@@ -124,4 +125,4 @@ def test_what_to_prune_must_be_said_once_and_fit(
 def test_unknown_names_are_refused(ckpt: Path) -> None:
     for name, match in (("tailor", "taylor"), ("taylor:fatihful", "faithful"), ("", "criterion")):
         with pytest.raises(VssError, match=match):
-            quality.parse_methods([name])
+            parse_methods([name])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from vss.data.transforms import Preprocess
+from vss.data.preprocess import Preprocess
 from vss.ship import read
 from vss.ship.check import open_engine
 from vss.ship.python_model import TritonPythonModel

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vss.data.transforms import Preprocess
+from vss.data.preprocess import Preprocess
 from vss.deploy.backends import trt_runner
 from vss.ship import read
 from vss.ship.check import open_engine

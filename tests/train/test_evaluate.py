@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from vss.core.errors import NotFinite, VssError
-from vss.data.transforms import Preprocess
+from vss.data.preprocess import Preprocess
 from vss.deploy import BACKENDS, Binding, Session, TorchSession, export
 from vss.models import build
 from vss.train.evaluate import engine_predictor, evaluate, torch_predictor

@@ -32,7 +32,7 @@ from vss.cli.options import (
     takes,
 )
 from vss.core.errors import GateFailed, VssError, shown, unknown
-from vss.core.files import require_file, target_of
+from vss.core.files import require_checkpoint, require_file, target_of
 
 GRAPH = (("export.labels", False), ("export.preprocess", False), "export.opset")
 CALIBRATION = ("precision.method", "precision.images", *DATA, "seed")
@@ -65,14 +65,17 @@ def export(
 
     INT8 takes its ranges from training images.
     """
-    from vss.deploy.quantize.precision import Precision
-    from vss.run import candidates
-
     target_of(save)
+    require_checkpoint(ckpt)
     job = recipe_of(given, overrides)
     if not job.export.labels:
         refuse_given(ctx, ["export.labels_dtype"], "is for --labels")
     if precision == "int8":
+        _require_data(ckpt, job, given)
+        if choice:
+            from vss.deploy.quantize.sensitivity import KIND
+
+            require_file(choice, kind=KIND)
         from vss.run.precision import load_choice
 
         chosen = load_choice(choice, ckpt)
@@ -83,6 +86,9 @@ def export(
         refuse_given(ctx, OF_INT8, "is for --precision int8")
         if precision == "fp32":
             refuse_given(ctx, ["precision.keep"], "is for --precision fp16 and int8")
+        from vss.deploy.quantize.precision import Precision
+        from vss.run import candidates
+
         wanted, size = Precision(precision, job.precision.keep), given.get("data.size")
         figures = candidates.export_checkpoint(
             ckpt, save, precision=wanted, size=size, dynamic_size=dynamic_size, **job.export.model_dump()
@@ -158,13 +164,13 @@ def sensitivity(
 
 def _float32(ckpt: Path, job: Any, given: Given, folder: Path, cache: Path, **more: Any) -> Any:
     """The checkpoint's network with its data and its float32 file in `folder`."""
+    target_of(cache / "ranges.json")
+    where = _require_data(ckpt, job, given)
     from vss.run.job import check_calibration
     from vss.run.precision import PrecisionExporter
     from vss.run.project import Project, project_of
     from vss.train import checkpoint
 
-    target_of(cache / "ranges.json")
-    where = {"data_root": given.get("data.root"), "dataset": given.get("data.dataset")}
     project = project_of(ckpt, **where, recipe=job)
     check_calibration(project)
     if size := given.get("data.size"):
@@ -173,6 +179,17 @@ def _float32(ckpt: Path, job: Any, given: Given, folder: Path, cache: Path, **mo
     images = ("preprocess", "expects") if job.export.preprocess else ("expects", "preprocess")
     changes = job.export.model_dump() | more | dict(zip(images, (project.preprocess, None), strict=True))
     return PrecisionExporter.export(project, checkpoint.load(ckpt), project.recipe.precision, folder, cache, **changes)
+
+
+def _require_data(ckpt: Path, job: Any, given: Given) -> dict[str, Any]:
+    """Data set and folder of the flags, which the checkpoint fits; None is its own."""
+    from vss.run.inputs import read_list, recipe_around
+
+    where = {"data_root": given.get("data.root"), "dataset": given.get("data.dataset")}
+    recipe_around(ckpt, **where, recipe=job)
+    if job.precision.image_list:
+        read_list(Path(job.precision.image_list))
+    return where
 
 
 def _print_precision(figures: dict[str, Any]) -> None:

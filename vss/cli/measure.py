@@ -30,7 +30,7 @@ from vss.cli.options import (
     takes,
 )
 from vss.core.errors import GateFailed, NotMeasured, VssError
-from vss.core.files import file_at_work, target_of
+from vss.core.files import file_at_work, require_checkpoint, target_of
 
 Statistics = dict[str, list[float]] | None
 Reading = Annotated[float, Option("--seconds", min=0.001, max=3600, help="seconds of one reading")]
@@ -60,20 +60,25 @@ def evaluate(
 
     Exit code 1 where a gate fails.
     """
-    from vss.run import candidates
-    from vss.run import candidates as pair
+    from vss.run.inputs import require_candidate, require_limits
 
     where = {"dataset": given.get("data.dataset"), "data_root": given.get("data.root")}
     limits: dict[str, Any] = {"max_drop": max_drop, "max_fnr_increase": max_fnr_increase, "max_ap_drop": max_ap_drop}
+    require_limits(limits, baseline)
+    for path in (baseline, candidate):
+        if path:
+            require_candidate(path)
+    from vss.run import candidates
+
     figures = candidates.evaluate(
         candidate, baseline, split=split, **where, size=given.get("data.size"), **limits, statistics=statistics
     )
     if baseline and bench_seconds:
-        noisy = pair.speed(figures["rows"], baseline, candidate, seconds=bench_seconds)
+        noisy = candidates.speed(figures["rows"], baseline, candidate, seconds=bench_seconds)
         if noisy:
             print_tagged(out, "no times:", "yellow", noisy)
     if baseline and {baseline.suffix, candidate.suffix} == {".safetensors"}:
-        figures |= pair.agreement(baseline, candidate, **where, channels=oracle)
+        figures |= candidates.agreement(baseline, candidate, **where, channels=oracle)
         out.print(f"outputs moved by {figures['reconstruction_relative']:.3f} of their mean square", highlight=False)
         if figures.get("oracle_overlap") is not None:
             text = "an oracle's best channels among the kept: {oracle_overlap:.2f} (chance {oracle_chance:.2f})"
@@ -107,11 +112,16 @@ def bench(
     Exit code 3, and no figures, where the machine is too noisy.
     """
     from vss.deploy.bench import noise, pinned
-    from vss.run import candidates
+    from vss.run.inputs import require_candidate
 
     most = given.get("bench.max_seconds", 2.0)
     job = recipe_of({"bench.min_seconds": most if 0 < most < 2 else 2.0} | given)
     with pinned(job.bench.cores and list(job.bench.cores)):
+        for path in (candidate, baseline):
+            if path:
+                require_candidate(path, backend)
+        from vss.run import candidates
+
         figures = candidates.bench_engines(
             candidate, baseline, backend=backend, threads=job.build.threads, batch=job.bench.batch_size,
             max_seconds=job.bench.max_seconds, device=device, precision=precision,
@@ -165,6 +175,7 @@ def lut_build(
 
     The same command goes on where it was stopped.
     """
+    require_checkpoint(ckpt)
     from vss.data import Preprocess
     from vss.deploy import BuildPlan
     from vss.deploy.backends import build_spec
@@ -286,14 +297,17 @@ def explain(
     With --backend tensorrt_rtx from the layers of its engines, which are built here and not run.
     """
     from vss.deploy.backends import of_tensorrt
-    from vss.run.explain import cliff_plot
-    from vss.run.explain import explain as work
+    from vss.run.inputs import run_files
 
     if lut and not plot:
         raise VssError("--lut is the table of --plot; give both.")
+    tensorrt = backend and of_tensorrt(backend)
+    run_files(run)
+    from vss.run.explain import cliff_plot
+    from vss.run.explain import explain as work
+
     if plot:
         out.print(f"wrote {cliff_plot(run, lut, plot)}")
-    tensorrt = backend and of_tensorrt(backend)
     if backend and tensorrt and tensorrt.flavour.targets:
         refuse_given(ctx, ["seconds", "allow_unstable"], f"is for times, and --backend {backend} measures none")
         _explain_layers(run, backend, precision, given.get("build.targets", ()), top, report)

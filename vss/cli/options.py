@@ -124,7 +124,17 @@ def options_of(pairs: Iterable[str]) -> dict[str, Any]:
     return dict(given)
 
 
+def backend_of(name: str) -> str:
+    """The name of a runtime that there is; `auto` is that of those which are installed."""
+    from vss.deploy.backends import AUTO, BACKENDS
+
+    if name != AUTO:
+        BACKENDS.canonical(name)
+    return name
+
+
 READERS: dict[str, Callable[[Any], Any]] = {
+    "build.backend": backend_of,
     "data.size": size_of,
     "bench.cores": cores_of,
     "model.options": options_of,

@@ -11,6 +11,7 @@ from vss.cli.console import out, print_table, write_figures
 from vss.cli.options import Given, ReportFile, recipe_keys, takes
 from vss.core.errors import GateFailed, NotMeasured, VssError, counted
 from vss.core.files import file_at_work, target_of
+from vss.core.report import read_report
 
 Bundle = Annotated[Path, Argument(help="bundle: a folder, or .tar.gz")]
 BundleFolder = Annotated[Path, Argument(help="folder of a bundle")]
@@ -38,6 +39,7 @@ def ship(
     data_licence: Annotated[str | None, Option(help="licence of the data, for the model card")] = None,
 ) -> None:
     """Write what an inference team runs: engine, runner, server repository, model card, hashes of everything."""
+    read_report(run / "report.json")
     from vss.ship import ship as make
 
     licences = {"weights": licence, "data": data_licence}
@@ -60,10 +62,12 @@ def verify(
     run: Annotated[bool, Option("--run/--no-run", help="run the engine and score the samples as well")] = True,
 ) -> None:
     """Check every hash, the chain, the repositories; run the engine and score the shipped samples."""
-    from vss.ship import verify as check
-    from vss.ship.manifest import opened
+    from vss.ship.manifest import opened, read
 
     with opened(bundle) as folder:
+        read(folder)
+        from vss.ship import verify as check
+
         rows = check(folder, run=run)
     print_table(rows, {"name": "check", "status": "status", "detail": "detail"})
 
@@ -80,12 +84,15 @@ def rebuild(
 
     An engine for GPUs elsewhere is checked against the file and not run.
     """
-    from vss.ship import rebuild as make
-    from vss.ship.elsewhere import rebuild_elsewhere
+    from vss.ship import read
 
     if targets and not backend:
         raise VssError("--targets is for --backend tensorrt_rtx; give both.")
     with file_at_work(bundle):
+        read(bundle)
+        from vss.ship import rebuild as make
+        from vss.ship.elsewhere import rebuild_elsewhere
+
         if backend:
             wanted = [each.strip().lower() for each in (targets or "").split(",") if each.strip()]
             manifest = rebuild_elsewhere(bundle, backend, wanted)
@@ -106,6 +113,13 @@ def serve(
     once: Annotated[bool, Option("--once", help="stop after the answers were checked")] = False,
 ) -> None:
     """Start a Triton server over bundles, check its answers, and serve until interrupted."""
+    from vss.ship import read
+
+    if not bundles and not get_server:
+        raise VssError("BUNDLES is missing: give one or more bundles to serve.")
+    if not get_server:
+        for bundle in bundles or []:
+            read(bundle)
     from vss.ship import server as tritonserver
     from vss.ship.server import Ports
     from vss.ship.server import serve as start
@@ -113,9 +127,7 @@ def serve(
     if get_server:
         out.print(f"server: {tritonserver.make()}")
     if not bundles:
-        if get_server:
-            return
-        raise VssError("BUNDLES is missing: give one or more bundles to serve.")
+        return
     with (
         file_at_work(target_of(log)),
         start(bundles, ports=Ports(http_port, grpc_port, metrics_port), log=log) as (server, distances),
@@ -141,9 +153,11 @@ def load(
     report: ReportFile = None,
 ) -> None:
     """Send the bundle's samples to a server: latency, throughput, errors, and the batches that the server formed."""
+    from vss.ship import read
+
+    read(bundle)
     from vss.ship import load as tools
     from vss.ship.load import load_bundle
-    from vss.ship.manifest import read
 
     figures = load_bundle(bundle, address, seconds=seconds, concurrency=concurrency, rate=rate)
     if perf_analyzer and "lost" not in figures:

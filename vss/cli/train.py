@@ -38,7 +38,7 @@ from vss.cli.options import (
 from vss.core import yaml12
 from vss.core.config import Recipe, recipes
 from vss.core.errors import GateFailed, NotMeasured, VssError
-from vss.core.files import at_work, safe_name
+from vss.core.files import at_work, require_checkpoint, safe_name
 from vss.core.yaml12 import Override
 
 MIN_KEPT = 0.001
@@ -71,6 +71,10 @@ def run(
         out.print(yaml12.dump(job.model_dump(mode="json")), highlight=False)
         return
 
+    from vss.run.inputs import require_engines, require_job
+
+    require_job(job)
+    require_engines(job)
     from vss.core.report import read_report
     from vss.run.job import run as run_recipe
 
@@ -102,9 +106,12 @@ def train(given: Given, save: Save = Path("runs/train"), recipe: RecipeName = No
 
     The same command goes on where it was stopped.
     """
-    from vss.run.project import Project
+    from vss.run.inputs import require_job
 
     job = recipe_of(given, overrides, recipe)
+    require_job(job)
+    from vss.run.project import Project
+
     project = Project.open(job)
     _print_fit(project.train(project.build_model(), job.train, save, progress=bars()), project.task.title)
 
@@ -122,12 +129,17 @@ def finetune(
 
     The same command goes on where it was stopped.
     """
-    from vss.run.project import project_of, teacher_of
-    from vss.train import checkpoint
+    from vss.run.inputs import recipe_around
 
     if ckpt.resolve().parent == save.resolve():
         raise VssError(f"--ckpt {ckpt} lies in the folder that is written; choose another --save than {save}.")
     job = recipe_of(given, overrides, recipe)
+    recipe_around(ckpt, **_own_data(given), recipe=job)
+    if teacher:
+        require_checkpoint(teacher)
+    from vss.run.project import project_of, teacher_of
+    from vss.train import checkpoint
+
     project = project_of(ckpt, **_own_data(given), recipe=job)
     net = checkpoint.load(ckpt)
     source = teacher_of(teacher, project, net) if teacher else None
@@ -217,8 +229,7 @@ def prune(
 
     Writes plan.json and pruned.safetensors, whose outputs equal those of the masked network.
     """
-    from vss.run import pruning
-    from vss.run.project import network_to_prune
+    from vss.run.inputs import recipe_to_prune, require_criterion
 
     if dry_run and "prune.latency" in budget:
         raise VssError("--latency builds and measures engines, which is no dry run; leave --dry-run off.")
@@ -233,7 +244,13 @@ def prune(
         given["precision.kinds"] = [precision]
     job = recipe_of(given | budget, overrides)
     _require_target(ctx, job)
-    project, net = network_to_prune(job, ckpt, model, weights, **_own_data(given), size=given.get("data.size"))
+    source: Any = {**_own_data(given), "size": given.get("data.size")}
+    recipe_to_prune(job, ckpt, model, weights, **source)
+    require_criterion(job.prune)
+    from vss.run import pruning
+    from vss.run.project import network_to_prune
+
+    project, net = network_to_prune(job, ckpt, model, weights, **source)
     if dry_run:
         groups = pruning.groups_of(project, net)
         config, why = pruning.with_step(project, net, job.prune, groups)
@@ -255,7 +272,7 @@ def prune(
 
 def methods() -> None:
     """List pruning criteria: what each needs, how its paper ranks, its presets and its source."""
-    from vss.run.quality import method_rows
+    from vss.prune.criteria import method_rows
 
     heads = {
         "name": "criterion", "aliases": "also", "needs": "needs", "sparse_phase": "sparse phase", "ranking": "ranking",
@@ -277,11 +294,15 @@ def quality(
     report: ReportFile = None,
 ) -> None:
     """Judge criteria without fine-tuning: overlap with an oracle, output error, correlations, sensitivity."""
+    from vss.prune.criteria import parse_methods
+    from vss.run.inputs import recipe_around
+
+    names, job = criteria.split(","), recipe_of(given)
+    parse_methods([*names, *([sensitivity] if sensitivity else [])])
+    recipe_around(ckpt, **_own_data(given), recipe=job)
     from vss.run import quality as judge
 
-    names = criteria.split(",")
-    judge.parse_methods([*names, *([sensitivity] if sensitivity else [])])
-    subject = judge.Subject.open(ckpt, recipe_of(given), **_own_data(given), channels=channels)
+    subject = judge.Subject.open(ckpt, job, **_own_data(given), channels=channels)
     out.print(subject.cost_sentence(), highlight=False)
     with Progress(console=err, transient=True) as bar:
         task = bar.add_task("oracle", total=len(subject.sample))

@@ -9,22 +9,24 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from vss.core.errors import NotFinite
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 TINY = 1e-9  # of the largest value: what an output must vary by before its variation counts; float64 resolves it
 NETWORK = "give a checkpoint that did not diverge, or train again with a lower learning rate"
 ENGINE = "make it of a checkpoint that did not diverge, or in another precision: float16 ends at 65504"
 AGREEMENT = 0.999  # share of the places that have the same label
-Outputs = Callable[[nn.Module, Tensor], Sequence[Tensor]]
+Outputs = Callable[["nn.Module", "Tensor"], Sequence["Tensor"]]
 
 
 def refuse_not_finite(values: Iterable[Any], what: str, advice: str) -> None:
     """Raise `NotFinite` unless every value of all these arrays or tensors is a number: NaN has an argmax too."""
+    import torch
+
     if not all(bool(torch.isfinite(torch.as_tensor(value)).all()) for value in values):
         raise NotFinite(f"{what} gives NaN or infinity, so its results mean nothing; {advice}.")
 
@@ -46,6 +48,8 @@ def spread(values: Tensor) -> float:
 
 def relative_difference(wanted: Tensor, got: Tensor) -> float:
     """Largest difference over the `spread` of what was wanted; infinite for other shapes and what is not finite."""
+    import torch
+
     if wanted.shape != got.shape or not (torch.isfinite(wanted).all() and torch.isfinite(got).all()):
         return math.inf
     worst = float((wanted.double() - got.double()).abs().max()) if wanted.numel() else 0.0
@@ -54,6 +58,8 @@ def relative_difference(wanted: Tensor, got: Tensor) -> float:
 
 def proven_difference(wanted: Tensor, got: Tensor) -> float:
     """As `relative_difference`, and at least what rounding in this dtype could hide: equal numbers prove no more."""
+    import torch
+
     if not wanted.numel():
         return 0.0
     step = torch.finfo(wanted.dtype).eps * float(wanted.abs().max())
@@ -74,6 +80,7 @@ def alike(first: nn.Module, second: nn.Module, x: Tensor, outputs: Outputs, tole
     Rounding grows in deep networks and moves the indices of pooled maxima, and hides what is small beside a constant;
     it vanishes there, and a wrong cut does not.
     """
+    import torch
 
     def same(a: nn.Module, b: nn.Module, image: Tensor) -> bool:
         with torch.no_grad():
@@ -88,6 +95,8 @@ def duplicate(model: nn.Module) -> nn.Module:
 
     torch refuses to copy such a tensor; its copy is a plain one, which the next call replaces.
     """
+    from torch import Tensor
+
     computed = [
         value
         for module in model.modules()

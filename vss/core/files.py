@@ -140,6 +140,18 @@ def require_file(path: Path | str, *, kind: str, limit: int = 1 << 62) -> Path:
     return Path(path)
 
 
+def require_checkpoint(path: Path) -> Path:
+    """The path of a file that may be a checkpoint of vss."""
+    if not path.is_file():
+        raise VssError(f"checkpoint {path} does not exist.")
+    if path.suffix in (".pt", ".pth", ".ckpt"):
+        raise VssError(
+            f"{path} is a torch file; vss checkpoints are .safetensors. Load its weights with "
+            "`vss prune --model NAME --weights FILE` or vss.models.read_state_dict."
+        )
+    return path
+
+
 def _a(kind: str) -> str:
     return f"{'an' if kind[:1] in 'aeioAEIO' else 'a'} {kind}"
 

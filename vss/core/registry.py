@@ -10,9 +10,11 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import inspect
+import pkgutil
 import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Generic, Literal, TypeVar
 
@@ -20,6 +22,13 @@ from vss.core.errors import VssError, one_line, shown, unknown
 
 T = TypeVar("T")
 ENTRY_POINT_GROUP = "vss.plugins"
+
+
+@dataclass(frozen=True)
+class Later:
+    """Where a registered thing is, "module:attribute", until somebody asks for it."""
+
+    target: str
 
 
 class Registry(Generic[T]):
@@ -34,18 +43,24 @@ class Registry(Generic[T]):
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        self._items: dict[str, T] = {}
+        self._items: dict[str, T | Later] = {}
         self._aliases: dict[str, str] = {}
 
     def add(self, name: str, item: T, *, aliases: Iterable[str] = ()) -> T:
         """Register `item`; raises `VssError` when the name or an alias is taken."""
-        aliases = list(aliases)
+        self._put(name, item, list(aliases))
+        return item
+
+    def later(self, name: str, target: str, *, aliases: Iterable[str] = ()) -> None:
+        """Register what "module:attribute" is: names are known at once, and the module is imported on first use."""
+        self._put(name, Later(target), list(aliases))
+
+    def _put(self, name: str, item: T | Later, aliases: list[str]) -> None:
         for key in (name, *aliases):
             if key in self._items or key in self._aliases:
                 raise VssError(f"{self.kind} {key!r} is registered already by {self[key]!r}; choose another name.")
         self._items[name] = item
         self._aliases.update(dict.fromkeys(aliases, name))
-        return item
 
     def register(self, name: str, *, aliases: Iterable[str] = ()) -> Callable[[T], T]:
         """Decorator form of `add`."""
@@ -62,7 +77,11 @@ class Registry(Generic[T]):
         return name
 
     def __getitem__(self, name: str) -> T:
-        return self._items[self.canonical(name)]
+        name = self.canonical(name)
+        item = self._items[name]
+        if isinstance(item, Later):
+            item = self._items[name] = typing.cast(T, pkgutil.resolve_name(item.target))
+        return item
 
     def __contains__(self, name: str) -> bool:
         load_entry_points()

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from vss.data.base import IGNORE, LabelTable, Pair, SegData, UnknownLabelsError, guess_layout, require_classes
-from vss.data.check import check_labels
-from vss.data.counts import class_weights, count_classes
-from vss.data.defects import DefectSplit, Targets, choose_annotated, labels_of, read_split_file
-from vss.data.images import BadSampleError
-from vss.data.readers import DATASETS, open_data
-from vss.data.synthetic import write_defects, write_street
-from vss.data.transforms import Augment, BalancedSampler, EpochSampler, Preprocess, SegSplit, make_loader
+from typing import TYPE_CHECKING
+
+from vss.core.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from vss.data.base import IGNORE, LabelTable, Pair, SegData, UnknownLabelsError, guess_layout, require_classes
+    from vss.data.check import check_labels
+    from vss.data.counts import class_weights, count_classes
+    from vss.data.defects import DefectSplit, Targets, choose_annotated, labels_of, read_split_file
+    from vss.data.images import BadSampleError
+    from vss.data.preprocess import Preprocess
+    from vss.data.readers import DATASETS, open_data
+    from vss.data.synthetic import write_defects, write_street
+    from vss.data.transforms import Augment, BalancedSampler, EpochSampler, SegSplit, make_loader
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "base": ["IGNORE", "LabelTable", "Pair", "SegData", "UnknownLabelsError", "guess_layout", "require_classes"],
+        "check": ["check_labels"],
+        "counts": ["class_weights", "count_classes"],
+        "defects": ["DefectSplit", "Targets", "choose_annotated", "labels_of", "read_split_file"],
+        "images": ["BadSampleError"],
+        "preprocess": ["Preprocess"],
+        "readers": ["DATASETS", "open_data"],
+        "synthetic": ["write_defects", "write_street"],
+        "transforms": ["Augment", "BalancedSampler", "EpochSampler", "SegSplit", "make_loader"],
+    },
+)
 
 __all__ = [
     "DATASETS",

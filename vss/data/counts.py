@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from vss.core.errors import VssError, unknown
 from vss.core.files import sha256_json
 from vss.data.base import Pair, SegData
 from vss.data.images import READING, count_values, sha256_files
-from vss.data.transforms import Preprocess
+from vss.data.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    import torch
 
 WEIGHT_MODES = ("median", "log", "none")
 
@@ -82,6 +84,8 @@ def weights_from_counts(counts: ClassCounts, mode: str) -> np.ndarray:
 
 def class_weights(data: SegData, split: str = "train", mode: str = "median") -> torch.Tensor:
     """(K,) float32 loss weights from the masks of a split; `mode` as in `weights_from_counts`."""
+    import torch
+
     if mode == "none":
         return torch.ones(data.num_classes)
     return torch.from_numpy(weights_from_counts(count_classes(data, data.pairs(split)), mode)).float()
@@ -123,6 +127,8 @@ class CalibrationSet:
 
     def batches(self, preprocess: Preprocess, size: int = 1) -> Iterator[torch.Tensor]:
         """(n, 3, H, W) uint8 RGB, n at most `size`, in the order of `pairs`; nothing is kept."""
+        import torch
+
         for start in range(0, len(self.pairs), size):
             images = [preprocess.image(self.data.read(pair)[0]) for pair in self.pairs[start : start + size]]
             yield torch.stack(images)

@@ -22,7 +22,8 @@ from vss.core.errors import VssError
 from vss.core.files import require_file
 from vss.data.base import IGNORE, Pair, SegData
 from vss.data.counts import count_classes
-from vss.data.transforms import Augment, Key, Preprocess, SegSplit
+from vss.data.preprocess import Preprocess
+from vss.data.transforms import Augment, Key, SegSplit
 
 DEFECT = 1
 

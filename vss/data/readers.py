@@ -317,16 +317,22 @@ def masks(root: Path) -> SegData:
     )
 
 
-def open_root(name: str, root: Path | str) -> SegData:
-    """The dataset as its reader finds it, orphans included; raises `VssError` for a wrong name or folder."""
+def require_root(name: str, root: Path | str) -> Path:
+    """The folder of a dataset; raises `VssError` for a name that does not exist, and for what is no folder."""
     root = Path(root)
-    reader = DATASETS[name]
+    DATASETS.canonical(name)
     if not root.exists():
         raise VssError(f"data root {root} does not exist; give the folder that holds the {name!r} data.")
     if not root.is_dir():
         raise VssError(f"data root {root} is a file; give the folder that holds the {name!r} data.")
+    return root
+
+
+def open_root(name: str, root: Path | str) -> SegData:
+    """The dataset as its reader finds it, orphans included; raises `VssError` for a wrong name or folder."""
+    root = require_root(name, root)
     try:
-        return reader(root)
+        return DATASETS[name](root)
     except OSError as error:
         raise VssError(f"{error.filename or root} cannot be listed ({error.strerror or error}).") from error
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from pydantic import Field
-from torch import Tensor
 
 from vss.core.config import TimeLimits
 from vss.core.environment import environment
@@ -26,7 +25,9 @@ from vss.core.yaml12 import parse
 from vss.deploy.backends.base import Session
 
 if TYPE_CHECKING:
-    from vss.data.transforms import Preprocess
+    from torch import Tensor
+
+    from vss.data.preprocess import Preprocess
 
 
 MIN_ROUNDS = 4

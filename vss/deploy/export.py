@@ -1,49 +1,32 @@
-"""PyTorch -> ONNX by the dynamo exporter, cleaned up, checked and proven equal to the network on CPU.
-
-`parity` compares the outputs of an ONNX file with those of the network that it came from, and judges every differing
-label.
-"""
+"""PyTorch -> ONNX by the dynamo exporter, cleaned up, checked and proven equal to the network on CPU."""
 
 from __future__ import annotations
 
 import copy
 import json
 import logging
-import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
 from vss.core import __version__
-from vss.core.closeness import NETWORK, refuse_not_finite, spread
 from vss.core.errors import VssError, need
 from vss.core.files import atomic, sha256_file, sha256_tensors
-from vss.deploy import onnx_file, surgeon
-from vss.deploy.backends import BACKENDS, Session
-from vss.deploy.graph import Declared, SegGraph
-from vss.deploy.surgeon import add_bodies
-from vss.ops.onnx_nodes import plugin_nodes
+from vss.deploy import onnx_file
 
 if TYPE_CHECKING:
-    from vss.data.transforms import Preprocess
+    from torch import nn
 
+    from vss.data.preprocess import Preprocess
+    from vss.deploy.graph import Declared, SegGraph
+    from vss.deploy.parity import Tolerance
 
 EXAMPLE_BATCH = 2  # the exporter can specialise a dimension of 1 without a word
 MAX_BYTES = 2**31 - 1  # one protobuf message
 OPSETS = range(18, 26)  # what the exporter writes without changing the number that was asked for
 NOISY = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch._export")
-DRAWS = 4
-Images = Callable[[int, tuple[int, int], int], Tensor]
-"""(N, (H, W), seed) -> what a graph takes."""
-CLOSE = 3e-5  # relative difference from which float64 is asked who is right
-WORST: tuple[str, ...] = ("max_abs", "max_rel", "max_lead")
 
 
 def export(
@@ -68,8 +51,7 @@ def export(
 
     The graph takes `image`: float32 (N, 3, H, W) normalised, or with `preprocess` uint8 (N, H, W, 3) RGB. It gives
     `logits` float32 (N, K, H, W), or with `labels` `labels` int32 or uint8 (N, H, W); of a defect network it gives
-    `decision` float32 (N, 1) and `seg` float32 (N, 1, H/8, W/8), logits. N is dynamic. A copy of `model` on the CPU in
-    eval mode is exported.
+    `decision` float32 (N, 1) and `seg` float32 (N, 1, H/8, W/8), logits. N is dynamic. A copy in eval mode is exported.
 
     Args:
         size: (H, W); multiples of `model.size_multiple`.
@@ -86,28 +68,36 @@ def export(
     Raises:
         VssError: size, option or missing package; a network that cannot be exported; a result that differs.
     """
+    from vss.deploy import graph, parity, surgeon
+    from vss.ops.onnx_nodes import plugin_nodes
+
     _check_request(model, size, dynamic_size, class_names, opset)
     onnx, _ = need("onnx", "export"), need("onnxscript", "export by torch.onnx")
     network: Any = copy.deepcopy(model).cpu().eval()
-    wrapped = SegGraph(network, preprocess=preprocess, labels=labels, labels_dtype=labels_dtype).eval()
+    wrapped = graph.SegGraph(network, preprocess=preprocess, labels=labels, labels_dtype=labels_dtype).eval()
     sizes = _parity_sizes(size, network.size_multiple, dynamic_size, parity_sizes, len(parity_batches))
     metadata = _metadata(model, size, preprocess or expects, class_names, plan_sha256)
     with atomic(path) as temporary:
         with plugin_nodes(plugins):
             _trace(wrapped, temporary, size, opset, dynamic_size)
         cleaned, report = surgeon.clean(onnx.load(str(temporary)), metadata)
-        report["plugins"] = add_bodies(cleaned) if plugins else []
+        report["plugins"] = surgeon.add_bodies(cleaned) if plugins else []
         inputs, outputs = _declare(wrapped, size, dynamic_size)
         _check_opset(cleaned, opset)
         surgeon.check(cleaned, inputs, outputs)
         onnx.save(cleaned, str(temporary))
-        report["parity"] = parity(wrapped, temporary, list(zip(parity_batches, sizes, strict=True)), tolerance)
+        report["parity"] = parity.parity(wrapped, temporary, list(zip(parity_batches, sizes, strict=True)), tolerance)
         report |= {"sha256": sha256_file(temporary), "bytes": temporary.stat().st_size}
     return {"onnx": Path(path).name, "opset": opset, **_shapes(inputs, outputs), **report, "metadata": metadata}
 
 
 def writes_plugins(model: Any, size: tuple[int, int]) -> bool:
     """Whether a network has something that a plugin does beside its labels, from a trace and without a file."""
+    import torch
+
+    from vss.deploy.graph import SegGraph
+    from vss.ops.onnx_nodes import plugin_nodes
+
     with plugin_nodes(), _quiet():
         graph = SegGraph(copy.deepcopy(model).cpu().eval()).eval()
         traced = torch.export.export(graph, (torch.zeros(EXAMPLE_BATCH, 3, *size),))
@@ -192,6 +182,8 @@ def _symbols(multiple: int) -> tuple[str, str]:
 
 def _trace(graph: SegGraph, path: Path, size: tuple[int, int], opset: int, dynamic_size: bool) -> None:
     """One call of torch.onnx.export, without its progress output."""
+    import torch
+
     height, width = size
     shape, dtype = ((height, width, 3), torch.uint8) if graph.nhwc else ((3, height, width), torch.float32)
     dims: dict[int, Any] = {0: torch.export.Dim("batch")}
@@ -249,147 +241,3 @@ def _parity_sizes(
     if not dynamic_size and any(tuple(each) != tuple(size) for each in asked):
         raise VssError(f"the graph is fixed to {size[0]} x {size[1]}; other parity sizes need dynamic_size=True.")
     return [(height, width) for height, width in asked]
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """What may differ, relative to the spread of the torch network's logits (`vss.core.closeness`).
-
-    Args:
-        relative: largest difference of a logit; also the largest lead that torch's winning class may have over the
-            class the engine chose, so that a differing label is allowed at a tie and nowhere else.
-        agreement: smallest share of pixels with the same label, 0..1.
-    """
-
-    relative: float = 1e-4
-    agreement: float = 0.999
-
-
-def parity(
-    graph: SegGraph,
-    onnx: Path,
-    shapes: Sequence[tuple[int, tuple[int, int]]],
-    tolerance: Tolerance | None = None,
-    *,
-    images: Images | None = None,
-) -> dict[str, Any]:
-    """Run torch and onnxruntime (CPU) on the same seeded noise, or on given images; raises outside the tolerance.
-
-    Args:
-        graph: the wrapper that was exported.
-        shapes: (N, (H, W)) per comparison.
-
-    Returns:
-        {"shapes": [{"input", "logit_scale", "max_abs", "max_rel", "max_lead", "argmax_agreement"}...], and the worst of
-        each}. Where float32 itself is the larger part of a difference, float64 is the judge: a file may be twice as far
-        from it (`exact_rel`) as torch's own float32 is (`own_rel`). `max_abs` and `max_rel` are absent for graphs that
-        end in labels. The two heads of a defect network are each compared on their own scale; a pixel's label is its
-        sign.
-
-    A network that `jumps` moves whole values where two maxima are equal up to rounding, in its own two precisions as
-    much as in a file. Of it 99 % of the logits are judged (`p99_rel`), and an image that fails is drawn again, up to
-    `DRAWS` times (`draws`): such a tie is rare, and a wrong file fails on every image.
-    """
-    tolerance = tolerance or Tolerance()
-    network = copy.copy(graph)
-    network.labels = False
-    draw = images or partial(noise, nhwc=graph.nhwc)
-    with BACKENDS["onnxruntime"].open(onnx) as session:
-        rows = [_agreed(network, session, partial(draw, *shape), seed, tolerance) for seed, shape in enumerate(shapes)]
-    worst: dict[str, float] = {key: max(row[key] for row in rows) for key in WORST if key in rows[0]}
-    worst["argmax_agreement"] = min(row["argmax_agreement"] for row in rows)
-    return {"shapes": rows, **worst}
-
-
-def _agreed(
-    network: SegGraph, session: Session, draw: Callable[[int], Tensor], seed: int, tolerance: Tolerance
-) -> dict[str, Any]:
-    """The figures of the first image that is inside the tolerance; raises what is wrong with the last one."""
-    jumps = getattr(network.model, "jumps", False)
-    fault = ""
-    for count in range(DRAWS if jumps else 1):
-        row = _compare(network, session, draw(seed + 1000 * count))
-        fault = _fault(row, tolerance, jumps)
-        if not fault:
-            return row | ({"draws": count + 1} if jumps else {})
-    raise VssError(fault)
-
-
-def _compare(network: SegGraph, session: Session, image: Tensor) -> dict[str, Any]:
-    with torch.inference_mode():
-        expected = network(image)
-    values = expected if isinstance(expected, tuple) else (expected,)
-    refuse_not_finite(values, "the network", NETWORK)
-    if network.defect:
-        return _compare_heads(dict(zip(("decision", "seg"), expected, strict=True)), session, image)
-    name, found = next(iter(session.run({"image": image.numpy()}).items()))
-    got = torch.from_numpy(found)
-    scale = max(spread(expected), 1e-12)
-    row: dict[str, Any] = {"input": list(image.shape), "logit_scale": scale}
-    labels = (got.argmax(1) if name == "logits" else got).long()
-    row["max_lead"] = float((expected.amax(1) - expected.gather(1, labels.unsqueeze(1)).squeeze(1)).max()) / scale
-    row["argmax_agreement"] = float((expected.argmax(1) == labels).double().mean())
-    if name == "logits":
-        row["max_abs"] = float((got - expected).abs().max())
-        row["max_rel"] = row["max_abs"] / scale
-        differences = (got - expected).abs().flatten()
-        row["p99_rel"] = float(differences.kthvalue(math.ceil(0.99 * len(differences))).values) / scale
-    if CLOSE < row.get("max_rel", row["max_lead"]) < 1e-2:
-        row |= _against_float64(network, image, expected, got if name == "logits" else None)
-    return row
-
-
-def _against_float64(network: SegGraph, image: Tensor, expected: Tensor, got: Tensor | None) -> dict[str, float]:
-    """How far torch's float32 logits and, where it has any, the file's are from those in float64, over their spread.
-
-    Where a network magnifies rounding, two correct float32 programs differ by more than any fixed tolerance.
-    """
-    exact = copy.deepcopy(network).double()
-    with torch.inference_mode():
-        truth = exact(image if network.nhwc else image.double())
-    scale = max(spread(truth), 1e-12)
-    found = {"own_rel": float((expected - truth).abs().max()) / scale}
-    return found if got is None else found | {"exact_rel": float((got - truth).abs().max()) / scale}
-
-
-def _compare_heads(expected: dict[str, Tensor], session: Session, image: Tensor) -> dict[str, Any]:
-    """The same figures for binary logits, the worst of them. The map is judged against its spread, a decision, which is
-    one number an image, against its size.
-    """
-    found = {name: torch.from_numpy(value) for name, value in session.run({"image": image.numpy()}).items()}
-    scales = {name: float(v.abs().max()) if v.ndim < 3 else spread(v) for name, v in expected.items()}
-    row: dict[str, Any] = {"input": list(image.shape), "logit_scale": max(scales.values()), **dict.fromkeys(WORST, 0.0)}
-    same = total = 0
-    for name, value in expected.items():
-        difference = float((found[name] - value).abs().max())
-        flipped = (found[name] >= 0) != (value >= 0)
-        lead = float(value[flipped].abs().max()) if flipped.any() else 0.0
-        row["max_abs"] = max(row["max_abs"], difference)
-        row["max_rel"] = max(row["max_rel"], difference / max(scales[name], 1e-12))
-        row["max_lead"] = max(row["max_lead"], lead / max(scales[name], 1e-12))
-        same, total = same + int((~flipped).sum()), total + flipped.numel()
-    row["argmax_agreement"] = same / total
-    return row
-
-
-def noise(batch: int, size: tuple[int, int], seed: int, *, nhwc: bool) -> Tensor:
-    """Seeded test images: uint8 (N, H, W, 3) over the full range, or float32 (N, 3, H, W) of unit variance."""
-    generator = torch.Generator().manual_seed(seed)
-    if nhwc:
-        return torch.randint(0, 256, (batch, *size, 3), dtype=torch.uint8, generator=generator)
-    return torch.randn(batch, 3, *size, generator=generator)
-
-
-def _fault(row: dict[str, Any], tolerance: Tolerance, jumps: bool) -> str:
-    """What is outside the tolerance, in a sentence; empty where nothing is."""
-    judged = ("p99_rel",) if jumps else ("exact_rel" if "exact_rel" in row else "max_rel", "max_lead")
-    allowed = max(tolerance.relative, 2 * row.get("own_rel", 0.0))
-    for key in judged:
-        if key in row and not row[key] <= allowed:
-            return f"the ONNX differs from torch at {row['input']}: {key} {row[key]:.3g}, allowed {allowed:.3g}."
-    if not row["argmax_agreement"] >= tolerance.agreement:
-        return (
-            f"the ONNX differs from torch at {row['input']}: labels agree on {row['argmax_agreement']:.6f} of the "
-            f"pixels, at least {tolerance.agreement} expected."
-        )
-    return ""

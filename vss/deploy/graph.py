@@ -11,12 +11,10 @@ from vss.core.errors import VssError
 from vss.ops import onnx_nodes
 
 if TYPE_CHECKING:
-    from vss.data.transforms import Preprocess
+    from vss.data.preprocess import Preprocess
 
 Declared = tuple[str, tuple[int | str, ...]]
 """What a file declares of an input or output: dtype name, and an int or a symbol per dimension."""
-PREFIX = "model."
-"""Of the names of parameters in an exported file: they belong to `SegGraph.model`."""
 LABEL_DTYPES = {"int32": torch.int32, "uint8": torch.uint8}
 
 

@@ -24,6 +24,8 @@ BEHIND_LABELS = ("Cast", "Squeeze", "Unsqueeze", "Reshape", "Identity", "Transpo
 LARGEST = 2 << 30
 """Bytes of a protobuf message; more is external data."""
 KEY = "vss.preprocess"
+PREFIX = "model."
+"""Of the names of parameters in an exported file: they belong to `SegGraph.model`."""
 RUNTIME = "vss.runtime"
 """Of a file that was built for another runtime than onnxruntime: JSON, `backend` and its settings."""
 ORDER = "RGB"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vss.core.errors import VssError, need
-from vss.deploy.graph import Declared
 from vss.ops.onnx_nodes import DOMAIN
+
+if TYPE_CHECKING:
+    from vss.deploy.graph import Declared
 
 FLOAT, UINT8 = 1, 2  # onnx.TensorProto
 FROM_FLOAT = ("float16", "float32")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import torch
@@ -13,8 +12,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vss import ops
-from vss.core.errors import VssError, one_line, shown, unknown
-from vss.core.registry import Registry, checked_options, keyword_options
+from vss.core.errors import VssError
 
 Width = Annotated[int, Field(ge=1, le=8192)]
 """Channels of a layer, as an option."""
@@ -161,38 +159,6 @@ class DefectModel(SegModel):
         """x: (N, 3, H, W) float, normalised. Returns (N, H, W) uint8: 1 where the resized map is at least 0."""
         self.check_size(x)
         return (self.resize(self.forward_logits(x), x) >= 0).squeeze(1).to(torch.uint8)
-
-
-# The table of networks, and `build`.
-
-
-MODELS: Registry[Callable[..., SegModel]] = Registry("model")
-
-
-def build(name: str, /, num_classes: int, **options: Any) -> SegModel:
-    """Build a registered network.
-
-    Args:
-        name: a name in `MODELS`.
-        num_classes: K, 1 to 256 (labels are uint8).
-        options: keyword options of that network; an unknown one is refused with the closest name, and one that is not
-            what the annotation says by the value.
-    """
-    factory = MODELS[name]
-    known = keyword_options(factory)
-    for option in options:
-        if option not in known:
-            raise unknown(f"option of model {name!r}", option, known)
-    if not isinstance(num_classes, int) or not 1 <= num_classes <= 256:
-        raise VssError(f"num_classes is {shown(num_classes)}; expected 1 to 256, since labels are uint8.")
-    options = checked_options(f"model {name!r}", known, options)
-    try:
-        model = factory(num_classes, **options)
-    except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, ArithmeticError, MemoryError) as error:
-        reason = one_line(str(error)).rstrip(".") or "out of memory"
-        raise VssError(f"model {name!r} refuses options {shown(options)}: {reason}.") from error
-    model.name, model.options = MODELS.canonical(name), dict(options)
-    return model
 
 
 class AtMost(TorchDispatchMode):

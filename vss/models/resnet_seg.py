@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 from vss.core.errors import VssError, one_line
 from vss.core.files import require_file
-from vss.models.base import MODELS, SegModel, Width, conv_bn_relu, init_weights
+from vss.models.base import SegModel, Width, conv_bn_relu, init_weights
 
 DAMAGED = (
     pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError,
@@ -159,21 +160,24 @@ class ResNetSeg(SegModel):
         return self.classifier(self.fuse(F.relu(top)))
 
 
-def _register(depth: int) -> None:
-    # `build` validates options by signature, so the basic-block nets do not offer the dilation they cannot have.
-    if depth < 50:
-
-        def factory(num_classes: int, *, decoder: Width = 128) -> SegModel:
-            return ResNetSeg(num_classes, depth=depth, decoder=decoder)
-    else:
-
-        def factory(  # type: ignore[misc]
-            num_classes: int, *, decoder: Width = 128, dilate: tuple[bool, bool, bool] = (False, False, False)
-        ) -> SegModel:
-            return ResNetSeg(num_classes, depth=depth, decoder=decoder, dilate=dilate)
-
-    MODELS.add(f"resnet{depth}_seg", factory)
+# `build` validates options by signature, so the basic-block nets do not offer the dilation they cannot have.
 
 
-for _depth in (18, 34, 50, 101):
-    _register(_depth)
+def _basic(depth: int) -> Callable[..., SegModel]:
+    def factory(num_classes: int, *, decoder: Width = 128) -> SegModel:
+        return ResNetSeg(num_classes, depth=depth, decoder=decoder)
+
+    return factory
+
+
+def _bottleneck(depth: int) -> Callable[..., SegModel]:
+    def factory(
+        num_classes: int, *, decoder: Width = 128, dilate: tuple[bool, bool, bool] = (False, False, False)
+    ) -> SegModel:
+        return ResNetSeg(num_classes, depth=depth, decoder=decoder, dilate=dilate)
+
+    return factory
+
+
+resnet18_seg, resnet34_seg = _basic(18), _basic(34)
+resnet50_seg, resnet101_seg = _bottleneck(50), _bottleneck(101)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vss.core.errors import VssError
-from vss.models.base import MODELS, DefectModel, Width
+from vss.models.base import DefectModel, Width
 
 WIDTHS = (32, 64, 64, 64, 1024)
 EXTRACTOR = (8, 16, 32)
@@ -82,7 +82,6 @@ def conv_block(cin: int, cout: int, kernel: int) -> nn.Sequential:
     return nn.Sequential(convolution, FeatureNorm(cout), nn.ReLU(inplace=True))
 
 
-@MODELS.register("segdecnet")
 class SegDecNet(DefectModel):
     """Decision and defect map of an image whose sides are multiples of 8 (640 x 232 in the publication).
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from vss import ops
 from vss.core.errors import VssError
-from vss.models.base import MODELS, SegModel, Width, conv_bn_relu, init_weights
+from vss.models.base import SegModel, Width, conv_bn_relu, init_weights
 from vss.ops import onnx_nodes
 
 
@@ -105,7 +105,6 @@ class VGGFeatures(nn.Module):
         return x, pooled
 
 
-@MODELS.register("segnet")
 class SegNet(SegModel):
     """Encoder and mirrored decoder; inputs of any size from 32x32 on.
 

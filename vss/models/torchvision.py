@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
-from vss.models.base import MODELS, SegModel
+from vss.models.base import SegModel
 
 
 class TorchvisionSeg(SegModel):
@@ -39,50 +40,28 @@ class TorchvisionSeg(SegModel):
         return heads
 
 
-# DeepLabV3 (Chen et al., 2017) from torchvision, with the auxiliary head on layer3 that it was trained with.
-
-
-def _register(depth: int) -> None:
+def _with_aux(name: str) -> Callable[..., SegModel]:
     def factory(num_classes: int, *, aux: bool = True) -> SegModel:
-        """ResNet backbone of output stride 8, atrous spatial pyramid pooling; `aux` adds the head for training."""
+        """ResNet backbone of output stride 8; `aux` adds the head on layer3 for training."""
         from torchvision.models import segmentation
 
-        net = getattr(segmentation, f"deeplabv3_resnet{depth}")
-        return TorchvisionSeg(
-            net(weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=aux), num_classes
-        )
+        build = getattr(segmentation, name)
+        net = build(weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=aux)
+        return TorchvisionSeg(net, num_classes)
 
-    MODELS.add(f"deeplabv3_resnet{depth}", factory)
+    return factory
 
 
-for _depth in (50, 101):
-    _register(_depth)
-
+# DeepLabV3 (Chen et al., 2017): atrous spatial pyramid pooling, with the auxiliary head that it was trained with.
+deeplabv3_resnet50, deeplabv3_resnet101 = _with_aux("deeplabv3_resnet50"), _with_aux("deeplabv3_resnet101")
 
 # Fully convolutional networks (Long et al., 2015) as torchvision builds them: dilated ResNet, one 3x3 head.
-
-
-def _register_fcn(depth: int) -> None:
-    def factory(num_classes: int, *, aux: bool = True) -> SegModel:
-        """ResNet backbone of output stride 8 and a plain head; `aux` adds the head on layer3 for training."""
-        from torchvision.models import segmentation
-
-        net = getattr(segmentation, f"fcn_resnet{depth}")
-        return TorchvisionSeg(
-            net(weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=aux), num_classes
-        )
-
-    MODELS.add(f"fcn_resnet{depth}", factory)
-
-
-for _depth in (50, 101):
-    _register_fcn(_depth)
+fcn_resnet50, fcn_resnet101 = _with_aux("fcn_resnet50"), _with_aux("fcn_resnet101")
 
 
 # LR-ASPP on MobileNetV3 (Howard et al., 2019) from torchvision: depthwise convolutions, squeeze-excite, hard swish.
 
 
-@MODELS.register("lraspp_mobilenet_v3_large")
 class LRASPP(SegModel):
     """The state dict has torchvision's keys (`backbone.`, `classifier.`).
 

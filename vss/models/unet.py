@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from vss.models.base import MODELS, SegModel, Width, conv_bn_relu, init_weights
+from vss.models.base import SegModel, Width, conv_bn_relu, init_weights
 
 Depth = Annotated[int, Field(ge=0, le=8)]
 Up = Literal["transpose", "bilinear"]
@@ -22,7 +22,6 @@ def double_conv(cin: int, cout: int) -> nn.Sequential:
     return nn.Sequential(conv_bn_relu(cin, cout), conv_bn_relu(cout, cout))
 
 
-@MODELS.register("unet")
 class UNet(SegModel):
     """Encoder and decoder with skip concatenations.
 

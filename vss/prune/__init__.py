@@ -4,14 +4,30 @@
 >>> small = apply_plan(model, plan)                                                          # doctest: +SKIP
 """
 
+from typing import TYPE_CHECKING
+
 from vss.core.config import Budget
-from vss.prune.apply import apply_plan, cut, masked
-from vss.prune.budget import CostModel, count
+from vss.core.lazy import lazy_names
 from vss.prune.criteria import CRITERIA, Criterion, make_criterion
-from vss.prune.make import make_plan, recalibrate_bn, verify
 from vss.prune.plan import Group, Groups, Locked, Plan, Slot
-from vss.prune.stats import COLLECTORS, Statistics, collect
-from vss.prune.trace import find_groups
+
+if TYPE_CHECKING:
+    from vss.prune.apply import apply_plan, cut, masked
+    from vss.prune.budget import CostModel, count
+    from vss.prune.make import make_plan, recalibrate_bn, verify
+    from vss.prune.stats import COLLECTORS, Statistics, collect
+    from vss.prune.trace import find_groups
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "apply": ["apply_plan", "cut", "masked"],
+        "budget": ["CostModel", "count"],
+        "make": ["make_plan", "recalibrate_bn", "verify"],
+        "stats": ["COLLECTORS", "Statistics", "collect"],
+        "trace": ["find_groups"],
+    },
+)
 
 __all__ = [
     "COLLECTORS",

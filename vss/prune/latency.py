@@ -19,16 +19,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
-from scipy.optimize import nnls
-from torch import Tensor
 
 from vss.core.config import Budget
 from vss.core.errors import VssError
-from vss.prune.budget import Rounding, allowed_counts
 from vss.prune.plan import Group
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vss.prune.budget import Rounding
 
 BLOCKS = (1, 4, 8, 16, 32)
 FILL, START, OTHER = 0, 1, 2
@@ -141,6 +143,8 @@ def _fit_unit(
 def _solve(terms: np.ndarray, times: np.ndarray) -> np.ndarray:
     """Relative errors count; of a unit that is not there at all widths (a layout change) absolute ones, or what is
     absent would outweigh what is there."""
+    from scipy.optimize import nnls
+
     weight = 1 / times if times.all() else np.ones_like(times)
     return np.asarray(nnls(terms * weight[:, None], times * weight)[0])
 
@@ -198,6 +202,8 @@ def widths_of(
 
     `exact` takes the step as it is, however few its multiples.
     """
+    from vss.prune.budget import allowed_counts
+
     budget = Budget(keep=1.0, floor=floor, align=step if exact else group_step(group, step))
     return np.unique(allowed_counts(group, budget, rounding).numpy())
 

@@ -15,15 +15,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
-from torch import Tensor
 
 from vss.core.errors import VssError, fault
 from vss.core.files import read_json, sha256_json, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KIND, SCHEMA = "vss.plan", 1
 MAX_CHANNELS = 1 << 24
@@ -53,6 +54,8 @@ class Slot:
 
     def indices(self, channels: Tensor) -> Tensor:
         """Positions along `dim` of the given channel numbers (int64), in order."""
+        import torch
+
         return (self.offset + channels[:, None] * self.block + torch.arange(self.block)[None, :]).reshape(-1)
 
 
@@ -75,6 +78,8 @@ class Group:
 
     def others(self, kept: Tensor) -> Tensor:
         """The channel numbers that are not among `kept`, int64, ascending."""
+        import torch
+
         gone = torch.ones(self.channels, dtype=torch.bool)
         gone[kept] = False
         return gone.nonzero().flatten()
@@ -101,6 +106,8 @@ class PlanGroup(Group):
 
     def removed(self) -> Tensor:
         """The channel numbers that go, int64, ascending."""
+        import torch
+
         return self.others(torch.tensor(self.kept))
 
 

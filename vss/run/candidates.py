@@ -6,8 +6,6 @@ A pair of networks is compared in speed, in how far the outputs moved, and in ag
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,24 +23,18 @@ from vss.deploy import BACKENDS, Session, bench
 from vss.deploy.backends import available, of_tensorrt
 from vss.deploy.backends.base import check_finite
 from vss.deploy.bench import noise
-from vss.deploy.onnx_file import runtime_of
 from vss.deploy.quantize.precision import Precision, export_as
 from vss.prune import count, find_groups, quality
 from vss.prune.budget import top_channels
+from vss.run.inputs import CHECKPOINT, backend_of, require_limits
 from vss.run.project import Project, project_of
 from vss.train import checkpoint
 from vss.train.checkpoint import Checkpoint
 from vss.train.evaluate import Predictor, engine_predictor
 from vss.train.gate import gate
 
-CHECKPOINT = ".safetensors"
 Statistics = dict[str, list[float]]
 """{"mean", "std"} of images, R, G, B in units of 0..1."""
-ONNX_FIRST = b"\x08"
-"""How an ONNX file begins (protobuf, field 1, the IR version)."""
-PLAN_MAGIC = {b"ftrt": "tensorrt", b"vtrt": "tensorrt_rtx"}
-"""How the engines of each begin."""
-TENSORRT = (".engine", ".plan", ".trt")  # how TensorRT engines are called
 
 
 def evaluate(
@@ -64,7 +56,7 @@ def evaluate(
     are mean and std of the images of an engine that does not say them itself.
     """
     limits = {"max_drop": max_drop, "max_fnr_increase": max_fnr_increase, "max_ap_drop": max_ap_drop}
-    _check_limits(limits, baseline)
+    require_limits(limits, baseline)
     rows, results = [], []
     named = {name: path for name, path in (("baseline", baseline), ("candidate", candidate)) if path is not None}
     opened = {name: _opened(path, split, dataset, data_root, size, statistics) for name, path in named.items()}
@@ -92,16 +84,6 @@ def evaluate(
             worst = next((check for check in checks if not check["passed"]), checks[0])
             figures["gate"] = worst if len(checks) == 1 else {**worst, "checks": checks}
     return figures
-
-
-def _check_limits(limits: Mapping[str, float | None], baseline: Path | None) -> None:
-    """A limit is on the difference between two networks: without one of them nothing would be judged."""
-    for name, limit in limits.items():
-        flag = f"--{name.replace('_', '-')}"
-        if limit is not None and not math.isfinite(limit):
-            raise VssError(f"{flag} is {limit}; expected a number of points.")
-        if limit is not None and baseline is None:
-            raise VssError(f"{flag} {limit:g} is a limit against a baseline, and none was given; add --baseline FILE.")
 
 
 def _opened(
@@ -146,18 +128,6 @@ def classes_of(session: Session) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise VssError(f"the file's metadata vss.classes is {shown(stored)}; expected names: export it again.")
     return names
-
-
-def backend_of(path: Path) -> str:
-    """The runtime that an artefact is for, by its first bytes, and by its name where these say nothing."""
-    if path.is_file():
-        with path.open("rb") as file:
-            head = file.read(4)
-        if head in PLAN_MAGIC:
-            return PLAN_MAGIC[head]
-        if head[:1] == ONNX_FIRST:
-            return runtime_of(path)
-    return "tensorrt" if path.suffix in TENSORRT else "onnxruntime"
 
 
 def preprocess_of(path: Path, session: Session, size: list[int] | None, statistics: Statistics | None) -> Preprocess:

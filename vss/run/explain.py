@@ -29,6 +29,7 @@ from vss.deploy.profile.subject import bandwidth, read_file
 from vss.deploy.profile.table import LatencyTable, plot_cliffs
 from vss.deploy.profile.units import Graph, Reading, Shape, lookup_shape, unit_shapes, usable_threads
 from vss.prune.plan import Group, Plan
+from vss.run.inputs import run_files
 
 ROUNDED = {"up 4": (4, True), "up 8": (8, True), "up 16": (16, True), "down 8": (8, False), "down 16": (16, False)}
 REFORMATS = ("Reorder", "Transpose", "Cast", "Reformat", "DequantizeLinear", "QuantizeLinear")
@@ -226,10 +227,7 @@ def explain(
 def finished(run: Path) -> tuple[dict[str, Any], dict[str, Path]]:
     """The report of a run and its ONNX files, "baseline" and "finetuned"; refuses what is not finished or has changed
     since the report was written."""
-    paths = {name: run / "engine" / f"{name}.onnx" for name in ("baseline", "finetuned")}
-    missing = [path for path in (*paths.values(), run / "plan.json", run / "report.json") if not path.is_file()]
-    if missing:
-        raise VssError(f"{missing[0]} does not exist; vss explain takes the folder of a finished `vss run`.")
+    paths = run_files(run)
     report = read_report(run / "report.json")
     again = f"the same `vss run` with --out {run} finishes it"
     if report["status"] != "ok":

@@ -22,8 +22,8 @@ from vss.deploy.export import writes_plugins
 from vss.prune import Statistics, find_groups
 from vss.run import pruning, runner
 from vss.run.engines import built_beside, make_engine, opened, time_engines, typed_engines, unpruned
+from vss.run.inputs import read_list
 from vss.run.latency import LatencyGoal
-from vss.run.precision import read_list
 from vss.run.project import Project, Workspace
 from vss.run.pruning import Pruned
 from vss.run.report import Engine, Fit, Found, Pictures, Score, make_report, write_both, write_failed

@@ -33,7 +33,7 @@ from vss.prune.plan import Group, Plan
 
 if TYPE_CHECKING:
     from vss.core.config import Budget, LatencyConfig, PruneConfig
-    from vss.data.transforms import Preprocess
+    from vss.data.preprocess import Preprocess
     from vss.run.project import Project
 
 log = logging.getLogger(__name__)

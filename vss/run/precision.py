@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from vss.core.config import PrecisionConfig
 from vss.core.errors import VssError
 from vss.core.files import sha256_tensors
-from vss.data.base import read_lines
 from vss.data.counts import CalibrationSet, choose_calibration
 from vss.deploy import BACKENDS, Session, bench, export
 from vss.deploy.backends import main_of, open_options
@@ -29,6 +28,7 @@ from vss.deploy.quantize.precision import ANY, GRAPH_OPTIONS, Precision, convert
 from vss.deploy.quantize.qdq import observed, place
 from vss.deploy.quantize.ranges import Method, Ranges, cache_key, measure, ranges_of
 from vss.deploy.quantize.sensitivity import Choice, first_diverging, greedy_fallback, scan, sentence
+from vss.run.inputs import read_list
 from vss.run.project import Project, export_options, project_with
 from vss.train import checkpoint
 from vss.train.evaluate import engine_predictor
@@ -215,11 +215,6 @@ class PrecisionExporter:
             for session in sessions.values():
                 session.close()
         return {name: row["latency_ms_p50"] for name, row in found["sessions"].items()}
-
-
-def read_list(path: Path) -> list[str]:
-    """Ids of images, one a line; blank lines do not count."""
-    return [line for line in read_lines(path, "ids of training images, one a line") if line]
 
 
 def judge(

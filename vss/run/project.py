@@ -20,12 +20,12 @@ from vss.core.errors import VssError, shown, steadily
 from vss.core.files import atomic, read_array
 from vss.core.yaml12 import parse
 from vss.data import Augment, Preprocess, SegData, SegSplit, open_data, require_classes
-from vss.prune import CRITERIA, count, make_criterion
-from vss.prune.latency import Target
-from vss.run import runner
+from vss.prune import count
+from vss.run import inputs, runner
 from vss.run.runner import Json, Runner, T
 from vss.train import checkpoint
 from vss.train.evaluate import Predictor
+from vss.train.header import header
 from vss.train.tasks import TASKS, Task, task_of
 
 if TYPE_CHECKING:
@@ -43,8 +43,7 @@ class Project:
     @classmethod
     def open(cls, recipe: Recipe) -> Project:
         """Open the data set and check what can be checked before anything is computed."""
-        make_criterion(recipe.prune.criterion, **recipe.prune.options)
-        check_recipe(recipe)
+        inputs.require_job(recipe)
         recipe = with_size(recipe)
         data = open_data(recipe.data.dataset, recipe.data.root)
         start = recipe.model.checkpoint  # its mean and std are the run's
@@ -60,7 +59,7 @@ class Project:
         config = self.recipe.model
         if not config.checkpoint:
             return TASKS[task_of(config.name)](self.recipe, self.data, self.preprocess)
-        saved = checkpoint.header(config.checkpoint)
+        saved = header(config.checkpoint)
         task = TASKS[task_of(saved.model)](self.recipe, self.data, self.preprocess)
         count = saved.num_classes or 0
         require_classes(config.checkpoint, saved.classes, str(self.data.root), task.classes, count=count)
@@ -241,16 +240,8 @@ def project_with(project: Project, *, split: str, limit: int) -> Project:
 
 def project_of(path: Path | str, *, data_root: str | None, dataset: str | None, recipe: Recipe) -> Project:
     """A project around a checkpoint: its own data set name and image size unless others are given."""
-    saved = checkpoint.header(path)
-    if saved.preprocess is None:
-        raise VssError(f"{path} does not say its preprocessing; save it with vss.save(..., preprocess=...).")
-    data = {"dataset": dataset or saved.info.get("dataset", recipe.data.dataset), "size": saved.preprocess["size"]}
-    if data_root:
-        data["root"] = data_root
-    recipe = Recipe.model_validate(
-        recipe.model_dump() | {"data": recipe.data.model_dump() | data, "model": {"checkpoint": str(path)}}
-    )
-    project = Project(recipe, open_data(recipe.data.dataset, recipe.data.root), Preprocess(**saved.preprocess))
+    recipe, preprocess = inputs.recipe_around(path, data_root=data_root, dataset=dataset, recipe=recipe)
+    project = Project(recipe, open_data(recipe.data.dataset, recipe.data.root), preprocess)
     project.task  # noqa: B018  (other classes than those of the data are refused now)
     return project
 
@@ -267,18 +258,13 @@ def network_to_prune(
 ) -> tuple[Project, nn.Module]:
     """A checkpoint, or the flat state dict `weights` of the network `model` that something else has trained, with its
     data opened. `size` is that of images, (H, W), of a named network alone; a checkpoint knows its own."""
-    if ckpt is not None and model is None and weights is None and size is None:
-        project = project_of(ckpt, data_root=data_root, dataset=dataset, recipe=recipe)
-        return project, checkpoint.load(ckpt)
-    if ckpt is not None or model is None or weights is None:
-        raise VssError("give --ckpt alone, or --model and --weights (and --input-size), to say what is to be pruned.")
-    data = {"dataset": dataset, "root": data_root, "size": size}
-    named = {"model": recipe.model.model_dump() | {"name": model}}
-    given = {key: value for key, value in data.items() if value is not None}
-    recipe = Recipe.model_validate(recipe.model_dump() | named | {"data": recipe.data.model_dump() | given})
-    project = Project.open(recipe)
+    where: Any = {"dataset": dataset, "data_root": data_root}
+    named, source = inputs.recipe_to_prune(recipe, ckpt, model, weights, **where, size=size)
+    if source == ckpt:
+        return project_of(source, **where, recipe=recipe), checkpoint.load(source)
+    project = Project.open(named)
     net = project.build_model()
-    load_foreign(net, weights)
+    load_foreign(net, source)
     return project, net
 
 
@@ -335,18 +321,6 @@ def with_size(recipe: Recipe) -> Recipe:
         multiple = models.build(recipe.model.name, 1, **recipe.model.options).size_multiple
         size = tuple(-(-side // multiple) * multiple for side in USUAL)
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"size": size})})
-
-
-def check_recipe(recipe: Recipe) -> None:
-    """Refuse what the recipe alone shows to be impossible."""
-    config = recipe.prune
-    if CRITERIA.canonical(config.criterion) == "dmcp" and config.steps > 1:
-        raise VssError(f"prune.steps is {config.steps} and dmcp searches all widths at once; set it to 1.")
-    CRITERIA.canonical(recipe.dmcp.order)
-    if config.latency:
-        Target.parse(config.latency.target)
-        if config.steps > 1:
-            raise VssError(f"prune.steps is {config.steps} and a latency target is met in one round; set it to 1.")
 
 
 def check_crop(project: Project) -> None:

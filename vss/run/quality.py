@@ -1,4 +1,4 @@
-"""What `vss methods` and `vss quality` compute: the table of criteria, and criteria judged on a checkpoint."""
+"""What `vss quality` computes: criteria judged on a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,42 +12,16 @@ from torch import Tensor, nn
 
 from vss.core.config import Recipe
 from vss.core.yaml12 import parse
-from vss.prune import CRITERIA, Budget, CostModel, Criterion, Group, collect, find_groups, make_criterion
+from vss.prune import Budget, CostModel, Criterion, Group, collect, find_groups
 from vss.prune import quality as measures
 from vss.prune.budget import search
-from vss.prune.criteria import data_needs, score_groups
+from vss.prune.criteria import parse_methods, score_groups
 from vss.prune.stats import Stats
 from vss.run.project import Project, project_of
 from vss.train import checkpoint
 
 SHARES = {"overlap_25": 0.25, "overlap_50": 0.5}
 Pairs = list[tuple[Tensor, Tensor]]
-
-
-def method_rows() -> list[dict[str, str]]:
-    """One row a criterion, from what its class says of itself."""
-    rows = []
-    for name in CRITERIA.names():
-        kind = CRITERIA[name]
-        rows.append({
-            "name": name,
-            "aliases": ", ".join(CRITERIA.aliases(name)),
-            "needs": data_needs(make_criterion(name)),
-            "sparse_phase": "yes" if kind.sparse_phase else "",
-            "ranking": kind.native_ranking,
-            "presets": ", ".join(kind.PRESETS),
-            "source": kind.source,
-        })  # fmt: skip
-    return rows
-
-
-def parse_methods(names: Sequence[str]) -> dict[str, Criterion]:
-    """NAME or NAME:PRESET -> criterion, in order."""
-    chosen = {}
-    for text in names:
-        name, _, preset = text.strip().partition(":")
-        chosen[text.strip()] = make_criterion(name, preset=preset or None)
-    return chosen
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from pydantic import (
 
 from vss.core.errors import VssError, fault
 from vss.core.files import atomic, read_json, sha256_file, write_json
-from vss.data.transforms import Preprocess
+from vss.data.preprocess import Preprocess
 from vss.deploy.backends.trt_flavour import gpus
 
 KIND, SCHEMA = "vss.bundle", 2

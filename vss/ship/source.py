@@ -15,7 +15,7 @@ from vss.core.environment import package_version
 from vss.core.errors import VssError, unknown
 from vss.core.files import read_array, sha256_file, write_json
 from vss.core.report import read_report
-from vss.data.transforms import Preprocess
+from vss.data.preprocess import Preprocess
 from vss.deploy.backends import AUTO
 from vss.deploy.backends.trt_runner import read_about
 from vss.deploy.onnx_file import metadata, stated

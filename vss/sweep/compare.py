@@ -7,16 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from vss.core.errors import VssError
 from vss.core.report import read_report
 from vss.data import require_classes
 from vss.sweep import results
 from vss.sweep.results import LEVEL, summary
-from vss.train.gate import comparable, drop_interval
-from vss.train.metrics import average_precision, miou_pct
-from vss.train.tasks.defect import DefectTask, ap_drop_interval
 
 REPORT = "report.json"
 CLOSE = 1e-6  # points: what a row says and what its images give
@@ -102,6 +98,8 @@ def _of_runs(row: dict[str, Any], a: Path, b: Path, metric: str) -> dict[str, An
 
 def _over_images(row: dict[str, Any], a: Path, b: Path) -> dict[str, Any]:
     """The row of a score judged by the images of both runs, or the reason why not."""
+    from vss.train.gate import comparable
+
     try:
         tables = [_images(folder, row["name"], row["metric"], row[side]) for folder, side in ((a, "a"), (b, "b"))]
         low, high = _change(tables[0], tables[1], row["metric"])
@@ -120,6 +118,9 @@ def _over_images(row: dict[str, Any], a: Path, b: Path) -> dict[str, Any]:
 
 def _change(first: np.ndarray, second: np.ndarray, metric: str) -> tuple[float, float]:
     """95 % interval of the second run's score minus the first's, over the same images."""
+    from vss.train.gate import drop_interval
+    from vss.train.tasks.defect import DefectTask, ap_drop_interval
+
     if metric == "miou_pct":
         low, high = drop_interval(first, second)
         return -high, -low
@@ -131,6 +132,10 @@ def _change(first: np.ndarray, second: np.ndarray, metric: str) -> tuple[float, 
 
 def _images(folder: Path, row: str, metric: str, score: float) -> np.ndarray:
     """The figures by image behind a row of a run; they must give the row's score."""
+    import torch
+
+    from vss.train.metrics import average_precision, miou_pct
+
     artefact = read_report(folder / REPORT).get("artefacts", {}).get(row, {})
     path = folder / artefact.get("files", {}).get("scores", f"scores/{row}.npy")
     try:

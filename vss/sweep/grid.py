@@ -204,11 +204,11 @@ def benchmark_grid(
         seeds: how many.
         changes: dotted keys of the recipe.
     """
-    from vss.train import checkpoint
-
     if seeds < 1:
         raise VssError(f"{seeds} seeds are no benchmark; give at least 1.")
     file = _checkpoint(baseline)
+    from vss.train import checkpoint
+
     saved = checkpoint.read(file)
     if saved.preprocess is None:
         raise VssError(f"{file} does not say its preprocessing; save it with vss.save(..., preprocess=...).")

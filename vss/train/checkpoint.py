@@ -17,44 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from torch import nn
 
 from vss import models
 from vss.core import __version__
 from vss.core.closeness import NETWORK
-from vss.core.errors import NotFinite, VssError, fault, shown
-from vss.core.files import atomic, parse_json, sha256_tensors
+from vss.core.errors import NotFinite, VssError, shown
+from vss.core.files import atomic, require_checkpoint, sha256_tensors
 from vss.models import SegModel
 from vss.prune import Plan, apply_plan
+from vss.train.header import KIND, SCHEMA, Header, read_header
 
-KIND, SCHEMA = "vss.checkpoint", 1
 SLACK = 1 << 20
 """Elements that making a network may take besides twice its tensors."""
-
-
-class Header(BaseModel):
-    """The JSON in a checkpoint; `vss_sha256` beside it is the hash of its text, which older files lack."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-    model: str
-    options: dict[str, Any]
-    num_classes: int | None
-    plans: list[dict[str, Any]]
-    preprocess: dict[str, Any] | None
-    classes: list[str]
-    info: dict[str, Any]
-    weights_sha256: str
-
-    @field_validator("preprocess")
-    @classmethod
-    def _is_one(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        from vss.data.transforms import Preprocess
-
-        if value is not None:
-            Preprocess.model_validate(value)
-        return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,18 +168,6 @@ def _check_shapes(path: Path, model: nn.Module, uncut: dict[str, list[int]]) -> 
             )
 
 
-def header(path: Path | str) -> Header:
-    """What a checkpoint says of itself, without its weights; `read` gives and checks both."""
-    from safetensors import SafetensorError, safe_open
-
-    _check_kind(Path(path))
-    try:
-        with safe_open(path, framework="pt") as file:
-            return _read_header(Path(path), file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise VssError(f"checkpoint {path} is truncated or damaged ({error}); copy it again or retrain.") from error
-
-
 def _versioned(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
     """The state with the versions of the network's modules, without which some take it for an older layout."""
     result = OrderedDict(state)
@@ -212,47 +175,17 @@ def _versioned(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, to
     return result
 
 
-def _check_kind(path: Path) -> None:
-    if not path.is_file():
-        raise VssError(f"checkpoint {path} does not exist.")
-    if path.suffix in (".pt", ".pth", ".ckpt"):
-        raise VssError(
-            f"{path} is a torch file; vss checkpoints are .safetensors. Load its weights with "
-            "`vss prune --model NAME --weights FILE` or vss.models.read_state_dict."
-        )
-
-
 def _read_file(path: Path) -> tuple[Header, dict[str, torch.Tensor]]:
     from safetensors import SafetensorError, safe_open
 
-    _check_kind(path)
+    require_checkpoint(path)
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            meta = _read_header(path, header)
+            meta = read_header(path, header)
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise VssError(f"checkpoint {path} is truncated or damaged ({error}); copy it again or retrain.") from error
     if sha256_tensors(state) != meta.weights_sha256:
         raise VssError(f"checkpoint {path} is damaged: its weights do not have the hash it was saved with.")
     return meta, state
-
-
-def _read_header(path: Path, header: dict[str, str]) -> Header:
-    text = header.get("vss")
-    if text is None:
-        raise VssError(f"{path} is a safetensors file without a vss header; save it with vss.save.")
-    if header.get("vss_sha256", digest := hashlib.sha256(text.encode()).hexdigest()) != digest:
-        raise VssError(f"checkpoint {path} is damaged: its header does not have the hash it was saved with.")
-    meta = parse_json(text, source=f"the header of checkpoint {path}", kind=KIND, finite=False)
-    own = isinstance(meta, dict) and meta.get("kind") == KIND and type(meta.get("schema")) is int
-    if not own or meta["schema"] < 1:
-        raise VssError(f"checkpoint {path} is damaged: its header is of no {KIND}; copy it again.")
-    if meta["schema"] > SCHEMA:
-        raise VssError(
-            f"checkpoint {path} has schema {meta['schema']}; this version reads up to {SCHEMA}: upgrade vss."
-        )
-    try:
-        return Header.model_validate(meta)
-    except ValidationError as error:
-        raise VssError(f"checkpoint {path} is damaged: in its header {fault(error)}; copy it again.") from error

@@ -16,7 +16,7 @@ from vss.core.errors import VssError, shown, steadily
 from vss.train.metrics import boundary_counts, confusion_per_image, scores
 
 if TYPE_CHECKING:
-    from vss.data.transforms import Preprocess
+    from vss.data.preprocess import Preprocess
 
 Predictor = Callable[[Tensor], Any]
 """uint8 (N, 3, H, W) RGB -> integer (N, H, W) labels; of a defect network {"decision": (N, 1), "seg": (N, 1, h, w)},

@@ -17,7 +17,7 @@ from simulated import BLOCK, Simulated, conv_ms, pixels
 from tests.run.test_explain import Line
 from vss.core.config import LatencyConfig, PruneConfig
 from vss.core.errors import VssError
-from vss.data.transforms import Preprocess
+from vss.data.preprocess import Preprocess
 from vss.deploy import BuildPlan, export
 from vss.deploy.profile.build import Effort, build
 from vss.deploy.profile.setting import Setting, cut_to, groups_and_key

@@ -11,7 +11,7 @@ import torch
 from tests.deploy.profile.clockwork import Clockwork
 from tests.prune.nets import randomise
 from vss import models
-from vss.data.transforms import Preprocess
+from vss.data.preprocess import Preprocess
 from vss.deploy.profile.setting import SlicedVariants, make_variants
 from vss.prune import find_groups
 

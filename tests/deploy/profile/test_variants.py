@@ -12,7 +12,7 @@ import torch
 
 from tests.prune.nets import randomise
 from vss import models
-from vss.data.transforms import Preprocess
+from vss.data.preprocess import Preprocess
 from vss.deploy import BACKENDS, export
 from vss.deploy.graph import SegGraph
 from vss.deploy.profile.setting import ExportedVariants, SlicedVariants, cut_to, make_variants

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from vss.core.errors import VssError
-from vss.prune import Groups, collect, find_groups
+from vss.prune import COLLECTORS, Groups, collect, find_groups
+from vss.prune.stats.needs import READS, Reads
 
 from ..nets import Heads, Residual, randomise
 from ..scoring import batches_of, mean_loss, scores_of
@@ -21,6 +22,12 @@ def net_and_groups(make: type[nn.Module] = Residual) -> tuple[nn.Module, Groups]
     net = randomise(make())
     groups = find_groups(net, torch.zeros(1, 3, 12, 12))
     return net.double(), groups
+
+
+def test_the_table_says_what_every_collector_takes() -> None:
+    kinds = {name: COLLECTORS[name] for name in READS}
+    assert {name: Reads(kind.gradients, kind.labels, kind.outputs) for name, kind in kinds.items()} == READS
+    assert {name for name in COLLECTORS.names() if COLLECTORS[name].__module__.startswith("vss.")} == set(READS)
 
 
 def test_nothing_of_the_scored_model_changes() -> None:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vss.core.config import BuildConfig
 from vss.core.errors import VssError, need
 from vss.core.files import parse_json, read_text
+from vss.core.lazy import lazy_names
 from vss.core.registry import Registry
 from vss.deploy.backends.base import Backend, Binding, BuildSpec, Session
-from vss.deploy.backends.eager import TorchBackend, TorchSession
+from vss.deploy.backends.eager import TorchBackend
 from vss.deploy.backends.ort import OnnxRuntimeBackend, OnnxRuntimeSession
 from vss.deploy.backends.ov import OpenVINOBackend
 from vss.deploy.backends.trt import TensorRTBackend
 from vss.deploy.backends.trt_flavour import TENSORRT, TENSORRT_RTX
+
+if TYPE_CHECKING:
+    from vss.deploy.backends.eager_session import TorchSession
+
+__getattr__ = lazy_names(__name__, {"eager_session": ["TorchSession"]})
 
 __all__ = [
     "AUTO",

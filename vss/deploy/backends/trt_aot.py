@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from vss.core.errors import VssError
-from vss.ops.onnx_nodes import DOMAIN
 
 NAME = "VssSegArgmax"
 SEGMENT, THREADS = 512, 128  # output columns and threads of a block, as csrc/kernels/seg_argmax_tile.h has them
@@ -37,6 +36,8 @@ def read_ptx(path: Path) -> str:
 
 def register(trt: Any, ptx: Path) -> set[str]:
     """Put the plugin into TensorRT's registry, once a process; returns the op types it brings."""
+    from vss.ops.onnx_nodes import DOMAIN
+
     text = read_ptx(ptx)
     if NAME in _registered:
         if _registered[NAME] != ptx:
@@ -75,6 +76,8 @@ def register(trt: Any, ptx: Path) -> set[str]:
 
 def mark_nodes(model: Any, names: Set[str]) -> None:
     """Say on every node of these plugins, in place, in which namespace it is and that it is made ahead of time."""
+    from vss.ops.onnx_nodes import DOMAIN
+
     helper = importlib.import_module("onnx").helper
     for node in model.graph.node:
         if node.domain != DOMAIN or node.op_type not in names:

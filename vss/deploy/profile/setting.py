@@ -29,10 +29,10 @@ from vss.core.files import atomic, sha256_file, sha256_json
 from vss.deploy import BACKENDS, BuildPlan, BuildSpec, export, onnx_file, spans
 from vss.deploy.backends import available, of_tensorrt
 from vss.deploy.backends.base import Session
-from vss.deploy.backends.eager import check_place
+from vss.deploy.backends.eager_session import check_place
 from vss.deploy.backends.trt_plan import declared
-from vss.deploy.graph import PREFIX, SegGraph
-from vss.deploy.onnx_file import load
+from vss.deploy.graph import SegGraph
+from vss.deploy.onnx_file import PREFIX, load
 from vss.deploy.profile.units import pinned, usable_threads
 from vss.deploy.quantize.layers import Net, read_onnx
 from vss.deploy.quantize.precision import Precision, convert
@@ -43,7 +43,7 @@ from vss.prune.apply import cut
 from vss.prune.plan import Group, Slot
 
 if TYPE_CHECKING:
-    from vss.data.transforms import Preprocess
+    from vss.data.preprocess import Preprocess
 
 
 log = logging.getLogger(__name__)

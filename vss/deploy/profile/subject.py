@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vss.deploy.backends.eager import TorchSession, torch_threads
+from vss.deploy.backends.eager_session import TorchSession, torch_threads
 from vss.deploy.profile.setting import Setting, SlicedVariants, Variants, cut_to, groups_and_key, make_variants
 from vss.deploy.profile.units import (
     WARM_RUNS,
@@ -34,7 +34,7 @@ from vss.prune.latency import Affine
 from vss.prune.plan import Group
 
 if TYPE_CHECKING:
-    from vss.data.transforms import Preprocess
+    from vss.data.preprocess import Preprocess
 CYCLES_PER_SECOND = 2e9
 HELD_BACK = 1.5
 COPIES = 5

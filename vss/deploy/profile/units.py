@@ -25,7 +25,7 @@ import numpy as np
 from vss.core.errors import VssError, need
 from vss.deploy.backends.trt_layers import type_of
 from vss.deploy.bench import pinned as on_cores
-from vss.deploy.graph import PREFIX
+from vss.deploy.onnx_file import PREFIX
 
 
 class Profiled(Protocol):

@@ -21,9 +21,10 @@ from vss.core.errors import NotFinite, VssError, need, unknown
 from vss.core.files import atomic, sha256_file
 from vss.deploy.backends import BACKENDS
 from vss.deploy.backends.base import Int8
-from vss.deploy.export import Images, Tolerance, export, noise, parity
+from vss.deploy.export import export
 from vss.deploy.graph import SegGraph
 from vss.deploy.lint import lint
+from vss.deploy.parity import Images, Tolerance, noise, parity
 from vss.deploy.quantize.layers import Net, check_names, kept_nodes, overflow, read_onnx, to_fp16
 from vss.deploy.quantize.qdq import Placement, insert, observed, place, tied
 from vss.deploy.quantize.ranges import Ranges

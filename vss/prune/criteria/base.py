@@ -7,16 +7,18 @@ import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from vss.core.errors import VssError, unknown
 from vss.core.registry import Registry, checked_options
-from vss.prune.budget import Rounding
-from vss.prune.plan import Group
-from vss.prune.stats import COLLECTORS, BatchNormMode, Need, Stats
+from vss.prune.stats.needs import READS, BatchNormMode, Need, Reads
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vss.prune.budget import Rounding
+    from vss.prune.plan import Group
+    from vss.prune.stats import Stats
 
 Normalize = Literal["none", "mean", "max", "l2", "rank"]
 Ranking = Literal["local", "global", "pools", "widths"]
@@ -111,12 +113,22 @@ def make_criterion(name: str, /, *, preset: str | None = None, **options: Any) -
 
 def data_needs(criterion: Criterion) -> str:
     """What a criterion must be given besides the network, in words; "weights" where that is nothing."""
-    collectors = [COLLECTORS[need.name] for need in criterion.requests()]
-    words = ["images"] if collectors else []
-    words += ["labels"] if any(collector.labels for collector in collectors) else []
-    words += ["gradients"] if any(collector.gradients for collector in collectors) else []
-    words += ["classes"] if any(collector.outputs for collector in collectors) else []
+    reads = [_reads_of(need.name) for need in criterion.requests()]
+    words = ["images"] if reads else []
+    words += ["labels"] if any(each.labels for each in reads) else []
+    words += ["gradients"] if any(each.gradients for each in reads) else []
+    words += ["classes"] if any(each.outputs for each in reads) else []
     return ", ".join(words) or "weights"
+
+
+def _reads_of(name: str) -> Reads:
+    """What the collector of that name takes from the calibration pass."""
+    if name in READS:
+        return READS[name]
+    from vss.prune.stats.run import COLLECTORS
+
+    kind = COLLECTORS[name]
+    return Reads(kind.gradients, kind.labels, kind.outputs)
 
 
 def score_groups(criterion: Criterion, groups: list[Group], stats: Stats) -> dict[str, Tensor]:
@@ -155,12 +167,16 @@ def normalized(value: Tensor, how: Normalize) -> Tensor:
 
 def rank_in_group(value: Tensor) -> Tensor:
     """(C,) ranks / C in (0, 1]; of equal scores the higher channel number ranks higher, as in the budget walk."""
+    import torch
+
     ranks = torch.empty_like(value)
     ranks[torch.argsort(value, stable=True)] = torch.arange(1, len(value) + 1, dtype=value.dtype, device=value.device)
     return ranks / len(value)
 
 
 def _checked(criterion: Criterion, group: Group, raw: Tensor) -> Tensor:
+    import torch
+
     value = raw.detach().double().cpu()
     if value.shape != (group.channels,):
         raise VssError(
@@ -176,6 +192,8 @@ def _checked(criterion: Criterion, group: Group, raw: Tensor) -> Tensor:
 
 
 def _l1(group: Group, stats: Stats) -> Tensor:
+    import torch
+
     filters = any(stats.tensor(slot.tensor).ndim > 1 for slot in group.by_role("producer"))
     return stats.filter_sums(group, 1).cpu() if filters else torch.ones(group.channels)
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import NonNegativeFloat, NonNegativeInt
-from torch import Tensor
 
 from vss.core.errors import VssError
-from vss.prune.budget import Rounding
 from vss.prune.criteria.base import CRITERIA, Align, Criterion, normalized, rounding_of
-from vss.prune.plan import Group
-from vss.prune.stats import BatchNormMode, Need, Stats
-from vss.prune.stats.taps import affine_slots, norm_slots
+from vss.prune.stats.needs import BatchNormMode, Need
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vss.prune.budget import Rounding
+    from vss.prune.plan import Group
+    from vss.prune.stats import Stats
 
 Variant = Literal["gate", "examples", "bn", "gamma", "filter_square", "filter_abs"]
 _PARTS = {"bn": "norm", "gamma": "gamma"}
@@ -62,6 +64,8 @@ class Taylor(Criterion):
 
     def __call__(self, group: Group, stats: Stats) -> Tensor | None:
         """(C,) squared loss per gate squared; of "filter_abs" loss."""
+        from vss.prune.stats.taps import affine_slots, norm_slots
+
         if self.variant in _PARTS and not norm_slots(stats.model, group):
             return None
         score = stats.collected(self.requests()[0], group)
@@ -171,6 +175,8 @@ def class_shares(support: Tensor, *, exclude: tuple[int, ...] = ()) -> Tensor:
 
 def before_in_order(share: Tensor) -> Tensor:
     """(C,) the sum of the shares before a channel's in descending order; of equal ones the higher number first."""
+    import torch
+
     order = torch.argsort(share, stable=True).flip(0)
     before = torch.empty_like(share)
     before[order] = share[order].cumsum(dim=0) - share[order]
@@ -223,6 +229,8 @@ class Fgp(Criterion):
         )
 
     def __call__(self, group: Group, stats: Stats) -> Tensor:
+        import torch
+
         shares = class_shares(stats.collected(self.requests()[0], group), exclude=self.exclude)
         if not len(shares):
             raise VssError(

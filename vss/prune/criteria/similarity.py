@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
-from torch import Tensor
 
-from vss import ops
 from vss.prune.criteria.base import CRITERIA, Criterion, normalized, rank_in_group
-from vss.prune.plan import Group
-from vss.prune.stats import BatchNormMode, Need, Stats
+from vss.prune.stats.needs import BatchNormMode, Need
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vss.prune.plan import Group
+    from vss.prune.stats import Stats
 
 _log = logging.getLogger(__name__)
 Redundancy = Literal["max", "mean"]
@@ -26,6 +28,8 @@ def redundancy(similarity: Tensor, *, diag: bool = False) -> tuple[Tensor, Tenso
         order (C,) int64 of removal and v (C,) float64, the sum of a channel's similarities to those left when it went;
         v does not increase along the order. A tie goes to the lowest channel.
     """
+    from vss import ops
+
     matrix = similarity.abs().float().contiguous()
     if not diag:
         matrix = matrix.clone().fill_diagonal_(0)
@@ -34,6 +38,8 @@ def redundancy(similarity: Tensor, *, diag: bool = False) -> tuple[Tensor, Tenso
 
 def z_score(value: Tensor) -> Tensor:
     """(C,) deviations from the mean in standard deviations; zeros where all are equal."""
+    import torch
+
     deviation = value.std(unbiased=False)
     centred = value - value.mean()
     return centred / deviation if deviation > 1e-12 * (value.abs().max() + 1e-300) else torch.zeros_like(value)
@@ -143,6 +149,8 @@ class Sirfp(Criterion):
         return self._weight(group) * self._auxiliary(group, stats) * unit - v
 
     def _scaled(self, order: Tensor, v: Tensor, stats: Stats, group: Group) -> Tensor:
+        import torch
+
         if self.scale == "positions":
             return v / stats.collected(Need.of("positions", site=self.site), group)
         if self.scale == "max":
@@ -165,6 +173,8 @@ class Sirfp(Criterion):
         return self.lam if self.lam_head is None or in_backbone(group.id) else self.lam_head
 
     def compare(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        import torch
+
         if self.pool == "global":
             return scores
         if self.pool == "group":
@@ -200,6 +210,8 @@ def greedy_penalty(norm: Tensor, correlation: Tensor, *, lam: float, tau: float,
         lam, redundancy: weight and kind of the penalty.
         tau: correlations up to this do not count; above, (|rho| - tau) / (1 - tau).
     """
+    import torch
+
     excess = ((correlation.abs() - tau).clamp(min=0) / (1 - tau)).fill_diagonal_(0).to(norm)
     count = len(norm)
     value = torch.empty_like(norm)
@@ -222,6 +234,8 @@ def outer_product_redundancy(means: Tensor) -> Tensor:
 
     A product of two entries of a unit vector is at most 1/2, so no pair passes the threshold and all are zero.
     """
+    import torch
+
     threshold = 0.90 if len(means) < 128 else 0.95 if len(means) < 512 else 0.98
     centred = means - means.mean()
     unit = centred / (centred.square().sum().sqrt() + 1e-12)

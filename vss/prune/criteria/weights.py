@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from pydantic import Field, PositiveInt
-from torch import Tensor
 
 from vss.core.errors import VssError, unknown
-from vss.prune.budget import Rounding
 from vss.prune.criteria.base import CRITERIA, Align, Criterion, make_criterion, rounding_of
-from vss.prune.plan import Group
-from vss.prune.stats import Need, Stats
+from vss.prune.stats.needs import Need
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vss.prune.budget import Rounding
+    from vss.prune.plan import Group
+    from vss.prune.stats import Stats
 
 INDEX = "index"
 
@@ -27,6 +30,8 @@ class Random(Criterion):
     source = "control"
 
     def __call__(self, group: Group, stats: Stats) -> Tensor:
+        import torch
+
         digest = hashlib.sha256(f"{stats.seed}|{group.id}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         return torch.rand(group.channels, generator=generator, dtype=torch.float64)
@@ -86,6 +91,8 @@ def distances(rows: list[Tensor]) -> Tensor:
 
     By way of a Gram matrix of centred filters, so equal filters may be about 1e-8 of their size apart.
     """
+    import torch
+
     squares = torch.zeros(len(rows[0]), len(rows[0]), dtype=torch.float64, device=rows[0].device)
     for row in rows:
         centred = row.double() - row.double().mean(dim=0)
@@ -118,6 +125,8 @@ class Fpgm(Criterion):
 
     def __call__(self, group: Group, stats: Stats) -> Tensor:
         """(C,) distances; of filters that the first stage removes the negative rank."""
+        import torch
+
         rows = filters(group, stats, fold_bn=self.fold_bn, member_rms=self.member_rms)
         norms = torch.stack([row.square().sum(dim=1) for row in rows]).sum(dim=0)
         order = torch.argsort(norms, stable=True)
@@ -151,6 +160,8 @@ class HwL1(L1):
 
 def reduce_members(rows: list[Tensor], how: Literal["mean", "sum", "max"]) -> Tensor:
     """(C,) from the (C, block) absolute values of every member."""
+    import torch
+
     stacked = torch.cat(rows, dim=1).abs()
     if how == "max":
         return stacked.amax(dim=1)
@@ -248,6 +259,8 @@ class Dmcp(Criterion):
         return () if self.order == INDEX else make_criterion(self.order).requests()
 
     def __call__(self, group: Group, stats: Stats) -> Tensor:
+        import torch
+
         width = self._width(group)
         position = self._positions(group, stats)
         stays = 1 - position / width
@@ -269,6 +282,8 @@ class Dmcp(Criterion):
 
     def _positions(self, group: Group, stats: Stats) -> Tensor:
         """(C,) place of each channel in the order, 0 for the best."""
+        import torch
+
         if self.order == INDEX:
             return torch.arange(group.channels, dtype=torch.float64)
         score = make_criterion(self.order)(group, stats)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,29 +14,11 @@ from vss.core.errors import VssError
 from vss.core.registry import Registry
 from vss.prune.apply import Conv, tensors_of
 from vss.prune.plan import Group, Slot
+from vss.prune.stats.needs import Need
 from vss.prune.stats.taps import Batch, Layout, Tap, folding, gather_channels, norm_slots, slot_values
 
 Mode = Literal["l1", "l2", "product", "abs_product"]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # that the ops take
-
-
-@dataclass(frozen=True)
-class Need:
-    """A collector and its options. Equal needs of several criteria are met by one collector.
-
-    >>> str(Need.of("texture", site="stream")), str(Need.of("gate"))
-    ('texture(site=stream)', 'gate')
-    """
-
-    name: str
-    options: tuple[tuple[str, Any], ...] = ()
-
-    @classmethod
-    def of(cls, name: str, **options: Any) -> Need:
-        return cls(name, tuple(sorted(options.items())))
-
-    def __str__(self) -> str:
-        return f"{self.name}({','.join(f'{k}={v}' for k, v in self.options)})" if self.options else self.name
 
 
 class Average:

@@ -27,6 +27,7 @@ from vss.prune.stats.base import (
     reduce_slots,
     sum_over_processes,
 )
+from vss.prune.stats.needs import READS
 from vss.prune.stats.taps import (
     Batch,
     Tap,
@@ -71,8 +72,7 @@ class GateGradient(Collector):
         joint: False adds the squares of the members instead.
     """
 
-    gradients = True
-    labels = True
+    gradients, labels, outputs = READS["gate"]
 
     def __init__(self, model: nn.Module, groups: list[Group], *, part: Part = "all", joint: bool = True) -> None:
         super().__init__(model, groups)
@@ -111,8 +111,7 @@ class GateExamples(TapCollector):
     one; it is formed anew from the layer's input when its gradient arrives, since the network may overwrite it.
     """
 
-    gradients = True
-    labels = True
+    gradients, labels, outputs = READS["gate_examples"]
 
     def __init__(self, model: nn.Module, groups: list[Group]) -> None:
         super().__init__(model, groups, site="bn_out")
@@ -168,8 +167,7 @@ class GatedGradient(Collector):
             takes the plain mean over the batches that count.
     """
 
-    gradients = True
-    labels = True
+    gradients, labels, outputs = READS["gated_gradient"]
 
     def __init__(self, model: nn.Module, groups: list[Group], *, ema: float | None = None) -> None:
         super().__init__(model, groups)
@@ -211,8 +209,7 @@ class WeightGradient(Collector):
             filter's scale; "sum_of_squares": mean_t sum (w * g_t)^2. Producers add before a square, too.
     """
 
-    gradients = True
-    labels = True
+    gradients, labels, outputs = READS["weight_gradient"]
 
     def __init__(self, model: nn.Module, groups: list[Group], *, reduce: Reduce = "abs_of_sum") -> None:
         super().__init__(model, groups)
@@ -292,8 +289,7 @@ class ClassSupport(TapCollector):
         ignore_index: label of void pixels.
     """
 
-    labels = True
-    outputs = True
+    gradients, labels, outputs = READS["class_support"]
 
     def __init__(
         self,

@@ -23,6 +23,7 @@ from vss.prune.stats.base import (
     on_gradient,
     sum_over_processes,
 )
+from vss.prune.stats.needs import READS
 from vss.prune.stats.taps import Batch, Layout, Tap, norm_slots, require_labels
 
 EPS = 1e-3  # of SegDecNet's feature norm, where the layer does not say its own
@@ -271,8 +272,7 @@ class DefectActivity(TapCollector):
         ignore_index: label of void pixels.
     """
 
-    gradients = True
-    labels = True
+    gradients, labels, outputs = READS["defect_activity"]
 
     def __init__(
         self,

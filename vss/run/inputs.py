@@ -1,0 +1,144 @@
+"""What a command was given, looked at before anything heavy is imported: names, files and folders; none needs torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from vss.core.config import PruneConfig, Recipe
+from vss.core.errors import VssError
+from vss.core.files import require_checkpoint, require_file
+from vss.data.base import read_lines
+from vss.data.preprocess import Preprocess
+from vss.data.readers import require_root
+from vss.deploy.backends import AUTO, BACKENDS, of_tensorrt
+from vss.deploy.onnx_file import require_one_file, runtime_of
+from vss.models import MODELS
+from vss.prune.criteria import CRITERIA, make_criterion
+from vss.prune.latency import Target
+from vss.train.header import header
+
+CHECKPOINT = ".safetensors"
+ONNX_FIRST = b"\x08"
+"""How an ONNX file begins (protobuf, field 1, the IR version)."""
+PLAN_MAGIC = {b"ftrt": "tensorrt", b"vtrt": "tensorrt_rtx"}
+"""How the engines of each begin."""
+TENSORRT = (".engine", ".plan", ".trt")  # how TensorRT engines are called
+
+
+def require_criterion(config: PruneConfig) -> None:
+    """Refuse a criterion that there is not, options that it lacks, and a time that is none."""
+    make_criterion(config.criterion, **config.options)
+    if config.latency:
+        Target.parse(config.latency.target)
+
+
+def require_job(recipe: Recipe) -> None:
+    """Refuse what the recipe alone shows to be impossible, a network that there is not, and a folder without data."""
+    config = recipe.prune
+    require_criterion(config)
+    if CRITERIA.canonical(config.criterion) == "dmcp" and config.steps > 1:
+        raise VssError(f"prune.steps is {config.steps} and dmcp searches all widths at once; set it to 1.")
+    CRITERIA.canonical(recipe.dmcp.order)
+    if config.latency and config.steps > 1:
+        raise VssError(f"prune.steps is {config.steps} and a latency target is met in one round; set it to 1.")
+    if recipe.model.checkpoint:
+        require_checkpoint(Path(recipe.model.checkpoint))
+    else:
+        MODELS.canonical(recipe.model.name)
+    require_root(recipe.data.dataset, recipe.data.root)
+
+
+def require_engines(recipe: Recipe) -> None:
+    """Refuse a runtime that there is not, and a list of calibration images that cannot be read."""
+    for name in (recipe.build.backend, *recipe.build.also):
+        if name != AUTO:
+            BACKENDS.canonical(name)
+    if recipe.precision.kinds and recipe.precision.image_list:
+        read_list(Path(recipe.precision.image_list))
+
+
+def read_list(path: Path) -> list[str]:
+    """Ids of images, one a line; blank lines do not count."""
+    return [line for line in read_lines(path, "ids of training images, one a line") if line]
+
+
+def recipe_around(
+    path: Path | str, *, data_root: str | None, dataset: str | None, recipe: Recipe
+) -> tuple[Recipe, Preprocess]:
+    """The recipe for a checkpoint, with its own data set name and image size unless others are given, and its
+    preprocessing; the folder of the data is there."""
+    saved = header(path)
+    if saved.preprocess is None:
+        raise VssError(f"{path} does not say its preprocessing; save it with vss.save(..., preprocess=...).")
+    data = {"dataset": dataset or saved.info.get("dataset", recipe.data.dataset), "size": saved.preprocess["size"]}
+    if data_root:
+        data["root"] = data_root
+    recipe = Recipe.model_validate(
+        recipe.model_dump() | {"data": recipe.data.model_dump() | data, "model": {"checkpoint": str(path)}}
+    )
+    require_root(recipe.data.dataset, recipe.data.root)
+    return recipe, Preprocess(**saved.preprocess)
+
+
+def recipe_to_prune(
+    recipe: Recipe,
+    ckpt: Path | None,
+    model: str | None,
+    weights: Path | None,
+    *,
+    dataset: str | None,
+    data_root: str | None,
+    size: list[int] | None,
+) -> tuple[Recipe, Path]:
+    """The recipe for a checkpoint, or for the network `model` with images of `size`, and the file of its weights."""
+    if ckpt is not None and model is None and weights is None and size is None:
+        return recipe_around(ckpt, data_root=data_root, dataset=dataset, recipe=recipe)[0], ckpt
+    if ckpt is not None or model is None or weights is None:
+        raise VssError("give --ckpt alone, or --model and --weights (and --input-size), to say what is to be pruned.")
+    data = {"dataset": dataset, "root": data_root, "size": size}
+    named = {"model": recipe.model.model_dump() | {"name": model}}
+    given = {key: value for key, value in data.items() if value is not None}
+    recipe = Recipe.model_validate(recipe.model_dump() | named | {"data": recipe.data.model_dump() | given})
+    require_job(recipe)
+    return recipe, require_file(weights, kind="weights")
+
+
+def backend_of(path: Path) -> str:
+    """The runtime that an artefact is for, by its first bytes, and by its name where these say nothing."""
+    if path.is_file():
+        with path.open("rb") as file:
+            head = file.read(4)
+        if head in PLAN_MAGIC:
+            return PLAN_MAGIC[head]
+        if head[:1] == ONNX_FIRST:
+            return runtime_of(path)
+    return "tensorrt" if path.suffix in TENSORRT else "onnxruntime"
+
+
+def require_candidate(path: Path, backend: str | None = None) -> None:
+    """Refuse a file to score or to time that is not there, and a runtime that there is not."""
+    if path.suffix == CHECKPOINT:
+        require_checkpoint(path)
+    elif not of_tensorrt(backend or backend_of(path)):
+        require_one_file(path)
+
+
+def require_limits(limits: Mapping[str, float | None], baseline: Path | None) -> None:
+    """A limit is on the difference between two networks: without one of them nothing would be judged."""
+    for name, limit in limits.items():
+        flag = f"--{name.replace('_', '-')}"
+        if limit is not None and not math.isfinite(limit):
+            raise VssError(f"{flag} is {limit}; expected a number of points.")
+        if limit is not None and baseline is None:
+            raise VssError(f"{flag} {limit:g} is a limit against a baseline, and none was given; add --baseline FILE.")
+
+
+def run_files(run: Path) -> dict[str, Path]:
+    """The ONNX files of a finished run, "baseline" and "finetuned"; refuses a folder without what is explained."""
+    paths = {name: run / "engine" / f"{name}.onnx" for name in ("baseline", "finetuned")}
+    missing = [path for path in (*paths.values(), run / "plan.json", run / "report.json") if not path.is_file()]
+    if missing:
+        raise VssError(f"{missing[0]} does not exist; vss explain takes the folder of a finished `vss run`.")
+    return paths
