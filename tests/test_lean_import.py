@@ -5,10 +5,14 @@ Where the optional packages are absent every module imports, or raises the sente
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,22 +110,117 @@ def test_the_blocker_blocks() -> None:
     assert run(code) == {"spec": False, "found": False}
 
 
-LIGHT = """
+COMMANDS = """
 import json, sys
 from vss.cli.main import app
-try:
-    app({words!r}, prog_name="vss")
-except SystemExit as end:
-    code = int(end.code or 0)
+found, seen = [], set()
+for line in {lines!r}:
+    try:
+        app(line.split(), prog_name="vss")
+    except SystemExit as end:
+        code = int(end.code or 0)
+    here = set({heavy!r}) & {{name.split(".")[0] for name in sys.modules}}
+    found.append([line, code, sorted(here - seen)])
+    seen |= here
 print()
-print(json.dumps({{"code": code, "heavy": sorted(set({heavy!r}) & {{name.split(".")[0] for name in sys.modules}})}}))
+print(json.dumps({{"found": found, "modules": len(sys.modules)}}))
 """
-HEAVY = (*OPTIONAL, "torch", "torchvision", "torchmetrics", "numpy", "scipy", "PIL")
+HEAVY = (*OPTIONAL, "torch", "torchvision", "torchmetrics", "scipy", "openvino", "pandas", "sklearn")
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["prune", "--help"], ["--version"], ["run", "demo", "--dry-run"], ["export"]], ids=" ".join
+    ("line", "code", "most"),
+    [
+        ("--version", 0, 420),
+        ("--help", 0, 540),
+        ("prune --help", 0, 540),
+        ("run demo --dry-run", 0, 420),
+        ("export", 2, 420),
+        ("methods", 0, 440),
+        ("lint absent.onnx", 2, 620),
+        ("export --ckpt absent.safetensors", 2, 420),
+    ],
 )
-def test_the_command_line_imports_nothing_heavy_before_it_works(words: list[str]) -> None:
-    got = run(LIGHT.format(words=words, heavy=HEAVY))
-    assert got == {"code": 2 if words == ["export"] else 0, "heavy": []}
+def test_a_command_imports_what_it_needs(line: str, code: int, most: int) -> None:
+    got: Any = run(COMMANDS.format(lines=[line], heavy=(*HEAVY, *(() if most > 600 else ("numpy", "PIL")))))
+    assert got["found"] == [[line, code, []]]
+    assert got["modules"] < most
+
+
+REFUSED = """
+lint absent.onnx --backend absent
+export --ckpt absent.safetensors --set prune.absent=1
+calibrate --ckpt absent.safetensors
+sensitivity --ckpt absent.safetensors
+sensitivity --ckpt absent.safetensors --backend absent
+build --onnx absent.onnx
+build --onnx absent.onnx --backend absent
+build --onnx absent.onnx --backend tensorrt_rtx
+run absent
+run absent.yaml
+run demo --set data.root=absent
+run demo --set prune.criterion=absent
+run demo --set model.name=absent
+run demo --set model.checkpoint=absent.safetensors
+train --data-root absent
+train --dataset absent
+train --model absent
+train --recipe absent
+finetune --ckpt absent.safetensors
+prune --ckpt absent.safetensors --macs 0.5
+prune --model unet --weights absent.pt --macs 0.5
+prune --model absent --weights absent.pt --macs 0.5
+quality --ckpt absent.safetensors --criteria l1
+quality --ckpt absent.safetensors --criteria absent
+evaluate --ckpt absent.safetensors
+evaluate --ckpt absent.onnx
+evaluate --ckpt absent.safetensors --max-drop 1
+bench --ckpt absent.safetensors
+bench --ckpt absent.onnx
+bench --ckpt absent.onnx --backend absent
+bench --ckpt absent.safetensors --cores 4095
+report absent
+lut build --ckpt absent.safetensors
+lut build --ckpt absent.safetensors --backend absent
+lut show absent.json
+explain absent
+explain absent --backend absent
+sweep absent
+sweep absent.yaml
+benchmark --ckpt absent.safetensors --criteria l1
+finetune-batch --sweep absent --epochs 1
+compare absent absent2
+ship absent --save out
+verify absent
+verify absent.tar.gz
+rebuild absent
+serve
+serve absent
+load absent
+data check absent
+data check . --dataset absent
+data make absent out
+"""
+
+
+def test_a_refused_command_imports_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = REFUSED.strip().splitlines()
+    got: Any = run(COMMANDS.format(lines=lines, heavy=HEAVY))
+    assert got["found"] == [[line, 2, []] for line in lines]
+
+
+def test_lazy_names_are_those_that_a_package_says_it_has() -> None:
+    for name in ("data", "deploy", "deploy.backends", "models", "prune", "prune.stats", "ship"):
+        package = importlib.import_module(f"vss.{name}")
+        assert package.__file__ is not None
+        source = ast.parse(Path(package.__file__).read_text())
+        typed = [node for node in source.body if isinstance(node, ast.If)]
+        assert len(typed) == 1
+        lazy = {alias.name for node in typed[0].body if isinstance(node, ast.ImportFrom) for alias in node.names}
+        assert lazy <= set(package.__all__)
+        assert [each for each in package.__all__ if not hasattr(package, each)] == []
+        modules = {path.stem for path in Path(package.__file__).parent.iterdir()}
+        assert lazy & modules == set()  # an imported module would hide the name
+        with pytest.raises(AttributeError, match="has no attribute 'absent'"):
+            package.absent  # noqa: B018

@@ -237,6 +237,7 @@ def build(
         refuse_given(
             ctx, (*TENSORRT, *own), f"is for --backend tensorrt and tensorrt_rtx, and the backend is {backend}"
         )
+        require_file(onnx, kind="ONNX")
         spec = build_spec(job.build).model_copy(update={"optimise": optimise})
         out.print(f"wrote {available(backend).build(onnx, save, spec)}")
         return

@@ -35,8 +35,8 @@ PLUGINS = ("VssSegArgmax", "VssMaxPool", "VssMaxUnpool")
 
 def load(path: Path | str, *, external: bool = True) -> Any:
     """The ModelProto of a file, with its external data unless `external` is off."""
-    onnx = need("onnx", "reading ONNX files")
     path = require_file(path, kind="ONNX", limit=LARGEST)
+    onnx = need("onnx", "reading ONNX files")
     decode_error = need("google.protobuf.message", "reading ONNX files").DecodeError
     try:
         model = onnx.load(str(path), load_external_data=False)
@@ -250,9 +250,9 @@ def label(node: Any) -> str:
 
 def look(model: Any, *, plugins: Sequence[str] = PLUGINS) -> View:
     """Read a path or ModelProto into a `View`, with inferred types and shapes."""
-    onnx = need("onnx", "the lint")
     if isinstance(model, str | Path):
         model = load(model)
+    onnx = need("onnx", "the lint")
     view = View(onnx, model, frozenset(plugins), functions=frozenset(each.name for each in model.functions))
     view.opset = _version(model.opset_import)
     _infer(view)

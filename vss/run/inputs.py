@@ -13,7 +13,7 @@ from vss.data.base import read_lines
 from vss.data.preprocess import Preprocess
 from vss.data.readers import require_root
 from vss.deploy.backends import AUTO, BACKENDS, of_tensorrt
-from vss.deploy.onnx_file import require_one_file, runtime_of
+from vss.deploy.onnx_file import runtime_of
 from vss.models import MODELS
 from vss.prune.criteria import CRITERIA, make_criterion
 from vss.prune.latency import Target
@@ -122,7 +122,7 @@ def require_candidate(path: Path, backend: str | None = None) -> None:
     if path.suffix == CHECKPOINT:
         require_checkpoint(path)
     elif not of_tensorrt(backend or backend_of(path)):
-        require_one_file(path)
+        require_file(path, kind="ONNX")
 
 
 def require_limits(limits: Mapping[str, float | None], baseline: Path | None) -> None:
