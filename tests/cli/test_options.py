@@ -119,5 +119,6 @@ def test_what_nothing_would_read_and_places_that_are_none(
     words: tuple[str, ...], said: str, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if words[1] == "bundle":
+        monkeypatch.setattr("vss.ship.read", lambda _: None)
         monkeypatch.setattr("vss.ship.load.read", lambda _: None)
     assert said in refused(place, words, monkeypatch)

@@ -112,14 +112,12 @@ def bench(
     Exit code 3, and no figures, where the machine is too noisy.
     """
     from vss.deploy.bench import noise, pinned
-    from vss.run.inputs import require_candidate
+    from vss.run.inputs import require_timed
 
     most = given.get("bench.max_seconds", 2.0)
     job = recipe_of({"bench.min_seconds": most if 0 < most < 2 else 2.0} | given)
     with pinned(job.bench.cores and list(job.bench.cores)):
-        for path in (candidate, baseline):
-            if path:
-                require_candidate(path, backend)
+        require_timed(candidate, baseline, backend=backend, threads=job.build.threads, place=(device, precision))
         from vss.run import candidates
 
         figures = candidates.bench_engines(

@@ -20,13 +20,13 @@ from vss.core.errors import VssError, fault, shown
 from vss.core.files import parse_json
 from vss.data import Preprocess, require_classes
 from vss.deploy import BACKENDS, Session, bench
-from vss.deploy.backends import available, of_tensorrt
+from vss.deploy.backends import available
 from vss.deploy.backends.base import check_finite
 from vss.deploy.bench import noise
 from vss.deploy.quantize.precision import Precision, export_as
 from vss.prune import count, find_groups, quality
 from vss.prune.budget import top_channels
-from vss.run.inputs import CHECKPOINT, backend_of, require_limits
+from vss.run.inputs import CHECKPOINT, backend_of, require_limits, require_timed
 from vss.run.project import Project, project_of
 from vss.train import checkpoint
 from vss.train.checkpoint import Checkpoint
@@ -209,16 +209,7 @@ def bench_engines(
     """Time one or two files; checkpoints run in torch on `device` in `precision`, artefacts in `backend` (None: the one
     that they are for)."""
     paths = {"baseline": baseline, "candidate": candidate}
-    engines = [path for path in paths.values() if path is not None and path.suffix != CHECKPOINT]
-    if backend is not None and not engines:
-        raise VssError(f"--backend {backend} is for engines, and a checkpoint runs in torch; leave it off.")
-    if threads is not None and any(of_tensorrt(backend or backend_of(path)) for path in engines):
-        raise VssError("--threads means nothing to a TensorRT engine; leave it off.")
-    in_torch_alone = (device, precision) != ("cpu", "fp32")
-    if in_torch_alone and not any(path.suffix == CHECKPOINT for path in (candidate, baseline) if path):
-        raise VssError(
-            f"{candidate} has its precision and its place in it; --device and --precision are of checkpoints."
-        )
+    require_timed(candidate, baseline, backend=backend, threads=threads, place=(device, precision))
     in_torch = {"device": device, "precision": precision, "cuda_graph": device.startswith("cuda")}
     rng = np.random.default_rng(0)
     with ExitStack() as stack:

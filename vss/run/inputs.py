@@ -125,6 +125,24 @@ def require_candidate(path: Path, backend: str | None = None) -> None:
         require_file(path, kind="ONNX")
 
 
+def require_timed(
+    candidate: Path, baseline: Path | None, *, backend: str | None, threads: int | None, place: tuple[str, str]
+) -> None:
+    """Refuse files to time that are not there, and what means nothing to them; `place` is device and precision."""
+    paths = [path for path in (candidate, baseline) if path is not None]
+    engines = [path for path in paths if path.suffix != CHECKPOINT]
+    if backend is not None and not engines:
+        raise VssError(f"--backend {backend} is for engines, and a checkpoint runs in torch; leave it off.")
+    if threads is not None and any(of_tensorrt(backend or backend_of(path)) for path in engines):
+        raise VssError("--threads means nothing to a TensorRT engine; leave it off.")
+    if place != ("cpu", "fp32") and len(engines) == len(paths):
+        raise VssError(
+            f"{candidate} has its precision and its place in it; --device and --precision are of checkpoints."
+        )
+    for path in paths:
+        require_candidate(path, backend)
+
+
 def require_limits(limits: Mapping[str, float | None], baseline: Path | None) -> None:
     """A limit is on the difference between two networks: without one of them nothing would be judged."""
     for name, limit in limits.items():
