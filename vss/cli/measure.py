@@ -294,24 +294,19 @@ def explain(
 
     With --backend tensorrt_rtx from the layers of its engines, which are built here and not run.
     """
-    from vss.deploy.backends import of_tensorrt
-    from vss.run.inputs import run_files
-
     if lut and not plot:
         raise VssError("--lut is the table of --plot; give both.")
-    tensorrt = backend and of_tensorrt(backend)
-    run_files(run)
-    from vss.run.explain import cliff_plot
-    from vss.run.explain import explain as work
+    tensorrt = _explained_by(run, backend)
+    from vss.run import explain as work
 
     if plot:
-        out.print(f"wrote {cliff_plot(run, lut, plot)}")
+        out.print(f"wrote {work.cliff_plot(run, lut, plot)}")
     if backend and tensorrt and tensorrt.flavour.targets:
         refuse_given(ctx, ["seconds", "allow_unstable"], f"is for times, and --backend {backend} measures none")
         _explain_layers(run, backend, precision, given.get("build.targets", ()), top, report)
         return
     refuse_given(ctx, ["build.targets"], "is for --backend tensorrt_rtx")
-    figures = work(run, backend=backend, precision=precision, seconds=seconds)
+    figures = work.explain(run, backend=backend, precision=precision, seconds=seconds)
     heads = {"name": "unit", "cin": "in", "cout": "out", "ms_before": "ms before", "ms_after": "ms after",
              "mmacs_before": "MMACs before", "mmacs_after": "MMACs after", "efficiency": "efficiency",
              "lost_ms": "lost ms", "reason": "why", "better": "better widths", "kernel": "kernel"}  # fmt: skip
@@ -335,6 +330,16 @@ def explain(
         out.print(f"{name}: the engine is {request['engine_share']:.0%} of a request of {request['request_ms']:.2f} ms")
     write_figures(report, "vss.explain", figures)
     _require_quiet(figures["noise"], "an engine was slower in another round; end other work", allow_unstable)
+
+
+def _explained_by(run: Path, backend: str | None) -> Any:
+    """The TensorRT that `backend` is, where it is one; refuses a runtime or the files of a run that are not there."""
+    from vss.deploy.backends import of_tensorrt
+    from vss.run.inputs import run_files
+
+    tensorrt = of_tensorrt(backend) if backend else None
+    run_files(run)
+    return tensorrt
 
 
 def _explain_layers(
