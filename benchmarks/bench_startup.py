@@ -1,7 +1,7 @@
 """CPU seconds (user and system) that commands take to refuse, or to answer without data, beside `import torch`.
 
-Every command is a process of its own; one round runs all of them in turn, with `import torch` among them, and ratios are
-of one round. `--source DIR` is another checkout (or release) to compare with, timed in the same rounds.
+Every command is a process of its own; one round runs all of them in turn, with `import torch` among them, and ratios
+are of one round. `--source DIR` is another checkout (or release) to compare with, timed in the same rounds.
 
     python benchmarks/bench_startup.py --write
 """
