@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -135,5 +136,5 @@ def test_the_report_says_how_the_file_is_written(elsewhere: str, tmp_path: Path)
     report = convert(
         tmp_path / "plain.onnx", tmp_path / "int8.onnx", Precision("int8", (), elsewhere, target="openvino"), ranges
     )
-    assert report["style"] == {"unsigned": True, "weight_bits": 7, "once": True, "one_reader": True}
+    assert report["style"] == asdict(Int8(unsigned=True, weight_bits=7, once=True, one_reader=True))
     assert (report["target"], report["pairs"], report["int8"][-1]) == ("openvino", 6, "mix")

@@ -75,7 +75,7 @@ def test_report_files(finished: tuple[Path, dict[str, Any]]) -> None:
     assert len(list((out / "panels").glob("*.png"))) == 2 * 5
     for title in ("engine baseline", "engine pruned"):
         built = report["artefacts"][title]
-        assert built["backend"] == "onnxruntime" and built["spec"] == {"optimise": None, "plan": None}
+        assert built["backend"] == "onnxruntime" and set(built["spec"].values()) == {None}
         assert set(built["files"]) >= {"onnx", "engine", "scores"}
         assert built["sha256"] == {role: sha256_file(out / name) for role, name in built["files"].items()}
         assert built["sha256"]["onnx"] == report["export"][title]["sha256"]

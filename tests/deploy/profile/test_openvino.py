@@ -50,7 +50,7 @@ def test_runs_are_told_from_the_means_of_the_counters(net: Any, preprocess: Any,
     assert {len(each) for each in times.values()} == {20}
     request = session._counted(feed).create_infer_request()
     for _ in range(6):
-        session._infer(request, feed, ())
+        request.infer(feed)
     slow = {each.node_name: each.real_time.total_seconds() * 1e3 for each in request.profiling_info}
     heavy = sorted(times, key=lambda name: -min(times[name]))[:4]
     assert sum(min(times[name]) for name in heavy) < sum(slow[name] for name in heavy)
