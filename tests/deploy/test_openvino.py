@@ -23,6 +23,10 @@ from vss.deploy.backends import build_spec
 from vss.deploy.backends.onnx_runner import EngineError, OpenVINOEngine, check_precision
 from vss.deploy.backends.ov import int8_by
 from vss.deploy.profile.units import Graph
+from vss.deploy.quantize.layers import Net
+from vss.deploy.quantize.precision import Precision, convert
+from vss.deploy.quantize.qdq import observed
+from vss.deploy.quantize.ranges import Ranges
 
 OV = BACKENDS["openvino"]
 pytestmark = pytest.mark.skipif(OV.unavailable() is not None, reason="needs openvino")
@@ -130,6 +134,23 @@ def test_a_precision_that_the_processor_has_not_is_refused() -> None:
     check_precision(core, "CPU", "bf16")
     with pytest.raises(EngineError, match=r"this CPU computes in BF16 and FP32 and not in f16 \(build\.openvino\.prec"):
         check_precision(core, "CPU", "f16")
+
+
+def test_an_int8_file_of_another_runtime_is_not_built(
+    exported: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = exported.labels[0]
+    values = dict.fromkeys(observed(Net(onnx.load(source))), 4.0)
+    ranges = Ranges({"method": "minmax"}, sha256_file(source), values)
+    for target in ("onnxruntime", "openvino"):
+        convert(source, tmp_path / f"{target}.onnx", Precision("int8", target=target), ranges)
+    with pytest.raises(VssError, match=r"as int8, and OpenVINO computes such files wrong .* vss export"):
+        OV.build(tmp_path / "onnxruntime.onnx", tmp_path / "built.onnx", BuildSpec())
+    assert not (tmp_path / "built.onnx").exists()
+    OV.build(tmp_path / "openvino.onnx", tmp_path / "built.onnx", BuildSpec())
+    assert not caplog.records
+    OV.open(tmp_path / "onnxruntime.onnx")
+    assert "its answers here are not what it says" in caplog.text
 
 
 def test_specs_of_other_runtimes_are_refused(exported: SimpleNamespace, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -26,6 +27,7 @@ from vss.deploy.backends.onnx_runner import EngineError, OpenVINOEngine, binding
 from vss.deploy.onnx_file import RUNTIME
 
 DEVICE = "build.openvino.device"
+LOG = logging.getLogger(__name__)
 PURPOSE = "the runtime openvino"
 ORIGINAL = "originalLayersNames"
 QDQ = ("QuantizeLinear", "DequantizeLinear")
@@ -42,6 +44,10 @@ INT8_BY = {
     "dot products of ARM, faster than float32": {"asimddp", "i8mm"},
 }
 """What a processor has for INT8, the best first, with its flags in /proc/cpuinfo."""
+MISREAD = (
+    "quantises {} as int8, and OpenVINO computes such files wrong (see the guide on precision); write it for OpenVINO: "
+    "vss export --precision int8 --backend openvino"
+)
 NO_INT8 = "no instructions for it, expect no gain"
 Shapes = dict[str, tuple[int, ...]]
 
@@ -88,6 +94,8 @@ class OpenVINOBackend:
         asked = spec.openvino or OpenVINOConfig()
         model = onnx_file.load(onnx_file.require_one_file(onnx))
         wanted = {"backend": self.name, "device": asked.device, "precision": asked.precision}
+        if signed := signed_activations(model):
+            raise VssError(f"{onnx} {MISREAD.format(signed[0])}.")
         onnx_file.set_metadata(model, RUNTIME, json.dumps(wanted))
         with atomic(out) as temporary:
             temporary.write_bytes(model.SerializeToString())
@@ -126,6 +134,8 @@ class OpenVINOSession(Session):
             raise VssError(f"threads is {threads}; expected 1 or more.")
         place = path or artefact
         self._model = onnx_file.load(onnx_file.require_one_file(artefact))  # OpenVINO's own refusal says nothing
+        if signed := signed_activations(self._model):
+            LOG.warning("%s %s; its answers here are not what it says.", place, MISREAD.format(signed[0]))
         about = {each.key: each.value for each in self._model.metadata_props}
         stated = said(about, place)
         device, precision = device or stated.device, precision or stated.precision
@@ -237,6 +247,14 @@ def int8_by(flags: frozenset[str] | None = None) -> str:
         if needed & known:
             return name
     return NO_INT8
+
+
+def signed_activations(model: Any) -> list[str]:
+    """The tensors that a file quantises as int8 while it runs."""
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    int8 = need("onnx", "INT8").TensorProto.INT8
+    quantisers = [node for node in model.graph.node if node.op_type == "QuantizeLinear" and len(node.input) > 2]
+    return [node.input[0] for node in quantisers if types.get(node.input[2]) == int8 and node.input[0] not in types]
 
 
 def said(about: Mapping[str, str], path: Path) -> OpenVINOConfig:
