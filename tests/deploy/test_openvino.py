@@ -14,6 +14,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from tests.deploy.marks import needs_openvino
 from tests.deploy.rtx import vss_cli
 from vss.core.config import BuildConfig, OpenVINOConfig
 from vss.core.errors import VssError
@@ -29,7 +30,7 @@ from vss.deploy.quantize.qdq import observed
 from vss.deploy.quantize.ranges import Ranges
 
 OV = BACKENDS["openvino"]
-pytestmark = pytest.mark.skipif(OV.unavailable() is not None, reason="needs openvino")
+pytestmark = needs_openvino
 
 
 def test_bindings_and_numbers(exported: SimpleNamespace, tiny: Any) -> None:

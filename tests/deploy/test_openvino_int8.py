@@ -15,6 +15,7 @@ import pytest
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from tests.deploy.marks import needs_openvino
 from tests.deploy.nets import conv_graph
 from vss.core.files import sha256_file
 from vss.deploy import BACKENDS
@@ -65,7 +66,7 @@ def error(model: onnx.ModelProto, folder: Path) -> float:
         return relative_error(expected, session.run({"image": image()})["logits"])
 
 
-@pytest.mark.skipif(OV.unavailable() is not None, reason="needs openvino")
+@needs_openvino
 @pytest.mark.parametrize("graph", [conv_graph, extreme])
 def test_openvino_computes_what_its_files_say(graph: Callable[[], onnx.ModelProto], tmp_path: Path) -> None:
     assert error(written(graph(), STYLE), tmp_path) < 1e-5
@@ -74,7 +75,7 @@ def test_openvino_computes_what_its_files_say(graph: Callable[[], onnx.ModelProt
     assert error(written(graph(), Int8(weight_bits=7)), tmp_path) > 0.1
 
 
-@pytest.mark.skipif(OV.unavailable() is not None, reason="needs openvino")
+@needs_openvino
 def test_the_layer_is_named_at_which_openvino_leaves_a_file(tmp_path: Path) -> None:
     onnx.save(conv_graph(), tmp_path / "plain.onnx")
     for style, layer in ((STYLE, None), (Int8(weight_bits=7), "mix")):
@@ -84,7 +85,7 @@ def test_the_layer_is_named_at_which_openvino_leaves_a_file(tmp_path: Path) -> N
         assert found["layer"] == layer, found
 
 
-@pytest.mark.skipif(OV.unavailable() is not None, reason="needs openvino")
+@needs_openvino
 def test_several_readers_of_a_layer_where_sides_are_free(tmp_path: Path) -> None:
     model = conv_graph()
     place_of = [node.name for node in model.graph.node].index("n_main_relu")

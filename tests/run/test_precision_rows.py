@@ -10,6 +10,7 @@ from typing import Any
 import onnx
 import pytest
 
+from tests.deploy.marks import needs_openvino
 from vss.core.config import Recipe
 from vss.core.errors import VssError
 from vss.deploy import BACKENDS
@@ -119,8 +120,6 @@ def test_float16_that_would_overflow_is_not_kept(
 
 # -- several runtimes -------------------------------------------------------------------------------------------------
 
-needs_openvino = pytest.mark.skipif(BACKENDS["openvino"].unavailable() is not None, reason="needs openvino")
-
 
 @pytest.fixture(scope="module")
 def everywhere(
@@ -174,7 +173,10 @@ def test_a_file_that_fails_in_one_runtime_is_scored_in_the_other(
     """The runtime is made to compute something else than its file says."""
     session = type(BACKENDS["openvino"].open(everywhere[0] / "engine/finetuned.onnx"))
     usual = session._run
-    wrong = lambda self, feed: {name: value * 0 for name, value in usual(self, feed).items()}  # noqa: E731
+
+    def wrong(self: Any, feed: Any) -> dict[str, Any]:
+        return {name: value * 0 for name, value in usual(self, feed).items()}
+
     monkeypatch.setattr(session, "_run", wrong)
     shutil.copytree(everywhere[0], tmp_path / "copy")
     job = recipe(street_root, kinds=["int8"], max_drop=0.5, search=False)

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vss.deploy import BACKENDS
+from tests.deploy.marks import needs_openvino
 from vss.deploy.profile.setting import Setting
 from vss.deploy.profile.subject import open_subject
 from vss.deploy.profile.units import Graph, Reading, lookup_shape, read_engine
 
-pytestmark = pytest.mark.skipif(BACKENDS["openvino"].unavailable() is not None, reason="needs openvino")
+pytestmark = needs_openvino
 AROUND = {"Transpose:permute", "Reorder:add", "TopK:conv2d_10"}
 """What is no layer of the network: pixels to a blocked layout, and the labels."""
 
