@@ -168,7 +168,7 @@ def test_wrong_requests_are_sentences() -> None:
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     vss.save(wrap(smp_like(), num_classes=5), tmp_path / "net.safetensors")
-    with pytest.raises(VssError, match="holds a 'smplike' and was to be loaded into a 'lraspp'"):
+    with pytest.raises(VssError, match="holds a 'SmpLike' and was to be loaded into a 'LRASPP'"):
         vss.load(tmp_path / "net.safetensors", model=wrap(lraspp(), num_classes=5))
     with pytest.raises(VssError, match="'smplike', which is not registered; give an unpruned instance"):
         vss.load(tmp_path / "net.safetensors")

@@ -10,14 +10,14 @@ from vss.core.lazy import lazy_names
 from vss.models.table import MODELS, build
 
 if TYPE_CHECKING:
-    from vss.models.adapter import wrap
+    from vss.models.adapter import Wrapped, wrap
     from vss.models.base import AtMost, DefectModel, SegModel, check_multiple
     from vss.models.resnet_seg import load_backbone, read_state_dict
 
 __getattr__ = lazy_names(
     __name__,
     {
-        "adapter": ["wrap"],
+        "adapter": ["Wrapped", "wrap"],
         "base": ["AtMost", "DefectModel", "SegModel", "check_multiple"],
         "resnet_seg": ["load_backbone", "read_state_dict"],
     },
@@ -28,6 +28,7 @@ __all__ = [
     "AtMost",
     "DefectModel",
     "SegModel",
+    "Wrapped",
     "build",
     "check_multiple",
     "load_backbone",

@@ -13,7 +13,7 @@ A `Plan` is the decision as JSON: complete, replayable without data, tracing or 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -110,6 +110,11 @@ class PlanGroup(Group):
 
         return self.others(torch.tensor(self.kept))
 
+    def renamed(self, rename: Callable[[str], str]) -> PlanGroup:
+        """The same decision in other names of layers."""
+        slots = tuple(dataclasses.replace(slot, tensor=rename(slot.tensor)) for slot in self.slots)
+        return dataclasses.replace(self, id=rename(self.id), slots=slots)
+
 
 @dataclasses.dataclass(frozen=True)
 class Locked:
@@ -189,6 +194,11 @@ class Plan(BaseModel):
     def widths(self) -> dict[str, tuple[int, int]]:
         """Group id -> (channels before, after)."""
         return {group.id: (group.channels, len(group.kept)) for group in self.groups}
+
+    def renamed(self, rename: Callable[[str], str], model: str) -> Plan:
+        """The same decision for the network `model`, in other names of layers."""
+        groups = tuple(group.renamed(rename) for group in self.groups)
+        return self.model_copy(update={"model": model, "groups": groups})
 
     def then(self, second: Plan) -> Plan:
         """One plan equal to applying this one and then `second` (which was made for the cut network)."""

@@ -26,6 +26,8 @@ from vss.core.errors import NotFinite, VssError, shown
 from vss.core.files import atomic, require_checkpoint, sha256_tensors
 from vss.models import SegModel
 from vss.prune import Plan, apply_plan
+from vss.prune.apply import name_of
+from vss.train import names
 from vss.train.header import KIND, SCHEMA, Header, read_header
 
 SLACK = 1 << 20
@@ -53,19 +55,24 @@ def save(
     classes: tuple[str, ...] | list[str] = (),
     info: dict[str, Any] | None = None,
 ) -> Path:
-    """Write a checkpoint atomically; the pruning history is that of `model.plans`."""
+    """Write a checkpoint atomically, with the plans by which the network or parts of it were cut.
+
+    Of a network in `DataParallel`, compiled or averaged, the one inside is saved, in its own names.
+
+    Raises:
+        VssError: a network that was changed after it was cut, so that no file of it could be loaded.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    model = names.inner(model)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     meta = {
         "kind": KIND,
         "schema": SCHEMA,
         "vss": __version__,
-        "model": getattr(model, "name", "") or type(model).__name__,
-        "options": dict(getattr(model, "options", {})),
-        "num_classes": getattr(model, "num_classes", None),
-        "plans": [plan.to_dict() for plan in getattr(model, "plans", ())],
+        **_identity(model),
+        "plans": [plan.to_dict() for plan in names.plans_of(model)],
         "preprocess": preprocess,
         "classes": list(classes),
         "info": info or {},
@@ -81,6 +88,16 @@ def save(
     return Path(path)
 
 
+def _identity(model: nn.Module) -> dict[str, Any]:
+    """What a network is; attributes of a class that vss does not know mean what its author meant."""
+    name, options, count = (getattr(model, each, None) for each in ("name", "options", "num_classes"))
+    known = isinstance(name, str) and isinstance(options, dict) and type(count) is int
+    if not isinstance(model, SegModel) and not (known and name in models.MODELS):
+        name, options, count = "", {}, None
+    network = names.class_of(model)
+    return {"model": name or network, "network": network, "options": options, "num_classes": count}
+
+
 def _unshared(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """safetensors refuses tensors that share memory; a clone is as good here."""
     seen: set[int] = set()
@@ -94,7 +111,8 @@ def _unshared(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def load(path: Path | str, *, model: nn.Module | None = None) -> nn.Module:
     """The network of a checkpoint, pruned as it was saved, in evaluation mode.
 
-    `model` is an unpruned instance, needed only for networks that are not registered with vss.
+    `model` is an unpruned instance, needed only for networks that are not registered with vss. It may be wrapped where
+    the saved one was not, and the other way round; what comes back is in neither `DataParallel` nor compiled.
     """
     return read(path, model=model).model
 
@@ -103,20 +121,13 @@ def read(path: Path | str, *, model: nn.Module | None = None) -> Checkpoint:
     """Read a checkpoint with everything it says; see `load`."""
     meta, state = _read_file(Path(path))
     plans = tuple(Plan.from_dict(data, source=f"{path}, plan {i}") for i, data in enumerate(meta.plans))
+    model = _built(Path(path), meta, _uncut(state, plans)) if model is None else _given(Path(path), meta, model)
+    rename = names.matching(state, model.state_dict())
+    if rename or any(plan.model != name_of(model) for plan in plans):
+        same: names.Rename = rename or str
+        state = {same(name): value for name, value in state.items()}
+        plans = tuple(plan.renamed(same, name_of(model)) for plan in plans)
     uncut = _uncut(state, plans)
-    if model is None:
-        if meta.num_classes is None or meta.model not in models.MODELS:
-            raise VssError(
-                f"{path} holds a {shown(meta.model)}, which is not registered; give an unpruned instance: "
-                "vss.load(path, model=...), or load its package with --plugin."
-            )
-        try:
-            with models.AtMost(SLACK + 2 * sum(map(math.prod, uncut.values()))):
-                model = models.build(meta.model, meta.num_classes, **meta.options)
-        except VssError as error:
-            raise VssError(f"{path} does not fit its own description: {error}") from error
-    elif isinstance(model, SegModel) and model.name != meta.model:
-        raise VssError(f"{path} holds a {shown(meta.model)} and was to be loaded into a {model.name!r}.")
     _check_shapes(Path(path), model, uncut)
     try:
         for plan in plans:
@@ -133,6 +144,33 @@ def read(path: Path | str, *, model: nn.Module | None = None) -> Checkpoint:
         info=meta.info,
         weights_sha256=meta.weights_sha256,
     )
+
+
+def _built(path: Path, meta: Header, uncut: dict[str, list[int]]) -> nn.Module:
+    """The registered network of a checkpoint, before its cuts."""
+    if meta.num_classes is None or meta.model not in models.MODELS:
+        raise VssError(
+            f"{path} holds a {shown(meta.model)}, which is not registered; give an unpruned instance: "
+            "vss.load(path, model=...), or load its package with --plugin."
+        )
+    try:
+        with models.AtMost(SLACK + 2 * sum(map(math.prod, uncut.values()))):
+            return models.build(meta.model, meta.num_classes, **meta.options)
+    except VssError as error:
+        raise VssError(f"{path} does not fit its own description: {error}") from error
+
+
+def _given(path: Path, meta: Header, model: nn.Module) -> nn.Module:
+    """The network that a user gave to be loaded into; one of another class is refused."""
+    model = names.inner(model)
+    foreign = not isinstance(model, SegModel) or isinstance(model, models.Wrapped)
+    if foreign and meta.network:
+        theirs, own = meta.network, names.class_of(model)
+    else:
+        theirs, own = meta.model, name_of(model) if isinstance(model, SegModel) else meta.model
+    if theirs != own:
+        raise VssError(f"{path} holds a {shown(theirs)} and was to be loaded into a {own!r}.")
+    return model
 
 
 def _check_finite(path: Path, model: nn.Module) -> None:

@@ -21,6 +21,7 @@ class Header(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     model: str
+    network: str = ""  # class of what is saved; older files lack it
     options: dict[str, Any]
     num_classes: int | None
     plans: list[dict[str, Any]]
