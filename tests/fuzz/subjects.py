@@ -30,7 +30,7 @@ from vss.deploy.profile.units import Reading
 from vss.deploy.quantize.layers import read_onnx
 from vss.deploy.quantize.ranges import Ranges
 from vss.deploy.quantize.sensitivity import Choice
-from vss.models.resnet_seg import read_state_dict
+from vss.models.weights import read_state_dict
 from vss.prune import Plan, apply_plan, make_plan
 from vss.run.page import write_page
 from vss.run.runner import KIND as STEP

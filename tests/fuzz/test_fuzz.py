@@ -15,7 +15,7 @@ from tests.fuzz.judge import ACCEPTED, EQUAL, REFUSED, HungError, Subject, limit
 from tests.fuzz.subjects import subjects
 from vss.core.errors import VssError
 from vss.data import read_split_file
-from vss.models.resnet_seg import read_state_dict
+from vss.models.weights import read_state_dict
 
 COUNT, SEED = 500, 0
 

@@ -25,6 +25,7 @@ from vss.cli.options import (
     ReportFile,
     Save,
     Set,
+    network_of,
     numbers_of,
     recipe_keys,
     recipe_of,
@@ -47,12 +48,14 @@ ForTensorRT = functools.partial(Option, rich_help_panel="TensorRT")
     given=recipe_keys(
         *(*GRAPH, "export.labels_dtype", ("export.plugins", False), "data.size"),
         *("precision.keep", "precision.elsewhere", "build.backend", *CALIBRATION),
-    )
+    ),
+    network=network_of,
 )
 def export(
     ctx: typer.Context,
     ckpt: Ckpt,
     given: Given,
+    network: Given,
     save: Save = Path("model.onnx"),
     precision: PrecisionName = "fp32",
     dynamic_size: Annotated[bool, Option(help="leave H and W open, as the batch is")] = False,
@@ -67,7 +70,7 @@ def export(
     """
     target_of(save)
     require_checkpoint(ckpt)
-    job = recipe_of(given, overrides)
+    job = recipe_of(given | network, overrides)
     if not job.export.labels:
         refuse_given(ctx, ["export.labels_dtype"], "is for --labels")
     if precision == "int8":
@@ -91,7 +94,7 @@ def export(
 
         wanted, size = Precision(precision, job.precision.keep), given.get("data.size")
         figures = candidates.export_checkpoint(
-            ckpt, save, precision=wanted, size=size, dynamic_size=dynamic_size, **job.export.model_dump()
+            ckpt, save, precision=wanted, size=size, dynamic_size=dynamic_size, recipe=job, **job.export.model_dump()
         )
     shapes = figures["parity"]["shapes"]
     print_table(shapes, {key: key for key in shapes[0]}, "parity with torch")
@@ -101,10 +104,11 @@ def export(
     write_figures(report, "vss.export", figures)
 
 
-@takes(given=recipe_keys(*GRAPH, "precision.split", "precision.image_list", *CALIBRATION))
+@takes(given=recipe_keys(*GRAPH, "precision.split", "precision.image_list", *CALIBRATION), network=network_of)
 def calibrate(
     ckpt: Ckpt,
     given: Given,
+    network: Given,
     save: Annotated[Path | None, Option("--save", help="file to write the ranges to as well")] = None,
     cache: Cache = RANGES,
     overrides: Set = None,
@@ -115,7 +119,7 @@ def calibrate(
     """
     if save:
         target_of(save)
-    job = recipe_of(given, overrides)
+    job = recipe_of(given | network, overrides)
     with tempfile.TemporaryDirectory(prefix="vss-export-") as folder:
         typed = _float32(ckpt, job, given, Path(folder), cache)
         known = {path.name for path in cache.glob("*.json")}
@@ -132,10 +136,11 @@ def calibrate(
 LAYERS = ("build.backend", "precision.max_drop", "precision.groups", "precision.elsewhere", "precision.keep")
 
 
-@takes(given=recipe_keys(*LAYERS, *GRAPH, *CALIBRATION))
+@takes(given=recipe_keys(*LAYERS, *GRAPH, *CALIBRATION), network=network_of)
 def sensitivity(
     ckpt: Ckpt,
     given: Given,
+    network: Given,
     save: Annotated[Path, Option("--save", help="file to write, for vss export --choice")] = Path("choice.json"),
     timed: Annotated[bool, Option(help="try layers that save no time first")] = True,
     cache: Cache = RANGES,
@@ -143,7 +148,7 @@ def sensitivity(
 ) -> None:
     """Find which layers must stay in floating point, by the metric of the task and measured times."""
     target_of(save)
-    job = recipe_of(given, overrides)
+    job = recipe_of(given | network, overrides)
     with tempfile.TemporaryDirectory(prefix="vss-export-") as folder, Progress(console=err, transient=True) as bar:
         typed = _float32(ckpt, job, given, Path(folder), cache)
         task = bar.add_task("groups of layers", total=typed.config.groups)
@@ -169,7 +174,6 @@ def _float32(ckpt: Path, job: Any, given: Given, folder: Path, cache: Path, **mo
     from vss.run.job import check_calibration
     from vss.run.precision import PrecisionExporter
     from vss.run.project import Project, project_of
-    from vss.train import checkpoint
 
     project = project_of(ckpt, **where, recipe=job)
     check_calibration(project)
@@ -178,7 +182,7 @@ def _float32(ckpt: Path, job: Any, given: Given, folder: Path, cache: Path, **mo
         project = Project(project.recipe, project.data, resized)
     images = ("preprocess", "expects") if job.export.preprocess else ("expects", "preprocess")
     changes = job.export.model_dump() | more | dict(zip(images, (project.preprocess, None), strict=True))
-    return PrecisionExporter.export(project, checkpoint.load(ckpt), project.recipe.precision, folder, cache, **changes)
+    return PrecisionExporter.export(project, project.load(ckpt), project.recipe.precision, folder, cache, **changes)
 
 
 def _require_data(ckpt: Path, job: Any, given: Given) -> dict[str, Any]:

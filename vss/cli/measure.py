@@ -23,12 +23,14 @@ from vss.cli.options import (
     ReportFile,
     Split,
     Unstable,
+    network_of,
     recipe_keys,
     recipe_of,
     refuse_given,
     statistics_of,
     takes,
 )
+from vss.core.config import Recipe
 from vss.core.errors import GateFailed, NotMeasured, VssError
 from vss.core.files import file_at_work, require_checkpoint, target_of
 
@@ -36,13 +38,7 @@ Statistics = dict[str, list[float]] | None
 Reading = Annotated[float, Option("--seconds", min=0.001, max=3600, help="seconds of one reading")]
 
 
-@takes(given=recipe_keys(*DATA, "data.size"), statistics=statistics_of)
-def evaluate(
-    candidate: Candidate,
-    given: Given,
-    statistics: Statistics,
-    baseline: Annotated[Path | None, Option(help="checkpoint or engine to compare with")] = None,
-    split: Split = "test",
+def limits_of(
     max_drop: Annotated[float | None, Option(help="gate: points of mIoU (or AP) that may be lost")] = None,
     max_fnr_increase: Annotated[
         float | None, Option(help="gate: points of missed defects that may be added, on val")
@@ -50,6 +46,20 @@ def evaluate(
     max_ap_drop: Annotated[
         float | None, Option(help="gate: points of average precision that may be lost, on val")
     ] = None,
+) -> dict[str, Any]:
+    """The limits of a gate."""
+    return {"max_drop": max_drop, "max_fnr_increase": max_fnr_increase, "max_ap_drop": max_ap_drop}
+
+
+@takes(given=recipe_keys(*DATA, "data.size"), network=network_of, statistics=statistics_of, limits=limits_of)
+def evaluate(
+    candidate: Candidate,
+    given: Given,
+    network: Given,
+    statistics: Statistics,
+    limits: dict[str, Any],
+    baseline: Annotated[Path | None, Option(help="checkpoint or engine to compare with")] = None,
+    split: Split = "test",
     bench_seconds: Annotated[float, Option(min=0, max=86400, help="seconds to time a pair; 0: not at all")] = 4.0,
     oracle: Annotated[
         int, Option("--oracle-channels", "--oracle", help="channels of a pair left out one by one; 0: none")
@@ -63,22 +73,29 @@ def evaluate(
     from vss.run.inputs import require_candidate, require_limits
 
     where = {"dataset": given.get("data.dataset"), "data_root": given.get("data.root")}
-    limits: dict[str, Any] = {"max_drop": max_drop, "max_fnr_increase": max_fnr_increase, "max_ap_drop": max_ap_drop}
     require_limits(limits, baseline)
     for path in (baseline, candidate):
         if path:
             require_candidate(path)
+    config = recipe_of(network).model
     from vss.run import candidates
 
     figures = candidates.evaluate(
-        candidate, baseline, split=split, **where, size=given.get("data.size"), **limits, statistics=statistics
+        candidate,
+        baseline,
+        split=split,
+        **where,
+        size=given.get("data.size"),
+        **limits,
+        statistics=statistics,
+        network=config,
     )
     if baseline and bench_seconds:
-        noisy = candidates.speed(figures["rows"], baseline, candidate, seconds=bench_seconds)
+        noisy = candidates.speed(figures["rows"], baseline, candidate, seconds=bench_seconds, network=config)
         if noisy:
             print_tagged(out, "no times:", "yellow", noisy)
     if baseline and {baseline.suffix, candidate.suffix} == {".safetensors"}:
-        figures |= candidates.agreement(baseline, candidate, **where, channels=oracle)
+        figures |= candidates.agreement(baseline, candidate, **where, channels=oracle, network=config)
         out.print(f"outputs moved by {figures['reconstruction_relative']:.3f} of their mean square", highlight=False)
         if figures.get("oracle_overlap") is not None:
             text = "an oracle's best channels among the kept: {oracle_overlap:.2f} (chance {oracle_chance:.2f})"
@@ -86,7 +103,7 @@ def evaluate(
     more = {"class_acc_pct": "class acc %", "boundary_iou_pct": "boundary IoU %", "fps": "images/s"}
     print_table(figures["rows"], COLUMNS | {"pixel_acc_pct": "pixel acc %", "fwiou_pct": "FWIoU %"} | more)
     write_figures(report, "vss.evaluation", figures)
-    if max_drop is None and "comparison" in figures:
+    if limits["max_drop"] is None and "comparison" in figures:
         out.print(figures["comparison"], highlight=False)
     if "gate" in figures:
         print_gates(figures["gate"])
@@ -94,10 +111,11 @@ def evaluate(
             raise GateFailed(f"gate {figures['gate']['sentence']}")
 
 
-@takes(given=recipe_keys("build.threads", "bench.batch_size", "bench.max_seconds", "bench.cores"))
+@takes(given=recipe_keys("build.threads", "bench.batch_size", "bench.max_seconds", "bench.cores"), network=network_of)
 def bench(
     candidate: Candidate,
     given: Given,
+    network: Given,
     baseline: Annotated[Path | None, Option(help="checkpoint or engine to be faster than")] = None,
     backend: Annotated[
         str | None, Option(help="runtime of engines: onnxruntime, tensorrt or tensorrt_rtx; default: that of each file")
@@ -115,7 +133,7 @@ def bench(
     from vss.run.inputs import require_timed
 
     most = given.get("bench.max_seconds", 2.0)
-    job = recipe_of({"bench.min_seconds": most if 0 < most < 2 else 2.0} | given)
+    job = recipe_of({"bench.min_seconds": most if 0 < most < 2 else 2.0} | given | network)
     with pinned(job.bench.cores and list(job.bench.cores)):
         require_timed(candidate, baseline, backend=backend, threads=job.build.threads, place=(device, precision))
         from vss.run import candidates
@@ -123,6 +141,7 @@ def bench(
         figures = candidates.bench_engines(
             candidate, baseline, backend=backend, threads=job.build.threads, batch=job.bench.batch_size,
             max_seconds=job.bench.max_seconds, device=device, precision=precision,
+            network=job.model,
         )  # fmt: skip
     write_figures(report, "vss.bench", figures)
     noisy = noise(figures)
@@ -153,11 +172,12 @@ RUNTIME = ("build.backend", "build.threads", "bench.batch_size")
 NETWORK = ("export.labels", "export.labels_dtype", "prune.keep")
 
 
-@takes(given=recipe_keys(*RUNTIME, *NETWORK, "seed", *TENSORRT))
+@takes(given=recipe_keys(*RUNTIME, *NETWORK, "seed", *TENSORRT), network=network_of)
 def lut_build(
     ctx: typer.Context,
     ckpt: Ckpt,
     given: Given,
+    network: Given,
     save: Annotated[Path, Option("--save", help="table to write")] = Path("latency.json"),
     device: Annotated[str, Option(help="torch: cpu or cuda; default: cpu")] = "",
     precision: PrecisionName = "fp32",
@@ -181,7 +201,8 @@ def lut_build(
     from vss.deploy.profile.setting import Setting
     from vss.deploy.profile.subject import open_subject
 
-    saved, job = _with_size(ckpt), recipe_of(given)
+    job = recipe_of(given | network)
+    saved = _with_size(ckpt, job)
     defects = saved.model.task == "defect"
     _refuse_unread(ctx, job.build.backend, quick=quick, labels=job.export.labels, defects=defects)
     options = {} if defects else job.export.model_dump(include={"labels", "labels_dtype"})
@@ -204,11 +225,13 @@ def lut_build(
     _require_quiet(table.drift, f"the uncut network drifted during the build; {quiet}", allow_unstable)
 
 
-def _with_size(ckpt: Path) -> Any:
+def _with_size(ckpt: Path, job: Recipe) -> Any:
     """The checkpoint, which must say its preprocessing."""
-    from vss.train import checkpoint
+    from vss.run.inputs import require_foreign
+    from vss.run.network import read
 
-    saved = checkpoint.read(ckpt)
+    require_foreign(job.model, [ckpt])
+    saved = read(ckpt, job.model)
     if saved.preprocess is None:
         raise VssError(f"--ckpt {ckpt} does not say its input size; save it with vss.save(..., preprocess=...).")
     return saved

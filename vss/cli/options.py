@@ -66,6 +66,7 @@ NAMES = {
     "data.root": ("--data-root",),
     "data.size": ("--input-size",),
     "model.name": ("--model",),
+    "model.factory": ("--model-from",),
     "model.options": ("--option",),
     "prune.criterion": ("--criterion", "--method"),
     "prune.options": ("--option",),
@@ -82,6 +83,7 @@ NAMES = {
 LIMITS = {"ge": "min", "gt": "min", "le": "max", "lt": "max"}
 METAVARS = {
     "data.size": "H,W",
+    "model.factory": "MODULE:NAME",
     "model.options": "NAME=VALUE",
     "prune.options": "NAME=VALUE",
     "bench.cores": "0,1",
@@ -114,13 +116,13 @@ def cores_of(text: str) -> list[int]:
     )
 
 
-def options_of(pairs: Iterable[str]) -> dict[str, Any]:
+def options_of(pairs: Iterable[str], flag: str = "--option") -> dict[str, Any]:
     """Values of `--option name=value`, each name once."""
-    given = [assignment(pair, "--option") for pair in pairs]
+    given = [assignment(pair, flag) for pair in pairs]
     names = [name for name, _ in given]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise VssError(f"--option {twice!r} is given twice; give it once.")
+        raise VssError(f"{flag} {twice!r} is given twice; give it once.")
     return dict(given)
 
 
@@ -160,6 +162,24 @@ def statistics_of(
         name: numbers_of(f"--{name}", text, form, counts=[3], low=low, high=1, whole=False)
         for name, text, low in (("mean", mean, 0), ("std", std, 1e-6))
     }
+
+
+def network_of(
+    model_from: Annotated[
+        str | None,
+        Option(
+            help="function of yours that builds the uncut network of --ckpt, where it is not registered; it runs your "
+            "code",
+            metavar="MODULE:NAME",
+        ),
+    ] = None,
+    model_option: Annotated[list[str] | None, Option(help="option of that function", metavar="NAME=VALUE")] = None,
+) -> Given:
+    """The network of checkpoints, as keys of the recipe."""
+    if model_option and not model_from:
+        raise VssError("--model-option is for the function of --model-from; give both.")
+    options = options_of(model_option or [], "--model-option")
+    return {"model.factory": model_from, "model.options": options} if model_from else {}
 
 
 def names_of(key: str) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ from vss.cli.options import (
     ReportFile,
     Save,
     Set,
+    network_of,
     options_of,
     recipe_keys,
     recipe_of,
@@ -100,7 +101,10 @@ TRAIN = ("train.epochs", "train.batch_size", "train.lr", "train.devices", "train
 FINETUNE = ("finetune.distill", "finetune.epochs", "finetune.batch_size", "finetune.lr")
 
 
-@takes(given=recipe_keys(*DATA, "data.size", "model.name", "model.options", *TRAIN, "seed"))
+NETWORK = ("model.name", "model.factory", "model.options", "model.weights", "model.replace_head")
+
+
+@takes(given=recipe_keys(*DATA, "data.size", *NETWORK, *TRAIN, "seed"))
 def train(given: Given, save: Save = Path("runs/train"), recipe: RecipeName = None, overrides: Set = None) -> None:
     """Train a network and write its best epoch to SAVE/best.safetensors.
 
@@ -116,10 +120,11 @@ def train(given: Given, save: Save = Path("runs/train"), recipe: RecipeName = No
     _print_fit(project.train(project.build_model(), job.train, save, progress=bars()), project.task.title)
 
 
-@takes(given=recipe_keys(*FINETUNE, *DATA, "seed"))
+@takes(given=recipe_keys(*FINETUNE, "model.replace_head", *DATA, "seed"), network=network_of)
 def finetune(
     ckpt: Ckpt,
     given: Given,
+    network: Given,
     save: Save = Path("runs/finetune"),
     recipe: RecipeName = None,
     teacher: Annotated[Path | None, Option(help="checkpoint of the unpruned network, to distil from")] = None,
@@ -133,15 +138,16 @@ def finetune(
 
     if ckpt.resolve().parent == save.resolve():
         raise VssError(f"--ckpt {ckpt} lies in the folder that is written; choose another --save than {save}.")
-    job = recipe_of(given, overrides, recipe)
+    if given.get("model.replace_head"):
+        given["model.checkpoint"] = str(ckpt)
+    job = recipe_of(given | network, overrides, recipe)
     recipe_around(ckpt, **_own_data(given), recipe=job)
     if teacher:
         require_checkpoint(teacher)
     from vss.run.project import project_of, teacher_of
-    from vss.train import checkpoint
 
     project = project_of(ckpt, **_own_data(given), recipe=job)
-    net = checkpoint.load(ckpt)
+    net = project.load(ckpt)
     source = teacher_of(teacher, project, net) if teacher else None
     fit = job.finetune
     if source and "finetune.distill" not in given and not fit.distill:
@@ -209,13 +215,18 @@ SCORED = ("prune.criterion", "prune.options")
 CUT = ("prune.budget.align", "prune.budget.floor", "prune.steps", "prune.batches")
 
 
-@takes(given=recipe_keys(*SCORED, *CUT, "build.backend", *DATA, "data.size", "seed"), budget=budget_of)
+@takes(
+    given=recipe_keys(*SCORED, *CUT, "build.backend", *DATA, "data.size", "seed"), budget=budget_of, network=network_of
+)
 def prune(
     ctx: typer.Context,
     budget: Given,
     given: Given,
+    network: Given,
     ckpt: Annotated[Path | None, Option(help="checkpoint to read, .safetensors")] = None,
-    model: Annotated[str | None, Option(help="name of a network, with --weights, in place of --ckpt")] = None,
+    model: Annotated[
+        str | None, Option(help="name of a network (or --model-from), with --weights, in place of --ckpt")
+    ] = None,
     weights: Annotated[Path | None, Option(help="weights of --model to read: .safetensors, .pt or .pth")] = None,
     preset: Annotated[str | None, Option(help="named options of the criterion; `vss methods` lists them")] = None,
     precision: Annotated[
@@ -242,7 +253,7 @@ def prune(
         budget["prune.latency"] |= {"precision": precision} if precision else {}
     elif precision not in (None, "fp32"):
         given["precision.kinds"] = [precision]
-    job = recipe_of(given | budget, overrides)
+    job = recipe_of(given | budget | network, overrides)
     _require_target(ctx, job)
     source: Any = {**_own_data(given), "size": given.get("data.size")}
     recipe_to_prune(job, ckpt, model, weights, **source)
@@ -259,6 +270,11 @@ def prune(
     else:
         with at_work(save, deep=False):
             _, figures = pruning.prune(project, net, job.prune, save, progress=bars())
+    _print_pruned(figures, None if dry_run else save)
+
+
+def _print_pruned(figures: Any, save: Path | None) -> None:
+    """Widths, what is locked, and what was kept; `save` is where the cut network was written."""
     widths = [{"name": g, "before": a, "after": b} for g, (a, b) in figures.widths.items()]
     print_table(widths, {"name": "group", "before": "before", "after": "after"})
     if "align_why" in figures.budget:
@@ -266,7 +282,7 @@ def prune(
     for lock in figures.locked:
         out.print(f"locked: {lock['layer']}: {lock['reason']}")
     out.print("kept: " + ", ".join(f"{share:.1%} of the {kind}" for kind, share in figures.kept.items()))
-    if not dry_run:
+    if save:
         out.print(f"masked == sliced to {figures.checks['masked_max_rel']:.1e} (relative); wrote {save}/plan.json")
 
 
@@ -281,11 +297,12 @@ def methods() -> None:
     print_table(method_rows(), heads)
 
 
-@takes(given=recipe_keys(("prune.batches", 4), ("prune.batch_size", 8), *DATA, "seed"))
+@takes(given=recipe_keys(("prune.batches", 4), ("prune.batch_size", 8), *DATA, "seed"), network=network_of)
 def quality(
     ckpt: Ckpt,
     criteria: Criteria,
     given: Given,
+    network: Given,
     channels: Annotated[
         int, Option("--oracle-channels", "--channels", min=1, max=100_000, help="channels left out one by one")
     ] = 64,
@@ -297,7 +314,7 @@ def quality(
     from vss.prune.criteria import parse_methods
     from vss.run.inputs import recipe_around
 
-    names, job = criteria.split(","), recipe_of(given)
+    names, job = criteria.split(","), recipe_of(given | network)
     parse_methods([*names, *([sensitivity] if sensitivity else [])])
     recipe_around(ckpt, **_own_data(given), recipe=job)
     from vss.run import quality as judge

@@ -12,14 +12,14 @@ from vss.models.table import MODELS, build
 if TYPE_CHECKING:
     from vss.models.adapter import Wrapped, wrap
     from vss.models.base import AtMost, DefectModel, SegModel, check_multiple
-    from vss.models.resnet_seg import load_backbone, read_state_dict
+    from vss.models.weights import load_backbone, load_weights, read_state_dict
 
 __getattr__ = lazy_names(
     __name__,
     {
         "adapter": ["Wrapped", "wrap"],
         "base": ["AtMost", "DefectModel", "SegModel", "check_multiple"],
-        "resnet_seg": ["load_backbone", "read_state_dict"],
+        "weights": ["load_backbone", "load_weights", "read_state_dict"],
     },
 )
 
@@ -32,6 +32,7 @@ __all__ = [
     "build",
     "check_multiple",
     "load_backbone",
+    "load_weights",
     "read_state_dict",
     "wrap",
 ]

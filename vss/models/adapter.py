@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vss.core.errors import VssError
+from vss.core.errors import VssError, one_line
 from vss.models.base import SegModel
 
 
@@ -68,15 +68,51 @@ def _outputs(found: Any, output: str | int | None, name: str) -> tuple[str | int
         table = dict(found)
     elif isinstance(found, Sequence) and not isinstance(found, str):
         table = dict(enumerate(found))
+    elif hasattr(found, "__dict__") and not isinstance(found, nn.Module):  # a dataclass, or another plain object
+        table = dict(vars(found))
     else:
         raise VssError(
-            f"{name} returns a {type(found).__name__}; expected a tensor, a mapping or a sequence of tensors."
+            f"{name} returns a {type(found).__name__}; expected a tensor, or a mapping, sequence or plain object of "
+            "tensors: give another forward, which returns the logits (forward=lambda net, x: ... in Python)."
         )
     table = {key: value for key, value in table.items() if isinstance(value, Tensor) and value.ndim == 4}
-    main = output if output is not None else ("out" if "out" in table else next(iter(table), 0))
+    usual = next((key for key in ("out", "logits") if key in table), next(iter(table), 0))
+    main = output if output is not None else usual
     if main not in table:
-        raise VssError(f"{name} has no output map {main!r}; it gives {', '.join(map(repr, table)) or 'none'}.")
+        raise VssError(
+            f"{name} has no output map {main!r}; it gives {', '.join(map(repr, table)) or 'none'} of (N, K, h, w): say "
+            "which is meant with wrap(..., output=...), or give another forward."
+        )
     return main, table
+
+
+SIDES = (64, 224, 256, 512)
+"""Sides of the images that a network is tried with: usual ones, and those of networks of one size alone."""
+
+
+@torch.no_grad()
+def channels_given(net: nn.Module, name: str) -> int:
+    """K of the main output, from a run on an image."""
+    training, faults = net.training, []
+    for side in SIDES:
+        try:
+            main, outputs = _outputs(net.eval()(torch.zeros(1, channels_taken(net), side, side)), None, name)
+            return int(outputs[main].shape[1])
+        except VssError:
+            raise
+        except Exception as error:  # whatever the user's network raises on a size that it does not take
+            faults.append(f"{type(error).__name__}: {one_line(str(error)).rstrip('.')}")
+        finally:
+            net.train(training)
+    raise VssError(
+        f"the number of classes of {name} is not known, since it runs on no square image of {SIDES[0]} to {SIDES[-1]} "
+        f"pixels ({faults[0]}); give it as an option: num_classes=K."
+    )
+
+
+def channels_taken(net: nn.Module) -> int:
+    """Channels of the images that a network takes: those of its first convolution; 3 where it has none."""
+    return next((part.in_channels for part in net.modules() if isinstance(part, nn.modules.conv._ConvNd)), 3)
 
 
 def wrap(

@@ -36,7 +36,9 @@ def build(name: str, /, num_classes: int, **options: Any) -> SegModel:
         options: keyword options of that network; an unknown one is refused with the closest name, and one that is not
             what the annotation says by the value.
     """
-    factory = MODELS[name]
+    factory: Any = MODELS[name]
+    if not callable(factory):  # a function that the user has named, see `vss.models.factory`
+        return factory.build(num_classes, options)
     known = keyword_options(factory)
     for option in options:
         if option not in known:

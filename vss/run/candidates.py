@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 
 from vss import models
-from vss.core.config import Recipe
+from vss.core.config import ModelConfig, Recipe
 from vss.core.errors import VssError, fault, shown
 from vss.core.files import parse_json
 from vss.data import Preprocess, require_classes
@@ -26,12 +26,14 @@ from vss.deploy.bench import noise
 from vss.deploy.quantize.precision import Precision, export_as
 from vss.prune import count, find_groups, quality
 from vss.prune.budget import top_channels
-from vss.run.inputs import CHECKPOINT, backend_of, require_limits, require_timed
+from vss.run import inputs
+from vss.run.inputs import CHECKPOINT, backend_of, require_foreign, require_limits, require_timed
+from vss.run.network import read as read_network
 from vss.run.project import Project, project_of
-from vss.train import checkpoint
 from vss.train.checkpoint import Checkpoint
 from vss.train.evaluate import Predictor, engine_predictor
 from vss.train.gate import gate
+from vss.train.header import header
 
 Statistics = dict[str, list[float]]
 """{"mean", "std"} of images, R, G, B in units of 0..1."""
@@ -49,17 +51,21 @@ def evaluate(
     max_fnr_increase: float | None = None,
     max_ap_drop: float | None = None,
     statistics: Statistics | None = None,
+    network: ModelConfig | None = None,
 ) -> dict[str, Any]:
     """Score one or two files (checkpoints or ONNX); with two, also the drop and, with limits, a gate.
 
     `max_fnr_increase` and `max_ap_drop` are limits on validation, for networks that decide about defects; `statistics`
-    are mean and std of the images of an engine that does not say them itself.
+    are mean and std of the images of an engine that does not say them itself; `network` names the factory of
+    checkpoints that are not of a registered network.
     """
     limits = {"max_drop": max_drop, "max_fnr_increase": max_fnr_increase, "max_ap_drop": max_ap_drop}
     require_limits(limits, baseline)
     rows, results = [], []
     named = {name: path for name, path in (("baseline", baseline), ("candidate", candidate)) if path is not None}
-    opened = {name: _opened(path, split, dataset, data_root, size, statistics) for name, path in named.items()}
+    recipe = Recipe(split=split if split in ("val", "test") else "test", model=network or ModelConfig())  # type: ignore[arg-type]
+    require_foreign(recipe.model, named.values())
+    opened = {name: _opened(path, recipe, dataset, data_root, size, statistics) for name, path in named.items()}
     if len(opened) == 2:  # each fits its own data; the two must mean the same
         first, second = (project for project, *_ in opened.values())
         require_classes(str(candidate), second.task.classes, str(baseline), first.task.classes)
@@ -88,20 +94,19 @@ def evaluate(
 
 def _opened(
     path: Path,
-    split: str,
+    recipe: Recipe,
     dataset: str | None,
     data_root: str | None,
     size: list[int] | None,
     statistics: Statistics | None,
 ) -> tuple[Project, Predictor, dict[str, Any], bool]:
     """A file with its data, its predictor, its static figures, and whether `statistics` were needed to feed it."""
-    recipe = Recipe.model_validate({"split": split if split in ("val", "test") else "test"})
     static = {"size_mib": path.stat().st_size / 2**20 if path.is_file() else None}
     if path.suffix == CHECKPOINT:
-        project = project_of(path, data_root=data_root, dataset=dataset, recipe=recipe)
+        project = project_of(path, data_root=data_root, dataset=dataset, recipe=_for(path, recipe))
         if size:
             project = Project(project.recipe, project.data, project.preprocess.model_copy(update={"size": tuple(size)}))
-        model = checkpoint.load(path)
+        model = project.load(path)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         static |= count(model, project.preprocess.size)
         return project, project.task.predictor(model, device), static, False
@@ -111,14 +116,22 @@ def _opened(
         raise VssError(f"{path} is an engine and does not know its data; give --dataset and --data-root.")
     settings = {"dataset": dataset, "root": data_root, "size": list(preprocess.size)}
     metadata = session.describe().get("metadata", {})
-    made_of = metadata.get("vss.model", recipe.model.name)
-    network = {"name": made_of if made_of in models.MODELS else recipe.model.name}
-    recipe = Recipe.model_validate(recipe.model_dump() | {"data": settings, "model": network})
+    made_of = metadata.get("vss.model")
+    made = {"name": made_of if made_of in models.MODELS else Recipe().model.name}
+    recipe = Recipe.model_validate(recipe.model_dump() | {"data": settings, "model": made})
     project = Project.open(recipe)
     project = Project(project.recipe, project.data, preprocess)
     require_classes(str(path), classes_of(session), str(project.data.root), project.task.classes)
     given = statistics is not None and session.images is None and session.inputs["image"].dtype != "uint8"
     return project, engine_predictor(session, preprocess), static, given
+
+
+def _for(path: Path, recipe: Recipe) -> Recipe:
+    """The recipe without its factory, where a checkpoint is of a registered network and needs none."""
+    name = header(path).model
+    if recipe.model.factory and name in models.MODELS and name != recipe.model.factory:
+        return recipe.model_copy(update={"model": ModelConfig()})
+    return recipe
 
 
 def classes_of(session: Session) -> list[str]:
@@ -168,17 +181,26 @@ def export_checkpoint(
     precision: Precision | None = None,
     size: list[int] | None,
     preprocess: bool,
+    recipe: Recipe | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Export a checkpoint at its own size and with its own preprocessing, unless another size is given.
 
+    `recipe` names the factory of a network that is not registered, and mean and std where the checkpoint does not.
+
     `precision` is fp32 or fp16, since INT8 needs data; with `preprocess` the graph takes uint8 images; `options` of
     `vss.deploy.export`.
     """
-    saved = checkpoint.read(ckpt)
-    if saved.preprocess is None and (preprocess or not size):
-        raise VssError(f"{ckpt} does not say its preprocessing; give --input-size and leave --preprocess off.")
-    own = Preprocess(**saved.preprocess) if saved.preprocess else None
+    recipe = recipe or Recipe()
+    require_foreign(recipe.model, [ckpt])
+    saved = read_network(ckpt, recipe.model)
+    said = saved.preprocess is not None or bool(recipe.data.mean and recipe.data.std and size)
+    if not said and (preprocess or not size):
+        raise VssError(
+            f"{ckpt} does not say its preprocessing; give --input-size, and leave --preprocess off or give data.mean "
+            "and data.std."
+        )
+    own = inputs.preprocess_of(ckpt, header(ckpt), _sized(recipe, size)) if said else None
     if own and size:
         own = own.model_copy(update={"size": tuple(size)})
     height, width = size or (own.size if own else (0, 0))
@@ -195,6 +217,11 @@ def export_checkpoint(
     )
 
 
+def _sized(recipe: Recipe, size: list[int] | None) -> Recipe:
+    changes = {"size": tuple(size)} if size else {}
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=changes)})
+
+
 def bench_engines(
     candidate: Path,
     baseline: Path | None,
@@ -205,16 +232,19 @@ def bench_engines(
     max_seconds: float,
     device: str = "cpu",
     precision: str = "fp32",
+    network: ModelConfig | None = None,
 ) -> dict[str, Any]:
     """Time one or two files; checkpoints run in torch on `device` in `precision`, artefacts in `backend` (None: the one
-    that they are for)."""
+    that they are for). `network` is as in `evaluate`."""
+    config = network or ModelConfig()
     paths = {"baseline": baseline, "candidate": candidate}
     require_timed(candidate, baseline, backend=backend, threads=threads, place=(device, precision))
+    require_foreign(config, [path for path in paths.values() if path])
     in_torch = {"device": device, "precision": precision, "cuda_graph": device.startswith("cuda")}
     rng = np.random.default_rng(0)
     with ExitStack() as stack:
         sessions = {
-            name: stack.enter_context(_session(path, backend, threads, in_torch))
+            name: stack.enter_context(_session(path, backend, threads, in_torch, config))
             for name, path in paths.items()
             if path is not None
         }
@@ -224,9 +254,11 @@ def bench_engines(
         return bench(sessions, feeds, max_seconds=max_seconds, min_seconds=min(2.0, max_seconds))
 
 
-def _session(path: Path, backend: str | None, threads: int | None, in_torch: dict[str, Any]) -> Session:
+def _session(
+    path: Path, backend: str | None, threads: int | None, in_torch: dict[str, Any], config: ModelConfig
+) -> Session:
     if path.suffix == CHECKPOINT:
-        saved = checkpoint.read(path)
+        saved = read_network(path, config)
         if saved.preprocess is None:
             raise VssError(f"{path} does not say its input size; save it with vss.save(..., preprocess=...).")
         preprocess, labels = Preprocess(**saved.preprocess), not isinstance(saved.model, models.DefectModel)
@@ -247,13 +279,21 @@ def _noise(rng: np.random.Generator, binding: Any, batch: int) -> np.ndarray:
 BATCHES, BATCH = 2, 8
 
 
-def speed(rows: list[dict[str, Any]], baseline: Path, candidate: Path, *, seconds: float) -> str | None:
+def speed(
+    rows: list[dict[str, Any]],
+    baseline: Path,
+    candidate: Path,
+    *,
+    seconds: float,
+    network: ModelConfig | None = None,
+) -> str | None:
     """Add latency, images and pixels a second and the speed-up to both rows, timed in turns in one run.
 
     Returns:
         None, or the sentence that says why the machine is too noisy; the rows have no times then.
     """
-    found = bench_engines(candidate, baseline, backend=None, threads=None, batch=1, max_seconds=seconds)
+    asked: dict[str, Any] = {"backend": None, "threads": None, "batch": 1, "max_seconds": seconds}
+    found = bench_engines(candidate, baseline, **asked, network=network)
     if noisy := noise(found):
         for row in rows:
             row["stable"] = False
@@ -268,7 +308,13 @@ def speed(rows: list[dict[str, Any]], baseline: Path, candidate: Path, *, second
 
 
 def agreement(
-    baseline: Path, candidate: Path, *, dataset: str | None, data_root: str | None, channels: int
+    baseline: Path,
+    candidate: Path,
+    *,
+    dataset: str | None,
+    data_root: str | None,
+    channels: int,
+    network: ModelConfig | None = None,
 ) -> dict[str, Any]:
     """Two checkpoints on calibration images of the training split.
 
@@ -283,11 +329,12 @@ def agreement(
         baseline's loss most; how many of them are among the kept. `oracle_chance` is what a random choice reaches.
         `oracle_note` says why there is no overlap.
     """
-    first, second = checkpoint.read(baseline), checkpoint.read(candidate)
+    recipe = _for(baseline, Recipe(model=network or ModelConfig()))
+    project = project_of(baseline, data_root=data_root, dataset=dataset, recipe=recipe)
+    first, second = project.read(baseline), project.read(candidate)
     for key in ("mean", "std"):
         if (first.preprocess or {}).get(key) != (second.preprocess or {}).get(key):
             raise VssError(f"{baseline} and {candidate} take images with another {key}; one input cannot feed both.")
-    project = project_of(baseline, data_root=data_root, dataset=dataset, recipe=Recipe())
     batches = list(project.calibration(BATCHES, BATCH))
     return _moved(first, second, batches) | _oracle(project, first, second, batches, channels)
 

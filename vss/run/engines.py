@@ -27,7 +27,6 @@ from vss.run.precision import PrecisionExporter, judge, refused
 from vss.run.project import Workspace, export_options
 from vss.run.report import TITLES, Beside, Engine, Timing
 from vss.run.runner import Json, StepResult
-from vss.train import checkpoint
 from vss.train.evaluate import engine_predictor
 from vss.train.tasks.base import spread
 
@@ -57,7 +56,7 @@ def make_engine(work: Workspace, name: str, after: str) -> Engine:
     onnx, artefact, images = f"engine/{name}.onnx", f"engine/{name}.engine.onnx", f"scores/engine-{name}.npy"
 
     def make() -> Engine:
-        model = checkpoint.load(work.out / f"{name}.safetensors")
+        model = work.project.load(work.out / f"{name}.safetensors")
         exported = export(model, work.out / onnx, **export_options(project, model))
         built, plugins = _build(work, onnx, artefact), _plugins(work, main_of(work.recipe.build))
         with opened(work, {name: artefact}) as sessions:
@@ -289,7 +288,7 @@ def _precisions(work: Workspace, name: str, runtime: Runtime) -> PrecisionEngine
 
 def _exporter(work: Workspace, name: str, runtime: str | None = None) -> PrecisionExporter:
     """Of a network whose float32 file is there, for the recipe's runtime or another one."""
-    model, project = checkpoint.load(work.out / f"{name}.safetensors"), work.project
+    model, project = work.project.load(work.out / f"{name}.safetensors"), work.project
     export = work.step.result(f"engine-{name}")["export"]
     return PrecisionExporter(
         project, model, work.recipe.precision, work.out / f"engine/{name}.onnx", export, export_options(project, model),

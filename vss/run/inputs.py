@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from vss.core.config import PruneConfig, Recipe
+from vss.core.config import ModelConfig, PruneConfig, Recipe
 from vss.core.errors import VssError
 from vss.core.files import require_checkpoint, require_file
+from vss.core.yaml12 import parse
 from vss.data.base import read_lines
 from vss.data.preprocess import Preprocess
 from vss.data.readers import require_root
 from vss.deploy.backends import AUTO, BACKENDS, of_tensorrt
 from vss.deploy.onnx_file import runtime_of
-from vss.models import MODELS
+from vss.models import MODELS, factory
 from vss.prune.criteria import CRITERIA, make_criterion
 from vss.prune.latency import Target
-from vss.train.header import header
+from vss.train.header import Header, header
 
 CHECKPOINT = ".safetensors"
 ONNX_FIRST = b"\x08"
@@ -43,11 +44,37 @@ def require_job(recipe: Recipe) -> None:
     CRITERIA.canonical(recipe.dmcp.order)
     if config.latency and config.steps > 1:
         raise VssError(f"prune.steps is {config.steps} and a latency target is met in one round; set it to 1.")
-    if recipe.model.checkpoint:
-        require_checkpoint(Path(recipe.model.checkpoint))
-    else:
-        MODELS.canonical(recipe.model.name)
+    require_network(recipe.model)
     require_root(recipe.data.dataset, recipe.data.root)
+
+
+def require_network(config: ModelConfig) -> None:
+    """Refuse a network, or a file of weights, that there is not; a factory of the user's is imported."""
+    if config.factory:
+        factory.use(config.factory, config.options)
+    if config.replace_head and not (config.weights or config.checkpoint):
+        raise VssError(
+            "--replace-head (model.replace_head) is for weights or a checkpoint of other classes, and none was given; "
+            "leave it off, or give --weights (model.weights, model.checkpoint)."
+        )
+    for key in ("weights", "backbone_weights"):
+        if getattr(config, key):
+            require_file(Path(getattr(config, key)), kind="weights")
+    if config.checkpoint:
+        require_checkpoint(Path(config.checkpoint))
+    else:
+        MODELS.canonical(config.name)
+
+
+def require_foreign(config: ModelConfig, paths: Iterable[Path]) -> None:
+    """Import the factory that was given for checkpoints; one that none of them needs is refused."""
+    if not config.factory:
+        return
+    factory.use(config.factory, config.options)
+    names = {path: header(path).model for path in paths if path.suffix == CHECKPOINT}
+    if all(name in MODELS and name != config.factory for name in names.values()):
+        held = "; ".join(f"{path} holds a {name!r}" for path, name in names.items()) or "there is no checkpoint"
+        raise VssError(f"--model-from is for networks that are not registered, and {held}; leave it off.")
 
 
 def require_engines(recipe: Recipe) -> None:
@@ -70,16 +97,35 @@ def recipe_around(
     """The recipe for a checkpoint, with its own data set name and image size unless others are given, and its
     preprocessing; the folder of the data is there."""
     saved = header(path)
-    if saved.preprocess is None:
-        raise VssError(f"{path} does not say its preprocessing; save it with vss.save(..., preprocess=...).")
-    data = {"dataset": dataset or saved.info.get("dataset", recipe.data.dataset), "size": saved.preprocess["size"]}
+    preprocess = preprocess_of(path, saved, recipe)
+    data = {"dataset": dataset or saved.info.get("dataset", recipe.data.dataset), "size": list(preprocess.size)}
     if data_root:
         data["root"] = data_root
+    model = {key: getattr(recipe.model, key) for key in ("factory", "options", "replace_head")}
+    if not recipe.model.factory:
+        model = {"replace_head": recipe.model.replace_head}
     recipe = Recipe.model_validate(
-        recipe.model_dump() | {"data": recipe.data.model_dump() | data, "model": {"checkpoint": str(path)}}
+        recipe.model_dump() | {"data": recipe.data.model_dump() | data, "model": model | {"checkpoint": str(path)}}
     )
+    require_network(recipe.model)
+    require_foreign(recipe.model, [Path(path)])
     require_root(recipe.data.dataset, recipe.data.root)
-    return recipe, Preprocess(**saved.preprocess)
+    return recipe, preprocess
+
+
+def preprocess_of(path: Path | str, saved: Header, recipe: Recipe) -> Preprocess:
+    """The preprocessing of a checkpoint: its own; mean and std of the recipe come first, and its size where the
+    checkpoint says nothing."""
+    data = recipe.data
+    given = {key: getattr(data, key) for key in ("mean", "std") if getattr(data, key) is not None}
+    if saved.preprocess is not None:
+        return parse(Preprocess, saved.preprocess | given, source="data")
+    if data.size is None or len(given) < 2:
+        raise VssError(
+            f"{path} does not say its preprocessing; give data.size, data.mean and data.std, or save it with "
+            "vss.save(..., preprocess=...)."
+        )
+    return parse(Preprocess, {"size": data.size, **given}, source="data")
 
 
 def recipe_to_prune(
@@ -93,12 +139,16 @@ def recipe_to_prune(
     size: list[int] | None,
 ) -> tuple[Recipe, Path]:
     """The recipe for a checkpoint, or for the network `model` with images of `size`, and the file of its weights."""
-    if ckpt is not None and model is None and weights is None and size is None:
+    own = recipe.model.factory
+    if ckpt is not None and model is None and weights is None and (size is None or header(ckpt).preprocess is None):
         return recipe_around(ckpt, data_root=data_root, dataset=dataset, recipe=recipe)[0], ckpt
-    if ckpt is not None or model is None or weights is None:
-        raise VssError("give --ckpt alone, or --model and --weights (and --input-size), to say what is to be pruned.")
+    if ckpt is not None or (model is None) == (own is None) or weights is None:
+        raise VssError(
+            "give --ckpt alone, or --model and --weights (and --input-size), to say what is to be pruned; --model-from "
+            "stands for --model, or goes with a --ckpt that is not of a registered network."
+        )
     data = {"dataset": dataset, "root": data_root, "size": size}
-    named = {"model": recipe.model.model_dump() | {"name": model}}
+    named = {"model": recipe.model.model_dump() | ({"name": model} if model else {}) | {"weights": str(weights)}}
     given = {key: value for key, value in data.items() if value is not None}
     recipe = Recipe.model_validate(recipe.model_dump() | named | {"data": recipe.data.model_dump() | given})
     require_job(recipe)

@@ -28,7 +28,6 @@ from vss.run.project import Project, Workspace
 from vss.run.pruning import Pruned
 from vss.run.report import Engine, Fit, Found, Pictures, Score, make_report, write_both, write_failed
 from vss.run.runner import Json, Runner
-from vss.train import checkpoint
 from vss.train.evaluate import engine_predictor
 
 log = logging.getLogger(__name__)
@@ -119,7 +118,7 @@ class Job(Workspace):
         also = runner.machine() if config.latency else None
 
         def work() -> Pruned:
-            model = checkpoint.load(self.out / "baseline.safetensors")
+            model = self.project.load(self.out / "baseline.safetensors")
             options: dict[str, Any] = {"progress": self.progress, "statistics": statistics}
             _, facts = pruning.prune(self.project, model, config, self.out, **options)
             kept = ", ".join(f"{share:.1%} of {kind}" for kind, share in facts.kept.items())
@@ -133,8 +132,8 @@ class Job(Workspace):
         target = "finetuned.safetensors" if name == "finetune" else f"{name}.safetensors"
 
         def work() -> Fit:
-            model = checkpoint.load(self.out / source)
-            teacher = checkpoint.load(self.out / "baseline.safetensors") if config.distill else None
+            model = self.project.load(self.out / source)
+            teacher = self.project.load(self.out / "baseline.safetensors") if config.distill else None
             folder = self.folder(name, *filter(None, (model, teacher)))
             result = self.project.train(model, config, folder, teacher=teacher, progress=self.progress)
             self.project.save(model, self.out / target, _best(result))
@@ -153,7 +152,7 @@ class Job(Workspace):
         path, images = self.out / f"{name}.safetensors", f"scores/{name}.npy"
 
         def work() -> Score:
-            model = checkpoint.load(path)
+            model = self.project.load(path)
             result = self.project.score_net(model)
             self.write_images(images, result)
             return Score(row=self.project.size_row(name, model, path), metrics=result, detail=self.summary(result))
@@ -181,7 +180,7 @@ class Job(Workspace):
         project = self.project
 
         def work() -> Pictures:
-            nets = {name: checkpoint.load(self.out / f"{name}.safetensors") for name in ("baseline", "pruned")}
+            nets = {name: self.project.load(self.out / f"{name}.safetensors") for name in ("baseline", "pruned")}
             predictors = {name: project.task.predictor(net) for name, net in nets.items()}
             scores = {"engine": self.step.result("engine-finetuned")["metrics"]}
             with opened(self, {"engine": "engine/finetuned.engine.onnx"}) as sessions:

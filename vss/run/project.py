@@ -20,10 +20,12 @@ from vss.core.errors import VssError, shown, steadily
 from vss.core.files import atomic, read_array
 from vss.core.yaml12 import parse
 from vss.data import Augment, Preprocess, SegData, SegSplit, open_data, require_classes
+from vss.models import factory
 from vss.prune import count
-from vss.run import inputs, runner
+from vss.run import inputs, network, runner
 from vss.run.runner import Json, Runner, T
 from vss.train import checkpoint
+from vss.train.checkpoint import Checkpoint
 from vss.train.evaluate import Predictor
 from vss.train.header import header
 from vss.train.tasks import TASKS, Task, task_of
@@ -40,6 +42,10 @@ class Project:
     data: SegData
     preprocess: Preprocess
 
+    def __post_init__(self) -> None:
+        if self.recipe.model.factory:
+            factory.use(self.recipe.model.factory, self.recipe.model.options)
+
     @classmethod
     def open(cls, recipe: Recipe) -> Project:
         """Open the data set and check what can be checked before anything is computed."""
@@ -47,8 +53,9 @@ class Project:
         recipe = with_size(recipe)
         data = open_data(recipe.data.dataset, recipe.data.root)
         start = recipe.model.checkpoint  # its mean and std are the run's
-        own = (checkpoint.read(start).preprocess if start else None) or {}
-        project = cls(recipe, data, Preprocess(**own | {"size": recipe.data.size}))
+        own = (header(start).preprocess if start else None) or {}
+        said = {key: value for key, value in recipe.data.model_dump(include={"mean", "std"}).items() if value}
+        project = cls(recipe, data, parse(Preprocess, own | said | {"size": recipe.data.size}, source="data"))
         check_crop(project)
         project.task.check()
         return project
@@ -60,8 +67,11 @@ class Project:
         if not config.checkpoint:
             return TASKS[task_of(config.name)](self.recipe, self.data, self.preprocess)
         saved = header(config.checkpoint)
-        task = TASKS[task_of(saved.model)](self.recipe, self.data, self.preprocess)
+        name = network.task_name(config, saved.model)
+        task = TASKS[task_of(name)](self.recipe, self.data, self.preprocess)
         count = saved.num_classes or 0
+        if config.replace_head:
+            return task
         require_classes(config.checkpoint, saved.classes, str(self.data.root), task.classes, count=count)
         return task
 
@@ -74,17 +84,18 @@ class Project:
 
     def build_model(self) -> Any:
         """The unpruned network of the recipe, seeded, or the one in `model.checkpoint`."""
+        return network.build(self.recipe.model, len(self.task.classes), self.preprocess.size, self.recipe.seed)
+
+    def read(self, path: Path | str) -> Checkpoint:
+        """A checkpoint that this project wrote or was given, see `vss.run.network`."""
         config = self.recipe.model
-        if config.checkpoint:
-            return checkpoint.load(config.checkpoint)
-        torch.manual_seed(self.recipe.seed)
-        model = models.build(config.name, len(self.task.classes), **config.options)
-        models.check_multiple(config.name, self.preprocess.size, model.size_multiple)
-        if config.backbone_weights:
-            if not hasattr(model, "backbone"):
-                raise VssError(f"model.backbone_weights came and {config.name} has no backbone; leave the key out.")
-            models.load_backbone(model.get_submodule("backbone"), config.backbone_weights)
-        return model
+        if str(path) != config.checkpoint:  # what was written here has its head already
+            config = config.model_copy(update={"replace_head": False})
+        return network.read(path, config, classes=len(self.task.classes))
+
+    def load(self, path: Path | str) -> Any:
+        """The network of a checkpoint, see `read`."""
+        return self.read(path).model
 
     def save(self, model: nn.Module, path: Path, metrics: dict[str, float] | None = None) -> None:
         """Write a checkpoint that knows its preprocessing and classes."""
@@ -261,34 +272,15 @@ def network_to_prune(
     where: Any = {"dataset": dataset, "data_root": data_root}
     named, source = inputs.recipe_to_prune(recipe, ckpt, model, weights, **where, size=size)
     if source == ckpt:
-        return project_of(source, **where, recipe=recipe), checkpoint.load(source)
+        project = project_of(source, **where, recipe=recipe)
+        return project, project.load(source)
     project = Project.open(named)
-    net = project.build_model()
-    load_foreign(net, source)
-    return project, net
-
-
-def load_foreign(net: nn.Module, path: Path) -> None:
-    """Load a whole state dict; a key too many, too few or of another shape is refused by name."""
-    state, own = models.read_state_dict(path), net.state_dict()
-    faults = [f"has no {name}" for name in own if name not in state]
-    faults += [f"has {name}, which the network does not" for name in state if name not in own]
-    faults += [
-        f"has {name} of {tuple(state[name].shape)} and the network of {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    if faults:
-        more = f" and differs in {len(faults) - 1} more places" if len(faults) > 1 else ""
-        raise VssError(
-            f"{path} does not fit the network: it {faults[0]}{more}; check --model, its options and classes."
-        )
-    net.load_state_dict(state)
+    return project, project.build_model()
 
 
 def teacher_of(path: Path, project: Project, student: nn.Module) -> nn.Module:
     """The teacher in a checkpoint; one that means something else by its outputs or inputs is refused."""
-    saved = checkpoint.read(path)
+    saved = project.read(path)
     own: dict[str, Any] = {"task": str(getattr(student, "task", ""))}
     theirs: dict[str, Any] = {"task": str(getattr(saved.model, "task", ""))}
     for key in ("mean", "std"):
@@ -316,9 +308,10 @@ def with_size(recipe: Recipe) -> Recipe:
         return recipe
     size: Any = USUAL
     if recipe.model.checkpoint:
-        size = tuple((checkpoint.read(recipe.model.checkpoint).preprocess or {}).get("size", USUAL))
+        size = tuple((header(recipe.model.checkpoint).preprocess or {}).get("size", USUAL))
     else:
-        multiple = models.build(recipe.model.name, 1, **recipe.model.options).size_multiple
+        count = 2 if recipe.model.factory else 1  # classes; few, since the size alone is asked for
+        multiple = models.build(recipe.model.name, count, **recipe.model.options).size_multiple
         size = tuple(-(-side // multiple) * multiple for side in USUAL)
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"size": size})})
 

@@ -18,7 +18,6 @@ from vss.prune.budget import search
 from vss.prune.criteria import parse_methods, score_groups
 from vss.prune.stats import Stats
 from vss.run.project import Project, project_of
-from vss.train import checkpoint
 
 SHARES = {"overlap_25": 0.25, "overlap_50": 0.5}
 Pairs = list[tuple[Tensor, Tensor]]
@@ -38,7 +37,7 @@ class Subject:
     def open(cls, ckpt: Path, recipe: Recipe, *, dataset: str | None, data_root: str | None, channels: int) -> Subject:
         """Read a checkpoint and `recipe.prune.batches` batches of training images."""
         project = project_of(ckpt, data_root=data_root, dataset=dataset, recipe=recipe)
-        net = checkpoint.load(ckpt)
+        net = project.load(ckpt)
         groups = list(find_groups(net, torch.zeros(1, 3, *project.preprocess.size), keep=recipe.prune.keep))
         batches = list(project.calibration(recipe.prune.batches, recipe.prune.batch_size))
         sample = measures.sample_channels(groups, channels, seed=recipe.seed)

@@ -147,6 +147,7 @@ VERSIONS = {
 FILES = (
     "model.checkpoint",
     "model.backbone_weights",
+    "model.weights",
     "defect.split_file",
     "precision.image_list",
     "prune.latency.lut",

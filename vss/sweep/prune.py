@@ -35,7 +35,6 @@ from vss.run.report import Engine, Score
 from vss.run.runner import Runner
 from vss.sweep.experiment import EXPERIMENTS, Experiment, Json, TrialDirs
 from vss.sweep.results import to_tensorboard
-from vss.train import checkpoint
 from vss.train.evaluate import engine_predictor
 from vss.train.tasks.base import spread, write_panels
 
@@ -113,7 +112,7 @@ class PruneExperiment(Experiment):
             return {}
 
         def work() -> Json:
-            model = checkpoint.load(job.out / "baseline.safetensors")
+            model = job.project.load(job.out / "baseline.safetensors")
             faults = _write_statistics(job.out / file, job.project, model, config, needs)
             return {"faults": faults, "detail": f"{sum(map(len, needs.values()))} statistics"}
 
@@ -163,7 +162,7 @@ class PruneExperiment(Experiment):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         backend, size = BACKENDS["torch"], project.preprocess.size
         options: dict[str, Any] = {"size": size, "device": device}
-        sessions = {name: backend.open(checkpoint.load(path), **options) for name, path in paths.items()}
+        sessions = {name: backend.open(project.load(path), **options) for name, path in paths.items()}
         image = np.random.default_rng(0).standard_normal((1, 3, *size)).astype(np.float32)
         feeds = {name: {"image": image} for name in sessions}
         row = _interleaved(recipe, sessions, feeds, seconds)
@@ -177,7 +176,7 @@ class PruneExperiment(Experiment):
         root, size = dirs.folder.parent.parent, extra.get("panels", 2)
         paths = {"baseline": dirs.shared / "baseline.safetensors"}
         paths |= {each["title"]: last_network(root / "runs" / each["id"]) for each in extra["trials"]}
-        predictors = {title: project.task.predictor(checkpoint.load(path)) for title, path in paths.items()}
+        predictors = {title: project.task.predictor(project.load(path)) for title, path in paths.items()}
         split = project.split(recipe.split)
         name, place = extra["name"], f"pictures/{safe_name(extra['name'])}"
         panels = write_panels(root / place, split, spread(split, size), predictors, project.data.palette)

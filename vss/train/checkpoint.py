@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from vss.core.closeness import NETWORK
 from vss.core.errors import NotFinite, VssError, shown
 from vss.core.files import atomic, require_checkpoint, sha256_tensors
 from vss.models import SegModel
+from vss.models.factory import Factory
+from vss.models.weights import head_of, refuse_misfits
 from vss.prune import Plan, apply_plan
 from vss.prune.apply import name_of
 from vss.train import names
@@ -92,7 +94,7 @@ def _identity(model: nn.Module) -> dict[str, Any]:
     """What a network is; attributes of a class that vss does not know mean what its author meant."""
     name, options, count = (getattr(model, each, None) for each in ("name", "options", "num_classes"))
     known = isinstance(name, str) and isinstance(options, dict) and type(count) is int
-    if not isinstance(model, SegModel) and not (known and name in models.MODELS):
+    if not isinstance(model, SegModel) and not (known and str(name) in models.MODELS):
         name, options, count = "", {}, None
     network = names.class_of(model)
     return {"model": name or network, "network": network, "options": options, "num_classes": count}
@@ -117,8 +119,11 @@ def load(path: Path | str, *, model: nn.Module | None = None) -> nn.Module:
     return read(path, model=model).model
 
 
-def read(path: Path | str, *, model: nn.Module | None = None) -> Checkpoint:
-    """Read a checkpoint with everything it says; see `load`."""
+def read(path: Path | str, *, model: nn.Module | None = None, replace_head: bool = False) -> Checkpoint:
+    """Read a checkpoint with everything it says; see `load`.
+
+    With `replace_head` the file is of another number of classes than `model`, whose head stays as it is.
+    """
     meta, state = _read_file(Path(path))
     plans = tuple(Plan.from_dict(data, source=f"{path}, plan {i}") for i, data in enumerate(meta.plans))
     model = _built(Path(path), meta, _uncut(state, plans)) if model is None else _given(Path(path), meta, model)
@@ -128,11 +133,13 @@ def read(path: Path | str, *, model: nn.Module | None = None) -> Checkpoint:
         state = {same(name): value for name, value in state.items()}
         plans = tuple(plan.renamed(same, name_of(model)) for plan in plans)
     uncut = _uncut(state, plans)
-    _check_shapes(Path(path), model, uncut)
+    head = _new_head(Path(path), model, uncut) if replace_head else []
+    _check_shapes(Path(path), model, uncut, head)
     try:
         for plan in plans:
             model = apply_plan(model, plan, check_weights=False)
-        model.load_state_dict(_versioned(state, model))
+        fresh = model.state_dict()
+        model.load_state_dict(_versioned(state | {name: fresh[name] for name in head}, model))
     except (VssError, RuntimeError) as error:
         raise VssError(f"{path} does not fit its own description: {error}") from error
     _check_finite(Path(path), model)
@@ -146,13 +153,28 @@ def read(path: Path | str, *, model: nn.Module | None = None) -> Checkpoint:
     )
 
 
+def uncut_shapes(path: Path | str) -> dict[str, list[int]]:
+    """The shapes that the tensors in a checkpoint had before its plans, in the names of the file."""
+    meta, state = _read_file(Path(path))
+    return _uncut(state, [Plan.from_dict(data, source=f"{path}, plan {i}") for i, data in enumerate(meta.plans)])
+
+
 def _built(path: Path, meta: Header, uncut: dict[str, list[int]]) -> nn.Module:
     """The registered network of a checkpoint, before its cuts."""
     if meta.num_classes is None or meta.model not in models.MODELS:
         raise VssError(
             f"{path} holds a {shown(meta.model)}, which is not registered; give an unpruned instance: "
-            "vss.load(path, model=...), or load its package with --plugin."
+            "vss.load(path, model=...), name what builds it with --model-from MODULE:NAME (model.factory), or load its "
+            "package with --plugin."
         )
+    entry: Any = models.MODELS[meta.model]
+    if isinstance(entry, Factory):
+        if meta.options not in entry.given:
+            raise VssError(
+                f"{path} says that {meta.model} built it with options {shown(meta.options)}; what a file says is not "
+                "passed to code of yours: give them yourself, --model-option NAME=VALUE (model.options)."
+            )
+        return models.build(meta.model, meta.num_classes, **meta.options)
     try:
         with models.AtMost(SLACK + 2 * sum(map(math.prod, uncut.values()))):
             return models.build(meta.model, meta.num_classes, **meta.options)
@@ -194,11 +216,19 @@ def _uncut(state: dict[str, torch.Tensor], plans: Iterable[Plan]) -> dict[str, l
     return shapes
 
 
-def _check_shapes(path: Path, model: nn.Module, uncut: dict[str, list[int]]) -> None:
-    """Refuse a file whose tensors are not those of `model` before its cuts."""
+def _new_head(path: Path, model: nn.Module, uncut: dict[str, list[int]]) -> list[str]:
+    """The tensors of `model` that differ from the file's in the number of classes alone; others are refused."""
+    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    head = head_of(own, uncut, int(getattr(model, "num_classes", 0) or 0))
+    refuse_misfits(own, uncut, head, path, replace_head=True)
+    return head
+
+
+def _check_shapes(path: Path, model: nn.Module, uncut: dict[str, list[int]], head: Collection[str] = ()) -> None:
+    """Refuse a file whose tensors are not those of `model` before its cuts, `head` apart."""
     own = {name: list(value.shape) for name, value in model.state_dict().items()}
     for name in sorted(own.keys() | uncut.keys()):
-        if own.get(name) != uncut.get(name):
+        if own.get(name) != uncut.get(name) and name not in head:
             here, there = (f"of shape {tuple(each[name])}" if name in each else "absent" for each in (own, uncut))
             raise VssError(
                 f"{path} does not fit its own description: {shown(name)} is {here} in a network with its options and "
