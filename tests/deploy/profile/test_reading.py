@@ -31,8 +31,13 @@ def test_narrow_is_faster_and_channels_follow_widths(net: Any, preprocess: Any, 
     full = [group.channels for group in subject.groups]
     half = [max(16, count // 2) for count in full]
     whole = subject.read(full)
-    fastest = [min(sum(subject.read(widths).units.values()) for _ in range(3)) for widths in (half, full)]
-    assert fastest[0] < 0.8 * fastest[1]  # the minimum over three passes: noise only adds
+    fastest = [float("inf"), float("inf")]
+    for _ in range(20):  # noise only adds, so the minimum over passes in turn ends where a quiet machine is
+        for at, widths in enumerate((half, full)):
+            fastest[at] = min(fastest[at], sum(subject.read(widths).units.values()))
+        if fastest[0] < 0.8 * fastest[1] < float("inf"):
+            break
+    assert fastest[0] < 0.8 * fastest[1]
     units = sorted(whole.units)
     cin, cout = channels(subject, units)
     shapes = subject.shapes(half)
