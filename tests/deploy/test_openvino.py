@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,6 +48,23 @@ def test_bindings_and_numbers(exported: SimpleNamespace, tiny: Any) -> None:
     assert OV.open(exported.labels[0]).inputs == {"image": Binding((None, 32, 48, 3), "uint8")}
     with pytest.raises(VssError, match=r"input 'image' takes float32 \(any, 3, 32, 48\), got float32 \(1, 3, 31, 48\)"):
         session.run({"image": np.zeros((1, 3, 31, 48), np.float32)})
+
+
+def test_signals_are_handled_after_sessions_were_closed(exported: SimpleNamespace) -> None:
+    """In a process of its own, which OpenVINO's Cores would end: one a session, closed in the order of opening."""
+    code = f"""
+import gc, os, signal
+from pathlib import Path
+from vss.deploy.backends.onnx_runner import OpenVINOEngine
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+first, second = (OpenVINOEngine(Path({str(exported.logits[0])!r}), threads=1) for _ in range(2))
+for name in ("first", "second"):
+    del globals()[name]
+    gc.collect()
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 def test_more_batch_sizes_than_have_a_model_of_their_own(exported: SimpleNamespace, tiny: Any) -> None:

@@ -187,15 +187,14 @@ def _onnxruntime() -> Iterable[Finding]:
 
 
 def _openvino() -> Iterable[Finding]:
+    from vss.deploy.backends.onnx_runner import openvino_core
     from vss.deploy.backends.ov import int8_by
 
     if importlib.util.find_spec("openvino") is None:
         what = "not installed; needed for vss build --backend openvino"
         yield Finding("openvino", "missing", what, 'pip install "vss[openvino]"')
         return
-    import openvino
-
-    devices = ", ".join(openvino.Core().available_devices)
+    devices = ", ".join(openvino_core().available_devices)
     yield Finding("openvino", "ok", f"{package_version('openvino')}, devices: {devices}; INT8 on this CPU: {int8_by()}")
 
 

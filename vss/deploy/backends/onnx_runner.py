@@ -6,13 +6,14 @@ torch and without this package.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import importlib.metadata
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,21 @@ def module(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise EngineError(f"the engine needs {name} ({error}); run: pip install {name}") from error
+
+
+def openvino_core() -> Any:
+    """OpenVINO's Core, one for the whole process and never freed.
+
+    A Core of 2026.4 gives its thread a stack for signal handlers and takes it back when it is freed. Of two that are
+    freed in the order in which they were made, the second puts the first one's stack in its place, which is gone, and
+    the next signal that Python handles (Ctrl-C, the end of a data loader's worker) ends the process.
+    """
+    return _kept(module("openvino").Core)
+
+
+@functools.cache
+def _kept(make: Callable[[], Any]) -> Any:
+    return make()
 
 
 class OnnxRuntimeEngine:
@@ -101,7 +117,7 @@ class OpenVINOEngine:
         name: Path | None = None,
         key: str = "--device",
     ) -> None:
-        self.core, self.path, self._data = module("openvino").Core(), name or path, path.read_bytes()
+        self.core, self.path, self._data = openvino_core(), name or path, path.read_bytes()
         model = self.read()
         about = said(model, self.path) if device is None or precision is None else {}
         self.device, self.precision = device or about["device"], precision or about["precision"]

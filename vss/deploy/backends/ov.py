@@ -23,7 +23,14 @@ from vss.core.files import atomic, parse_json, sha256_file
 from vss.core.yaml12 import parse
 from vss.deploy import onnx_file
 from vss.deploy.backends.base import Binding, BuildSpec, Int8, Session, refuse_nan
-from vss.deploy.backends.onnx_runner import EngineError, OpenVINOEngine, binding, check_device, check_precision
+from vss.deploy.backends.onnx_runner import (
+    EngineError,
+    OpenVINOEngine,
+    binding,
+    check_device,
+    check_precision,
+    openvino_core,
+)
 from vss.deploy.onnx_file import RUNTIME
 
 DEVICE = "build.openvino.device"
@@ -77,7 +84,8 @@ class OpenVINOBackend:
 
     def check_here(self, config: BuildConfig) -> None:
         """Refuse a device or a precision that this machine has not."""
-        core = need("openvino", PURPOSE).Core()
+        need("openvino", PURPOSE)
+        core = openvino_core()
         with sentences():
             check_device(core, config.openvino.device, DEVICE)
             check_precision(core, config.openvino.device, config.openvino.precision)
