@@ -276,3 +276,21 @@ def test_every_epoch_is_a_line(street_root: Path, tmp_path: Path, caplog: pytest
     for line, row in zip(lines[1:], rows, strict=True):
         figures = f"loss {row['loss']:.4f}, val miou_pct {row['val_miou_pct']:.2f}, lr {row['lr']:.3g}"
         assert line.startswith(f"train: epoch {row['epoch'] + 1}/2: {figures}, ") and line.endswith(" left")
+
+
+def test_frozen_layers_and_norms_stay_as_they_are(street_root: Path, tmp_path: Path) -> None:
+    project = project_of(street_root, epochs=1, freeze=("encoder.*",), freeze_norms=True)
+    torch.manual_seed(0)
+    net = project.build_model()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    norms = [name for name, part in net.named_modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    project.train(net, project.recipe.train, tmp_path, progress=False)
+    moved = {
+        name.rpartition(".")[0] for name, value in net.state_dict().items() if not torch.equal(value, before[name])
+    }
+    assert moved and not [name for name in moved if name.startswith("encoder.") or name in norms]
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    for layers, sentence in ((["encodr"], "unknown layer of train.freeze"), (["*"], "nothing is left to train")):
+        config = project.recipe.train.model_copy(update={"freeze": tuple(layers)})
+        with pytest.raises(VssError, match=sentence):
+            project.train(net, config, tmp_path / "b", progress=False)

@@ -98,7 +98,14 @@ def _print_result(report: dict[str, Any], name: str) -> None:
 
 
 TRAIN = ("train.epochs", "train.batch_size", "train.lr", "train.devices", "train.num_nodes")
-FINETUNE = ("finetune.distill", "finetune.epochs", "finetune.batch_size", "finetune.lr")
+FINETUNE = (
+    "finetune.freeze",
+    "finetune.freeze_norms",
+    "finetune.distill",
+    "finetune.epochs",
+    "finetune.batch_size",
+    "finetune.lr",
+)
 
 
 NETWORK = ("model.name", "model.factory", "model.options", "model.weights", "model.replace_head")
@@ -165,6 +172,9 @@ def _print_fit(result: dict[str, Any], title: str) -> None:
     out.print(f"best val {title} {score:.2f} in epoch {epoch} of {result['epochs']}: {result['best']}")
 
 
+ONE_BUDGET = "give exactly one of --global-ratio, --local-ratio, --macs, --params and --latency."
+
+
 def budget_of(
     global_ratio: Annotated[float | None, Option(help="fraction of all channels to remove, 0 to 0.999")] = None,
     local_ratio: Annotated[float | None, Option(help="fraction of every group to remove, 0 to 0.999")] = None,
@@ -173,7 +183,7 @@ def budget_of(
     latency: Annotated[str | None, Option(help="time to reach, measured: 0.5x of the uncut network's, or 12ms")] = None,
     lut: Annotated[Path | None, Option(help="latency table to read; default: one is made in SAVE")] = None,
 ) -> Given:
-    """The one budget that flags ask for, as keys of the recipe."""
+    """The one budget that flags ask for, as keys of the recipe; none where there is --ratio alone."""
     given: list[tuple[str, float | str | None, str]] = [
         ("--global-ratio", global_ratio, "channels global"),
         ("--local-ratio", local_ratio, "channels local"),
@@ -182,8 +192,10 @@ def budget_of(
         ("--latency", latency, ""),
     ]
     chosen = [each for each in given if each[1] is not None]
+    if not chosen and not lut:
+        return {}
     if len(chosen) != 1:
-        raise VssError("give exactly one of --global-ratio, --local-ratio, --macs, --params and --latency.")
+        raise VssError(ONE_BUDGET)
     [(flag, value, meaning)] = chosen
     if isinstance(value, str):
         return {"prune.latency": {"target": value, "lut": str(lut) if lut else None}}
@@ -212,7 +224,7 @@ def _require_target(ctx: typer.Context, job: Recipe) -> None:
 
 
 SCORED = ("prune.criterion", "prune.options")
-CUT = ("prune.budget.align", "prune.budget.floor", "prune.steps", "prune.batches")
+CUT = ("prune.budget.ratios", "prune.keep", "prune.budget.align", "prune.budget.floor", "prune.steps", "prune.batches")
 
 
 @takes(
@@ -242,6 +254,9 @@ def prune(
     """
     from vss.run.inputs import recipe_to_prune, require_criterion
 
+    if not budget and "prune.budget.ratios" not in given:
+        raise VssError(ONE_BUDGET)
+    budget = budget or {"prune.budget.keep": 1.0}
     if dry_run and "prune.latency" in budget:
         raise VssError("--latency builds and measures engines, which is no dry run; leave --dry-run off.")
     if preset:

@@ -83,6 +83,11 @@ class Budget(Section):
         default="global", description="rank all channels together, or cut the same fraction of every group"
     )
     floor: float = Field(default=0.1, ge=0, le=1, description="smallest fraction of a group that is kept")
+    ratios: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default={},
+        description="fraction of the channels of some layers that is removed, by name or pattern, such as "
+        "decoder.*; the last that fits a layer counts, and all others are cut to the budget",
+    )
     align: int | Literal["auto"] = Field(
         default=1, description="kept widths are multiples of this; auto: of what costs the target no extra kernels"
     )
@@ -126,7 +131,9 @@ class PruneConfig(Section):
     steps: int = Field(default=1, ge=1, le=20, description="rounds of scoring and cutting")
     epochs_between: int = Field(default=0, ge=0, description="fine-tuning epochs between rounds")
     recalibrate: int = Field(default=50, ge=0, description="batches for batch-norm statistics after the cut")
-    keep: tuple[str, ...] = Field(default=(), description="layers whose channels are not cut")
+    keep: tuple[str, ...] = Field(
+        default=(), description="layers whose channels are not cut; * stands for any part of a name"
+    )
     latency: LatencyConfig | None = None
 
 

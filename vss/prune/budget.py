@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from vss.core.closeness import evaluating
 from vss.core.config import Budget
 from vss.core.errors import VssError
+from vss.core.layers import meant, refuse_unmeant
 from vss.prune.apply import Forward
 from vss.prune.plan import Group
 
@@ -128,20 +129,35 @@ def allowed_counts(group: Group, budget: Budget, rounding: Rounding | None = Non
 
     Entry i answers "i channels would stay": at least the floor (and one channel), the nearest multiple of the group's
     step (see `step_of`) or the full width. With `rounding` that many are asked for instead of i. `whole` is the width
-    before earlier rounds of cutting, of which floor, alignment and rounding count; by default C.
+    before earlier rounds of cutting, of which floor, alignment and rounding count; by default C. Where `budget.ratios`
+    fixes the width, that is the count of every entry, above the floor or not.
     """
     total = group.channels
     whole = whole or total
-    floor = max(1, math.ceil(whole * budget.floor - 1e-9))
+    ratio = ratio_of(group, budget)
+    floor = max(1, math.ceil(whole * budget.floor - 1e-9)) if ratio is None else 1
     step = step_of(whole, multiple_of(budget), unit=group.unit, floor=floor)
     choices = sorted({count for count in [*range(step, total + 1, step), total] if count >= floor})
     table = torch.tensor(choices)
-    wanted = torch.arange(total + 1)
-    if rounding is not None:
+    wanted = torch.arange(total + 1) if ratio is None else torch.full((total + 1,), round(whole * (1 - ratio)))
+    if rounding is not None and ratio is None:
         wanted = torch.tensor([rounding(whole, 1 - count / whole) for count in range(total + 1)])
         wanted = wanted.cummax(dim=0).values  # a rule may dip where it rounds; the walk needs counts that only fall
     distance = (table[None, :] - wanted[:, None]).abs()
     return table[distance.argmin(dim=1)]
+
+
+def layers_of(groups: Iterable[Group]) -> list[str]:
+    """The layers whose channels groups hold, in model order."""
+    return list(dict.fromkeys(name for group in groups for name in (group.id, *group.module_names("producer"))))
+
+
+def ratio_of(group: Group, budget: Budget) -> float | None:
+    """The fraction that `budget.ratios` removes of a group, by its last pattern that means a layer of it."""
+    found = [
+        ratio for pattern, ratio in budget.ratios.items() if any(meant(pattern, name) for name in layers_of([group]))
+    ]
+    return found[-1] if found else None
 
 
 def rank(groups: list[Group], scores: dict[str, Tensor]) -> Tensor:
@@ -172,6 +188,7 @@ def search(
         VssError: the floors make the budget unreachable (says what can be reached).
     """
     widths = [(origin or {}).get(group.id, group.channels) for group in groups]
+    refuse_unmeant(budget.ratios, layers_of(groups), "prune.budget.ratios (--ratio)")
     tables = [allowed_counts(group, budget, rounding, whole) for group, whole in zip(groups, widths, strict=True)]
     if budget.kind == "channels" and budget.scope == "local":  # the published integer rule, no search
         wanted = [int(whole * budget.keep + 1e-9) for whole in widths]

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from vss.core.closeness import duplicate
-from vss.core.errors import VssError, unknown
+from vss.core.errors import VssError
+from vss.core.layers import layers_named
 from vss.prune.apply import BatchNorm, Forward, default_forward, flatten, tensors_of, unsound
 from vss.prune.plan import Group, Groups, Locked, Role, Slot
 from vss.prune.ties import Graph, GraphGroup, find_components, is_depthwise
@@ -48,7 +49,7 @@ def find_groups(
         model: any `nn.Module`; it is copied, never changed.
         example: an input, (N, 3, H, W).
         forward: how to call the model so that *all* heads are reached; default `forward_train` where there is one.
-        keep: names of layers whose output channels stay; a container stands for the layers in it.
+        keep: names of layers whose output channels stay; a container stands for the layers in it, * for any part.
 
     Returns:
         Groups in model order. The channels of the network's outputs are always locked, and so is a group whose removal
@@ -160,10 +161,7 @@ class _Layers:
         self.modules = dict(model.named_modules())
         self.tensors = tensors_of(model)
         self.parameter_names = {id(value): name for name, value in model.named_parameters()}
-        self.keep = tuple(keep)
-        for name in self.keep:
-            if name not in self.modules:
-                raise unknown("layer to keep", name, [name for name in self.modules if name])
+        self.keep = layers_named(model, keep, "layer to keep")
 
     def why_unnamed(self, tensor: str) -> str:
         """Why a layer's tensor is none of the network's parameters and buffers."""

@@ -31,6 +31,9 @@ TENSORRT = (".engine", ".plan", ".trt")  # how TensorRT engines are called
 def require_criterion(config: PruneConfig) -> None:
     """Refuse a criterion that there is not, options that it lacks, and a time that is none."""
     make_criterion(config.criterion, **config.options)
+    searches = "dmcp searches" if CRITERIA.canonical(config.criterion) == "dmcp" else "a latency target chooses"
+    if config.budget.ratios and (config.latency or searches[0] == "d"):
+        raise VssError(f"--ratio (prune.budget.ratios) fixes widths, and {searches} all of them; leave it off.")
     if config.latency:
         Target.parse(config.latency.target)
 

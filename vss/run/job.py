@@ -15,6 +15,7 @@ from vss import models
 from vss.core.config import ModelConfig, Recipe
 from vss.core.errors import GateFailed, VssError, listed, shown, unknown
 from vss.core.files import at_work, safe_name
+from vss.core.layers import layers_named
 from vss.data.counts import choose_calibration
 from vss.deploy.backends import AUTO, BACKENDS, available, build_spec, main_of, of_tensorrt, others_of
 from vss.deploy.bench import pinned
@@ -344,6 +345,8 @@ def check_network(project: Project, model: torch.nn.Module) -> None:
     for layer in project.recipe.precision.keep:
         if layer not in layers:
             raise unknown("layer of precision.keep", layer, layers.keys() - {""})
+    for section in ("train", "finetune"):
+        layers_named(model, getattr(project.recipe, section).freeze, f"layer of {section}.freeze")
     if config.keep:
         find_groups(model, torch.zeros(1, 3, *project.preprocess.size), keep=config.keep)
     if config.latency:

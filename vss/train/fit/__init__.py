@@ -30,7 +30,7 @@ from vss.core.config import FitConfig
 from vss.core.files import sha256_tensors, write_json
 from vss.train.fit.folder import BEST, WholeFiles, check_norms, check_settings, fit_folder, trainer
 from vss.train.fit.folder import CURVES as CURVES_FILE
-from vss.train.fit.module import Diverged, FitData, FitModule, Phase, StepContext, precision_of, section_of
+from vss.train.fit.module import Diverged, FitData, FitModule, Phase, StepContext, freezing, precision_of, section_of
 
 __all__ = ["FitData", "Phase", "StepContext", "check_norms", "check_settings", "fit", "precision_of"]
 
@@ -238,7 +238,7 @@ def fit(
         "phase": [type(phase).__name__, phase.about()] if phase else None,
         **data.about,
     }
-    with fit_folder(run_dir, inputs) as (key, resume):
+    with freezing(model, config), fit_folder(run_dir, inputs) as (key, resume):
         L.seed_everything(seed, workers=True, verbose=False)
         model.train()  # a loaded checkpoint comes in evaluation mode, and Lightning keeps the mode it finds
         best = Best(run_dir, save, data.learner.metric)

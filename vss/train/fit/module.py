@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from vss.core.config import FinetuneConfig, FitConfig
 from vss.core.errors import VssError
+from vss.core.layers import layers_named
 from vss.train.losses import Learner
 
 Loader = Callable[[int, int], DataLoader[Any]]  # (rank, world size) -> this process's loader
@@ -140,6 +141,7 @@ class FitModule(L.LightningModule):
         self.context: StepContext | None = None
         self.learner = data.learner
         self.losses: list[Tensor] = []
+        self.frozen = frozen_modules(model, config)
         self._teacher = [teacher.eval().requires_grad_(False)] if teacher is not None and config.distill else []
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -150,6 +152,8 @@ class FitModule(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.begun = True
+        for module in self.frozen:
+            module.eval()
         last = self.current_epoch + 1 == self.config.epochs  # which is always validated, whatever val_every divides
         self.trainer.check_val_every_n_epoch = 1 if last else self.config.val_every
         # Dropout draws from the global generator: seeding it by epoch makes a resumed run equal to an unbroken one.
@@ -247,6 +251,31 @@ class FitModule(L.LightningModule):
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+def frozen_modules(model: nn.Module, config: FitConfig) -> list[nn.Module]:
+    """The modules that a fit leaves as they are: not trained, and in evaluation mode, so that statistics stay."""
+    names = layers_named(model, config.freeze, f"layer of {section_of(config)}.freeze (--freeze)")
+    frozen = [model.get_submodule(name) for name in names]
+    return frozen + [part for part in model.modules() if config.freeze_norms and isinstance(part, NORMS)]
+
+
+@contextmanager
+def freezing(model: nn.Module, config: FitConfig) -> Iterator[None]:
+    """Parameters of `frozen_modules` need no gradient in here."""
+    needed = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    for module in frozen_modules(model, config):
+        module.requires_grad_(False)
+    try:
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise VssError(f"{section_of(config)}.freeze (--freeze) means all layers; nothing is left to train.")
+        yield
+    finally:
+        for parameter, before in needed.items():
+            parameter.requires_grad_(before)
 
 
 def decay_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
