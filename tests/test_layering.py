@@ -7,6 +7,7 @@ counts, inside functions and under TYPE_CHECKING too, and no module reaches itse
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,16 +74,24 @@ def imports(source: str, module: str, is_package: bool) -> Iterator[str]:
             if base.split(".")[0] == "vss":
                 yield from (resolve(base, alias.name) for alias in node.names)
         elif isinstance(node, ast.Call):
-            yield from dynamic(node)
+            yield from (each for each in dynamic(node, module) if each.split(".")[0] == "vss")
 
 
-def dynamic(node: ast.Call) -> Iterator[str]:
-    """`importlib.import_module("vss.x")` and `__import__("vss.x")` count as imports."""
+@functools.cache
+def imported(source: str, module: str, is_package: bool) -> list[str]:
+    return sorted(set(imports(source, module, is_package)))
+
+
+def dynamic(node: ast.Call, module: str) -> Iterator[str]:
+    """What a call imports, now or when it is asked for: `importlib.import_module("vss.x")`, `__import__("vss.x")`,
+    `MODELS.later("x", "vss.x:X")` and `lazy_names(__name__, {"x": ["X"]})`, whose arguments are literals."""
     name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
     if name in {"import_module", "__import__"} and node.args and isinstance(node.args[0], ast.Constant):
-        target = str(node.args[0].value)
-        if target.split(".")[0] == "vss":
-            yield target
+        yield str(node.args[0].value)
+    elif name == "later":
+        yield ast.literal_eval(node.args[1]).partition(":")[0]
+    elif name == "lazy_names":
+        yield from (f"{module}.{part}" for part in ast.literal_eval(node.args[1]))
 
 
 def refusal(module: str, target: str) -> str:
@@ -102,7 +111,7 @@ def refusal(module: str, target: str) -> str:
 
 def faults(sources: dict[str, str], packages: set[str]) -> list[str]:
     """What is wrong in a tree of modules: imports upwards or sideways, and circles."""
-    graph = {name: sorted(set(imports(text, name, name in packages))) for name, text in sources.items()}
+    graph = {name: imported(text, name, name in packages) for name, text in sources.items()}
     found = [f"{name}: {why}" for name, targets in graph.items() for each in targets if (why := refusal(name, each))]
     done: set[str] = set()
 
@@ -140,10 +149,13 @@ def test_rooms_import_lower_floors_alone_and_nothing_goes_in_circles() -> None:
         ("vss.run.project", "def f() -> None:\n    from vss.run import pruning\n", "vss.run.project -> "),
         ("vss.sweep.grid", "from vss.ship import bundle\n", "sweep (floor 5) imports ship"),
         ("vss.ops.reference", "import vss\n", "the package itself"),
+        ("vss.models.table", 'MODELS.later("x", "vss.run.job:run")\n', "models (floor 2) imports run"),
+        ("vss.ops", 'lazy_names(__name__, {"later": ["X"]})\n', "vss.ops -> vss.ops.later -> vss.ops"),
     ],
 )
 def test_a_planted_import_is_found(module: str, planted: str, said: str) -> None:
-    found = faults(SOURCES | {module: SOURCES[module] + planted}, PACKAGES)
+    sources = SOURCES | {"vss.ops.later": "import vss.ops\n"}
+    found = faults(sources | {module: sources[module] + planted}, PACKAGES)
     assert found and any(said in each for each in found)
 
 
@@ -156,6 +168,12 @@ def test_a_planted_import_is_found(module: str, planted: str, said: str) -> None
         ("from ..models import unet", "vss.prune.plan", {"vss.models.unet"}),
         ("def f():\n    from vss.cli import main", "vss.ops", {"vss.cli.main"}),
         ("import importlib\nimportlib.import_module('vss.run.job')", "vss.ops", {"vss.run.job"}),
+        ("MODELS.later('x', 'vss.models.unet:UNet', aliases=['y'])", "vss.models.table", {"vss.models.unet"}),
+        (
+            "find = lazy_names(__name__, {'base': ['Collector'], 'run': ['collect']})",
+            "vss.prune.stats",
+            {"vss.prune.stats.base", "vss.prune.stats.run"},
+        ),
         ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import vss.cli", "vss.ops", {"vss.cli"}),
     ],
 )
