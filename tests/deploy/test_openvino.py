@@ -24,13 +24,15 @@ from vss.deploy import BACKENDS, Binding, BuildPlan, BuildSpec, onnx_file
 from vss.deploy.backends import build_spec
 from vss.deploy.backends.onnx_runner import EngineError, OpenVINOEngine, check_precision
 from vss.deploy.backends.ov import int8_by
+from vss.deploy.backends.trt_flavour import FLAVOURS
+from vss.deploy.backends.trt_plan import refuse_unsigned
 from vss.deploy.profile.units import Graph
 from vss.deploy.quantize.layers import Net
 from vss.deploy.quantize.precision import Precision, convert
 from vss.deploy.quantize.qdq import observed
 from vss.deploy.quantize.ranges import Ranges
 
-OV = BACKENDS["openvino"]
+OV, ORT = BACKENDS["openvino"], BACKENDS["onnxruntime"]
 pytestmark = needs_openvino
 
 
@@ -161,15 +163,21 @@ def test_an_int8_file_of_another_runtime_is_not_built(
     source = exported.labels[0]
     values = dict.fromkeys(observed(Net(onnx.load(source))), 4.0)
     ranges = Ranges({"method": "minmax"}, sha256_file(source), values)
-    for target in ("onnxruntime", "openvino"):
+    for target in ("tensorrt", "onnxruntime"):
         convert(source, tmp_path / f"{target}.onnx", Precision("int8", target=target), ranges)
-    with pytest.raises(VssError, match=r"as int8, and OpenVINO computes such files wrong .* vss export"):
-        OV.build(tmp_path / "onnxruntime.onnx", tmp_path / "built.onnx", BuildSpec())
+    with pytest.raises(VssError, match=r"as TensorRT wants it, and OpenVINO computes such files wrong .* vss export"):
+        OV.build(tmp_path / "tensorrt.onnx", tmp_path / "built.onnx", BuildSpec())
     assert not (tmp_path / "built.onnx").exists()
-    OV.build(tmp_path / "openvino.onnx", tmp_path / "built.onnx", BuildSpec())
+    for backend in (OV, ORT):
+        backend.build(tmp_path / "onnxruntime.onnx", tmp_path / "built.onnx", BuildSpec())
     assert not caplog.records
-    OV.open(tmp_path / "onnxruntime.onnx")
+    OV.open(tmp_path / "tensorrt.onnx")
     assert "its answers here are not what it says" in caplog.text
+    ORT.build(tmp_path / "tensorrt.onnx", tmp_path / "built.onnx", BuildSpec())
+    assert "onnxruntime computes it right, but convolutions in float32" in caplog.text
+    for name in ("tensorrt", "tensorrt_rtx"):
+        with pytest.raises(VssError, match=rf"as uint8, for ONNX Runtime .* --backend {name} \(in a recipe"):
+            refuse_unsigned(tmp_path / "onnxruntime.onnx", onnx.load(tmp_path / "onnxruntime.onnx"), FLAVOURS[name])
 
 
 def test_specs_of_other_runtimes_are_refused(exported: SimpleNamespace, tmp_path: Path) -> None:

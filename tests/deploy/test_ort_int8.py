@@ -11,13 +11,13 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 
 from tests.deploy.nets import conv_graph
-from vss.deploy.backends.base import Int8
+from vss.deploy.backends.base import INT8_OF_CPUS, Int8
 from vss.deploy.backends.ort import OnnxRuntimeSession
 from vss.deploy.quantize.layers import Net
 from vss.deploy.quantize.qdq import insert, observed, place
 from vss.deploy.quantize.sensitivity import relative_error
 
-STYLE = Int8(unsigned=True, weight_bits=7, tied=False)
+STYLE = INT8_OF_CPUS
 IMAGE = np.random.default_rng(0).uniform(-2, 2, (1, 3, 16, 16)).astype(np.float32)
 
 

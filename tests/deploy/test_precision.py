@@ -268,7 +268,7 @@ def test_what_a_target_never_runs_in_int8_stays_in_floating_point(elsewhere: str
     weights = {each.name: each.data_type for each in net.model.graph.initializer}
     half, whole = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
     assert len(ups) == 2 and {weights[node.input[1]] for node in ups} == {half if elsewhere == "fp16" else whole}
-    same = convert(plain, tmp_path / "ort.onnx", Precision("int8", elsewhere=elsewhere, target="onnxruntime"), ranges)
+    same = convert(plain, tmp_path / "trt.onnx", Precision("int8", elsewhere=elsewhere, target="tensorrt"), ranges)
     assert same["sha256"] == every["sha256"]
     with pytest.raises(VssError, match="unknown backend 'rtxx'"):
         convert(plain, tmp_path / "no.onnx", Precision("int8", target="rtxx"), ranges)

@@ -16,6 +16,8 @@ UNET, RESNET = {"Conv", "ConvTranspose"}, {"Conv"}
     [
         ("onnxruntime", ["fp32"], RESNET, 8),
         ("ort", ["fp32", "int8"], UNET, 8),
+        ("openvino", ["fp32"], UNET, 16),
+        ("ov", ["fp32", "int8"], UNET, 32),
         ("torch", ["fp32"], UNET, 1),
         ("torch", ["fp32", "fp16"], UNET, 8),
         ("tensorrt", ["fp32"], UNET, 4),
@@ -41,7 +43,7 @@ def test_several_engines_take_what_all_of_them_want() -> None:
 def test_what_runtimes_say_of_int8() -> None:
     assert float_ops("onnxruntime") == {} and float_ops("tensorrt") == {}
     assert float_ops("rtx") == {"ConvTranspose": "TensorRT for RTX runs it in floating point"}
-    assert int8_of("openvino") == Int8(unsigned=True, weight_bits=7, once=True, one_reader=True)
-    assert int8_of("ort") == int8_of("rtx") == int8_of("") == Int8()
+    assert int8_of("openvino") == int8_of("ort") == Int8(unsigned=True, weight_bits=7, one_reader=True, tied=False)
+    assert int8_of("tensorrt") == int8_of("rtx") == int8_of("") == Int8()
     with pytest.raises(VssError, match="unknown backend 'ncnn'"):
         step_for(["ncnn"], ["fp32"], UNET)

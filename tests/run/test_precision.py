@@ -17,6 +17,8 @@ from torch import nn
 import vss
 from vss.core.config import Recipe
 from vss.core.errors import VssError
+from vss.deploy import BACKENDS
+from vss.deploy.onnx_file import metadata
 from vss.deploy.quantize.ranges import Ranges
 from vss.run.precision import PrecisionExporter, judge, load_choice
 from vss.run.project import Project
@@ -196,8 +198,14 @@ def test_what_calibration_refuses(make: Make, model: nn.Module, project: Project
 
 def test_a_file_for_another_runtime_is_one_of_its_own(make: Make, model: nn.Module, tmp_path: Path) -> None:
     exporter = make(model, keep=("up.1",))
-    assert exporter.differs("int8", "tensorrt_rtx") and not exporter.differs("int8", "tensorrt")
+    others = [name for name in BACKENDS.names() if exporter.differs("int8", name)]
+    assert others == ["tensorrt", "tensorrt_rtx", "torch"]
     assert not exporter.differs("fp16", "tensorrt_rtx")
     own = exporter.write(tmp_path / "rtx.onnx", "int8", target="tensorrt_rtx")["precision"]
     assert own["kept"]["up.0"] == "TensorRT for RTX runs it in floating point" and own["kept"]["up.1"] == "asked for"
-    assert (len(own["int8"]), own["layers"], own["target"]) == (10, 13, "tensorrt_rtx")
+    assert (len(own["int8"]), own["layers"], own["target"], own["suits"]) == (10, 13, "tensorrt_rtx", ["tensorrt_rtx"])
+    for target in ("onnxruntime", "openvino"):  # one file serves both
+        own = exporter.write(tmp_path / f"{target}.onnx", "int8", target=target)
+        assert own["precision"]["suits"] == ["onnxruntime", "openvino"]
+    assert (tmp_path / "onnxruntime.onnx").read_bytes() == (tmp_path / "openvino.onnx").read_bytes()
+    assert metadata(tmp_path / "openvino.onnx")["vss.int8_for"] == "onnxruntime, openvino"

@@ -32,7 +32,7 @@ from vss.cli.options import (
     refuse_given,
     takes,
 )
-from vss.core.errors import GateFailed, VssError, shown, unknown
+from vss.core.errors import GateFailed, VssError, listed, shown, unknown
 from vss.core.files import require_checkpoint, require_file, target_of
 
 GRAPH = (("export.labels", False), ("export.preprocess", False), "export.opset")
@@ -202,6 +202,7 @@ def _print_precision(figures: dict[str, Any]) -> None:
     kept = ", ".join(f"{name} ({why})" for name, why in facts["kept"].items()) or "none"
     if facts["kind"] == "int8":
         out.print(f"INT8 in {len(facts['int8'])} of {facts['layers']} layers; in floating point: {kept}")
+        out.print(f"for {listed(facts['suits'])}; another --backend has a file of its own")
     out.print(f"{size:.2f} MiB, in float32 {before:.2f} MiB")
 
 

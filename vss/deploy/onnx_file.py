@@ -85,6 +85,14 @@ def set_metadata(model: Any, key: str, value: str | None) -> None:
         model.metadata_props.add(key=name, value=text)
 
 
+def quantised_as(kind: str, model: Any) -> list[str]:
+    """The tensors that a file quantises while it runs, as "INT8" or as "UINT8" (what its zero points are)."""
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    wanted = getattr(need("onnx", "INT8").TensorProto, kind)
+    quantisers = [node for node in model.graph.node if node.op_type == "QuantizeLinear" and len(node.input) > 2]
+    return [node.input[0] for node in quantisers if types.get(node.input[2]) == wanted and node.input[0] not in types]
+
+
 def deciding(graph: Any, output: str) -> str | None:
     """The tensor that labels are chosen by: the first input of the last node that does more than cast and reshape."""
     makers = {name: node for node in graph.node for name in node.output}

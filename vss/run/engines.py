@@ -282,7 +282,7 @@ def _precisions(work: Workspace, name: str, runtime: Runtime) -> PrecisionEngine
     after = [f"engine-{name}", f"evaluate-{name}", AFTER[name]]
     if name == "finetuned":
         after += [f"evaluate-{start}" for start in unpruned(recipe)]
-    also = None if runtime.own else [runtime.name, asdict(int8_of(runtime.name)), runner.machine()]
+    also = [runtime.name, asdict(int8_of(runtime.name)), *([] if runtime.own else [runner.machine()])]
     return work.do(PrecisionEngines, runtime.step(name), "precision", after, outputs, make, also)
 
 

@@ -36,14 +36,18 @@ def test_int8_files_are_timed_under_the_same_names(net: Any, preprocess: Any, tm
     widths = [max(8, group.channels // 2) for group in plain.groups]
     layers = {name.removesuffix(".weight") for name, p in net.named_parameters() if p.ndim == 4}
     assert layers <= set(plain.read(widths).units) & set(int8.read(widths).units)
-    assert {unit.partition(":")[0] for unit in int8.read(widths).units} >= {"QuantizeLinear"}
+    found = int8.read(widths)
+    assert {"MaxPool:max_pool2d", "Concat:cat", "Transpose:cat", "QuantizeLinear:convolution"} <= set(found.units)
+    ran = {unit: found.kernels[unit][0] for unit in layers}
+    first = {unit for unit in layers if unit.startswith("encoder")}  # between two quantisers, behind a ReLU
+    assert {unit for unit in first if ran[unit] == "int8"} == first and ran["classifier"] == "fp32"
 
 
 @pytest.mark.parametrize(
     ("backend", "precision", "kinds"),
     [
         ("onnxruntime", "fp32", {1}),
-        ("onnxruntime", "int8", {1, 3}),
+        ("onnxruntime", "int8", {1, 2, 3}),
         ("tensorrt", "fp16", {1, 10}),
         ("tensorrt", "int8", {1, 3, 10}),
     ],
@@ -51,12 +55,12 @@ def test_int8_files_are_timed_under_the_same_names(net: Any, preprocess: Any, tm
 def test_a_file_is_in_the_precision_asked_for(
     backend: str, precision: str, kinds: set[int], variants: SlicedVariants, tmp_path: Path
 ) -> None:
-    """onnx.TensorProto: 1 is float32, 3 int8, 10 float16; the normalisation before the first layer stays float32."""
+    """onnx.TensorProto: 1 is float32, 2 and 3 (u)int8, 10 float16; the normalisation in front stays float32."""
     source = variants.write([group.channels for group in variants.groups], tmp_path / "plain.onnx")
     path = Setting(backend, precision=precision).typed(source, tmp_path / "typed.onnx")
     assert (path == source) == (precision == "fp32")
     model = onnx.load(str(path))
-    assert {each.data_type for each in model.graph.initializer} & {1, 3, 10} == kinds
+    assert {each.data_type for each in model.graph.initializer} & {1, 2, 3, 10} == kinds
     plain, typed = (
         BACKENDS["onnxruntime"].open(each, threads=1).run({"image": np.full((1, 48, 64, 3), 99, np.uint8)})
         for each in (source, path)

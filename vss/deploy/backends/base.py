@@ -108,7 +108,6 @@ class Int8:
         unsigned: activations are uint8, with zero point 0 where nothing is negative and 128 elsewhere; int8 with zero
             point 0 otherwise.
         weight_bits: 8; or 7 where two products of uint8 and int8 are added up in 16 bits, which 255 * 127 * 2 leaves.
-        once: whether what a Concat or a MaxPool passes on is not quantised a second time behind it.
         one_reader: whether the result of a layer without a bias that several nodes read reaches them through a
             LeakyRelu of slope 1, which changes nothing.
         tied: whether the inputs of a Concat share one range; otherwise each has its own, and the runtime adapts them.
@@ -116,9 +115,12 @@ class Int8:
 
     unsigned: bool = False
     weight_bits: Literal[7, 8] = 8
-    once: bool = False
     one_reader: bool = False
     tied: bool = True
+
+
+INT8_OF_CPUS = Int8(unsigned=True, weight_bits=7, one_reader=True, tied=False)
+"""What ONNX Runtime and OpenVINO both compute in INT8 and as it is written, so that one file serves both."""
 
 
 class BuildSpec(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -13,8 +14,14 @@ import numpy as np
 from vss.core.config import BuildConfig
 from vss.core.errors import VssError, need
 from vss.core.files import atomic, sha256_file
-from vss.deploy.backends.base import Binding, BuildSpec, Session, refuse_nan
-from vss.deploy.onnx_file import RUNTIME, deciding, load, metadata, require_one_file, set_metadata
+from vss.deploy.backends.base import INT8_OF_CPUS, Binding, BuildSpec, Session, refuse_nan
+from vss.deploy.onnx_file import RUNTIME, deciding, load, quantised_as, require_one_file, set_metadata
+
+LOG = logging.getLogger(__name__)
+SLOW = (
+    "quantises {} as int8, as TensorRT wants it: onnxruntime computes it right, but convolutions in float32; write it "
+    "anew: vss export --precision int8 --backend onnxruntime"
+)
 
 
 class OnnxRuntimeBackend:
@@ -24,6 +31,10 @@ class OnnxRuntimeBackend:
     devices, precisions, beside_int8, runs_here = ("cpu",), ("fp32", "int8"), "fp32", True
     steps: ClassVar = {kind: {"Conv": 8} for kind in ("fp32", "fp16", "int8")}
     steps_why = "off the eights a convolution leaves the blocked layout of CPU kernels or is reordered into it again"
+
+    int8 = INT8_OF_CPUS
+    """Behind a ReLU it makes one INT8 kernel of a convolution only in front of a quantiser to uint8 that does what the
+    ReLU does, and without VNNI its kernels add two products in 16 bits."""
 
     def unavailable(self) -> str | None:
         try:
@@ -47,8 +58,10 @@ class OnnxRuntimeBackend:
             if spec.optimise is None:
                 with self.open(onnx):
                     shutil.copyfile(onnx, temporary)
-                if RUNTIME in metadata(onnx):  # built for another runtime before
-                    model = load(onnx)
+                model = load(onnx)
+                if signed := quantised_as("INT8", model):
+                    LOG.warning("%s %s", onnx, SLOW.format(signed[0]))
+                if any(each.key == RUNTIME for each in model.metadata_props):  # built for another runtime before
                     set_metadata(model, RUNTIME, None)
                     temporary.write_bytes(model.SerializeToString())
             else:

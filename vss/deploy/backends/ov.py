@@ -22,7 +22,7 @@ from vss.core.errors import VssError, need
 from vss.core.files import atomic, parse_json, sha256_file
 from vss.core.yaml12 import parse
 from vss.deploy import onnx_file
-from vss.deploy.backends.base import Binding, BuildSpec, Int8, Session, refuse_nan
+from vss.deploy.backends.base import INT8_OF_CPUS, Binding, BuildSpec, Session, refuse_nan
 from vss.deploy.backends.onnx_runner import (
     EngineError,
     OpenVINOEngine,
@@ -31,7 +31,7 @@ from vss.deploy.backends.onnx_runner import (
     check_precision,
     openvino_core,
 )
-from vss.deploy.onnx_file import RUNTIME
+from vss.deploy.onnx_file import RUNTIME, quantised_as
 
 DEVICE = "build.openvino.device"
 LOG = logging.getLogger(__name__)
@@ -52,8 +52,8 @@ INT8_BY = {
 }
 """What a processor has for INT8, the best first, with its flags in /proc/cpuinfo."""
 MISREAD = (
-    "quantises {} as int8, and OpenVINO computes such files wrong (see the guide on precision); write it for OpenVINO: "
-    "vss export --precision int8 --backend openvino"
+    "quantises {} as int8, as TensorRT wants it, and OpenVINO computes such files wrong (see the guide on precision); "
+    "write it for OpenVINO: vss export --precision int8 --backend openvino"
 )
 NO_INT8 = "no instructions for it, expect no gain"
 Shapes = dict[str, tuple[int, ...]]
@@ -64,9 +64,9 @@ class OpenVINOBackend:
 
     name, title, packages = "openvino", "OpenVINO", ("openvino",)
     devices, precisions, beside_int8, runs_here = ("cpu",), ("fp32", "int8"), "fp32", True
-    steps: ClassVar = {kind: {"Conv": 8} for kind in ("fp32", "int8")}
-    steps_why = "its float kernels compute eight channels at once"
-    int8 = Int8(unsigned=True, weight_bits=7, once=True, one_reader=True)
+    steps: ClassVar = {"fp32": {"Conv": 16}, "int8": {"Conv": 32}}
+    steps_why = "latency tables of a U-Net found those to pay (AVX2); a table of this network counts in their place"
+    int8 = INT8_OF_CPUS
     """Of int8 activations in front of a Concat 2026.4 keeps a few levels: it wants uint8 there, and makes the quantiser
     anew with an interval that it had noted in other units. Without VNNI its kernels add two products in 16 bits. Where
     sides are free it scales a convolution for each of its readers, all of which then read the product."""
@@ -90,6 +90,16 @@ class OpenVINOBackend:
             check_device(core, config.openvino.device, DEVICE)
             check_precision(core, config.openvino.device, config.openvino.precision)
 
+    def check_timed(self, config: BuildConfig) -> None:
+        """Refuse what its layers are not timed with, so that no table says it of another device or type."""
+        asked, usual = config.openvino, OpenVINOConfig()
+        if (asked.device, asked.precision) != (usual.device, usual.precision):
+            raise VssError(
+                f"latency targets, latency tables and vss explain time openvino on the {usual.device} in "
+                f"{usual.precision}, and build.openvino asks for {asked.precision} on {asked.device}; leave "
+                "build.openvino.device and build.openvino.precision out."
+            )
+
     def open_options(self, config: BuildConfig) -> dict[str, Any]:
         """What a run opens its artefacts with, threads aside."""
         return {"cache": config.openvino.cache}
@@ -102,7 +112,7 @@ class OpenVINOBackend:
         asked = spec.openvino or OpenVINOConfig()
         model = onnx_file.load(onnx_file.require_one_file(onnx))
         wanted = {"backend": self.name, "device": asked.device, "precision": asked.precision}
-        if signed := signed_activations(model):
+        if signed := quantised_as("INT8", model):
             raise VssError(f"{onnx} {MISREAD.format(signed[0])}.")
         onnx_file.set_metadata(model, RUNTIME, json.dumps(wanted))
         with atomic(out) as temporary:
@@ -142,7 +152,7 @@ class OpenVINOSession(Session):
             raise VssError(f"threads is {threads}; expected 1 or more.")
         place = path or artefact
         self._model = onnx_file.load(onnx_file.require_one_file(artefact))  # OpenVINO's own refusal says nothing
-        if signed := signed_activations(self._model):
+        if signed := quantised_as("INT8", self._model):
             LOG.warning("%s %s; its answers here are not what it says.", place, MISREAD.format(signed[0]))
         about = {each.key: each.value for each in self._model.metadata_props}
         stated = said(about, place)
@@ -255,14 +265,6 @@ def int8_by(flags: frozenset[str] | None = None) -> str:
         if needed & known:
             return name
     return NO_INT8
-
-
-def signed_activations(model: Any) -> list[str]:
-    """The tensors that a file quantises as int8 while it runs."""
-    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    int8 = need("onnx", "INT8").TensorProto.INT8
-    quantisers = [node for node in model.graph.node if node.op_type == "QuantizeLinear" and len(node.input) > 2]
-    return [node.input[0] for node in quantisers if types.get(node.input[2]) == int8 and node.input[0] not in types]
 
 
 def said(about: Mapping[str, str], path: Path) -> OpenVINOConfig:

@@ -32,7 +32,7 @@ from vss.deploy.backends.base import BuildSpec, Session
 from vss.deploy.backends.trt_device import Device, Driver, EngineError, sm
 from vss.deploy.backends.trt_flavour import FLAVOURS, TENSORRT_RTX, VERSION, Flavour, gpus
 from vss.deploy.backends.trt_layers import check_ends, check_types, convolutions, parse_layers, summary
-from vss.deploy.backends.trt_plan import ADDED, OPTIONS, BuildPlan, commands, complete, declared, spans
+from vss.deploy.backends.trt_plan import ADDED, OPTIONS, BuildPlan, commands, complete, declared, refuse_unsigned, spans
 from vss.deploy.backends.trt_runner import KIND, SCHEMA, read_about
 
 LOG = logging.getLogger(__name__)
@@ -143,6 +143,7 @@ class TensorRTBackend:
         self.check(plan)
         device = self._device()
         model = onnx_file.load(onnx_file.require_one_file(onnx))
+        refuse_unsigned(onnx, model, self.flavour)
         names = self._plugins(plan, model)
         self._heed_findings(onnx, model, names, plan)
         plan = complete(plan, model, device)

@@ -18,6 +18,7 @@ from pydantic import Field, field_validator
 from vss.core.config import TensorRTConfig
 from vss.core.environment import folder_name
 from vss.core.errors import VssError
+from vss.deploy import onnx_file
 from vss.deploy.backends.trt_device import Device, sm
 from vss.deploy.backends.trt_flavour import VERSION, Flavour
 
@@ -235,6 +236,16 @@ def complete(plan: BuildPlan, model: Any, device: Device | None) -> BuildPlan:
             default_folder() / f"{folder_name(device.name)}-{sm(device.capability)}-trt{VERSION}.cache"
         )
     return plan.model_copy(update=changes)
+
+
+def refuse_unsigned(path: Path, model: Any, flavour: Flavour) -> None:
+    """An INT8 file for runtimes on CPUs: TensorRT refuses it, or makes of it what nobody asked for."""
+    if unsigned := onnx_file.quantised_as("UINT8", model):
+        raise VssError(
+            f"{path} quantises {unsigned[0]} as uint8, for ONNX Runtime and OpenVINO, and {flavour.title} takes int8; "
+            f"write it anew: vss export --precision int8 --backend {flavour.name} (in a recipe build.also: "
+            f"[{flavour.name}])."
+        )
 
 
 def declared(model: Any) -> dict[str, list[int | str]]:

@@ -42,7 +42,10 @@ class Profiled(Protocol):
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Identity")
-SUFFIXES = ("_nchwc",)
+RENAMED = re.compile(r"(_token_\d+)?(_nchwc)?$")
+"""What onnxruntime puts behind the name of a node that it replaces."""
+QUANTISED = ("_QuantizeLinear_Output", "_DequantizeLinear_Output")
+"""What its quantiser puts behind the name of a tensor."""
 ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 FUSED = re.compile(r"\s+\+\s+|\s+\|\|\s+|\.\.\.|[\[\](){},\s]+")
 COPIES = "Reformatting CopyNode"
@@ -94,15 +97,16 @@ class Graph:
 
     def resolve(self, name: str, op: str, tensors: Sequence[str] = ()) -> str:
         """The unit of a timed node `name` of an optimised graph. onnxruntime names blocked nodes after the tensor that
-        they make; those of the `tensors` at a node that the exported graph has tell inserted nodes apart.
+        they make, and numbers those that it replaces; those of the `tensors` at a node that the exported graph has tell
+        inserted nodes apart.
         """
-        for suffix in SUFFIXES:
-            name = name.removesuffix(suffix)
+        name = RENAMED.sub("", name, count=1)
         if name in self.nodes:
             return self.unit(self.nodes[name])
         if name in self.makers:
             return self.unit(self._before_activations(name) if "Conv" in op else self.makers[name])
-        known = [tensor for tensor in tensors if tensor in self.makers]
+        plain = (tensor.removesuffix(QUANTISED[0]).removesuffix(QUANTISED[1]) for tensor in tensors)
+        known = [tensor for tensor in plain if tensor in self.makers]
         return f"{op}:{known[0] if known else 'other'}"
 
     def engine_layer(self, layer: Mapping[str, Any], shapes: Callable[[], Mapping[str, Shape]]) -> dict[str, float]:

@@ -78,6 +78,12 @@ class Precision:
         """How the target wants Q/DQ."""
         return int8_of(self.target)
 
+    def suits(self, net: Net) -> list[str]:
+        """Runtimes that want this very file in INT8: the same Q/DQ in the same layers."""
+        able = [name for name in BACKENDS.names() if "int8" in getattr(BACKENDS[name], "precisions", ())]
+        others = {name: dataclasses.replace(self, target=name) for name in able}
+        return [name for name, each in others.items() if (each.style, each.left(net)) == (self.style, self.left(net))]
+
 
 @dataclass
 class _Typed:
@@ -86,6 +92,7 @@ class _Typed:
     kept: dict[str, str] = field(default_factory=dict)
     """layer -> why it is not in INT8, or not in float16."""
     ranges: Ranges | None = None
+    suits: list[str] = field(default_factory=list)
 
 
 def convert(source: Path | str, out: Path | str, precision: Precision, ranges: Ranges | None = None) -> dict[str, Any]:
@@ -93,8 +100,8 @@ def convert(source: Path | str, out: Path | str, precision: Precision, ranges: R
 
     `ranges`, of "int8", were measured on this very file. Returns JSON: kind, layers (their number), int8 (names), kept
     (name -> why), pairs (activations with Q/DQ), casts, nodes, bytes, sha256, source_sha256, and of INT8 elsewhere, the
-    method, style and hashes of ranges and images. Raises `VssError` for a file with unknown operators, ranges of
-    another file, layers that do not exist, a result that TensorRT would refuse.
+    method, style, runtimes that it suits, and hashes of ranges and images. Raises `VssError` for a file with unknown
+    operators, ranges of another file, layers that do not exist, a result that TensorRT would refuse.
     """
     onnx = need("onnx", "precision")
     net = Net(read_onnx(source))
@@ -133,7 +140,7 @@ def _int8(net: Net, source: Path, precision: Precision, ranges: Ranges | None) -
     model = insert(net, placement, ranges.values, source, precision.style)
     if precision.elsewhere == "fp16":
         model = to_fp16(model, halves)
-    return _Typed(model, placement.layers, kept, ranges)
+    return _Typed(model, placement.layers, kept, ranges, precision.suits(net))
 
 
 def _small_scales(net: Net, placement: Placement, ranges: Ranges, levels: float) -> list[str]:
@@ -159,6 +166,7 @@ def _metadata(precision: Precision, typed: _Typed) -> dict[str, str]:
     if precision.kind == "int8" and typed.ranges is not None:
         data |= {"vss.elsewhere": precision.elsewhere, "vss.ranges_sha256": typed.ranges.sha256()}
         data["vss.calibration_sha256"] = typed.ranges.calibration.get("sha256", "")
+        data["vss.int8_for"] = ", ".join(typed.suits)
     return {key: value for key, value in data.items() if value}
 
 
@@ -190,6 +198,7 @@ def _report(net: Net, precision: Precision, typed: _Typed) -> dict[str, Any]:
         report |= {
             "elsewhere": precision.elsewhere,
             "target": precision.target,
+            "suits": typed.suits,
             "style": dataclasses.asdict(precision.style),
             "ranges_sha256": typed.ranges.sha256(),
             **typed.ranges.method,

@@ -2,7 +2,7 @@
 
 TensorRT wants INT8 with zero point 0, one scale per activation and one per output channel of a weight, no quantised
 bias, a pair in front of every layer, and of a residual addition the skip branch alone, so that layer, addition and
-activation become one kernel. Another runtime may want other types and bits (`Int8`). onnxruntime inserts; the edges it
+activation become one kernel. Runtimes on CPUs want other types and bits (`Int8`). onnxruntime inserts; the edges it
 should have left alone are given back afterwards.
 """
 
@@ -188,15 +188,6 @@ def lower_ends(net: Net, placement: Placement, values: Mapping[str, float], styl
     return {name: 0.0 if name in zero else -value for name, value in values.items()}
 
 
-def repeated(net: Net, placement: Placement) -> set[Edge]:
-    """Edges that read what a Concat or a MaxPool passes on from inputs that are quantised already."""
-    passing = [node for node in net.nodes if node.op_type in ("Concat", "MaxPool")]
-    quantised = [node for node in passing if all((node.name, i) in placement.edges for i in range(len(node.input)))]
-    made = {node.output[0] for node in quantised}
-    readers = (node for tensor in made for node in net.consumers.get(tensor, []))
-    return {(n.name, i) for n in readers for i, name in enumerate(n.input) if name in made} & placement.edges
-
-
 def insert(net: Net, placement: Placement, values: Mapping[str, float], path: Path, style: Int8 = SYMMETRIC) -> Any:
     """The quantised ModelProto; `values` holds the range of every tensor that an edge of the placement reads."""
     onnx, quantization = need("onnx", "INT8"), need("onnxruntime.quantization", "INT8")
@@ -228,8 +219,7 @@ def insert(net: Net, placement: Placement, values: Mapping[str, float], path: Pa
             calibration_cache_path=cache,
         )
         model = onnx.load(str(out))
-    edges = placement.edges - (repeated(net, placement) if style.once else set())
-    model = give_back(model, edges, set(net.constants))
+    model = give_back(model, placement.edges, set(net.constants))
     if style.one_reader:
         chosen = set(placement.layers)
         _give_one_reader(model, {layer.node for layer in net.layers if layer.name in chosen})
