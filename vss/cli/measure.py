@@ -195,8 +195,7 @@ def lut_build(
     """
     require_checkpoint(ckpt)
     from vss.data import Preprocess
-    from vss.deploy import BuildPlan
-    from vss.deploy.backends import build_spec
+    from vss.deploy.backends import timed_plan
     from vss.deploy.profile.build import QUICK, Effort, build
     from vss.deploy.profile.setting import Setting
     from vss.deploy.profile.subject import open_subject
@@ -206,7 +205,7 @@ def lut_build(
     defects = saved.model.task == "defect"
     _refuse_unread(ctx, job.build.backend, quick=quick, labels=job.export.labels, defects=defects)
     options = {} if defects else job.export.model_dump(include={"labels", "labels_dtype"})
-    plan = build_spec(job.build).plan or BuildPlan()
+    plan = timed_plan(job.build)
     where = (job.build.backend, device, precision, job.build.threads, job.bench.batch_size)
     setting = Setting(*where, options, job.prune.keep, plan)
     effort = QUICK if quick else dataclasses.replace(Effort(), limit=limit)

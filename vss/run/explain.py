@@ -22,9 +22,9 @@ from vss.core.config import BuildConfig
 from vss.core.errors import VssError, need
 from vss.core.files import sha256_file
 from vss.core.report import read_report
-from vss.deploy.backends import build_spec, main_of
+from vss.deploy.backends import main_of, timed_plan
 from vss.deploy.onnx_file import load
-from vss.deploy.profile.setting import PLAIN, Setting, SlicedVariants
+from vss.deploy.profile.setting import Setting, SlicedVariants
 from vss.deploy.profile.subject import bandwidth, read_file
 from vss.deploy.profile.table import LatencyTable, plot_cliffs
 from vss.deploy.profile.units import Graph, Reading, Shape, lookup_shape, unit_shapes, usable_threads
@@ -216,8 +216,8 @@ def explain(
     """
     report, paths = finished(run)
     build = BuildConfig(**report.get("recipe", {}).get("build", {}))
-    spec = build_spec(build)
-    setting = Setting(backend or main_of(build), precision=precision, threads=build.threads, plan=spec.plan or PLAIN)
+    runtime = backend or main_of(build)
+    setting = Setting(runtime, precision=precision, threads=build.threads, plan=timed_plan(build, runtime))
     setting.check()
     plan = Plan.load(run / "plan.json")
     facts = measure(paths["baseline"], paths["finetuned"], plan, setting, seconds=seconds, rounds=rounds)

@@ -2,7 +2,8 @@
 
 The prediction only proposes. What counts is the real engine interleaved with the uncut one; while its time is
 off the target by more than the tolerance, the predicted time that is asked for moves by the same factor, inside of the
-bracket that earlier engines have given.
+bracket that earlier engines have given. A target that was met counts once engines that are made anew meet it in a
+second run as well.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -21,9 +23,9 @@ from torch import Tensor, nn
 from vss.core.errors import NotMeasured, VssError
 from vss.core.files import sha256_json
 from vss.deploy import bench, export
-from vss.deploy.backends import Session, build_spec, main_of
+from vss.deploy.backends import Session, main_of, timed_plan
 from vss.deploy.profile.build import QUICK, Effort, build
-from vss.deploy.profile.setting import PLAIN, Setting, groups_and_key
+from vss.deploy.profile.setting import Setting, groups_and_key
 from vss.deploy.profile.subject import open_subject
 from vss.deploy.profile.table import LatencyTable
 from vss.prune.apply import apply_plan, cut
@@ -60,6 +62,12 @@ class Measured:
             raise NotMeasured(f"only {figures['rounds']} rounds were measured; give the measurement more seconds.")
         uncut, cut = (figures["sessions"][name]["latency_ms_p50"] for name in ("uncut", "cut"))
         return cls(uncut, cut, 1 / faster["ratio"], 1 / faster["high"], 1 / faster["low"])
+
+    @classmethod
+    def merged(cls, runs: Sequence[Self]) -> Self:
+        """Means over runs, with an interval that holds all of theirs."""
+        uncut, cut, ratio = (fmean(getattr(run, name) for run in runs) for name in ("uncut_ms", "ms", "ratio"))
+        return cls(uncut, cut, ratio, min(run.low for run in runs), max(run.high for run in runs))
 
 
 def check_noise(found: Measured, allowed: float) -> Measured:
@@ -122,7 +130,7 @@ class LatencyGoal:
             raise VssError(f"prune.steps is {config.steps} and a latency target is met in one round; set it to 1.")
         setting = Setting(
             main_of(build_config), settings.device, settings.precision, build_config.threads, keep=config.keep,
-            options=project.task.export_options(), plan=build_spec(build_config).plan or PLAIN,
+            options=project.task.export_options(), plan=timed_plan(build_config),
         )  # fmt: skip
         return setting, _given_table(model, project.preprocess, setting, settings.lut) if settings.lut else None
 
@@ -170,21 +178,36 @@ class LatencyGoal:
                 self._check_floor(goal, floor, asked / whole, settings.target)
                 widths = search(options, predict, max(asked, floor * whole))
                 small = cut(self.model, groups, _channels(groups, scores, widths))
-                with self._engine(small, Path(name) / f"cut-{len(rows)}") as engine:
-                    seen = measure(uncut, engine, self._feed(uncut), settings.max_seconds, settings.noise)
+                runs = self._compare(uncut, small, Path(name) / f"cut-{len(rows)}", target)
+                seen = Measured.merged(runs)
                 goal = target.ratio(seen.uncut_ms)
-                rows.append(_row(asked, float(predict(widths)[0]), goal, seen, widths))
-                log.info("asked for %.3f ms: predicted %.3f, measured %.3f ms, %.3fx of the uncut (target %.3fx)",
-                         asked, rows[-1]["predicted_ms"], seen.ms, seen.ratio, goal)  # fmt: skip
+                rows.append(_row(asked, float(predict(widths)[0]), goal, seen, widths) | {"runs": len(runs)})
+                rows[-1]["off"] = max(_off(run, target) for run in runs)
+                log.info("asked for %.3f ms: predicted %.3f, measured %s of the uncut (target %.3fx)", asked,
+                         rows[-1]["predicted_ms"], " and ".join(f"{run.ratio:.3f}x" for run in runs), goal)  # fmt: skip
                 found.append(widths)
                 tried.append((asked, seen.ratio))
-                if abs(seen.ratio / goal - 1) <= settings.tolerance or self._repeats(found):
+                if rows[-1]["off"] <= settings.tolerance or self._repeats(found):
                     break
                 asked = correct(asked, seen.ratio, goal, tried)
-        errors = [abs(row["ratio"] / row["goal"] - 1) for row in rows]
+        errors = [row["off"] for row in rows]
         self.record["chosen"] = int(np.argmin(errors))
         self.record["met"] = min(errors) <= settings.tolerance
         return found[self.record["chosen"]]
+
+    def _compare(self, uncut: Session, small: nn.Module, stem: Path, target: Target) -> list[Measured]:
+        """A cut network in one run, and where it meets the target there, both networks made anew in a second one: the
+        machine may have been in another state, and memory lies elsewhere."""
+        settings = self.config.latency
+        assert settings is not None
+        with self._engine(small, stem) as engine:
+            runs = [measure(uncut, engine, self._feed(uncut), settings.max_seconds, settings.noise)]
+        if _off(runs[0], target) <= settings.tolerance:
+            again = stem.with_name(f"{stem.name}-again")
+            whole = stem.with_name(f"{stem.name}-uncut")
+            with self._engine(self.model, whole) as fresh, self._engine(small, again) as engine:
+                runs.append(measure(fresh, engine, self._feed(fresh), settings.max_seconds, settings.noise))
+        return runs
 
     def iso_latency_baseline(
         self, goal: float, plan_of: Callable[[float], Plan]
@@ -283,6 +306,11 @@ def measure(uncut: Session, cut: Session, feed: Mapping[str, np.ndarray], second
 def _asked(budget: Budget) -> int | None:
     """The step that the recipe asks for; None where the table's counts."""
     return None if budget.align in (1, "auto") else multiple_of(budget)
+
+
+def _off(run: Measured, target: Target) -> float:
+    """How far a run is from a target, relative to it."""
+    return abs(run.ratio / target.ratio(run.uncut_ms) - 1)
 
 
 def _row(asked: float, predicted: float, goal: float, seen: Measured, widths: np.ndarray) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from vss.deploy.backends.ort import OnnxRuntimeBackend, OnnxRuntimeSession
 from vss.deploy.backends.ov import OpenVINOBackend
 from vss.deploy.backends.trt import TensorRTBackend
 from vss.deploy.backends.trt_flavour import TENSORRT, TENSORRT_RTX
+from vss.deploy.backends.trt_plan import BuildPlan
 
 if TYPE_CHECKING:
     from vss.deploy.backends.eager_session import TorchSession
@@ -42,6 +43,7 @@ __all__ = [
     "of_tensorrt",
     "open_options",
     "others_of",
+    "timed_plan",
 ]
 
 BACKENDS: Registry[Backend] = Registry("backend")
@@ -92,6 +94,14 @@ def build_spec(config: BuildConfig, backend: str | None = None) -> BuildSpec:
     """What a recipe asks of its runtime, or of another `backend`."""
     runtime = BACKENDS[backend or main_of(config)]
     return runtime.spec(config) if hasattr(runtime, "spec") else BuildSpec()
+
+
+def timed_plan(config: BuildConfig, backend: str | None = None) -> BuildPlan:
+    """How engines whose layers are timed are built; what a runtime is not timed with is refused."""
+    runtime = BACKENDS[backend or main_of(config)]
+    if hasattr(runtime, "check_timed"):
+        runtime.check_timed(config)
+    return build_spec(config, backend).plan or BuildPlan()
 
 
 def open_options(config: BuildConfig, backend: str) -> dict[str, Any]:
