@@ -108,7 +108,7 @@ def _run(command: list[str]) -> str:
 HOST = "127.0.0.1"
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-TAIL, GOODBYE = 2**16, 30.0
+TAIL, GOODBYE, TOLD = 2**16, 30.0, 10.0
 """Bytes of the log that are looked at for a reason; seconds that a server has for its end."""
 GET_IT = (
     "run `vss serve --get-server` (nvidia-pytriton in an environment of its own, CPU), or install Triton and put "
@@ -269,15 +269,19 @@ class Server:
             preexec_fn=functools.partial(_end_with, os.getpid()),
         )
 
-    def wait_ready(self, seconds: float = 60.0, *, path: str = "/v2/health/ready") -> None:
-        """Return when every model is loaded; raises `VssError` with the server's own words when it ends before."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
+    def wait_ready(self, seconds: float = 600.0, *, path: str = "/v2/health/ready") -> None:
+        """Return when every model is loaded; raises `VssError` with the server's own words when it ends before, or is
+        not ready in time. What it is at is logged every `TOLD` seconds."""
+        start, told = time.monotonic(), 0.0
+        while (waited := time.monotonic() - start) < seconds:
             if self.process.poll() is not None:
                 raise self.ended()
             if self.ask("GET", path)[0] == 200:
                 self._said = self.log.stat().st_size  # its complaints about the start did no harm
                 return
+            if waited - told >= TOLD:
+                told = waited
+                log.info("waiting for the server, %.0f s of at most %.0f: %s", waited, seconds, self.complaint())
             time.sleep(0.1)
         raise VssError(f"the server is not ready after {seconds:g} s: {self.complaint()} (log: {self.log})")
 
