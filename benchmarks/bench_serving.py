@@ -4,11 +4,14 @@
     vss ship RUN --to B2 --name pruned --threads 1
     python benchmarks/bench_serving.py --part load --baseline B1 --pruned B2 [--ckpt finetuned.safetensors] [--write]
     python benchmarks/bench_serving.py --part soak --pruned B2 [--soak-minutes 30] [--write]
+    vss ship RUN --to B3 --engine "engine pruned fp32 openvino" --name openvino --threads 1    # build.also: [openvino]
+    python benchmarks/bench_serving.py --part runtimes --baseline B2 --openvino B3 [--openvino B4] [--write]
 
 `load` has both bundles in one server, compares every sample's answer over HTTP and gRPC with local inference, finds
 each capacity in a closed loop, and offers all the same rate (60 % of the smallest capacity), window by window in turns
 (A B B A); a ratio is the median over rounds of that one run. `--ckpt` also serves the pruned network without pre- and
 post-processing in its graph: as an ensemble in the server, and with both on the client's side.
+`runtimes` does the same with one network in ONNX Runtime (`--baseline`) and in OpenVINO, any number of its precisions.
 `soak` keeps 80 % of capacity up, watches memory, kills the server with SIGKILL under load, verifies the bundle, starts
 the server again and compares its answers. Each part is written into the same result and leaves the other part as it is.
 `--cores` pins the server and `--client-cores` this program; where they share a core, small networks feel it.
@@ -56,9 +59,10 @@ MEDIANS = (
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("load", "soak"), required=True)
-    parser.add_argument("--baseline", type=Path, help="bundle of the unpruned engine")
-    parser.add_argument("--pruned", type=Path, required=True, help="bundle of the pruned engine")
+    parser.add_argument("--part", choices=("load", "runtimes", "soak"), required=True)
+    parser.add_argument("--baseline", type=Path, help="bundle of the unpruned engine, or of that in ONNX Runtime")
+    parser.add_argument("--pruned", type=Path, help="bundle of the pruned engine")
+    parser.add_argument("--openvino", type=Path, action="append", default=[], help="bundles of OpenVINO, for runtimes")
     parser.add_argument("--also", type=Path, action="append", default=[], help="further bundles: answers compared only")
     parser.add_argument("--ckpt", type=Path, help="checkpoint of the pruned network: pre- and post-processing outside")
     parser.add_argument("--soak-minutes", type=float, default=30.0)
@@ -72,7 +76,7 @@ def main() -> int:
     facts = environment()  # before pinning, which changes what a program sees of the machine
     pin(options.client_cores)
     try:
-        found = {"load": compare_bundles, "soak": soak}[options.part](options)
+        found = {"load": compare_pruned, "runtimes": compare_runtimes, "soak": soak}[options.part](options)
     except GateFailed as error:
         sys.stderr.write(f"failed: {error}\n")
         return 1
@@ -140,14 +144,28 @@ def equality(bundle: Path, ports: Ports) -> dict[str, Any]:
     return found
 
 
-# -- baseline against pruned ------------------------------------------------------------------------------------------
+# -- one bundle against others ----------------------------------------------------------------------------------------
 
 
-def compare_bundles(options: argparse.Namespace) -> dict[str, Any]:
-    if options.baseline is None:
-        raise VssError("the load part compares two bundles; give --baseline as well.")
+def compare_pruned(options: argparse.Namespace) -> dict[str, Any]:
+    if options.baseline is None or options.pruned is None:
+        raise VssError("the load part compares two bundles; give --baseline and --pruned.")
+    return compare_bundles({"baseline": options.baseline, "pruned": options.pruned}, options)
+
+
+def compare_runtimes(options: argparse.Namespace) -> dict[str, Any]:
+    if options.baseline is None or not options.openvino or options.ckpt:
+        raise VssError("the runtimes part compares bundles; give --baseline and --openvino, and no --ckpt.")
+    bundles = {"baseline": options.baseline} | {read(path).name: path for path in options.openvino}
+    for path, wanted in ((path, "onnxruntime" if name == "baseline" else "openvino") for name, path in bundles.items()):
+        if (backend := read(path).engine.backend) != wanted:
+            raise VssError(f"{path} is for {backend}; expected a bundle for {wanted}.")
+    return compare_bundles(bundles, options)
+
+
+def compare_bundles(bundles: dict[str, Path], options: argparse.Namespace) -> dict[str, Any]:
+    """Answers of all bundles of one server, and times; ratios are over the one called baseline."""
     window, rounds = (2.0, 1) if options.quick else (10.0, 6)
-    bundles = {"baseline": options.baseline, "pruned": options.pruned}
     with (
         tempfile.TemporaryDirectory(prefix="vss-bench-") as folder,
         served([*bundles.values(), *options.also], Path(folder), options) as (server, manifests),
@@ -186,6 +204,7 @@ def _facts(manifest: Manifest) -> dict[str, Any]:
         "metrics": {key: manifest.metrics.get(key) for key in ("macs_g", "params_m", "miou_pct")},
         "size": manifest.image.size,
         "serving": manifest.serving,
+        "runtime": {"backend": manifest.engine.backend, "versions": manifest.engine.versions},
     }
 
 
@@ -285,6 +304,8 @@ def _outside(bundle: Path, manifest: Manifest, address: str) -> dict[str, Callab
 
 def soak(options: argparse.Namespace) -> dict[str, Any]:
     """80 % of capacity in slices; memory by slice; kill -9 under load, verify, restart, equal answers."""
+    if options.pruned is None:
+        raise VssError("the soak part serves one bundle; give --pruned.")
     bundle, manifest = options.pruned, read(options.pruned)
     slice_seconds = 5.0 if options.quick else 30.0
     with tempfile.TemporaryDirectory(prefix="vss-soak-") as folder:
