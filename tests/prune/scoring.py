@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vss.core.example import logits_of
 from vss.prune import Groups, collect, make_criterion
-from vss.prune.apply import flatten
 from vss.prune.criteria import score_groups
 from vss.prune.stats import Stats
 
@@ -30,7 +30,7 @@ def batches_of(count: int, *, seed: int = 0, size: int = 2, side: int = 12, clas
 def mean_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy, main head and 0.4 times every other."""
     images, labels = batch
-    heads = flatten(model(images))
+    heads = logits_of(model(images))
     return sum((1.0 if i == 0 else 0.4) * F.cross_entropy(head, labels) for i, head in enumerate(heads))
 
 

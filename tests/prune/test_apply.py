@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from vss import models
 from vss.core.errors import VssError
+from vss.core.example import logits_of
 from vss.prune import Plan, apply_plan, find_groups, make_plan, masked, recalibrate_bn, verify
-from vss.prune.apply import flatten
 from vss.prune.make import norm_of_single_values, refuse_single_images
 
 from .nets import Chain, Concat, FlattenLinear, Heads, MaxAvg, Residual, Twice, randomise
@@ -215,7 +215,7 @@ def test_recalibration_reaches_the_norms_behind_other_norms_and_all_heads() -> N
     recalibrate_bn(net, batches)
     assert not any(m.training for m in net.modules())
     assert all(torch.equal(v, weights[k]) for k, v in net.named_parameters())
-    assert len(flatten(net(batches[0]))) == 2
+    assert len(logits_of(net(batches[0]))) == 2
 
 
 def test_recalibration_on_nothing_is_refused_and_forgets_nothing() -> None:

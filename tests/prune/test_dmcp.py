@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from tests.prune.nets import Chain as ChainNet
 from tests.prune.nets import Concat, Heads, MaxAvg, Residual, Twice, randomise
 from vss.core.errors import VssError
+from vss.core.example import default_forward, logits_of
 from vss.prune import CostModel, Group, cut, find_groups
-from vss.prune.apply import default_forward, flatten
 from vss.prune.phases import (
     Chain,
     ExpectedCost,
@@ -196,7 +196,9 @@ def test_dmcp_prefix_reorder_noop(name: str) -> None:
     groups = list(find_groups(model, EXAMPLE))
     orders = permutations(groups, 5)
     other = reorder(model, groups, orders)
-    for a, b in zip(flatten(default_forward(model, images())), flatten(default_forward(other, images())), strict=True):
+    for a, b in zip(
+        logits_of(default_forward(model, images())), logits_of(default_forward(other, images())), strict=True
+    ):
         assert torch.allclose(a, b, atol=1e-5)
     changed = [not torch.equal(v, other.state_dict()[k]) for k, v in model.state_dict().items() if v.ndim]
     assert any(changed)
@@ -216,8 +218,8 @@ def test_dmcp_mask_slice_parity(name: str) -> None:
     for seed in range(3):
         widths = [uniform_width(c, gen(seed)) for c in chains]
         small = prefix_net(model, groups, widths)
-        wanted = flatten(default_forward(small, images()))
-        got = flatten(gates(model, images(), [c.mask(w) for c, w in zip(chains, widths, strict=True)]))
+        wanted = logits_of(default_forward(small, images()))
+        got = logits_of(gates(model, images(), [c.mask(w) for c, w in zip(chains, widths, strict=True)]))
         for a, b in zip(wanted, got, strict=True):
             assert float((a - b).abs().max()) <= 1e-5 * float(a.abs().max() + 1)
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())

@@ -26,6 +26,8 @@ from .nets import (
     Shuffle,
     Swap,
     Twice,
+    Unfolded,
+    randomise,
 )
 
 X = torch.zeros(2, 3, 32, 48)
@@ -144,14 +146,10 @@ def test_bare_conv_head_is_locked() -> None:
 @pytest.mark.parametrize(
     ("middle", "after", "reason"),
     [
-        (Shuffle(), 8, "reorders or mixes"),
-        (Swap(), 8, "reorders or mixes"),
-        (nn.ChannelShuffle(2), 8, "reorders or mixes"),
         (nn.Softmax(dim=1), 8, "reorders or mixes"),
-        (Reorder(), 8, "does not run without some of its channels"),
-        (BufferScale(), 8, "does not run without some of its channels"),
-        (nn.PixelShuffle(2), 2, "meet the 2 of b.weight by broadcasting"),
-        (nn.Conv2d(8, 4, 3, padding=1, groups=2), 4, "a grouped convolution makes 4 channels from 8"),
+        (Reorder(), 8, "its channels are shuffled on the way to a layer"),
+        (nn.LocalResponseNorm(3), 8, "reorders or mixes"),
+        (nn.GroupNorm(1, 8), 8, "GroupNorm of one group"),
         (nn.GroupNorm(4, 8, affine=False), 8, "GroupNorm without weights"),
     ],
 )
@@ -161,6 +159,31 @@ def test_what_slices_cannot_express_is_locked_and_the_rest_stays_prunable(
     groups = find_groups(Chain(middle, after=after), X)
     assert [g.id for g in groups] == ["b"]
     assert reason in reasons(groups)["a"]
+
+
+@pytest.mark.parametrize(
+    ("middle", "after", "unit", "block"),
+    [
+        (Shuffle(), 8, 1, 2),
+        (Swap(), 8, 2, 1),
+        (nn.ChannelShuffle(2), 8, 1, 2),
+        (BufferScale(), 8, 1, 1),
+        (nn.PixelShuffle(2), 2, 1, 1),
+        (nn.PixelUnshuffle(2), 32, 1, 4),
+        (nn.Conv2d(8, 4, 3, padding=1, groups=2), 4, 2, 1),
+        (nn.Unfold(3, padding=1), 72, 1, 9),
+    ],
+)
+def test_moves_of_channels_are_followed(middle: nn.Module, after: int, unit: int, block: int) -> None:
+    """Whole rows or columns of a box of channels leave; what is left computes what the masked network does."""
+    net = randomise(Chain(middle, after=after)) if not isinstance(middle, nn.Unfold) else Unfolded()
+    example = torch.zeros(1, 3, 32, 48)
+    group = find_groups(net, example)["a"]
+    assert group.unit == unit and max(slot.block for slot in group.by_role("consumer")) == block
+    plan = make_plan(net, example, budget={"kind": "channels", "keep": 0.5, "scope": "local"})
+    small = apply_plan(net, plan)
+    assert small.a.out_channels == 4
+    assert verify(net, small, plan, [(32, 48), (48, 32)])["masked_max_rel"] < 1e-4
 
 
 def test_layer_norm_over_channels_is_locked() -> None:
@@ -196,7 +219,7 @@ def test_tied_weights_are_locked() -> None:
     net.b.weight = net.middle.weight
     groups = find_groups(net, X)
     assert len(groups) == 0
-    assert reasons(groups)["b"] == "b.weight is shared with another layer"
+    assert reasons(groups)["b"] == "middle.weight is shared with another layer"
 
 
 def test_a_grouped_convolution_loses_whole_groups() -> None:
@@ -237,7 +260,8 @@ def test_every_head_of_a_nested_output_is_locked_even_behind_a_resize() -> None:
 
 def test_a_call_that_reaches_one_head_leaves_the_other_untouched() -> None:
     groups = find_groups(Heads(), X, forward=lambda net, x: net(x)["out"])
-    assert "side" not in [g.id for g in groups]
+    assert [g.id for g in groups] == ["a.0", "b", "side"]  # the other head's own output stays
+    assert "nothing reads its channels" in reasons(groups)["aux"]
 
 
 def test_parameters_outside_layers_follow() -> None:
@@ -306,7 +330,7 @@ def test_a_gate_of_one_channel_is_no_partner_of_what_it_scales() -> None:
     groups = find_groups(Gated(True).eval(), torch.zeros(1, 3, 16, 16))
     bare = find_groups(Gated(False).eval(), torch.zeros(1, 3, 16, 16))
     widths = {group.id: group.channels for group in groups}
-    assert widths == {g.id: g.channels for g in bare} | {"wx": 4, "psi": 1}
+    assert widths == {g.id: g.channels for g in bare} | {"wx": 4}
     assert {s.tensor for s in groups["enc"].slots} == {
         "enc.weight", "enc.bias", "down.weight", "wx.weight", "dec.weight"
     }  # fmt: skip

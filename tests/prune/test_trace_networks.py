@@ -53,13 +53,13 @@ def test_half_the_macs_cut_proven_saved_and_exported(name: str, tmp_path: Path) 
     assert proof["masked_max_rel"] < 1e-4
     x = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        assert all(float(out.std()) > 0 for out in vss.prune.trace.flatten(small(x)) if out.numel() > 1)
+        assert all(float(out.std()) > 0 for out in vss.core.example.logits_of(small(x)) if out.numel() > 1)
 
     vss.save(small, tmp_path / "small.safetensors")
     again = vss.load(tmp_path / "small.safetensors")
     assert all(torch.equal(value, small.state_dict()[key]) for key, value in again.state_dict().items())
     with torch.no_grad():
-        pairs = zip(vss.prune.trace.flatten(again(x)), vss.prune.trace.flatten(small(x)), strict=True)
+        pairs = zip(vss.core.example.logits_of(again(x)), vss.core.example.logits_of(small(x)), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
     report = export(again, tmp_path / "small.onnx", size=size, parity_batches=(1, 2))

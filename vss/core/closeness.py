@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from vss.core.errors import NotFinite
+from vss.core.example import Example, doubled
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -20,7 +21,7 @@ TINY = 1e-9  # of the largest value: what an output must vary by before its vari
 NETWORK = "give a checkpoint that did not diverge, or train again with a lower learning rate"
 ENGINE = "make it of a checkpoint that did not diverge, or in another precision: float16 ends at 65504"
 AGREEMENT = 0.999  # share of the places that have the same label
-Outputs = Callable[["nn.Module", "Tensor"], Sequence["Tensor"]]
+Outputs = Callable[["nn.Module", Example], Sequence["Tensor"]]
 
 
 def refuse_not_finite(values: Iterable[Any], what: str, advice: str) -> None:
@@ -74,7 +75,7 @@ def label_agreement(wanted: Tensor, got: Tensor) -> float:
     return float((wanted.amax(1) - chosen <= 1e-6 * spread(wanted)).double().mean())
 
 
-def alike(first: nn.Module, second: nn.Module, x: Tensor, outputs: Outputs, tolerance: float) -> bool:
+def alike(first: nn.Module, second: nn.Module, x: Example, outputs: Outputs, tolerance: float) -> bool:
     """Whether two networks give the same outputs and labels; what differs in float32 is asked again in float64.
 
     Rounding grows in deep networks and moves the indices of pooled maxima, and hides what is small beside a constant;
@@ -82,12 +83,34 @@ def alike(first: nn.Module, second: nn.Module, x: Tensor, outputs: Outputs, tole
     """
     import torch
 
-    def same(a: nn.Module, b: nn.Module, image: Tensor) -> bool:
-        with torch.no_grad():
-            pairs = list(zip(outputs(a, image), outputs(b, image), strict=True))
+    def same(wanted: Sequence[Tensor], got: Sequence[Tensor]) -> bool:
+        pairs = list(zip(wanted, got, strict=True))
         return all(proven_difference(w, g) <= tolerance and label_agreement(w, g) >= AGREEMENT for w, g in pairs)
 
-    return same(first, second, x) or same(duplicate(first).double(), duplicate(second).double(), x.double())
+    with torch.no_grad():
+        wanted, got = outputs(first, x), outputs(second, x)
+    if same(wanted, got):
+        return True
+    return same(doubled_outputs(first, x, outputs), doubled_outputs(second, x, outputs))
+
+
+def doubled_outputs(model: nn.Module, x: Example, outputs: Outputs) -> Sequence[Tensor]:
+    """What a network gives in float64, also one that casts to another floating-point type on the way."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    narrow = (torch.float32, torch.float16, torch.bfloat16)
+    casts = (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16)
+
+    class Wide(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            wide = {key: torch.float64 if value in narrow else value for key, value in (kwargs or {}).items()
+                    if isinstance(value, torch.dtype)}  # fmt: skip
+            args = tuple(torch.float64 if isinstance(arg, torch.dtype) and arg in narrow else arg for arg in args)
+            return (torch.Tensor.double if func in casts else func)(*args, **{**(kwargs or {}), **wide})
+
+    with torch.no_grad(), Wide():
+        return outputs(duplicate(model).double(), doubled(x))
 
 
 def duplicate(model: nn.Module) -> nn.Module:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vss.core import __version__
 from vss.core.errors import VssError, need
+from vss.core.example import input_channels
 from vss.core.files import atomic, sha256_file, sha256_tensors
 from vss.deploy import onnx_file
 
@@ -49,7 +50,7 @@ def export(
 ) -> dict[str, Any]:
     """Write `path` (whole or not at all) and return what was written and measured.
 
-    The graph takes `image`: float32 (N, 3, H, W) normalised, or with `preprocess` uint8 (N, H, W, 3) RGB. It gives
+    The graph takes `image`: float32 (N, C, H, W) normalised, or with `preprocess` uint8 (N, H, W, 3) RGB. It gives
     `logits` float32 (N, K, H, W), or with `labels` `labels` int32 or uint8 (N, H, W); of a defect network it gives
     `decision` float32 (N, 1) and `seg` float32 (N, 1, H/8, W/8), logits. N is dynamic. A copy in eval mode is exported.
 
@@ -100,7 +101,7 @@ def writes_plugins(model: Any, size: tuple[int, int]) -> bool:
 
     with plugin_nodes(), _quiet():
         graph = SegGraph(copy.deepcopy(model).cpu().eval()).eval()
-        traced = torch.export.export(graph, (torch.zeros(EXAMPLE_BATCH, 3, *size),))
+        traced = torch.export.export(graph, (torch.zeros(EXAMPLE_BATCH, input_channels(model), *size),))
     return any("onnx_symbolic" in str(node.target) for node in traced.graph.nodes)
 
 
@@ -171,7 +172,9 @@ def _declare(
 ) -> tuple[dict[str, Declared], dict[str, Declared]]:
     """What the file must declare: name -> (dtype, dims)."""
     sides: tuple[int | str, ...] = _symbols(graph.model.size_multiple) if dynamic_size else size
-    image: Declared = ("uint8", ("batch", *sides, 3)) if graph.nhwc else ("float32", ("batch", 3, *sides))
+    image: Declared = (
+        ("uint8", ("batch", *sides, 3)) if graph.nhwc else ("float32", ("batch", input_channels(graph.model), *sides))
+    )
     outputs = graph.outputs((sides[0], sides[1]))
     return {"image": image}, {name: (dtype, ("batch", *shape)) for name, (dtype, shape) in outputs.items()}
 
@@ -185,7 +188,11 @@ def _trace(graph: SegGraph, path: Path, size: tuple[int, int], opset: int, dynam
     import torch
 
     height, width = size
-    shape, dtype = ((height, width, 3), torch.uint8) if graph.nhwc else ((3, height, width), torch.float32)
+    shape, dtype = (
+        ((height, width, 3), torch.uint8)
+        if graph.nhwc
+        else ((input_channels(graph.model), height, width), torch.float32)
+    )
     dims: dict[int, Any] = {0: torch.export.Dim("batch")}
     if dynamic_size:
         multiple, first = graph.model.size_multiple, 1 if graph.nhwc else 2

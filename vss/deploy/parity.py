@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vss.core.closeness import NETWORK, refuse_not_finite, spread
 from vss.core.errors import VssError
+from vss.core.example import input_channels
 from vss.deploy.backends import BACKENDS, Session
 from vss.deploy.graph import SegGraph
 
@@ -67,7 +68,7 @@ def parity(
     tolerance = tolerance or Tolerance()
     network = copy.copy(graph)
     network.labels = False
-    draw = images or partial(noise, nhwc=graph.nhwc)
+    draw = images or partial(noise, nhwc=graph.nhwc, channels=input_channels(graph.model))
     with BACKENDS["onnxruntime"].open(onnx) as session:
         rows = [_agreed(network, session, partial(draw, *shape), seed, tolerance) for seed, shape in enumerate(shapes)]
     worst: dict[str, float] = {key: max(row[key] for row in rows) for key in WORST if key in rows[0]}
@@ -146,12 +147,12 @@ def _compare_heads(expected: dict[str, Tensor], session: Session, image: Tensor)
     return row
 
 
-def noise(batch: int, size: tuple[int, int], seed: int, *, nhwc: bool) -> Tensor:
-    """Seeded test images: uint8 (N, H, W, 3) over the full range, or float32 (N, 3, H, W) of unit variance."""
+def noise(batch: int, size: tuple[int, int], seed: int, *, nhwc: bool, channels: int = 3) -> Tensor:
+    """Seeded test images: uint8 (N, H, W, 3) over the full range, or float32 (N, C, H, W) of unit variance."""
     generator = torch.Generator().manual_seed(seed)
     if nhwc:
         return torch.randint(0, 256, (batch, *size, 3), dtype=torch.uint8, generator=generator)
-    return torch.randn(batch, 3, *size, generator=generator)
+    return torch.randn(batch, channels, *size, generator=generator)
 
 
 def _fault(row: dict[str, Any], tolerance: Tolerance, jumps: bool) -> str:

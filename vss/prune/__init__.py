@@ -14,18 +14,20 @@ from vss.prune.plan import Group, Groups, Locked, Plan, Slot
 if TYPE_CHECKING:
     from vss.prune.apply import apply_plan, cut, masked
     from vss.prune.budget import CostModel, count
-    from vss.prune.make import make_plan, recalibrate_bn, verify
+    from vss.prune.make import make_plan, recalibrate_bn
     from vss.prune.stats import COLLECTORS, Statistics, collect
     from vss.prune.trace import find_groups
+    from vss.prune.verify import verify
 
 __getattr__ = lazy_names(
     __name__,
     {
         "apply": ["apply_plan", "cut", "masked"],
         "budget": ["CostModel", "count"],
-        "make": ["make_plan", "recalibrate_bn", "verify"],
+        "make": ["make_plan", "recalibrate_bn"],
         "stats": ["COLLECTORS", "Statistics", "collect"],
         "trace": ["find_groups"],
+        "verify": ["verify"],
     },
 )
 

@@ -1,33 +1,25 @@
-"""Cut a network by a plan, or mask it: pure tensor slicing, no tracing, no data, no criterion.
-
-`unsound` tries groups on the network itself before anyone relies on them. A dependency graph follows operations by type
-and cannot see what a reshape, an index, a softmax or a buffer does to the channels that pass through (a channel shuffle
-is traced as the identity). So each group is cut once and compared with the network in which the same channels are zero;
-where the two differ, the group is no set of removable slices.
-"""
+"""Cut a network by a plan, or mask it: pure tensor slicing, no tracing, no data, no criterion."""
 
 from __future__ import annotations
 
-import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vss.core.closeness import Outputs, alike, duplicate, evaluating
+from vss.core.closeness import duplicate, evaluating
 from vss.core.errors import SHOWN, VssError, one_line
+from vss.core.example import default_forward, input_channels, own_attribute
 from vss.core.files import sha256_tensors
 from vss.prune.plan import Group, Plan, PlanGroup
 
 Conv = nn.modules.conv._ConvNd
 BatchNorm = nn.modules.batchnorm._BatchNorm
-Forward = Callable[[nn.Module, Tensor], object]
 NOTHING = torch.zeros(0, dtype=torch.int64)
 SIZED = (Conv, nn.Linear, nn.modules.batchnorm._NormBase, nn.GroupNorm)
 """Layers whose weight, bias and statistics have one size in common."""
-IMAGE_RANGE, ASLEEP = 128.0, 1e-3
 TOLERANCE = 1e-4  # of masked against cut outputs, relative to their spread
 
 
@@ -42,7 +34,7 @@ def apply_plan(model: nn.Module, plan: Plan, *, check_weights: bool = True) -> n
         VssError: a plan of another network or of other weights.
     """
     check_plan(model, plan, check_weights=check_weights)
-    small = _cut(model, plan.groups)
+    small = cut_by(model, plan.groups)
     marked: Any = small
     marked.plans = (*getattr(model, "plans", ()), plan)
     misfit = _misfit(small) if check_weights else ""
@@ -57,7 +49,7 @@ def apply_plan(model: nn.Module, plan: Plan, *, check_weights: bool = True) -> n
 def masked(model: nn.Module, plan: Plan) -> nn.Module:
     """A copy of the same shape in which every removed slice is zero; it computes what `apply_plan`'s network does."""
     check_plan(model, plan, check_weights=False)
-    return _masked(model, plan.groups)
+    return masked_by(model, plan.groups)
 
 
 def cut(model: nn.Module, groups: Iterable[Group], kept: Mapping[str, Tensor]) -> nn.Module:
@@ -66,8 +58,8 @@ def cut(model: nn.Module, groups: Iterable[Group], kept: Mapping[str, Tensor]) -
     `kept`: group id -> channel numbers that stay, ascending int64.
     """
     chosen = [group.keep(kept[group.id]) for group in groups]
-    _check_slots(model, chosen)
-    return _cut(model, chosen)
+    check_slots(model, chosen)
+    return cut_by(model, chosen)
 
 
 def zero_channels(model: nn.Module, removed: Iterable[tuple[Group, Tensor]]) -> None:
@@ -89,13 +81,13 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _masked(model: nn.Module, groups: Iterable[PlanGroup]) -> nn.Module:
+def masked_by(model: nn.Module, groups: Iterable[PlanGroup]) -> nn.Module:
     copy = duplicate(model)
     zero_channels(copy, [(group, group.removed()) for group in groups])
     return copy
 
 
-def _cut(model: nn.Module, groups: Iterable[PlanGroup]) -> nn.Module:
+def cut_by(model: nn.Module, groups: Iterable[PlanGroup]) -> nn.Module:
     small = duplicate(model)
     tensors = tensors_of(small)
     before = {name: tuple(value.shape) for name, value in tensors.items()}
@@ -115,9 +107,9 @@ def _cut(model: nn.Module, groups: Iterable[PlanGroup]) -> nn.Module:
 @torch.no_grad()
 def _misfit(model: nn.Module) -> str:
     """Why a network cannot be run on a small image; empty where it can."""
-    side = 64 + -64 % int(getattr(model, "size_multiple", 1))
+    side = 64 + -64 % (own_attribute(model, "size_multiple", int) or 1)
     first = next(model.parameters(), torch.zeros(0))
-    x = torch.zeros(1, 3, side, 2 * side, device=first.device)
+    x = torch.zeros(1, input_channels(model), side, 2 * side, device=first.device)
     with evaluating(model):
         try:
             default_forward(model, x.to(first.dtype) if first.is_floating_point() else x)
@@ -142,7 +134,7 @@ def check_plan(model: nn.Module, plan: Plan, *, check_weights: bool) -> None:
     name = name_of(model)
     if plan.model != name:
         raise VssError(f"the plan is for model {plan.model!r} and was given a {name!r}; make a plan for this one.")
-    _check_slots(model, plan.groups)
+    check_slots(model, plan.groups)
     if check_weights and sha256_tensors(model.state_dict()) != plan.weights_sha256:
         raise VssError(
             f"the plan was made for other weights of {name!r} (hash {plan.weights_sha256[:12]}); "
@@ -152,10 +144,10 @@ def check_plan(model: nn.Module, plan: Plan, *, check_weights: bool) -> None:
 
 def name_of(model: nn.Module) -> str:
     """The registered name of a network, or that of its class."""
-    return str(getattr(model, "name", "") or type(model).__name__)
+    return own_attribute(model, "name", str) or type(model).__name__
 
 
-def _check_slots(model: nn.Module, groups: Sequence[PlanGroup]) -> None:
+def check_slots(model: nn.Module, groups: Sequence[PlanGroup]) -> None:
     """Refuse slots that the network does not have, and removals that leave a layer inconsistent."""
     tensors = tensors_of(model)
     for group in groups:
@@ -237,77 +229,3 @@ def _sync_attributes(module: Any, before: tuple[int, ...]) -> None:
         module.num_channels = weight.shape[0]
     elif isinstance(module, nn.PReLU):
         module.num_parameters = weight.shape[0]
-
-
-def default_forward(model: Any, x: Tensor) -> Any:
-    """Call `forward_train` where the network has one (auxiliary heads included), else the network."""
-    return getattr(model, "forward_train", model)(x)
-
-
-def flatten(output: object) -> list[Tensor]:
-    """All tensors in a nested structure of dicts, lists and tuples, in order."""
-    return [leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-
-
-def unsound(model: nn.Module, example: Tensor, groups: list[Group], outputs: Outputs) -> dict[str, str]:
-    """Group id -> why its slices cannot be removed; empty where all can.
-
-    All groups are cut at once, which costs two forward passes; one by one only when that fails.
-
-    Args:
-        model: in evaluation mode. Its parameters that are all zero or next to it (a layer scale, a gain that training
-            begins at zero) are drawn anew, since they hide what is behind them.
-        example: (N, 3, H, W); its values are drawn, of unit variance and of the range of images, where a layer may act
-            that does nothing near zero.
-        groups: what to try.
-        outputs: the output tensors of a forward pass.
-    """
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(example.shape, generator=generator).to(example.dtype) if example.is_floating_point() else example
-    _wake(model, generator)
-    if _fault(model, x, groups, outputs) is None:
-        return {}
-    faults = {group.id: fault for group in groups if (fault := _fault(model, x, [group], outputs)) is not None}
-    together = _fault(model, x, [group for group in groups if group.id not in faults], outputs)
-    if together is not None:
-        raise VssError(f"the groups of this network can be cut one by one but not together: {together}.")
-    return faults
-
-
-@torch.no_grad()
-def _fault(model: nn.Module, x: Tensor, groups: list[Group], outputs: Outputs) -> str | None:
-    halves = [group.keep(_half(group)) for group in groups if group.channels > group.unit]
-    try:
-        _check_slots(model, halves)
-        small, mask = _cut(model, halves), _masked(model, halves)
-        outputs(small, x)
-    except (VssError, RuntimeError, IndexError) as error:
-        return f"the network does not run without some of its channels ({str(error).splitlines()[0]})"
-    if not all(torch.isfinite(value).all() for value in outputs(mask, x)):
-        raise VssError("the network gives NaN or infinite outputs on a random image; check its weights.")
-    images = [x, IMAGE_RANGE * x] if x.is_floating_point() else [x]
-    if not all(torch.isfinite(value).all() for value in outputs(mask, images[-1])):
-        images = images[:1]  # values of that size are none that this network can take
-    if all(alike(mask, small, image, outputs, TOLERANCE) for image in images):
-        return None
-    return "removing its channels is not the same as zeroing them: the network reorders or mixes them"
-
-
-@torch.no_grad()
-def _wake(model: nn.Module, generator: torch.Generator) -> None:
-    """Draw the parameters that are all zero or next to it."""
-    for value in model.parameters():
-        if value.is_floating_point() and value.numel() and float(value.abs().max()) < ASLEEP:
-            spread = (value[0].numel() if value.ndim > 1 else 4) ** -0.5
-            value.copy_(spread * torch.randn(value.shape, generator=generator))
-
-
-def _half(group: Group) -> Tensor:
-    """Half of the units at random, ascending; no prefix, which a reordering could leave in place.
-
-    Every group draws its own half, so that two groups which belong together are seen to differ.
-    """
-    units = group.channels // group.unit
-    generator = torch.Generator().manual_seed(zlib.crc32(group.id.encode()))
-    chosen = torch.randperm(units, generator=generator)[: max(1, units // 2)].sort().values
-    return (chosen[:, None] * group.unit + torch.arange(group.unit)).reshape(-1)

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from vss.core.closeness import evaluating
 from vss.core.config import Budget
 from vss.core.errors import VssError
+from vss.core.example import Example, Forward, call, image_of, input_channels
 from vss.core.layers import meant, refuse_unmeant
-from vss.prune.apply import Forward
 from vss.prune.plan import Group
 
 _COUNTED = (nn.modules.conv._ConvNd, nn.Linear)
@@ -40,8 +40,8 @@ class CostModel:
     parameters: frozenset[str]
 
     @classmethod
-    def measure(cls, model: nn.Module, example: Tensor, *, forward: Forward | None = None) -> CostModel:
-        """One forward of `example` (N, 3, H, W); counts are per image. Auxiliary heads do not count."""
+    def measure(cls, model: nn.Module, example: Example, *, forward: Forward | None = None) -> CostModel:
+        """One forward of `example`; counts are per image. Auxiliary heads do not count."""
         positions: dict[str, int] = defaultdict(int)
         hooks = [
             module.register_forward_hook(_counter(f"{name}.weight", positions))
@@ -50,7 +50,7 @@ class CostModel:
         ]
         try:
             with torch.no_grad(), evaluating(model):
-                (forward or nn.Module.__call__)(model, example)
+                (forward or call)(model, example)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -58,7 +58,7 @@ class CostModel:
         for name in positions.keys() - shapes:  # of a parametrised layer, whose weight is computed
             layer: Any = model.get_submodule(name.rpartition(".")[0])
             shapes[name] = tuple(layer.weight.shape)
-        per_image = {name: count // example.shape[0] for name, count in positions.items()}
+        per_image = {name: count // len(image_of(example)) for name, count in positions.items()}
         return cls(shapes, per_image, frozenset(name for name, _ in model.named_parameters()))
 
     def total(self, kind: str, groups: list[Group], kept: list[int]) -> float:
@@ -78,6 +78,12 @@ class CostModel:
             total += coefficient * size
         return float(total)
 
+    def fixed(self, groups: list[Group]) -> float:
+        """MACs of layers of which no group holds a slice."""
+        reached = {slot.tensor for group in groups for slot in group.slots}
+        return float(sum(count * math.prod(self.shapes[name]) for name, count in self.positions.items()
+                         if name not in reached))  # fmt: skip
+
 
 def _counter(weight: str, positions: dict[str, int]) -> Callable[..., None]:
     def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -91,10 +97,26 @@ def _counter(weight: str, positions: dict[str, int]) -> Callable[..., None]:
     return hook
 
 
-def count(model: nn.Module, size: tuple[int, int]) -> dict[str, float]:
-    """`params_m` (million parameters) and `macs_g` (giga multiply-accumulates) of one image of `size` (H, W)."""
-    example = torch.zeros(1, 3, *size, device=next(model.parameters()).device)
-    cost = CostModel.measure(model, example)
+def count(
+    model: nn.Module,
+    size: tuple[int, int] | None = None,
+    *,
+    example: Example | None = None,
+    forward: Forward | None = None,
+) -> dict[str, float]:
+    """`params_m` (million parameters) and `macs_g` (giga multiply-accumulates) of one image.
+
+    Args:
+        model: the network.
+        size: (H, W) of an image with the channels that its first convolution takes; or
+        example, forward: an input, and how to call the network, for what that does not fit.
+    """
+    if example is None:
+        if size is None:
+            raise VssError("MACs count at a size; give (H, W) or example=.")
+        device = next((p.device for p in model.parameters()), "cpu")
+        example = torch.zeros(1, input_channels(model), *size, device=device)
+    cost = CostModel.measure(model, example, forward=forward)
     return {"params_m": cost.total("params", [], []) / 1e6, "macs_g": cost.total("macs", [], []) / 1e9}
 
 

@@ -1,37 +1,41 @@
-"""Around a cut: `make_plan` decides, `verify` proves the result, `recalibrate_bn` renews its batch-norm statistics.
+"""Around a cut: `make_plan` decides, `recalibrate_bn` renews the batch-norm statistics of what was cut.
 
 `make_plan` is pure: groups, one calibration pass, scores, budget search, plan; the network is not changed.
 """
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vss.core.closeness import AGREEMENT, duplicate, evaluating, label_agreement, proven_difference
+from vss.core.closeness import evaluating
 from vss.core.config import Budget
 from vss.core.errors import VssError
+from vss.core.example import Example, Forward, default_forward, image_of, own_attribute
 from vss.core.files import sha256_tensors
 from vss.core.yaml12 import parse
-from vss.prune.apply import TOLERANCE, BatchNorm, Forward, default_forward, flatten, masked, name_of
+from vss.prune.apply import BatchNorm, name_of
 from vss.prune.budget import CostModel, Rounding, search
 from vss.prune.criteria import Criterion, make_criterion, score_groups
 from vss.prune.plan import Group, Groups, Plan
+from vss.prune.probe import Probe
 from vss.prune.stats import Batch, Loss, Statistics, Stats, collect
-from vss.prune.trace import find_groups
+from vss.prune.trace import TIME_LIMIT_S, find_groups
 
+LOG = logging.getLogger(__name__)
 KINDS = ("channels", "params", "macs")
 Choose = Callable[[list[Group], dict[str, Tensor], Rounding | None], dict[str, Tensor]]
 """(groups, scores by group id, width rule of the criterion) -> kept channel numbers by group id, ascending int64."""
-Figures = tuple[float, float, float]
 
 
 def make_plan(
     model: nn.Module,
-    example: Tensor,
+    example: Example,
     *,
     criterion: str | Criterion = "l1",
     budget: Budget | dict[str, Any] | None = None,
@@ -45,12 +49,14 @@ def make_plan(
     statistics: Statistics | None = None,
     choose: Choose | None = None,
     origin: Mapping[str, int] | None = None,
+    time_limit_s: float = TIME_LIMIT_S,
 ) -> Plan:
     """Decide which channels stay.
 
     Args:
         model: the network; neither its weights nor its state change.
-        example: an input of the size at which MACs count, (N, 3, H, W).
+        example: an input of the size at which MACs count: a tensor (N, C, H, W), a tuple of arguments or a dict of
+            keyword arguments.
         criterion, budget: by name or built; what may stay, default half the MACs.
         batches: calibration batches, whatever `loss` takes; needed by criteria with statistics.
         loss: (model, batch) -> scalar mean loss over all heads.
@@ -62,6 +68,7 @@ def make_plan(
         choose: decides in place of the budget, from the scores.
         origin: group id -> width before earlier rounds of cutting (`Plan.widths`), of which budget, floor and alignment
             count; by default those of `model`.
+        time_limit_s: for finding groups, and again for trying the planned cut; what was not tried by then stays.
 
     Returns:
         The plan, deterministic for equal arguments.
@@ -71,24 +78,58 @@ def make_plan(
         raise VssError("calibration images come from the test split; take the training split.")
     limits: Budget = budget if isinstance(budget, Budget) else parse(Budget, budget or {}, source="budget")
     _check_finite(model)
-    members = list(groups or find_groups(model, example, forward=forward, keep=keep))
+    groups = groups or find_groups(model, example, forward=forward, keep=keep, time_limit_s=time_limit_s)
+    members, cost = list(groups), CostModel.measure(model, example, forward=forward)
     if not members:
-        raise VssError("no prunable channels were found; every layer is locked: see `vss prune --dry-run`.")
+        raise VssError(f"no prunable channels were found. {why_locked(groups, cost)}")
     if not criterion.needs:
         statistics = {}, 0
     mode = criterion.batch_norm_mode()
     collected, seen = statistics or collect(model, members, criterion.needs, batches, loss, batch_norm=mode)
     scores = score_groups(criterion, members, Stats(model, collected, seed=seed))
-    cost = CostModel.measure(model, example, forward=forward)
-    kept = (
-        choose(members, scores, criterion.rounding)
-        if choose
-        else search(members, scores, cost, limits, rounding=criterion.rounding, origin=origin)
-    )
-    about = {**(calibration or {}), "batches": seen, "input_size": list(example.shape[-2:])}
+    probe = Probe(model, example, forward, time.monotonic() + time_limit_s)
+
+    def decide(free: list[Group]) -> dict[str, Tensor]:
+        if choose:
+            return choose(free, scores, criterion.rounding)
+        try:
+            return search(free, scores, cost, limits, rounding=criterion.rounding, origin=origin)
+        except VssError as error:
+            raise VssError(f"{error} {why_locked(groups, cost)}") from error
+
+    kept = _tried(members, decide, probe, movable=choose is None)
+    about = {**(calibration or {}), "batches": seen, "input_size": list(image_of(example).shape[-2:])}
     return _plan(model, members, kept, cost, criterion).model_copy(
         update={"budget": limits.model_dump(), "calibration": about, "seed": seed}
     )
+
+
+def _tried(
+    members: list[Group], decide: Callable[[list[Group]], dict[str, Tensor]], probe: Probe, *, movable: bool
+) -> dict[str, Tensor]:
+    """Kept channels that were tried on the network as they are; groups that fail keep all, and the others give more."""
+    whole: dict[str, Tensor] = {}
+    while True:
+        free = [group for group in members if group.id not in whole]
+        kept = (decide(free) if free else {}) | whole
+        faults = probe.faults([group.keep(kept[group.id]) for group in members])
+        if not faults:
+            return kept
+        first, fault = next(iter(faults.items()))
+        if not movable or not free:
+            raise VssError(f"the planned cut of {first} was tried and is wrong ({fault}); keep that layer whole.")
+        LOG.warning("the planned cut of %s was tried and is wrong, so all its channels stay: %s", first, fault)
+        whole |= {group.id: torch.arange(group.channels) for group in members if group.id in faults}
+
+
+def why_locked(groups: Groups, cost: CostModel, *, shown: int = 3) -> str:
+    """How much of the MACs no cut reaches, and the first layers that are locked, with their reasons; "" if none."""
+    if not groups.locked:
+        return ""
+    fixed, total = cost.fixed(list(groups)), cost.total("macs", [], [])
+    reasons = {lock.reason: lock.layer for lock in reversed(groups.locked)}
+    listed = "; ".join(f"{layer}: {reason}" for reason, layer in list(reversed(reasons.items()))[:shown])
+    return f"{fixed / max(total, 1):.0%} of the MACs are in layers that no cut reaches ({listed})."
 
 
 def _plan(
@@ -97,8 +138,8 @@ def _plan(
     full, counts = [group.channels for group in members], [len(kept[group.id]) for group in members]
     return Plan(
         model=name_of(model),
-        options=dict(getattr(model, "options", {})),
-        num_classes=getattr(model, "num_classes", None),
+        options=dict(own_attribute(model, "options", dict) or {}),
+        num_classes=own_attribute(model, "num_classes", int),
         weights_sha256=sha256_tensors(model.state_dict()),
         criterion=criterion.name,
         criterion_options=criterion.options(),
@@ -114,100 +155,6 @@ def _check_finite(model: nn.Module) -> None:
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise VssError(f"the weights hold NaN or infinity in {name}; give a checkpoint that was not damaged.")
-
-
-def verify(model: nn.Module, small: nn.Module, plan: Plan, sizes: Iterable[tuple[int, int]]) -> dict[str, Any]:
-    """Prove a cut: masked network == sliced network, same heads, forward and backward at every size (H, W).
-
-    `small` is what `apply_plan(model, plan)` returned, before any training. A difference beyond the limit is looked at
-    again in float64: rounding, which grows in deep networks and moves the indices of pooled maxima, vanishes there; a
-        wrong
-    cut does not.
-
-    Returns:
-        Figures for the report: `masked_max_abs`, `masked_max_rel` (relative to the spread of the outputs, see
-        `vss.core.closeness`), `label_agreement` (share of places with the same largest channel, ties apart), `sizes`,
-        `outputs`, `precision` (of the comparison: "float32", or "float64" where it was needed).
-
-    Raises:
-        VssError: a relative difference above 1e-4, other labels, an output of another shape or a missing gradient.
-    """
-    mask, small = masked(model, plan).eval(), small.eval()
-    generator = torch.Generator().manual_seed(0)
-    device = next(small.parameters()).device
-    images = [torch.randn(2, 3, *size, generator=generator).to(device) for size in sizes]
-    found, shapes, precision = [], [], "float32"
-    for x in images:
-        figures, outputs = _difference(mask, small, x)
-        _check_backward(small, mask, x)
-        found.append(figures)
-        shapes.append(outputs)
-    worst = _worst(found)
-    if worst[1] > TOLERANCE or worst[2] < AGREEMENT:
-        exact = duplicate(mask).double(), duplicate(small).double()
-        worst, precision = _worst([_difference(*exact, x.double())[0] for x in images]), "float64"
-    if worst[1] > TOLERANCE:
-        raise VssError(
-            f"the cut network differs from the masked one by {worst[1]:.2e} (relative to the spread; at most 1e-4)."
-        )
-    if worst[2] < AGREEMENT:
-        raise VssError(f"the cut network and the masked one have the same label at {worst[2]:.2%} of the places alone.")
-    return {
-        "masked_max_abs": worst[0],
-        "masked_max_rel": worst[1],
-        "label_agreement": worst[2],
-        "sizes": [list(x.shape[-2:]) for x in images],
-        "outputs": shapes,
-        "precision": precision,
-    }
-
-
-def _worst(found: list[Figures]) -> Figures:
-    return max(f[0] for f in found), max(f[1] for f in found), min(f[2] for f in found)
-
-
-def _difference(mask: nn.Module, small: nn.Module, x: Tensor) -> tuple[Figures, list[list[int]]]:
-    """Largest absolute and relative difference of all outputs on one batch, their agreement, and their shapes."""
-    with torch.no_grad():
-        wanted, got = flatten(default_forward(mask, x)), flatten(default_forward(small, x))
-    if [t.shape for t in wanted] != [t.shape for t in got]:
-        raise VssError(f"the cut network's outputs have shapes {[tuple(t.shape) for t in got]}; the heads changed.")
-    found: list[Figures] = []
-    for a, b in zip(wanted, got, strict=True):
-        if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
-            raise VssError("the cut network gives NaN or infinite outputs; check the checkpoint's weights.")
-        found.append((float((a - b).abs().max()), proven_difference(a, b), label_agreement(a, b)))
-    return _worst(found), [list(t.shape) for t in got]
-
-
-def _check_backward(small: nn.Module, mask: nn.Module, x: Tensor) -> None:
-    """Every parameter of the cut network gets a finite gradient; one that the uncut network never uses need not."""
-    grads = _gradients(small, x)
-    unused = [name for name, grad in grads.items() if grad is None]
-    before = _gradients(mask, x) if unused else {}
-    for name, grad in grads.items():
-        if (grad is None and before[name] is not None) or (grad is not None and not torch.isfinite(grad).all()):
-            raise VssError(f"the cut network gives no finite gradient for {name}.")
-
-
-def _gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor | None]:
-    """Gradients of the sum of the outputs' mean squares in the mode that the model is in; `.grad` is left alone."""
-    names = [name for name, _ in model.named_parameters()]
-    with torch.enable_grad():
-        flags = [p.requires_grad for p in model.parameters()]
-        model.requires_grad_(True)
-        total = torch.stack([out.square().mean() for out in flatten(default_forward(model, x))]).sum()
-        grads = torch.autograd.grad(total, list(model.parameters()), allow_unused=True)
-        for parameter, flag in zip(model.parameters(), flags, strict=True):
-            parameter.requires_grad_(flag)
-    return dict(zip(names, grads, strict=True))
-
-
-def two_sizes(size: tuple[int, int], model: nn.Module) -> list[tuple[int, int]]:
-    """Two small, differently shaped sizes that the network takes; proofs do not need large images."""
-    step = max(int(getattr(model, "least_side", 32)), int(getattr(model, "size_multiple", 1)))
-    small = [max(step, side // 2 // step * step) for side in size]
-    return [(small[0] + step, small[1]), (small[0], small[1] + step)]
 
 
 @torch.no_grad()

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from vss.core.closeness import proven_difference
 from vss.core.errors import VssError
-from vss.prune.apply import TOLERANCE, BatchNorm, default_forward, flatten, tensors_of, zero_channels
+from vss.core.example import default_forward, logits_of
+from vss.prune.apply import TOLERANCE, BatchNorm, tensors_of, zero_channels
 from vss.prune.budget import CostModel, step_of
 from vss.prune.plan import Group, Slot
 from vss.prune.stats.taps import following_norm, norm_slots, owner, slot_values
@@ -328,7 +329,7 @@ class Gates:
         def differs(still: nn.Module, x: Tensor) -> bool:
             mask = copy.deepcopy(still)
             zero_channels(mask, [(group, torch.arange(width, group.channels)) for group, width in pairs])
-            wanted, got = flatten(default_forward(mask, x)), flatten(self(still, x, gates))
+            wanted, got = logits_of(default_forward(mask, x)), logits_of(self(still, x, gates))
             return any(proven_difference(a, b) > TOLERANCE for a, b in zip(wanted, got, strict=True))
 
         still = copy.deepcopy(model).eval()

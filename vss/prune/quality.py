@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from vss.core.closeness import duplicate, evaluating
 from vss.core.errors import VssError
-from vss.prune.apply import flatten, tensors_of, zero_channels
+from vss.core.example import logits_of
+from vss.prune.apply import tensors_of, zero_channels
 from vss.prune.budget import top_channels
 from vss.prune.plan import Group
 from vss.prune.stats import Batch, Loss
@@ -165,9 +166,9 @@ def reconstruction(
     with torch.no_grad():
         for batch in batches:
             images = images_of(batch, net)
-            wanted = flatten(net(images))
+            wanted = logits_of(net(images))
             with zeroed(net, removed):
-                got = flatten(net(images))
+                got = logits_of(net(images))
             for a, b in zip(wanted, got, strict=True):
                 error += float((a.double() - b.double()).square().sum())
                 power += float(a.double().square().sum())

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from vss.core.closeness import alike, evaluating
 from vss.core.config import DmcpConfig, FitConfig
 from vss.core.errors import VssError
+from vss.core.example import default_forward, logits_of
 from vss.prune import CostModel, Group, Groups, find_groups, make_criterion
-from vss.prune.apply import TOLERANCE, default_forward, flatten
+from vss.prune.apply import TOLERANCE
 from vss.prune.criteria.base import score_groups
 from vss.prune.phases import (
     Chain,
@@ -247,7 +248,7 @@ def ordered(
     result = reorder(model, members, {g.id: importance_order(scores[g.id], g.unit) for g in members})
     x = torch.randn(example.shape, generator=torch.Generator().manual_seed(seed)).to(example.device)
     with evaluating(model, result):
-        equal = alike(model, result, x, lambda net, image: flatten(default_forward(net, image)), TOLERANCE)
+        equal = alike(model, result, x, lambda net, image: logits_of(default_forward(net, image)), TOLERANCE)
     if not equal:
         raise VssError("channels of this network cannot be put in order: it treats them by their number.")
     return result

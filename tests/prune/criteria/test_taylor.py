@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vss import models
+from vss.core.example import logits_of
 from vss.prune import Group, Groups, find_groups
-from vss.prune.apply import flatten
 
 from ..nets import Chain, Heads, Residual, Twice, randomise
 from ..scoring import Batch, batches_of, mean_loss, scores_of
@@ -145,12 +145,12 @@ def test_permuting_channels_permutes_scores(criterion: str, root: str) -> None:
     before = scores_of(net, groups, criterion, batches)
     order = torch.randperm(groups[root].channels, generator=torch.Generator().manual_seed(1))
     y = batches[0][0]
-    wanted = flatten(net(y))[0]
+    wanted = logits_of(net(y))[0]
     tensors = dict(net.named_parameters()) | dict(net.named_buffers())
     with torch.no_grad():
         for slot in groups[root].slots:
             tensors[slot.tensor].copy_(tensors[slot.tensor].index_select(slot.dim, order))
-    torch.testing.assert_close(flatten(net(y))[0], wanted)
+    torch.testing.assert_close(logits_of(net(y))[0], wanted)
     after = scores_of(net, groups, criterion, batches)
     for key in before:
         expected = before[key][order] if key == root else before[key]

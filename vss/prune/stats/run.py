@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from vss.core.closeness import evaluating
 from vss.core.errors import VssError
-from vss.prune.apply import BatchNorm, default_forward
+from vss.core.example import default_forward
+from vss.prune.apply import BatchNorm
 from vss.prune.plan import Group
 from vss.prune.stats import gradients, maps  # noqa: F401  (registers)
 from vss.prune.stats.base import COLLECTORS as COLLECTORS

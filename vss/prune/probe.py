@@ -1,0 +1,170 @@
+"""Try cuts on the network itself before anyone relies on them.
+
+Following operations cannot see everything: a size that is written into the code, a custom function, a scale that counts
+channels. So a cut is made and compared with the network in which the same channels are zero; where the two differ, or
+the cut network does not run, the channels are no set of removable slices.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import zlib
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vss.core.closeness import alike, duplicate
+from vss.core.errors import SHOWN, VssError, one_line
+from vss.core.example import Example, Forward, default_forward, drawn, image_of, inputs_of, logits_of, on, paired
+from vss.prune.apply import TOLERANCE, check_slots, cut_by, masked_by
+from vss.prune.plan import Group, PlanGroup
+
+LOG = logging.getLogger(__name__)
+IMAGE_RANGE, ASLEEP = 128.0, 1e-3
+EVERY_S = 10.0  # between two lines of progress
+DIFFERS = "removing its channels is not the same as zeroing them: the network reorders or mixes them"
+TIME = "the time for planning was used up before it was tried; give more by time_limit_s"
+
+
+class Probe:
+    """Cuts of one network, tried on the caller's example, on noise, and on noise of the range of images.
+
+    The network's parameters that are all zero or next to it (a layer scale, a gain that training begins at zero) are
+    drawn anew, since they hide what is behind them. Where the network runs in training mode, so must the cut one.
+
+    Args:
+        model: copied.
+        example: what it takes.
+        forward: how to call it.
+        deadline: in `time.monotonic` seconds; what was not tried by then is refused.
+    """
+
+    def __init__(self, model: nn.Module, example: Example, forward: Forward | None, deadline: float) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.model, self.deadline, self.spoke = duplicate(model).cpu().eval(), deadline, time.monotonic()
+        self.forward, example = forward or default_forward, on(example, "cpu")
+        _wake(self.model, generator)
+        noise = drawn(example, generator)
+        self.images: list[Example] = [noise]
+        if image_of(example).is_floating_point():
+            loud = drawn(example, torch.Generator().manual_seed(0), IMAGE_RANGE)
+            varied = any(bool((value != value.reshape(-1)[0]).any()) for value in inputs_of(example) if value.numel())
+            self.images += [
+                image for image, wanted in ((loud, True), (example, varied)) if wanted and self.takes(image)
+            ]
+        self.pair = paired(noise)
+        self.trains = self._trains(self.model) == ""
+
+    @torch.no_grad()
+    def outputs(self, net: nn.Module, x: Example) -> list[Tensor]:
+        """The floating-point outputs, all heads."""
+        return logits_of(self.forward(net, x))
+
+    def takes(self, x: Example) -> bool:
+        """Whether the network gives finite values for it."""
+        return all(bool(torch.isfinite(value).all()) for value in self.outputs(self.model, x))
+
+    def faults(self, chosen: Sequence[PlanGroup]) -> dict[str, str]:
+        """Group id -> why it cannot be cut so; empty where all can. Halves until the culprits are found."""
+        found = self._search(list(chosen))
+        while (left := [group for group in chosen if group.id not in found]) and found:
+            more = self._search(left)
+            if not more:
+                break
+            found |= more
+        return found
+
+    def _search(self, chosen: list[PlanGroup]) -> dict[str, str]:
+        if not chosen:
+            return {}
+        if time.monotonic() > self.deadline:
+            return {group.id: TIME for group in chosen}
+        fault = self.fault(chosen)
+        if fault is None:
+            return {}
+        if len(chosen) == 1:
+            return {chosen[0].id: fault}
+        middle = len(chosen) // 2
+        found = self._search(chosen[:middle]) | self._search(chosen[middle:])
+        if found:
+            return found
+        good = chosen[:middle]
+        for group in chosen[middle:]:  # each half can be cut, and both together cannot
+            fault = TIME if time.monotonic() > self.deadline else self.fault([*good, group])
+            if fault is None:
+                good.append(group)
+            else:
+                found[group.id] = f"{fault}, together with {good[-1].id}"
+        return found
+
+    @torch.no_grad()
+    def fault(self, chosen: Iterable[PlanGroup]) -> str | None:
+        """Why these cuts cannot be made together; None where they can."""
+        chosen = [group for group in chosen if len(group.kept) < group.channels]
+        self._speak(len(chosen))
+        try:
+            check_slots(self.model, chosen)
+            small = cut_by(self.model, chosen)
+            self.outputs(small, self.images[0])
+        except Exception as error:  # whatever the forward of a foreign network raises is the reason
+            return f"the network does not run without some of its channels ({_line(error)})"
+        mask = masked_by(self.model, chosen)
+        if not all(torch.isfinite(value).all() for value in self.outputs(mask, self.images[0])):
+            raise VssError("the network gives NaN or infinite outputs on a random image; check its weights.")
+        try:
+            same = all(alike(mask, small, image, self.outputs, TOLERANCE) for image in self.images)
+        except Exception as error:
+            return f"the network does not run in float64 without some of its channels ({_line(error)})"
+        if not same:
+            return DIFFERS
+        wrong = self._trains(small) if self.trains else ""
+        return f"the network does not train without some of its channels ({wrong})" if wrong else None
+
+    @torch.no_grad()
+    def _trains(self, net: nn.Module) -> str:
+        """Why a network does not run in training mode; "" where it does."""
+        try:
+            self.outputs(duplicate(net).train(), self.pair)
+        except Exception as error:
+            return _line(error)
+        return ""
+
+    def _speak(self, count: int) -> None:
+        if time.monotonic() - self.spoke > EVERY_S:
+            self.spoke = time.monotonic()
+            LOG.info("planning: a cut of %d groups is tried, %.0f s are left", count, self.deadline - self.spoke)
+
+
+def _line(error: Exception) -> str:
+    return one_line(str(error).splitlines()[0] if str(error) else "", SHOWN) or type(error).__name__
+
+
+@torch.no_grad()
+def _wake(model: nn.Module, generator: torch.Generator) -> None:
+    """Draw the parameters that are all zero or next to it."""
+    for value in model.parameters():
+        if value.is_floating_point() and value.numel() and float(value.abs().max()) < ASLEEP:
+            spread = (value[0].numel() if value.ndim > 1 else 4) ** -0.5
+            value.copy_(spread * torch.randn(value.shape, generator=generator))
+
+
+def half_of(group: Group) -> PlanGroup:
+    """Half of the units at random; no prefix, which a reordering could leave in place.
+
+    Every group draws its own half, so that two groups which belong together are seen to differ.
+    """
+    units = group.channels // group.unit
+    return _some(group, units // 2)
+
+
+def most_of(group: Group) -> PlanGroup:
+    """All units but one, which shows a width that must be a multiple of something."""
+    return _some(group, group.channels // group.unit - 1)
+
+
+def _some(group: Group, count: int) -> PlanGroup:
+    generator = torch.Generator().manual_seed(zlib.crc32(group.id.encode()))
+    chosen = torch.randperm(group.channels // group.unit, generator=generator)[: max(1, count)].sort().values
+    return group.keep((chosen[:, None] * group.unit + torch.arange(group.unit)).reshape(-1))
