@@ -26,6 +26,11 @@ from vss.core.example import Example, Forward, call, image_of, input_channels
 from vss.core.layers import meant, refuse_unmeant
 from vss.prune.plan import Group
 
+
+class Unreachable(VssError):
+    """No widths that are allowed meet the budget."""
+
+
 _COUNTED = (nn.modules.conv._ConvNd, nn.Linear)
 Rounding = Callable[[int, float], int]
 """(channels, removed fraction) -> kept channels, of a criterion that fixes widths itself."""
@@ -207,7 +212,7 @@ def search(
         origin: group id -> width before earlier rounds of cutting, of which the whole budget counts.
 
     Raises:
-        VssError: the floors make the budget unreachable (says what can be reached).
+        Unreachable: the floors make the budget unreachable (says what can be reached).
     """
     widths = [(origin or {}).get(group.id, group.channels) for group in groups]
     refuse_unmeant(budget.ratios, layers_of(groups), "prune.budget.ratios (--ratio)")
@@ -227,7 +232,7 @@ def search(
     if least > target * (1 + 1e-9):
         whole = target / budget.keep
         aligned = f" with widths in multiples of {budget.align}" if budget.align != 1 else ""
-        raise VssError(
+        raise Unreachable(
             f"the budget asks for {budget.keep:.3f} of the {budget.kind} and the floor of {budget.floor} a group"
             f"{aligned} allows no less than {least / whole:.3f}; ask for more (prune.budget.keep), or lower "
             f"prune.budget.floor{' or prune.budget.align' if aligned else ''}."

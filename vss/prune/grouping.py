@@ -55,8 +55,13 @@ class Found:
     refused: dict[int, str] = field(default_factory=dict)
 
 
-def group_classes(table: Table, of: Tensor, locked: set[int]) -> Found:
-    """Classes whose slices lie side by side in the same tensors are the channels of one group."""
+def group_classes(table: Table, of: Tensor, locked: set[int], summed: set[int]) -> Found:
+    """Classes whose slices lie side by side in the same tensors are the channels of one group.
+
+    Args:
+        table, of: all slices of the network, and the class of each.
+        locked, summed: classes that stay, and those that something sums over beside the layers that read them.
+    """
     alike: dict[tuple[object, ...], list[tuple[int, Runs]]] = defaultdict(list)
     for number, runs in table.classes(of).items():
         if number not in locked and any(table.roles.get(key) == "producer" for key, _ in runs):
@@ -66,8 +71,10 @@ def group_classes(table: Table, of: Tensor, locked: set[int]) -> Found:
     for signature, members in alike.items():
         keys: list[Key] = [entry[0] for entry in signature]  # type: ignore[index]
         if all(table.roles.get(key) in ("producer", "norm") for key in keys):
-            found.refused |= dict.fromkeys((number for number, _ in members), UNREAD)
-            continue
+            found.refused |= dict.fromkeys((number for number, _ in members if number not in summed), UNREAD)
+            members = [member for member in members if member[0] in summed]
+            if not members:
+                continue
         producers = [key for key in keys if table.roles.get(key) == "producer"]
         root = min(producers, key=lambda key: (table.order.get(_layer(key), -1), key))
         members.sort(key=lambda member: dict(member[1])[root])

@@ -61,6 +61,7 @@ class Book:
         self.joints: list[Joint] = []
         self.pairs: list[tuple[Tensor, Tensor]] = []
         self.locks: list[tuple[Tensor, str]] = []
+        self.summed: list[Tensor] = []
         self._joint_of: dict[int, Joint] = {}
 
     def fresh(self, count: int) -> Tensor:
@@ -98,6 +99,11 @@ class Book:
     def lock(self, labels: Tensor, reason: str) -> None:
         """These labels stay."""
         self.locks.append((labels.reshape(-1).unique(), reason))
+
+    def read(self, labels: Tensor | None) -> None:
+        """Something sums over these labels, which is what a layer that reads channels does."""
+        if labels is not None:
+            self.summed.append(labels.reshape(-1))
 
     def joint(self, mark: Tensor) -> Joint:
         """The record of a mark that varies along several dims."""
@@ -183,19 +189,23 @@ class Component:
         return bool(torch.isin(classes, self.names).any())
 
     def _choose(self, first: int) -> tuple[int, list[tuple[Tensor, Tensor]]]:
+        """The number of classes that are left, and the pairs, when the first box shrinks along `first`."""
         local: list[tuple[Tensor, Tensor]] = []
-        pairs: list[tuple[Tensor, Tensor]] = []
-        count = len(self.names)
-        for number, joint in enumerate(self.joints):
-            dims = [first] if not number else [dim for dim in joint.axes if dim not in joint.frozen]
-            ways = [(Classes(len(self.names), [*local, *links]).count, -dim, links)
-                    for dim in dims if (links := self._links(number, dim))]  # fmt: skip
-            if not ways:
-                ways = [(1, 0, self._links(number, joint.axes[0]))]
-            count, _, links = max(ways, key=lambda way: way[:2])
+        count, shrinks = len(self.names), {}
+        order = sorted(range(len(self.joints)), key=lambda number: (number > 0, not self.joints[number].slices))
+        for number in order:
+            joint = self.joints[number]
+            dims = [first] if not number else [dim for dim in joint.axes if dim not in joint.frozen] or [joint.axes[0]]
+            said = {dim: shrinks.get(int(self.local_slices[number, dim][0])) for dim in joint.slices}
+            ways = []
+            for dim in dims:
+                fits = said.get(dim) is not False and not any(said[other] for other in said if other != dim)
+                links = self._links(number, dim)
+                ways.append((fits, Classes(len(self.names), [*local, *links]).count, -dim, links))
+            _, count, chosen, links = max(ways, key=lambda way: way[:3])
+            shrinks |= {int(self.local_slices[number, dim][0]): dim == -chosen for dim in joint.slices}
             local += links
-            pairs += [(self.names[a], self.names[b]) for a, b in links]
-        return count, pairs
+        return count, [(self.names[a], self.names[b]) for a, b in local]
 
     def _links(self, number: int, dim: int) -> list[tuple[Tensor, Tensor]]:
         """The slices of a box along `dim`, each in one class with the label that stands for it."""

@@ -20,7 +20,7 @@ from vss.core.example import Example, Forward, default_forward, image_of, own_at
 from vss.core.files import sha256_tensors
 from vss.core.yaml12 import parse
 from vss.prune.apply import BatchNorm, name_of
-from vss.prune.budget import CostModel, Rounding, search
+from vss.prune.budget import CostModel, Rounding, Unreachable, search
 from vss.prune.criteria import Criterion, make_criterion, score_groups
 from vss.prune.plan import Group, Groups, Plan
 from vss.prune.probe import Probe
@@ -51,27 +51,23 @@ def make_plan(
     origin: Mapping[str, int] | None = None,
     time_limit_s: float = TIME_LIMIT_S,
 ) -> Plan:
-    """Decide which channels stay.
+    """Decide which channels stay; the same for equal arguments.
 
     Args:
         model: the network; neither its weights nor its state change.
-        example: an input of the size at which MACs count: a tensor (N, C, H, W), a tuple of arguments or a dict of
-            keyword arguments.
+        example: an input of the size at which MACs count: a tensor (N, C, H, W), a tuple of arguments or a dict.
         criterion, budget: by name or built; what may stay, default half the MACs.
         batches: calibration batches, whatever `loss` takes; needed by criteria with statistics.
         loss: (model, batch) -> scalar mean loss over all heads.
         seed: for criteria that draw.
         keep, groups: layers whose channels stay; result of `find_groups`, where it is known.
         calibration: facts about the calibration set, written into the plan.
-        forward: how to call the model so that all heads are reached.
+        forward: (model, example) -> outputs, all heads; groups, costs and trials use it.
         statistics: of `collect`, with at least the criterion's needs, in place of `batches`.
         choose: decides in place of the budget, from the scores.
         origin: group id -> width before earlier rounds of cutting (`Plan.widths`), of which budget, floor and alignment
             count; by default those of `model`.
         time_limit_s: for finding groups, and again for trying the planned cut; what was not tried by then stays.
-
-    Returns:
-        The plan, deterministic for equal arguments.
     """
     criterion = make_criterion(criterion) if isinstance(criterion, str) else criterion
     if (calibration or {}).get("split") == "test":
@@ -82,26 +78,20 @@ def make_plan(
     members, cost = list(groups), CostModel.measure(model, example, forward=forward)
     if not members:
         raise VssError(f"no prunable channels were found. {why_locked(groups, cost)}")
-    if not criterion.needs:
-        statistics = {}, 0
-    mode = criterion.batch_norm_mode()
-    collected, seen = statistics or collect(model, members, criterion.needs, batches, loss, batch_norm=mode)
-    scores = score_groups(criterion, members, Stats(model, collected, seed=seed))
-    probe = Probe(model, example, forward, time.monotonic() + time_limit_s)
-
-    def decide(free: list[Group]) -> dict[str, Tensor]:
-        if choose:
-            return choose(free, scores, criterion.rounding)
-        try:
-            return search(free, scores, cost, limits, rounding=criterion.rounding, origin=origin)
-        except VssError as error:
-            raise VssError(f"{error} {why_locked(groups, cost)}") from error
-
-    kept = _tried(members, decide, probe, movable=choose is None)
-    about = {**(calibration or {}), "batches": seen, "input_size": list(image_of(example).shape[-2:])}
-    return _plan(model, members, kept, cost, criterion).model_copy(
-        update={"budget": limits.model_dump(), "calibration": about, "seed": seed}
+    collected, seen = (statistics if criterion.needs else ({}, 0)) or collect(
+        model, members, criterion.needs, batches, loss, batch_norm=criterion.batch_norm_mode()
     )
+    scores = score_groups(criterion, members, Stats(model, collected, seed=seed))
+    rule = criterion.rounding
+    decide = choose or (lambda free, scores, rule: search(free, scores, cost, limits, rounding=rule, origin=origin))
+    probe = Probe(model, example, forward, time.monotonic() + time_limit_s)
+    try:
+        kept = _tried(members, lambda free: decide(free, scores, rule), probe, movable=choose is None)
+    except Unreachable as error:
+        raise VssError(f"{error} {why_locked(groups, cost)}") from error
+    about = {**(calibration or {}), "batches": seen, "input_size": list(image_of(example).shape[-2:])}
+    chosen = {"budget": limits.model_dump(), "calibration": about, "seed": seed}
+    return _plan(model, members, kept, cost, criterion).model_copy(update=chosen)
 
 
 def _tried(

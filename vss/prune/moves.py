@@ -232,6 +232,8 @@ def reduced(follower: Follower, given: Given, outputs: list[Tensor]) -> None:
     if isinstance(given.get("other"), Tensor):
         return pointwise(follower, given, outputs)
     dims = _dims(given, value)
+    for mark in follower.of(value):
+        follower.book.read(mark)
     marks = [kept_without(follower, mark, dims) for mark in follower.of(value)]
     for out in outputs:
         keeps = out.ndim == value.ndim

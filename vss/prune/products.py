@@ -140,6 +140,8 @@ def contracted(follower: Follower, first: Tensor, second: Tensor, one: int, othe
     """A sum of products over dim `one` of `first` and `other` of `second`, whose dims before the last two are alike."""
     a = next((mark for mark in follower.of(first) if first.ndim + one in axes_of(mark)), None)
     b = next((mark for mark in follower.of(second) if second.ndim + other in axes_of(mark)), None)
+    for mark in (a, b):
+        follower.book.read(mark)
     boxes = a is not None and b is not None and len(axes_of(a)) > 1 and len(axes_of(b)) > 1
     if boxes and set(axes_of(a)) - {first.ndim + one} == set(axes_of(b)) - {second.ndim + other}:  # type: ignore[arg-type]
         follower.book.unite(a.movedim(one, -1).squeeze(-2), b.movedim(other, -1).squeeze(-2), FIXED)  # type: ignore[union-attr]

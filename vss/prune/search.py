@@ -86,7 +86,9 @@ class Search:
     def _group(self) -> tuple[Found, Classes]:
         top = Classes(self.base.count, [pair for pairs in self.taken for pair in pairs or []])
         locked = self._locked(top)
-        return group_classes(self.table, top.of[self.base.of[self.rows]], set(locked)), top
+        summed = [top.of[self.base.of[labels]] for labels in self.book.summed]
+        read = set(torch.cat(summed).unique().tolist()) if summed else set()
+        return group_classes(self.table, top.of[self.base.of[self.rows]], set(locked), read), top
 
     def _locked(self, top: Classes) -> dict[int, str]:
         """Class -> why it stays."""

@@ -59,14 +59,7 @@ def verify(
         VssError: a relative difference above 1e-4, other labels, an output of another shape or a missing gradient.
     """
     mask, small, forward = masked(model, plan).eval(), small.eval(), forward or default_forward
-    generator = torch.Generator().manual_seed(0)
-    device, sizes = next(small.parameters()).device, list(sizes)
-    if example is None and not sizes:
-        raise VssError("there is nothing to verify on; give sizes=[(H, W), ...] or example=.")
-    if example is None:
-        example = torch.zeros(1, input_channels(small), 1, 1)
-    images = [drawn(at_size(example, size, 2), generator) for size in sizes] or [example, drawn(example, generator)]
-    images = [on(image, device) for image in images]
+    images = _images(small, list(sizes), example)
     found, shapes, precision = [], [], "float32"
     for x in images:
         figures, outputs = _difference(logits_of(forward(mask, x)), logits_of(forward(small, x)))
@@ -92,6 +85,17 @@ def verify(
         "outputs": shapes,
         "precision": precision,
     }
+
+
+def _images(small: nn.Module, sizes: list[tuple[int, int]], example: Example | None) -> list[Example]:
+    """Two random images of every size; without sizes the example itself, and random values in its place."""
+    generator, device = torch.Generator().manual_seed(0), next(small.parameters()).device
+    if example is None and not sizes:
+        raise VssError("there is nothing to verify on; give sizes=[(H, W), ...] or example=.")
+    if example is None:
+        example = torch.zeros(1, input_channels(small), 1, 1)
+    images = [drawn(at_size(example, size, 2), generator) for size in sizes] or [example, drawn(example, generator)]
+    return [on(image, device) for image in images]
 
 
 def _worst(found: list[Figures]) -> Figures:
