@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vss.core.lazy import lazy_names
+from vss.core.registry import lazy_names
 
 if TYPE_CHECKING:
     from vss.data.base import IGNORE, LabelTable, Pair, SegData, UnknownLabelsError, guess_layout, require_classes

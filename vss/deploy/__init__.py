@@ -3,7 +3,7 @@ nor torch."""
 
 from typing import TYPE_CHECKING
 
-from vss.core.lazy import lazy_names
+from vss.core.registry import lazy_names
 from vss.deploy.backends import BACKENDS, Backend, Binding, BuildSpec, Session
 from vss.deploy.backends.trt_plan import BuildPlan, Span, spans
 from vss.deploy.bench import bench, bench_end_to_end

@@ -6,7 +6,7 @@ package (`MODELS.register`, see `vss.core.registry`).
 
 from typing import TYPE_CHECKING
 
-from vss.core.lazy import lazy_names
+from vss.core.registry import lazy_names
 from vss.models.table import MODELS, build
 
 if TYPE_CHECKING:

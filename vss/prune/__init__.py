@@ -7,7 +7,7 @@
 from typing import TYPE_CHECKING
 
 from vss.core.config import Budget
-from vss.core.lazy import lazy_names
+from vss.core.registry import lazy_names
 from vss.prune.criteria import CRITERIA, Criterion, make_criterion
 from vss.prune.plan import Group, Groups, Locked, Plan, Slot
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from vss.core.lazy import lazy_names
+from vss.core.registry import lazy_names
 from vss.ship.manifest import Manifest, read
 
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vss.core.config import BuildConfig
 from vss.core.errors import VssError, need
 from vss.core.files import parse_json, read_text
-from vss.core.lazy import lazy_names
-from vss.core.registry import Registry
+from vss.core.registry import Registry, lazy_names
 from vss.deploy.backends.base import Backend, Binding, BuildSpec, Session
 from vss.deploy.backends.eager import TorchBackend
 from vss.deploy.backends.ort import OnnxRuntimeBackend, OnnxRuntimeSession

@@ -4,8 +4,15 @@ These files import torch where they score, so that names, options and sources ar
 """
 
 from vss.prune.criteria import gradients, similarity, weights  # noqa: F401  (registers)
-from vss.prune.criteria.base import CRITERIA, Criterion, data_needs, make_criterion, score_groups
-from vss.prune.criteria.table import method_rows, parse_methods
+from vss.prune.criteria.base import (
+    CRITERIA,
+    Criterion,
+    data_needs,
+    make_criterion,
+    method_rows,
+    parse_methods,
+    score_groups,
+)
 
 __all__ = [
     "CRITERIA",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -109,6 +109,32 @@ def make_criterion(name: str, /, *, preset: str | None = None, **options: Any) -
         if option not in known:
             raise unknown(f"option of criterion {name!r}", option, [*known, "preset"])
     return kind(**options)
+
+
+def method_rows() -> list[dict[str, str]]:
+    """One row a criterion, from what its class says of itself."""
+    rows = []
+    for name in CRITERIA.names():
+        kind = CRITERIA[name]
+        rows.append({
+            "name": name,
+            "aliases": ", ".join(CRITERIA.aliases(name)),
+            "needs": data_needs(make_criterion(name)),
+            "sparse_phase": "yes" if kind.sparse_phase else "",
+            "ranking": kind.native_ranking,
+            "presets": ", ".join(kind.PRESETS),
+            "source": kind.source,
+        })  # fmt: skip
+    return rows
+
+
+def parse_methods(names: Sequence[str]) -> dict[str, Criterion]:
+    """NAME or NAME:PRESET -> criterion, in order."""
+    chosen = {}
+    for text in names:
+        name, _, preset = text.strip().partition(":")
+        chosen[text.strip()] = make_criterion(name, preset=preset or None)
+    return chosen
 
 
 def data_needs(criterion: Criterion) -> str:

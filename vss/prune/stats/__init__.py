@@ -11,7 +11,7 @@ A new collector stands in `maps` (what layers put out) or `gradients`.
 
 from typing import TYPE_CHECKING
 
-from vss.core.lazy import lazy_names
+from vss.core.registry import lazy_names
 from vss.prune.stats.needs import BatchNormMode, Need
 
 if TYPE_CHECKING:
