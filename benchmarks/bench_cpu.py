@@ -146,6 +146,7 @@ def engine(exporter: PrecisionExporter, onnx: Path) -> tuple[Path, Row]:
 def times(net: Net, known: dict[str, Row], arguments: argparse.Namespace) -> Row | None:
     """All engines of a network in one interleaved run, one image, and the guard; None where no try was stable."""
     config = {"spread": arguments.spread, "min_seconds": arguments.seconds / 4, "max_seconds": arguments.seconds}
+    config["window_seconds"] = arguments.window
     data = project(net, net.checkpoints["unpruned"], arguments)
     pixels = data.split("test")[0]["image"][None]
     for _ in range(arguments.tries):
@@ -257,6 +258,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--search", action=argparse.BooleanOptionalAction, default=True, help="mend a failed INT8 file")
     parser.add_argument("--spread", type=float, default=0.03, help="of window medians, up to which a run is stable")
     parser.add_argument("--seconds", type=float, default=120.0, help="of one try of a network's times")
+    parser.add_argument("--window", type=float, default=0.25, help="seconds of one engine at a time")
     parser.add_argument("--tries", type=int, default=3, help="runs of a network's times until one is stable")
     parser.add_argument("--limit", type=int, default=None, help="use only the first images of each split, for a look")
     parser.add_argument("--part", choices=("scores", "all"), default="all", help="scores: time nothing")
