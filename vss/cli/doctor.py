@@ -61,7 +61,6 @@ class Package:
 
 
 PACKAGES = (
-    Package("torch-pruning", "torch_pruning", "finding groups to prune", True, 'pip install "torch-pruning>=1.6.1"'),
     Package("lightning", "lightning", "vss train and vss finetune", True, 'pip install "lightning>=2.6"'),
     Package("onnx", "onnx", "vss export", True, "pip install onnx"),
     Package("onnxscript", "onnxscript", "vss export", True, "pip install onnxscript"),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from vss.prune.grouping import Found, Key, Table, group_classes
+from vss.prune.grouping import ALONE, Found, Key, Table, group_classes
 from vss.prune.labels import Book, Classes
 from vss.prune.plan import Group, Role
 from vss.prune.probe import TIME, Probe, half_of, most_of
@@ -48,7 +48,10 @@ class Search:
             faults |= probe.faults([most_of(group) for group in todo if group.id not in faults and boxes[group]])
             passed |= {group for group in todo if group.id not in faults}
             failed |= {group: faults[group.id] for group in todo if group.id in faults}
-            if not self._next({box: failed[group] for group in todo if group in failed for box in boxes[group]}):
+            wrong = {box: failed[group] for group in todo if group in failed for box in boxes[group]}
+            touched = {box for each in boxes.values() for box in each}
+            wrong |= {box: ALONE for box in range(len(self.components)) if box not in touched}
+            if not self._next(wrong):
                 break
         good = [group for group in found.groups if group in passed]
         late = probe.faults([half_of(group) for group in good]) if failed else {}
@@ -74,7 +77,8 @@ class Search:
         """Take the next choice of every box in a group that failed; False where there is none to take."""
         moved = False
         for box, fault in faults.items():
-            self.faults[box] = fault
+            if fault != ALONE:
+                self.faults[box] = fault
             if self.taken[box] is not None and fault != TIME:
                 self.taken[box], moved = next(self.ways[box], None), True
         return moved
@@ -99,6 +103,6 @@ class Search:
         for number, component in enumerate(self.components):
             if self.taken[number] is None:
                 for each in top.of[component.names].unique().tolist():
-                    why.setdefault(each, self.faults.get(number, UNKNOWN))
+                    why.setdefault(each, self.faults.get(number, ALONE))
         why.setdefault(int(top.of[self.base.of[0]]), UNKNOWN)
         return why
