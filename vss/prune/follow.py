@@ -77,7 +77,7 @@ class Follower(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         outputs = _tensors([result])
         name = func._schema.name.partition("::")[2]
-        if not marked:
+        if not marked or name.startswith("new_"):
             if name in FACTORIES or (loose and all(getattr(v, "_vss_loose", False) or v.ndim == 0 for v in inputs)):
                 for value in outputs:
                     value._vss_loose = True  # type: ignore[attr-defined]

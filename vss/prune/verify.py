@@ -62,7 +62,8 @@ def verify(
     images = _images(small, list(sizes), example)
     found, shapes, precision = [], [], "float32"
     for x in images:
-        figures, outputs = _difference(logits_of(forward(mask, x)), logits_of(forward(small, x)))
+        with torch.no_grad():
+            figures, outputs = _difference(logits_of(forward(mask, x)), logits_of(forward(small, x)))
         _check_backward(small, mask, x, forward)
         found.append(figures)
         shapes.append(outputs)
@@ -135,6 +136,9 @@ def _gradients(model: nn.Module, x: Example, forward: Forward) -> dict[str, Tens
         grads = torch.autograd.grad(total, list(model.parameters()), allow_unused=True)
         for parameter, flag in zip(model.parameters(), flags, strict=True):
             parameter.requires_grad_(flag)
+        for buffer in model.buffers():  # one that the forward computes anew holds on to its graph
+            if buffer.grad_fn is not None:
+                buffer.detach_()
     return dict(zip(names, grads, strict=True))
 
 
