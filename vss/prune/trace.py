@@ -30,6 +30,7 @@ from vss.prune.probe import TIME, Probe
 from vss.prune.search import Search
 
 OUTPUT = "its channels are an output of the network"
+SINGLE = "it has one channel, which stays"
 UNSEEN = "the network does not use it, or by an operation that cannot be followed"
 TIME_LIMIT_S = 300.0
 
@@ -229,7 +230,7 @@ class _Layers:
     def left_over(self, covered: set[str], reasons: dict[str, str], otherwise: str) -> list[Locked]:
         """Layers with channels that are in no group."""
         return [
-            Locked(name, _width(module), reasons.get(name, otherwise))
+            Locked(name, _width(module), SINGLE if _width(module) == 1 else reasons.get(name, otherwise))
             for name, module in self.modules.items()
             if name not in covered and _has_channels(module)
         ]
@@ -250,8 +251,11 @@ def makes(module: nn.Module) -> int:
 
 
 def _has_channels(module: nn.Module) -> bool:
+    norms = declared_channels(module)
     return isinstance(module, Conv | nn.Linear) or any(
-        value.ndim > 1 for value in module.parameters(recurse=False) if not isinstance(module, nn.Embedding)
+        value.ndim > 1 and name not in norms
+        for name, value in module.named_parameters(recurse=False)
+        if not isinstance(module, nn.Embedding)
     )
 
 
