@@ -43,7 +43,7 @@ class Follower(TorchDispatchMode):
     """Runs operations and carries marks from their inputs to their outputs."""
 
     def __init__(self, model: nn.Module, book: Book, deadline: float) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.book, self.deadline = book, deadline
         self.roles: dict[tuple[str, int], Role] = {}
         self.names: dict[int, str] = {}

@@ -151,8 +151,9 @@ class Classes:
         from scipy.sparse.csgraph import connected_components
 
         pairs = list(pairs)
-        first = torch.cat([a for a, _ in pairs]).numpy() if pairs else []
-        second = torch.cat([b for _, b in pairs]).numpy() if pairs else []
+        none = torch.zeros(0, dtype=torch.long)
+        first = torch.cat([none, *(a for a, _ in pairs)]).numpy()
+        second = torch.cat([none, *(b for _, b in pairs)]).numpy()
         graph = coo_matrix(([1] * len(first), (first, second)), shape=(size, size))
         self.count, of = connected_components(graph, directed=False)
         self.of = torch.from_numpy(of).long()
@@ -191,7 +192,7 @@ class Component:
     def _choose(self, first: int) -> tuple[int, list[tuple[Tensor, Tensor]]]:
         """The number of classes that are left, and the pairs, when the first box shrinks along `first`."""
         local: list[tuple[Tensor, Tensor]] = []
-        count, shrinks = len(self.names), {}
+        count, shrinks = len(self.names), dict[int, bool]()
         order = sorted(range(len(self.joints)), key=lambda number: (number > 0, not self.joints[number].slices))
         for number in order:
             joint = self.joints[number]

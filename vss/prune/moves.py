@@ -79,8 +79,8 @@ def expanded(follower: Follower, given: Given, outputs: list[Tensor]) -> None:
 def sliced(follower: Follower, given: Given, outputs: list[Tensor]) -> None:
     """Parts along one dim (flip: several)."""
     value = first_of(given)
-    dims = given.get("dims", given.get("dim", 0))
-    dims = [dim % value.ndim for dim in (dims if isinstance(dims, list | tuple) else [dims])]
+    asked: Any = given.get("dims", given.get("dim", 0))
+    dims = [dim % value.ndim for dim in (asked if isinstance(asked, list | tuple) else [asked])]
     rest = {key: part for key, part in given.items() if key not in ("op", "self")}
     gone = given["op"]._schema.name in ("aten::select", "aten::unbind")
     table: list[list[Tensor]] = [[] for _ in outputs]

@@ -27,7 +27,7 @@ def normalised(follower: Follower, given: Given, outputs: list[Tensor]) -> None:
 @rule("native_group_norm", "group_norm")
 def group_normalised(follower: Follower, given: Given, outputs: list[Tensor]) -> None:
     """Statistics over the channels of a group: whole groups leave."""
-    value, groups = first_of(given), given.get("group", given.get("num_groups"))
+    value, groups = first_of(given), int(given["group"] if "group" in given else given["num_groups"])
     labels = follower.axis(value, 1)
     for key in ("weight", "bias"):
         if isinstance(given.get(key), Tensor):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -103,7 +103,7 @@ def _worst(found: list[Figures]) -> Figures:
     return max(f[0] for f in found), max(f[1] for f in found), min(f[2] for f in found)
 
 
-def _difference(wanted: list[Tensor], got: list[Tensor]) -> tuple[Figures, list[list[int]]]:
+def _difference(wanted: Sequence[Tensor], got: Sequence[Tensor]) -> tuple[Figures, list[list[int]]]:
     """Largest absolute and relative difference of all outputs on one batch, their agreement, and their shapes."""
     if [t.shape for t in wanted] != [t.shape for t in got]:
         raise VssError(f"the cut network's outputs have shapes {[tuple(t.shape) for t in got]}; the heads changed.")
