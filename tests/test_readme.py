@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,6 +36,30 @@ def test_the_example_runs_and_is_short(tmp_path: Path, monkeypatch: pytest.Monke
     kept = vss.prune.count(again, (256, 320))["macs_g"] / vss.prune.count(names["model"], (256, 320))["macs_g"]
     assert 0.4 < kept <= 0.5
     assert (tmp_path / "small.onnx").stat().st_size > 10_000
+
+
+def test_the_example_runs_with_a_network_of_the_readers_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mine(torch.nn.Sequential):
+        def __init__(self) -> None:
+            conv, relu = torch.nn.Conv2d, torch.nn.ReLU
+            super().__init__(conv(3, 16, 3, 2, 1), relu(), conv(16, 16, 3, 1, 1), relu(), conv(16, 11, 1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.interpolate(super().forward(x), size=x.shape[-2:])
+
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    changes = {'vss.models.build("resnet18_seg", num_classes=11)': "Mine()"}
+    changes['vss.load("small.safetensors")'] = 'vss.load("small.safetensors", model=Mine())'  # as its comment says
+    for before, after in changes.items():
+        assert code.count(before) == 1
+        code = code.replace(before, after)
+    monkeypatch.chdir(tmp_path)
+    batches = [(torch.randn(2, 3, 64, 64), torch.randint(0, 11, (2, 64, 64)))]
+    names: dict[str, Any] = {"batches": batches, "Mine": Mine}
+    exec(compile(code, "README.md", "exec"), names)
+    small, again = names["small"], names["again"]
+    assert torch.equal(small(names["example"]), again(names["example"])) and type(again) is Mine
+    assert (tmp_path / "small.onnx").stat().st_size > 1_000
 
 
 def test_commands_exist() -> None:

@@ -41,6 +41,7 @@ OF_INT8 = ("choice", "cache", "overrides", "build.backend", "precision.elsewhere
 RANGES = Path("runs/ranges")
 MAX_BATCH = 65536
 THREE = f"smallest,usual,largest, or one number for all three, that do not fall, each from 1 to {MAX_BATCH},"
+FixedBatch = Annotated[int | None, Option(min=1, max=MAX_BATCH, help="images of a call; default: any number")]
 ForTensorRT = functools.partial(Option, rich_help_panel="TensorRT")
 
 
@@ -59,6 +60,7 @@ def export(
     save: Save = Path("model.onnx"),
     precision: PrecisionName = "fp32",
     dynamic_size: Annotated[bool, Option(help="leave H and W open, as the batch is")] = False,
+    fixed_batch: FixedBatch = None,
     choice: Annotated[Path | None, Option(help="int8: file of `vss sensitivity` to read")] = None,
     cache: Cache = RANGES,
     overrides: Set = None,
@@ -74,6 +76,7 @@ def export(
     if not job.export.labels:
         refuse_given(ctx, ["export.labels_dtype"], "is for --labels")
     if precision == "int8":
+        refuse_given(ctx, ["fixed_batch"], "is for fp32 and fp16")
         _require_data(ckpt, job, given)
         if choice:
             from vss.deploy.quantize.sensitivity import KIND
@@ -93,8 +96,9 @@ def export(
         from vss.run import candidates
 
         wanted, size = Precision(precision, job.precision.keep), given.get("data.size")
+        how: dict[str, Any] = {"size": size, "dynamic_size": dynamic_size, "batch": fixed_batch}
         figures = candidates.export_checkpoint(
-            ckpt, save, precision=wanted, size=size, dynamic_size=dynamic_size, recipe=job, **job.export.model_dump()
+            ckpt, save, precision=wanted, recipe=job, **how, **job.export.model_dump()
         )
     shapes = figures["parity"]["shapes"]
     print_table(shapes, {key: key for key in shapes[0]}, "parity with torch")

@@ -6,14 +6,13 @@ import copy
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vss.core import __version__
 from vss.core.errors import VssError, need
-from vss.core.example import input_channels
 from vss.core.files import atomic, sha256_file, sha256_tensors
 from vss.deploy import onnx_file
 
@@ -34,7 +33,10 @@ def export(
     model: nn.Module,
     path: Path | str,
     *,
-    size: tuple[int, int],
+    size: tuple[int, int] | None = None,
+    example: Any = None,
+    forward: Callable[[nn.Module, Any], object] | None = None,
+    batch: int | None = None,
     preprocess: Preprocess | None = None,
     expects: Preprocess | None = None,
     labels: bool = False,
@@ -50,18 +52,22 @@ def export(
 ) -> dict[str, Any]:
     """Write `path` (whole or not at all) and return what was written and measured.
 
-    The graph takes `image`: float32 (N, C, H, W) normalised, or with `preprocess` uint8 (N, H, W, 3) RGB. It gives
-    `logits` float32 (N, K, H, W), or with `labels` `labels` int32 or uint8 (N, H, W); of a defect network it gives
-    `decision` float32 (N, 1) and `seg` float32 (N, 1, H/8, W/8), logits. N is dynamic. A copy in eval mode is exported.
+    With `size` the graph takes `image`: float32 (N, C, H, W) normalised, or with `preprocess` uint8 (N, H, W, 3) RGB.
+    It gives `logits` float32 (N, K, H, W), or with `labels` `labels` int32 or uint8 (N, H, W); of a defect network it
+    gives `decision` float32 (N, 1) and `seg` float32 (N, 1, H/8, W/8), logits. A plain module is wrapped for it.
+    With `example` the graph takes and gives what the module does, several inputs and outputs too, by their own names.
+    N is dynamic. A copy in eval mode is exported.
 
     Args:
         size: (H, W); multiples of `model.size_multiple`.
+        example: in place of `size`: a tensor, a tuple of arguments or a dict of keyword arguments for any module. Of a
+            `SegModel`, and with `labels` or `preprocess`, it is one image. `forward`: (model, example) -> outputs.
+        batch: number of images, where it is to be fixed.
         opset: 18 to 25; 20 is the newest that TensorRT 10 reads and the oldest with float16 Q/DQ.
         dynamic_size: H and W are dynamic too (multiples of `size_multiple`); costs shape arithmetic in the graph.
         parity_sizes: (H, W) of the comparison with torch, one per batch size in `parity_batches`; default: `size`.
         expects: where it is not in the graph: what images went through before; in the metadata either way.
-        plugins: labels and pooling indices become nodes that TensorRT plugins implement, with bodies of standard ops
-            for every other runtime (`vss.deploy.surgeon`).
+        plugins: labels and pooling indices become nodes of TensorRT plugins, with bodies of standard ops for others.
 
     Returns:
         JSON: onnx, sha256, bytes, opset, inputs, outputs, nodes_before, nodes_after, passes, plugins, parity, metadata.
@@ -69,26 +75,117 @@ def export(
     Raises:
         VssError: size, option or missing package; a network that cannot be exported; a result that differs.
     """
-    from vss.deploy import graph, parity, surgeon
+    parity_batches = _batches(batch, parity_batches)
+    one_image = getattr(example, "ndim", 0) == 4 and (labels or preprocess or hasattr(model, "forward_logits"))
+    if example is not None and (forward is not None or not one_image):
+        _refuse_for_any(size, labels=labels, preprocess=preprocess, dynamic_size=dynamic_size, plugins=plugins)
+        return _export_any(model, path, example, forward, batch, opset, parity_batches, tolerance)
+    if (size is None) == (example is None) or forward is not None:
+        raise VssError("give size=(H, W) for images, or example= (and forward=) for a module with inputs of its own.")
+    size = size or (int(example.shape[2]), int(example.shape[3]))
+    model = _seg_model(model, size)
+    _check_request(model, size, dynamic_size, class_names, opset)
+    ends = {"preprocess": preprocess, "labels": labels, "labels_dtype": labels_dtype}
+    shapes = _parity_shapes(model, size, dynamic_size, parity_sizes, parity_batches)
+    metadata = _metadata(model, size, preprocess or expects, class_names, plan_sha256)
+    return _export_images(model, ends, path, size, opset, dynamic_size, batch, plugins, shapes, tolerance, metadata)
+
+
+def _export_images(
+    model: nn.Module,
+    ends: dict[str, Any],
+    path: Path | str,
+    size: tuple[int, int],
+    opset: int,
+    dynamic_size: bool,
+    batch: int | None,
+    plugins: bool,
+    shapes: list[tuple[int, tuple[int, int]]],
+    tolerance: Tolerance | None,
+    metadata: dict[str, str],
+) -> dict[str, Any]:
+    """See `export`, with `size`; `ends` are options of `SegGraph`, `shapes` batches and sizes of the comparison."""
+    from vss.deploy import parity, surgeon
+    from vss.deploy.graph import SegGraph
     from vss.ops.onnx_nodes import plugin_nodes
 
-    _check_request(model, size, dynamic_size, class_names, opset)
     onnx, _ = need("onnx", "export"), need("onnxscript", "export by torch.onnx")
-    network: Any = copy.deepcopy(model).cpu().eval()
-    wrapped = graph.SegGraph(network, preprocess=preprocess, labels=labels, labels_dtype=labels_dtype).eval()
-    sizes = _parity_sizes(size, network.size_multiple, dynamic_size, parity_sizes, len(parity_batches))
-    metadata = _metadata(model, size, preprocess or expects, class_names, plan_sha256)
+    wrapped = SegGraph(copy.deepcopy(model).cpu().eval(), **ends).eval()
     with atomic(path) as temporary:
         with plugin_nodes(plugins):
-            _trace(wrapped, temporary, size, opset, dynamic_size)
+            _trace(wrapped, temporary, size, opset, dynamic_size, batch)
         cleaned, report = surgeon.clean(onnx.load(str(temporary)), metadata)
         report["plugins"] = surgeon.add_bodies(cleaned) if plugins else []
-        inputs, outputs = _declare(wrapped, size, dynamic_size)
+        inputs, outputs = _declare(wrapped, size, dynamic_size, batch)
         _check_opset(cleaned, opset)
         surgeon.check(cleaned, inputs, outputs)
         onnx.save(cleaned, str(temporary))
-        report["parity"] = parity.parity(wrapped, temporary, list(zip(parity_batches, sizes, strict=True)), tolerance)
+        report["parity"] = parity.parity(wrapped, temporary, shapes, tolerance)
         report |= {"sha256": sha256_file(temporary), "bytes": temporary.stat().st_size}
+    return {"onnx": Path(path).name, "opset": opset, **_shapes(inputs, outputs), **report, "metadata": metadata}
+
+
+def _seg_model(model: nn.Module, size: tuple[int, int]) -> nn.Module:
+    """The network with the methods of a `SegModel`."""
+    from vss.models.adapter import as_seg_model
+
+    return model if hasattr(model, "forward_logits") else as_seg_model(model, size)
+
+
+def _batches(batch: int | None, asked: Sequence[int]) -> Sequence[int]:
+    """Images of each comparison."""
+    if batch is not None and batch < 1:
+        raise VssError(f"batch is {batch}; expected 1 or more, or None for any number of images.")
+    return asked if batch is None else (batch,) * len(asked)
+
+
+def _refuse_for_any(size: tuple[int, int] | None, **flags: Any) -> None:
+    """Options that mean nothing where inputs and outputs are the module's own."""
+    given = [name for name, value in {"size": size, **flags}.items() if value]
+    if given:
+        raise VssError(
+            f"{given[0]} is for images of a size, and example= takes and gives what the module does; give one."
+        )
+
+
+def _export_any(
+    model: nn.Module,
+    path: Path | str,
+    example: Any,
+    forward: Callable[[nn.Module, Any], object] | None,
+    batch: int | None,
+    opset: int,
+    parity_batches: Sequence[int],
+    tolerance: Tolerance | None,
+) -> dict[str, Any]:
+    """See `export`, with `example`."""
+    import torch
+
+    from vss.deploy import export_any, surgeon
+
+    if opset not in OPSETS:
+        raise VssError(f"opset {opset} cannot be written; expected {OPSETS[0]} to {OPSETS[-1]}: change --opset.")
+    onnx, _ = need("onnx", "export"), need("onnxscript", "export by torch.onnx")
+    graph = export_any.open_graph(model, example, forward)
+    tensors, has = export_any.batched(graph, batch)
+    metadata = {
+        "vss.version": __version__,
+        "vss.model": type(model).__name__,
+        "vss.weights_sha256": sha256_tensors(model.state_dict()),
+    }
+    free = batch is None and any(has)
+    dims = tuple({0: torch.export.Dim("batch")} if first and free else {} for first in has)
+    with atomic(path) as temporary:
+        _write(graph, tuple(tensors), temporary, opset, list(graph.inputs), graph.names, (dims,), type(model).__name__)
+        cleaned, report = surgeon.clean(onnx.load(str(temporary)), metadata)
+        _check_opset(cleaned, opset)
+        outputs = surgeon.outputs_of(cleaned)
+        inputs = export_any.declared(graph, tensors, has, batch)
+        used = surgeon.inputs_of(cleaned)
+        surgeon.check(cleaned, {name: each for name, each in inputs.items() if name in used}, outputs)
+        onnx.save(cleaned, str(temporary))
+        report["parity"] = export_any.parity(graph, temporary, tensors, has, parity_batches, tolerance)
+        report |= {"sha256": sha256_file(temporary), "bytes": temporary.stat().st_size, "plugins": []}
     return {"onnx": Path(path).name, "opset": opset, **_shapes(inputs, outputs), **report, "metadata": metadata}
 
 
@@ -101,7 +198,7 @@ def writes_plugins(model: Any, size: tuple[int, int]) -> bool:
 
     with plugin_nodes(), _quiet():
         graph = SegGraph(copy.deepcopy(model).cpu().eval()).eval()
-        traced = torch.export.export(graph, (torch.zeros(EXAMPLE_BATCH, input_channels(model), *size),))
+        traced = torch.export.export(graph, (torch.zeros(EXAMPLE_BATCH, graph.channels, *size),))
     return any("onnx_symbolic" in str(node.target) for node in traced.graph.nodes)
 
 
@@ -168,52 +265,66 @@ def _metadata(
 
 
 def _declare(
-    graph: SegGraph, size: tuple[int, int], dynamic_size: bool
+    graph: SegGraph, size: tuple[int, int], dynamic_size: bool, batch: int | None
 ) -> tuple[dict[str, Declared], dict[str, Declared]]:
     """What the file must declare: name -> (dtype, dims)."""
     sides: tuple[int | str, ...] = _symbols(graph.model.size_multiple) if dynamic_size else size
-    image: Declared = (
-        ("uint8", ("batch", *sides, 3)) if graph.nhwc else ("float32", ("batch", input_channels(graph.model), *sides))
-    )
+    lead: int | str = batch or "batch"
+    image: Declared = ("uint8", (lead, *sides, 3)) if graph.nhwc else ("float32", (lead, graph.channels, *sides))
     outputs = graph.outputs((sides[0], sides[1]))
-    return {"image": image}, {name: (dtype, ("batch", *shape)) for name, (dtype, shape) in outputs.items()}
+    return {"image": image}, {name: (dtype, (lead, *shape)) for name, (dtype, shape) in outputs.items()}
 
 
 def _symbols(multiple: int) -> tuple[str, str]:
     return ("height", "width") if multiple == 1 else (f"{multiple}*height", f"{multiple}*width")
 
 
-def _trace(graph: SegGraph, path: Path, size: tuple[int, int], opset: int, dynamic_size: bool) -> None:
-    """One call of torch.onnx.export, without its progress output."""
+def _trace(
+    graph: SegGraph, path: Path, size: tuple[int, int], opset: int, dynamic_size: bool, batch: int | None
+) -> None:
+    """The graph of images to a file."""
     import torch
 
     height, width = size
-    shape, dtype = (
-        ((height, width, 3), torch.uint8)
-        if graph.nhwc
-        else ((input_channels(graph.model), height, width), torch.float32)
-    )
-    dims: dict[int, Any] = {0: torch.export.Dim("batch")}
+    shape, dtype = ((height, width, 3), torch.uint8) if graph.nhwc else ((graph.channels, height, width), torch.float32)
+    dims: dict[int, Any] = {} if batch else {0: torch.export.Dim("batch")}
     if dynamic_size:
         multiple, first = graph.model.size_multiple, 1 if graph.nhwc else 2
         dims |= {first + axis: multiple * torch.export.Dim(name) for axis, name in enumerate(("height", "width"))}
+    image = torch.zeros(batch or EXAMPLE_BATCH, *shape, dtype=dtype)
+    _write(graph, (image,), path, opset, ["image"], list(graph.outputs(size)), {"image": dims}, graph.model.name)
+
+
+def _write(
+    graph: nn.Module,
+    inputs: tuple[Any, ...],
+    path: Path,
+    opset: int,
+    input_names: list[str],
+    output_names: list[str],
+    dims: Any,
+    name: str,
+) -> None:
+    """One call of torch.onnx.export, without its progress output."""
+    import torch
+
     with _quiet():
         try:
             torch.onnx.export(
                 graph,
-                (torch.zeros(EXAMPLE_BATCH, *shape, dtype=dtype),),
+                inputs,
                 str(path),
                 dynamo=True,
                 opset_version=opset,
-                input_names=["image"],
-                output_names=list(graph.outputs(size)),
-                dynamic_shapes={"image": dims},
+                input_names=input_names,
+                output_names=output_names,
+                dynamic_shapes=dims,
                 external_data=False,
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
             why = str(error.__cause__ or error).strip().splitlines()[0]
-            raise VssError(f"{graph.model.name} cannot be exported to ONNX opset {opset} ({why}).") from error
+            raise VssError(f"{name} cannot be exported to ONNX opset {opset} ({why}).") from error
 
 
 @contextmanager
@@ -233,18 +344,19 @@ def _quiet() -> Iterator[None]:
             each.setLevel(level)
 
 
-def _parity_sizes(
+def _parity_shapes(
+    model: Any,
     size: tuple[int, int],
-    multiple: int,
     dynamic_size: bool,
     asked: Sequence[tuple[int, int]] | None,
-    count: int,
-) -> list[tuple[int, int]]:
+    batches: Sequence[int],
+) -> list[tuple[int, tuple[int, int]]]:
+    """(N, (H, W)) of each comparison."""
     if asked is None:
-        step = 2 * multiple if dynamic_size else 0
-        return [(size[0] + index * step, size[1] + index // 2 * step) for index in range(count)]
-    if len(asked) != count:
-        raise VssError(f"{len(asked)} parity sizes for {count} batch sizes; give one size per batch.")
+        step = 2 * model.size_multiple if dynamic_size else 0
+        asked = [(size[0] + index * step, size[1] + index // 2 * step) for index in range(len(batches))]
+    if len(asked) != len(batches):
+        raise VssError(f"{len(asked)} parity sizes for {len(batches)} batch sizes; give one size per batch.")
     if not dynamic_size and any(tuple(each) != tuple(size) for each in asked):
         raise VssError(f"the graph is fixed to {size[0]} x {size[1]}; other parity sizes need dynamic_size=True.")
-    return [(height, width) for height, width in asked]
+    return [(batch, (height, width)) for batch, (height, width) in zip(batches, asked, strict=True)]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vss.core.errors import VssError
+from vss.core.example import input_channels
 from vss.ops import onnx_nodes
 
 if TYPE_CHECKING:
@@ -48,7 +49,12 @@ class SegGraph(nn.Module):
             raise VssError(f"labels_dtype is {labels_dtype!r}; expected one of {', '.join(LABEL_DTYPES)}.")
         self.model: Any = model
         self.nhwc, self.labels, self.native = preprocess is not None, labels, native
-        self.half_in = half
+        self.half_in, self.channels = half, input_channels(model)
+        if preprocess is not None and self.channels != 3:
+            raise VssError(
+                f"{self.model.name} takes {self.channels} channels, and preprocessing in the graph is for RGB; leave "
+                "it out (--no-preprocess)."
+            )
         self.dtype = LABEL_DTYPES[labels_dtype]
         self.defect = getattr(model, "task", "segmentation") == "defect"
         if self.defect and labels:
@@ -68,7 +74,7 @@ class SegGraph(nn.Module):
         return {"logits": ("float32", (self.model.num_classes, *sides))}
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """image: (N, 3, H, W) float32 normalised, or (N, H, W, 3) uint8 RGB.
+        """image: (N, C, H, W) float32 normalised, or (N, H, W, 3) uint8 RGB.
 
         Returns (N, K, H, W) logits or (N, H, W) labels; of a defect network (N, 1) and (N, 1, h, w) logits.
         """

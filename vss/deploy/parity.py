@@ -15,7 +15,6 @@ from torch import Tensor
 
 from vss.core.closeness import NETWORK, refuse_not_finite, spread
 from vss.core.errors import VssError
-from vss.core.example import input_channels
 from vss.deploy.backends import BACKENDS, Session
 from vss.deploy.graph import SegGraph
 
@@ -68,7 +67,7 @@ def parity(
     tolerance = tolerance or Tolerance()
     network = copy.copy(graph)
     network.labels = False
-    draw = images or partial(noise, nhwc=graph.nhwc, channels=input_channels(graph.model))
+    draw = images or partial(noise, nhwc=graph.nhwc, channels=graph.channels)
     with BACKENDS["onnxruntime"].open(onnx) as session:
         rows = [_agreed(network, session, partial(draw, *shape), seed, tolerance) for seed, shape in enumerate(shapes)]
     worst: dict[str, float] = {key: max(row[key] for row in rows) for key in WORST if key in rows[0]}

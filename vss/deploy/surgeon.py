@@ -165,6 +165,16 @@ def check(model: Any, inputs: Mapping[str, Declared], outputs: Mapping[str, Decl
             raise VssError(f"the exported graph declares {declared}; expected {dict(wanted)}.")
 
 
+def inputs_of(model: Any) -> dict[str, Declared]:
+    """What a ModelProto declares of its inputs."""
+    return {value.name: _declared(need("onnx", "export"), value) for value in model.graph.input}
+
+
+def outputs_of(model: Any) -> dict[str, Declared]:
+    """What a ModelProto declares of its outputs."""
+    return {value.name: _declared(need("onnx", "export"), value) for value in model.graph.output}
+
+
 def _declared(onnx: Any, value: Any) -> Declared:
     tensor = value.type.tensor_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vss.core.errors import VssError, one_line
+from vss.core.example import input_channels
 from vss.models.base import SegModel
 
 
@@ -86,17 +87,25 @@ def _outputs(found: Any, output: str | int | None, name: str) -> tuple[str | int
     return main, table
 
 
-SIDES = (64, 224, 256, 512)
-"""Sides of the images that a network is tried with: usual ones, and those of networks of one size alone."""
+SIZES = ((64, 64), (224, 224), (256, 256), (512, 512))
+"""Images that a network is tried with: usual ones, and those of networks of one size alone."""
+
+
+def as_seg_model(net: nn.Module, size: tuple[int, int]) -> SegModel:
+    """A plain network wrapped, with as many classes as its main output for images of `size` has channels."""
+    name = type(net).__name__.lower()
+    return wrap(net, num_classes=channels_given(net, name, [size]))
 
 
 @torch.no_grad()
-def channels_given(net: nn.Module, name: str) -> int:
-    """K of the main output, from a run on an image."""
+def channels_given(net: nn.Module, name: str, sizes: Sequence[tuple[int, int]] = SIZES) -> int:
+    """K of the main output, from a run on an image of the first of `sizes` that the network takes."""
     training, faults = net.training, []
-    for side in SIDES:
+    like = next(net.parameters(), torch.zeros(0))
+    for size in sizes:
+        image = torch.zeros(1, input_channels(net), *size, device=like.device)
         try:
-            main, outputs = _outputs(net.eval()(torch.zeros(1, channels_taken(net), side, side)), None, name)
+            main, outputs = _outputs(net.eval()(image), None, name)
             return int(outputs[main].shape[1])
         except VssError:
             raise
@@ -104,15 +113,11 @@ def channels_given(net: nn.Module, name: str) -> int:
             faults.append(f"{type(error).__name__}: {one_line(str(error)).rstrip('.')}")
         finally:
             net.train(training)
+    tried = ", ".join(f"{height}x{width}" for height, width in sizes)
     raise VssError(
-        f"the number of classes of {name} is not known, since it runs on no square image of {SIDES[0]} to {SIDES[-1]} "
-        f"pixels ({faults[0]}); give it as an option: num_classes=K."
+        f"{name} runs on no image of {tried} pixels ({faults[0]}), so its number of classes is not known; give another "
+        "size, the number itself (num_classes=K), or example= for another kind of input."
     )
-
-
-def channels_taken(net: nn.Module) -> int:
-    """Channels of the images that a network takes: those of its first convolution; 3 where it has none."""
-    return next((part.in_channels for part in net.modules() if isinstance(part, nn.modules.conv._ConvNd)), 3)
 
 
 def wrap(

@@ -30,9 +30,9 @@ from vss.deploy.quantize.ranges import Method, Ranges, cache_key, measure, range
 from vss.deploy.quantize.sensitivity import Choice, first_diverging, greedy_fallback, scan, sentence
 from vss.run.inputs import read_list
 from vss.run.project import Project, export_options, project_with
-from vss.train import checkpoint
 from vss.train.evaluate import engine_predictor
 from vss.train.gate import comparable, gate
+from vss.train.header import header
 
 log = logging.getLogger(__name__)
 BATCH = 4
@@ -276,7 +276,7 @@ def load_choice(path: Path | None, ckpt: Path) -> tuple[str, ...]:
     """
     if path is None:
         return ()
-    choice = Choice.load(path, checkpoint.read(ckpt).weights_sha256)
+    choice = Choice.load(path, header(ckpt).weights_sha256)
     if not choice.facts.get("within"):
         raise VssError(f"{path} found no way to quantise this network within its limit; export fp16 or fp32 instead.")
     return choice.keep
