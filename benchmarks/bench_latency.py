@@ -306,6 +306,8 @@ def options_of() -> argparse.Namespace:
     found.targets = found.targets.split(",")
     found.compare = [each for each in found.compare.split(",") if each]
     rows = QUICK if found.quick else FULL if found.full else NETS
+    if unknown := set(found.net or []) - {net.name for net in rows}:
+        parser.error(f"--net {sorted(unknown)} came; there are {[net.name for net in rows]}")
     nets = [net for net in rows if not found.net or net.name in found.net]
     found.nets = [sized(net, found.checkpoint.get(net.name)) for net in nets]
     found.out = found.out.resolve()
