@@ -129,7 +129,8 @@ def _seg_model(model: nn.Module, size: tuple[int, int]) -> nn.Module:
     """The network with the methods of a `SegModel`."""
     from vss.models.adapter import as_seg_model
 
-    return model if hasattr(model, "forward_logits") else as_seg_model(model, size)
+    own = all(hasattr(model, name) for name in ("name", "num_classes", "size_multiple", "task"))  # as SegModel says it
+    return model if own or hasattr(model, "forward_logits") else as_seg_model(model, size)
 
 
 def _batches(batch: int | None, asked: Sequence[int]) -> Sequence[int]:
