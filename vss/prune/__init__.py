@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from vss.prune.apply import apply_plan, cut, masked
     from vss.prune.budget import CostModel, count
     from vss.prune.make import make_plan, recalibrate_bn
+    from vss.prune.proof import verify
     from vss.prune.stats import COLLECTORS, Statistics, collect
     from vss.prune.trace import find_groups
-    from vss.prune.verify import verify
 
 __getattr__ = lazy_names(
     __name__,
@@ -27,7 +27,7 @@ __getattr__ = lazy_names(
         "make": ["make_plan", "recalibrate_bn"],
         "stats": ["COLLECTORS", "Statistics", "collect"],
         "trace": ["find_groups"],
-        "verify": ["verify"],
+        "proof": ["verify"],
     },
 )
 
