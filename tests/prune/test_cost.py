@@ -88,3 +88,17 @@ def test_measuring_leaves_modes_and_hooks_alone() -> None:
     assert net.training and net.shared[0].training and not net.shared[1].training
     assert torch.equal(net.shared[1].running_mean, mean)
     assert not any(m._forward_hooks for m in net.modules())
+
+
+def test_macs_are_counted_through_the_callers_forward() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.d, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(1, 8, 1), nn.Conv2d(16, 5, 1)
+
+        def forward(self, rgb: Tensor, depth: Tensor) -> Tensor:
+            return self.b(torch.cat([self.a(rgb), self.d(depth)], 1))
+
+    plan = make_plan(Two().eval(), torch.randn(1, 4, 8, 8), forward=lambda net, x: net(x[:, :3], x[:, 3:]))
+    assert set(plan.widths()) == {"a", "d"}
+    assert plan.cost_before["macs"] == 64 * (3 * 8 + 1 * 8 + 16 * 5)

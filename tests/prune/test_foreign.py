@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from vss.core.errors import VssError
 from vss.prune import Groups, Plan, apply_plan, count, find_groups, make_plan, masked, verify
 
-from .nets import randomise
+from .nets import Residual, randomise
 
 HALF = {"kind": "channels", "keep": 0.5, "scope": "local"}
 
@@ -368,3 +368,25 @@ def test_what_cannot_be_followed_is_locked_and_the_rest_is_offered(how: Callable
     groups = find_groups(net, x)
     assert [g.id for g in groups] == ["3"] and reasons(groups)["0"]
     proven(net, x)
+
+
+def test_the_model_is_not_touched() -> None:
+    net = Residual().train()
+    net.stem[1].eval()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    find_groups(net, torch.zeros(2, 3, 32, 48))
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert net.training and not net.stem[1].training
+    assert not any(m._forward_hooks or m._backward_hooks for m in net.modules())
+
+
+def test_a_network_for_evaluation_alone_is_said_and_cut(caplog: pytest.LogCaptureFixture) -> None:
+    class Frozen(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                raise RuntimeError("deployed, no training")
+            return super().forward(x)
+
+    net = Frozen(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 5, 1)).eval()
+    assert [group.id for group in find_groups(net, torch.randn(1, 3, 16, 16))] == ["0"]
+    assert "does not run in training mode on two examples (deployed, no training)" in caplog.text

@@ -34,22 +34,28 @@ def default_forward(model: Any, example: Example) -> Any:
     return call(getattr(model, "forward_train", model), example)
 
 
-def _mapped(example: Example, change: Callable[[Tensor], Tensor]) -> Example:
+def mapped(example: Example, change: Callable[[Tensor], Tensor]) -> Example:
+    """The example with every tensor changed, in order; what is no tensor in it stays."""
     from torch import Tensor
 
     if isinstance(example, Tensor):
         return change(example)
     if isinstance(example, Mapping):
-        return {key: _mapped(value, change) for key, value in example.items()}
+        return {key: mapped(value, change) for key, value in example.items()}
     if isinstance(example, tuple | list):
-        return tuple(_mapped(value, change) for value in example)
+        return tuple(mapped(value, change) for value in example)
     return example
 
 
 def inputs_of(example: Example) -> list[Tensor]:
     """The tensors of an example, in order."""
     found: list[Tensor] = []
-    _mapped(example, lambda value: found.append(value) or value)  # type: ignore[func-returns-value]
+
+    def note(value: Tensor) -> Tensor:
+        found.append(value)
+        return value
+
+    mapped(example, note)
     return found
 
 
@@ -67,18 +73,18 @@ def image_of(example: Example) -> Tensor:
 
 def on(example: Example, where: device | str) -> Example:
     """The example on a device."""
-    return _mapped(example, lambda value: value.to(where))
+    return mapped(example, lambda value: value.to(where))
 
 
 def doubled(example: Example) -> Example:
     """The example in float64, as far as it is floating point."""
-    return _mapped(example, lambda value: value.double() if value.is_floating_point() else value)
+    return mapped(example, lambda value: value.double() if value.is_floating_point() else value)
 
 
 def paired(example: Example) -> Example:
     """The example with two images where it has one: a batch norm in training needs two."""
     count = len(image_of(example)) if image_of(example).ndim else 0
-    return _mapped(example, lambda v: v.repeat(2, *(1,) * (v.ndim - 1)) if count == 1 and v.ndim and len(v) == 1 else v)
+    return mapped(example, lambda v: v.repeat(2, *(1,) * (v.ndim - 1)) if count == 1 and v.ndim and len(v) == 1 else v)
 
 
 def drawn(example: Example, generator: Generator, scale: float = 1.0) -> Example:
@@ -89,7 +95,7 @@ def drawn(example: Example, generator: Generator, scale: float = 1.0) -> Example
         noise = torch.randn(value.shape, generator=generator).to(value) if value.is_floating_point() else value
         return scale * noise if value.is_floating_point() else value
 
-    return _mapped(example, draw)
+    return mapped(example, draw)
 
 
 def at_size(example: Example, size: tuple[int, int], batch: int) -> Example:
@@ -101,7 +107,7 @@ def at_size(example: Example, size: tuple[int, int], batch: int) -> Example:
             return value
         return value.new_zeros(batch, *value.shape[1:-2], *size)
 
-    return _mapped(example, shaped)
+    return mapped(example, shaped)
 
 
 def input_channels(model: nn.Module) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vss.core.closeness import relative_difference
 from vss.core.errors import VssError, one_line
-from vss.core.example import Example, Forward, call
+from vss.core.example import Example, Forward, call, mapped
 from vss.deploy.backends import BACKENDS
 from vss.deploy.graph import Declared
 from vss.deploy.parity import CLOSE, Tolerance
@@ -63,7 +63,7 @@ class AnyGraph(nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The tensors of `inputs`, in order. Returns those of `names`, in order."""
         left = iter(tensors)
-        example = _put(self.example, lambda value: next(left))
+        example = mapped(self.example, lambda value: next(left))
         return tuple(value for _, value in _outputs(self.call(self.model, example), ""))
 
 
@@ -94,17 +94,6 @@ def _outputs(found: Any, name: str) -> Iterator[tuple[str, Tensor]]:
         return
     for key, value in parts:
         yield from _outputs(value, f"{name}_{key}" if name else str(key))
-
-
-def _put(example: Example, change: Callable[[Tensor], Tensor]) -> Example:
-    """The example with every tensor changed, in the order of `_inputs`."""
-    if isinstance(example, Tensor):
-        return change(example)
-    if isinstance(example, Mapping):
-        return {key: _put(value, change) for key, value in example.items()}
-    if isinstance(example, tuple | list):
-        return tuple(_put(value, change) for value in example)
-    return example
 
 
 def batched(graph: AnyGraph, batch: int | None) -> tuple[list[Tensor], list[bool]]:
@@ -204,5 +193,5 @@ def _difference(wanted: Tensor, got: Tensor) -> float:
 def open_graph(model: nn.Module, example: Example, forward: Forward | None) -> AnyGraph:
     """A copy of the network on the CPU, in evaluation mode, with its names."""
     network = copy.deepcopy(model).cpu().eval()
-    example = _put(example, lambda value: value.detach().cpu())
+    example = mapped(example, lambda value: value.detach().cpu())
     return AnyGraph(network, example, forward).eval()

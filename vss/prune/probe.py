@@ -109,14 +109,14 @@ class Probe:
             small = cut_by(self.model, chosen)
             self.outputs(small, self.images[0])
         except Exception as error:  # whatever the forward of a foreign network raises is the reason
-            return f"the network does not run without some of its channels ({_line(error)})"
+            return f"the network does not run without some of its channels ({short(error)})"
         mask = masked_by(self.model, chosen)
         if not all(torch.isfinite(value).all() for value in self.outputs(mask, self.images[0])):
             raise VssError("the network gives NaN or infinite outputs on a random image; check its weights.")
         try:
             same = all(alike(mask, small, image, self.outputs, TOLERANCE) for image in self.images)
         except Exception as error:
-            return f"the network does not run in float64 without some of its channels ({_line(error)})"
+            return f"the network does not run in float64 without some of its channels ({short(error)})"
         if not same:
             return DIFFERS
         wrong = self._trains(small) if self.trains else ""
@@ -128,7 +128,7 @@ class Probe:
         try:
             self.outputs(duplicate(net).train(), self.pair)
         except Exception as error:
-            return _line(error)
+            return short(error)
         return ""
 
     def _speak(self, count: int) -> None:
@@ -137,7 +137,8 @@ class Probe:
             LOG.info("planning: a cut of %d groups is tried, %.0f s are left", count, self.deadline - self.spoke)
 
 
-def _line(error: Exception) -> str:
+def short(error: Exception) -> str:
+    """The first line of what an error says, else its class."""
     return one_line(str(error).splitlines()[0] if str(error) else "", SHOWN) or type(error).__name__
 
 

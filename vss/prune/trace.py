@@ -7,6 +7,7 @@ the reason, and the rest is still prunable.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -26,9 +27,10 @@ from vss.prune.follow import Follower, TimeUp
 from vss.prune.grouping import Key
 from vss.prune.labels import Book
 from vss.prune.plan import Groups, Locked, Role
-from vss.prune.probe import TIME, Probe
+from vss.prune.probe import TIME, Probe, short
 from vss.prune.search import Search
 
+LOG = logging.getLogger(__name__)
 OUTPUT = "its channels are an output of the network"
 SINGLE = "it has one channel, which stays"
 UNSEEN = "the network does not use it, or by an operation that cannot be followed"
@@ -93,10 +95,9 @@ def _check_runs(net: nn.Module, example: Example, forward: Forward | None) -> No
     except VssError:
         raise
     except Exception as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise VssError(
-            f"the network does not take the example {shape} ({line}); give one that it takes (a tensor, a tuple of "
-            "arguments or a dict of keyword arguments), or forward=lambda net, x: ..."
+            f"the network does not take the example {shape} ({short(error)}); give one that it takes (a tensor, a "
+            "tuple of arguments or a dict of keyword arguments), or forward=lambda net, x: ..."
         ) from error
     if not all(torch.isfinite(value).all() for value in logits_of(outputs)):
         raise VssError("the network gives NaN or infinite outputs on the example; check its weights.")
@@ -129,10 +130,11 @@ def _follow(net: nn.Module, example: Example, forward: Forward | None, follower:
                     outputs = logits_of(way(net, x))
             except TimeUp:
                 raise
-            except Exception:
+            except Exception as error:  # a network may be for evaluation alone
                 if not training:
                     raise
-                layers.untrained = True
+                LOG.warning("the network does not run in training mode on two examples (%s); what runs in training "
+                            "alone is not seen, and training after a cut is not tried", short(error))  # fmt: skip
             for value in outputs:
                 follower.freeze(value, range(value.ndim), OUTPUT)
     finally:
@@ -147,7 +149,6 @@ class _Layers:
         self.modules = dict(model.named_modules())
         self.order = {name: position for position, name in enumerate(self.modules)}
         self.keep = layers_named(model, keep, "layer to keep")
-        self.untrained = False
         self.parametrised = {name: f"{name}.weight is parametrised (weight norm, spectral norm, a mask); remove the "
                              "parametrisation first" for name, module in self.modules.items()
                              if _is_parametrised(module)}  # fmt: skip
