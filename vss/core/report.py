@@ -105,6 +105,41 @@ class Panel(_Part):
 
     id: str
     files: dict[str, Annotated[str, AfterValidator(_relative)]]
+    note: str | None = None
+
+
+class Worst(_Part):
+    """An image among the worst, and `why`: its mean IoU by row, over the classes in its truth, and what is confused
+    most: true class, predicted class (indices) and percent of the image."""
+
+    id: str
+    why: str
+    scores: dict[str, Percent | None]
+    confused: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Percent] | None = None
+
+
+class Decisions(_Part):
+    """Decisions of one network on the reported split: from each `score` (log-odds, falling) on, precision, recall,
+    misses and false alarms; `defective` and `sound` count images between `edges`."""
+
+    threshold: float
+    score: list[float]
+    precision_pct: list[Percent]
+    recall_pct: list[Percent]
+    misses: list[Annotated[int, Field(ge=0)]]
+    false_alarms: list[Annotated[int, Field(ge=0)]]
+    edges: list[float]
+    defective: list[Annotated[int, Field(ge=0)]]
+    sound: list[Annotated[int, Field(ge=0)]]
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        points = {len(values) for values in (self.precision_pct, self.recall_pct, self.misses, self.false_alarms)}
+        if points != {len(self.score)}:
+            raise ValueError(f"{len(self.score)} scores, and curves of {points} points")
+        if {len(self.defective), len(self.sound)} != {len(self.edges) - 1}:
+            raise ValueError(f"{len(self.edges)} edges, and {len(self.defective)} and {len(self.sound)} bins")
+        return self
 
 
 class Artefact(_Part):
@@ -135,10 +170,12 @@ class Built(_Part):
 
 
 class Defect(Panel):
-    """Pictures of one defective image: `image`, `mask`, `heat`; what the engine thinks of it, and whether it misses."""
+    """Pictures of one image that is defective or was called so: `image`, `mask`, `heat`; what the engine thinks of it,
+    whether it misses, and whether there is a defect: without one, it is a false alarm."""
 
     score: float = Field(ge=0, le=1)
     missed: bool
+    defective: bool = True
 
 
 class Session(BaseModel):
@@ -203,6 +240,10 @@ class Report(_Part):
     classes: list[str] = []
     palette: list[Annotated[list[Byte], Field(min_length=3, max_length=3)]] = []
     iou_pct: dict[str, list[Percent | None]] = {}
+    confusion: dict[str, list[list[Annotated[int, Field(ge=0)]]]] = {}
+    class_drops: dict[str, list[Annotated[list[float], Field(min_length=2, max_length=2)] | None]] = {}
+    worst: list[Worst] = []
+    decisions: dict[str, Decisions] = {}
     panels: list[Panel] = []
     defects: list[Defect] = []
     checks: dict[str, Any] = {}
@@ -224,6 +265,16 @@ class Report(_Part):
         for name, values in self.iou_pct.items():
             if len(values) != len(self.classes):
                 raise ValueError(f"iou_pct of {name!r} has {len(values)} values for {len(self.classes)} classes")
+        count = len(self.classes)
+        for name, matrix in self.confusion.items():
+            if {len(matrix), *map(len, matrix)} != {count}:
+                raise ValueError(f"the confusion of {name!r} is not {count} x {count}, for {count} classes")
+        for name, spans in self.class_drops.items():
+            if len(spans) != count:
+                raise ValueError(f"class_drops of {name!r} has {len(spans)} intervals for {count} classes")
+        for each in self.worst:
+            if each.confused and max(each.confused[:2]) >= count:
+                raise ValueError(f"{each.id!r} confuses class {max(each.confused[:2])} of {count} classes")
         if self.palette and self.classes and len(self.palette) < len(self.classes):
             raise ValueError(f"the palette has {len(self.palette)} colours for {len(self.classes)} classes")
         return self

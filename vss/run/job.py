@@ -183,7 +183,7 @@ class Job(Workspace):
         def work() -> Pictures:
             nets = {name: self.project.load(self.out / f"{name}.safetensors") for name in ("baseline", "pruned")}
             predictors = {name: project.task.predictor(net) for name, net in nets.items()}
-            scores = {"engine": self.step.result("engine-finetuned")["metrics"]}
+            scores = {"baseline": self.scores_of("evaluate-baseline"), "engine": self.scores_of("engine-finetuned")}
             with opened(self, {"engine": "engine/finetuned.engine.onnx"}) as sessions:
                 predictors["engine"] = engine_predictor(sessions["engine"], project.preprocess)
                 pictures = project.task.pictures(self.out, predictors, scores)

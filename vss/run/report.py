@@ -16,6 +16,7 @@ from vss.run.page import write_page
 from vss.run.project import Workspace
 from vss.run.pruning import Pruned
 from vss.run.runner import Json, StepResult
+from vss.train.tasks.base import UNPRUNED
 
 PLAN_FACTS = ("criterion", "options", "budget", "calibration", "labels", "kept")
 TITLES = {"baseline": "engine baseline", "finetuned": "engine pruned"}
@@ -113,6 +114,7 @@ def make_report(work: Workspace, found: Found) -> Json:
         "classes": list(work.project.data.class_names),
         "palette": work.project.data.palette.tolist(),
         **work.project.task.report(metrics),
+        **work.project.task.details(_by_image(work, found)),
         "panels": pictures.panels,
         **({} if pictures.defects is None else {"defects": pictures.defects}),
         "checks": pruned.checks,
@@ -128,6 +130,13 @@ def make_report(work: Workspace, found: Found) -> Json:
     report |= {"built": built} if built else {}
     _add_precisions(report, found.typed, work)
     return report
+
+
+def _by_image(work: Workspace, found: Found) -> dict[str, Json]:
+    """Row -> scores with the figures by image: before pruning, the control where there is one, the pruned engine."""
+    sources = {name: f"evaluate-{name}" for name in UNPRUNED if name in found.scores}
+    sources["engine pruned"] = "engine-finetuned"
+    return {name: work.scores_of(step) for name, step in sources.items()}
 
 
 def _rows(work: Workspace, found: Found) -> list[Json]:

@@ -139,7 +139,7 @@ def read_record(path: Path, kind: str, wanted: Mapping[str, type]) -> Json | Non
 
 
 VERSIONS = {
-    "train": 1, "sparse": 1, "prune": 1, "finetune": 1, "evaluate": 1, "engine": 1, "gate": 2, "bench": 1, "panels": 1,
+    "train": 1, "sparse": 1, "prune": 1, "finetune": 1, "evaluate": 1, "engine": 1, "gate": 2, "bench": 1, "panels": 2,
     "precision": 2, "precision-bench": 1, "beside": 1, "statistics": 1, "cell": 2,
 }  # fmt: skip
 """Kinds of steps, with the version of their results."""

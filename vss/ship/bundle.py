@@ -188,7 +188,7 @@ def _reports(folder: Path, files: dict[str, str], source: Source) -> None:
     if (source.run / "report.html").is_file():
         files["page"] = "reports/report.html"
         with atomic(folder / files["page"]) as temporary:
-            temporary.write_text(render(source.report, source.run), encoding="utf-8")
+            temporary.write_text(render(source.report, source.run, linked=False), encoding="utf-8")
 
 
 def _plan(source: Source) -> Path | None:

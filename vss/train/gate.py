@@ -143,12 +143,16 @@ def drop_interval(
         raise VssError(f"confusion per image {baseline.shape} and {candidate.shape} do not belong together.")
     if not np.array_equal(baseline.sum(-1), candidate.sum(-1)):
         raise VssError("the two networks were scored against different masks; evaluate both on the same data.")
-    count = len(baseline)
-    weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=samples)
+    weights = image_draws(len(baseline), samples=samples, seed=seed)
     drops = _resampled_miou(weights, baseline, truth) - _resampled_miou(weights, candidate, truth)
     edge = 100 * (1 - level) / 2
     low, high = np.nanpercentile(drops, [edge, 100 - edge])
     return [float(low), float(high)]
+
+
+def image_draws(count: int, *, samples: int = 1000, seed: int = 0) -> np.ndarray:
+    """(samples, count) int64: how often each image is in a bootstrap sample."""
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=samples)
 
 
 def _resampled_miou(weights: np.ndarray, confusion: np.ndarray, truth: bool) -> np.ndarray:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 CLASSES = ["road", "<kerb>", "car"]
+BEFORE, AFTER = [[90, 10, 0], [5, 40, 5], [2, 0, 6]], [[80, 20, 0], [5, 44, 1], [8, 0, 0]]
 PALETTE = [[128, 64, 128], [244, 35, 232], [0, 0, 142]]
 
 
@@ -63,7 +64,18 @@ def report(tmp_path: Path) -> dict[str, Any]:
         "classes": CLASSES,
         "palette": PALETTE,
         "iou_pct": {"baseline": [90.0, 40.0, 54.0], "finetuned": [90.0, 41.5, 51.5], "engine pruned": [90, 41.5, None]},
-        "panels": [{"id": "0001", "files": draw(tmp_path)}],
+        "confusion": {"baseline": BEFORE, "engine pruned": AFTER},
+        "class_drops": {"baseline": [[-0.5, 0.5], [-2.5, -0.5], None]},
+        "worst": [
+            {
+                "id": "0001",
+                "why": "lowest score",
+                "scores": {"baseline": 40.0, "engine pruned": 31.5},
+                "confused": [2, 0, 12.5],
+            },
+            {"id": "0002", "why": "lost most", "scores": {"baseline": 80.0, "engine pruned": 70.0}},
+        ],
+        "panels": [{"id": "0001", "files": draw(tmp_path), "note": "lowest score: 31.5 %"}],
         "checks": {"masked_equals_sliced": True, "max_abs": 3.1e-6},
         "gate": {"passed": True, "drop": 0.32, "max_drop": 0.5},
         "bench": {

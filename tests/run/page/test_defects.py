@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from PIL import Image
 
 from vss.core.errors import VssError
 from vss.run.page import render
-from vss.run.page.panels import missed_defects
+from vss.run.page.decisions import chosen, decisions, defect_pictures
+from vss.train.details import decision_curves
 
 
 def report(root: Path, scores: list[float], threshold: float = 0.4) -> dict[str, Any]:
@@ -28,35 +30,75 @@ def report(root: Path, scores: list[float], threshold: float = 0.4) -> dict[str,
 
 
 def test_order_words_and_pictures(tmp_path: Path) -> None:
-    found = missed_defects(report(tmp_path, [0.01, 0.39, 0.4]), tmp_path)
+    found = defect_pictures(report(tmp_path, [0.01, 0.39, 0.4]), tmp_path)
     assert found is not None
-    assert found["sentence"].startswith(
-        "The engine misses 2 of 9 defective images; its threshold, chosen on validation"
-    )
-    assert [(row[0], row[1], row[2]) for row in found["rows"]] == [
+    ((heading, sentence, rows),) = found["parts"]
+    assert heading == "Missed defects"
+    assert sentence.startswith("The engine misses 2 of 9 defective images; its threshold, chosen on validation")
+    assert [(row[0], row[1], row[2]) for row in rows] == [
         ("part 0", "missed, score 0.0100", True),
         ("part 1", "missed, score 0.3900", True),
         ("part 2", "found, score 0.4000", False),
     ]
-    assert all([cell.name for cell in row[3]] == ["image", "mask", "heat"] for row in found["rows"])
-    assert all(cell.uri.startswith("data:image/png;base64,") for row in found["rows"] for cell in row[3])
+    assert all([cell.name for cell in row[3]] == ["image", "mask", "heat"] for row in rows)
+    assert all(cell.uri.startswith("data:image/png;base64,") for row in rows for cell in row[3])
     page = render(report(tmp_path, [0.01, 0.39, 0.4]), tmp_path)
-    assert page.index("part 0") < page.index("part 1") < page.index("part 2") and "Missed defects" in page
+    assert (
+        page.index("part 0") < page.index("part 1") < page.index("part 2") and "Missed defects and false alarms" in page
+    )
     assert page.count("data:image/png") == 9 and "80.0 % AP" in page
 
 
 def test_nothing_missed_and_a_picture_that_is_gone(tmp_path: Path) -> None:
     data = report(tmp_path, [0.7])
     (tmp_path / "defects" / "0-heat.png").unlink()
-    found = missed_defects(data, tmp_path)
-    assert found is not None and found["sentence"].endswith("These are the weakest it finds.")
-    assert "misses none of 9" in found["sentence"]
-    assert [cell.note for cell in found["rows"][0][3]] == ["", "", "defects/0-heat.png is missing"]
+    found = defect_pictures(data, tmp_path)
+    assert found is not None
+    ((_, sentence, rows),) = found["parts"]
+    assert sentence.endswith("These are the weakest it finds.") and "misses none of 9" in sentence
+    assert [cell.note for cell in rows[0][3]] == ["", "", "defects/0-heat.png is missing"]
 
 
 def test_other_reports_have_no_such_section_and_no_picture_lies_outside(tmp_path: Path) -> None:
-    assert missed_defects({"rows": []}, tmp_path) is None
+    assert defect_pictures({"rows": []}, tmp_path) is None
     data = report(tmp_path, [0.1])
     data["defects"][0]["files"]["image"] = "../outside.png"
     with pytest.raises(VssError, match="outside its own folder"):
-        missed_defects(data, tmp_path)
+        defect_pictures(data, tmp_path)
+
+
+def test_false_alarms_are_shown_as_such(tmp_path: Path) -> None:
+    data = report(tmp_path, [0.1, 0.9])
+    data["defects"][1]["defective"] = False
+    data["rows"][0]["fp"] = 3
+    found = defect_pictures(data, tmp_path)
+    assert found is not None
+    heading, sentence, rows = found["parts"][1]
+    assert (heading, sentence) == (
+        "False alarms", "The engine calls 3 sound images defective; the 1 with the highest score.",
+    )  # fmt: skip
+    assert [row[:3] for row in rows] == [("part 1", "false alarm, score 0.9000", True)]
+    assert [row[0] for row in found["parts"][0][2]] == ["part 0"]
+
+
+def test_decisions_mark_the_chosen_threshold(tmp_path: Path) -> None:
+    labels = np.array([1, 1, 1, 0, 0, 0], bool)
+    curves = decision_curves(labels, np.array([3.0, 1.0, -2.0, 2.0, -1.0, -3.0]), 0.5)
+    data = report(tmp_path, [0.1]) | {"decisions": {"baseline": curves, "engine pruned": curves}}
+    found = decisions(data)
+    assert found is not None and chosen(curves) == 2
+    assert found["sentence"] == (
+        "At the threshold 0.6225, chosen on validation: 1 missed, 1 false alarm, of 3 defective and 3 sound images. "
+        "To miss none of these images, it would call 2 sound ones defective."
+    )
+    pr, histogram, counts = found["charts"]
+    for chart in found["charts"]:
+        ElementTree.fromstring(chart.svg)
+    assert "recall 66.7 %, precision 66.7 %" in pr.alt and "1 missed, 1 false alarm" in counts.alt
+    assert "chosen" in histogram.svg and "chosen" in counts.svg and ">0.5<" in counts.svg
+    html = render(data, tmp_path)
+    assert html.index('id="decisions"') < html.index('id="defects"')
+    never = decision_curves(labels, np.arange(6.0), 9.0)
+    assert chosen(never) is None
+    told = decisions({"decisions": {"engine pruned": never}})
+    assert told is not None and "no image is called defective" in told["sentence"]

@@ -23,9 +23,11 @@ def pixels(uri: str) -> np.ndarray:
 
 def test_cells_order_colours_and_accuracy(report: dict[str, Any], tmp_path: Path) -> None:
     found = panels(report, tmp_path)
-    ((name, cells),) = found.rows
-    assert name == "0001"
-    assert [cell.name for cell in cells] == ["image", "truth", "baseline", "engine", "change"]
+    ((name, note, cells),) = found.rows
+    assert (name, note) == ("0001", "lowest score: 31.5 %")
+    assert [cell.name for cell in cells] == [
+        "image", "truth", "unpruned", "engine of the pruned network", "change",
+    ]  # fmt: skip
     truth = pixels(cells[1].uri)
     assert truth.shape == (12, 16, 3)
     assert truth[5, 0].tolist() == report["palette"][1]
@@ -67,16 +69,16 @@ def test_without_a_palette_colours_are_those_of_voc() -> None:
 def test_missing_and_damaged_pictures_are_named(report: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "panels/engine.png").unlink()
     (tmp_path / "panels/baseline.png").write_bytes(b"not a picture")
-    ((_, cells),) = panels(report, tmp_path).rows
+    ((_, _, cells),) = panels(report, tmp_path).rows
     notes = {cell.name: cell.note for cell in cells}
-    assert notes["engine"] == "panels/engine.png is missing"
-    assert notes["baseline"].startswith("panels/baseline.png cannot be read")
+    assert notes["engine of the pruned network"] == "panels/engine.png is missing"
+    assert notes["unpruned"].startswith("panels/baseline.png cannot be read")
     assert "change" not in notes
 
 
 def test_large_pictures_are_embedded_small(report: dict[str, Any], tmp_path: Path) -> None:
     Image.new("RGB", (2048, 1024), (10, 20, 30)).save(tmp_path / "panels/image.png")
-    ((_, cells),) = panels(report, tmp_path).rows
+    ((_, _, cells),) = panels(report, tmp_path).rows
     assert pixels(cells[0].uri).shape == (320, 640, 3)
 
 

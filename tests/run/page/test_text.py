@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vss.run.page.verdict import block, label, number, show, signed
+from vss.run.page.words import block, label, number, show, signed
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def small(ms: float, score: float) -> Point:
         ([BASE, PRUNED, small(10, 40)], "is at 46.67 % mIoU: +8.33 points for the pruned network, so pruning pays."),
         ([BASE, PRUNED, small(19, 56)], "reaches 56.00 % mIoU, +1.00 points against the pruned network: pruning does"),
         ([BASE, PRUNED, small(18, 54.9)], "is at 55.36 % mIoU: \u22120.36 points for the pruned network, so a smaller"),
-        ([Point("engine baseline", 15, 50), PRUNED], "+5.00 points of mIoU over the best of the rest, baseline."),
+        ([Point("engine baseline", 15, 50), PRUNED], "+5.00 points of mIoU over the best of the rest, unpruned."),
         ([BASE, PRUNED, small(25, 58)], NOBODY),
         ([BASE, small(10, 40)], ""),
     ],
@@ -64,7 +64,14 @@ def test_only_engines_of_the_same_run_are_compared(report: dict[str, Any]) -> No
         Point("engine pruned", 26.0, 61.02),
         Point("reference unet width=8", 13, 50),
     ]
-    assert points_of(report) == [] and trade_off(report) is None
+    assert points_of(report) == []
+    by_macs = trade_off(report)
+    assert by_macs is not None and by_macs.sentence == "" and "MACs stand in" in by_macs.note
+    assert by_macs.chart.alt.startswith(
+        "mIoU against MACs: unpruned 8 G 61.34 %, not beaten; pruned and fine-tuned 4 G"
+    )
+    same = [{**row, "macs_g": 1.0} for row in report["rows"]]
+    assert trade_off(report | {"rows": same}) is None
 
 
 def test_the_unpruned_network_counts_as_long_trained_as_the_others(report: dict[str, Any]) -> None:
@@ -73,7 +80,7 @@ def test_the_unpruned_network_counts_as_long_trained_as_the_others(report: dict[
     assert found[0] == Point("control", 42.0, 62.0)
     assert [point.name for point in found[1:]] == ["engine pruned", "reference unet width=8"]
     # (26 - 13) / (42 - 13) of the way from 50 to 62
-    assert "between unet width=8 and control, is at 55.38 % mIoU: +5.64 points" in worth(found, "mIoU")
+    assert "between unet width=8 and unpruned control, is at 55.38 % mIoU: +5.64 points" in worth(found, "mIoU")
 
 
 def test_the_page_draws_every_network_and_says_whether_to_prune(report: dict[str, Any], tmp_path: Path) -> None:
@@ -81,7 +88,8 @@ def test_the_page_draws_every_network_and_says_whether_to_prune(report: dict[str
     _, data = page["sections"]["tradeoff"]
     ElementTree.fromstring(data.chart.svg)
     assert all(
-        f">{name}<" in data.chart.svg for name in ("baseline", "pruned", "unet width=8", "none is faster and better")
+        f">{name}<" in data.chart.svg
+        for name in ("unpruned", "pruned", "unet width=8", "none costs less and is better")
     )
     assert data.chart.alt.count("not beaten") == 3
     # (26 - 13) / (42 - 13) of the way from 50 to 61.34
@@ -89,4 +97,4 @@ def test_the_page_draws_every_network_and_says_whether_to_prune(report: dict[str
     assert data.chart.title == "mIoU against latency"
     without = timed(report)
     without["rows"] = [{**row, "latency_ms_p50": None} for row in without["rows"]]
-    assert "tradeoff" not in context(without, tmp_path)["sections"]
+    assert context(without, tmp_path)["sections"]["tradeoff"][1].chart.title == "mIoU against MACs"

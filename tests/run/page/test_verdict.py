@@ -44,10 +44,11 @@ def test_gate_and_failures_set_the_tone() -> None:
     assert (failed.headline, failed.tone) == ("The gate failed: pruned against baseline", "bad")
     named[1]["passed"] = None
     open_ = verdict({"name": "r", "status": "ok", "rows": [], "gate": {"passed": True, "checks": named}})
-    assert (open_.headline, open_.tone) == ("The gate passed; not judged: pruned against baseline", "neutral")
+    assert (open_.headline, open_.tone) == ("The gate passed; not judged: pruned against baseline", "warn")
+    assert open_.reasons[0] == "The gate pruned against baseline is not judged: the recipe sets no limit."
     steps = [{"name": "export", "status": "failed", "detail": "disk full"}]
     broken = verdict({"name": "r", "status": "failed", "rows": [], "steps": steps})
-    assert broken.tone == "bad" and broken.sentences == ["Step export failed: disk full."]
+    assert broken.tone == "bad" and broken.reasons[0] == "Step export failed: disk full."
     assert broken.headline == "r: failed"
 
 
@@ -56,7 +57,7 @@ def test_full_report(report: dict[str, Any]) -> None:
     assert (found.mac_ratio, found.speedup, found.timed_on) == (0.5, 1.62, "engine")
     assert found.param_ratio == pytest.approx(2.91 / 7.76)
     text = verdict(report)
-    assert text.tone == "good"
+    assert (text.tone, text.answer, text.reasons) == ("good", "May ship", [])
     assert text.sentences[0] == "Pruning cost 20.3 points of mIoU and fine-tuning brought back 20.0."
     assert text.sentences[1] == "The engine scores the same as torch."
     assert "2.00\u00d7 cut in MACs gave a 1.62\u00d7 speed-up (engine), 0.81 of" in text.sentences[2]
@@ -88,3 +89,40 @@ def test_engine_that_differs_from_torch_says_by_how_much(report: dict[str, Any])
     report["rows"][4]["miou_pct"] = 60.0
     assert "The engine differs from torch by \u22121.02 points." in verdict(report).sentences
     assert facts(report).score_after == 60.0
+
+
+CHECK = {"what": "pruned against control", "metric": "miou_pct", "baseline": 60.0, "candidate": 59.5, "drop": 0.5}
+OPEN: list[tuple[dict[str, Any], str]] = [
+    ({"max_drop": 1.0, "drop_interval": [0.2, 1.3]}, "may reach 1.30 points (end of the 95 % interval) and 1.00 may"),
+    ({"speedup": 0.97}, "The pruned network is not clearly faster: 0.97\u00d7."),
+    ({"noise": "the machine is too noisy"}, "The speed is not known: the machine is too noisy"),
+    ({"control": None}, "There is no unpruned control"),
+    ({"worth": "so pruning does not pay here."}, "so pruning does not pay here."),
+]
+
+
+@pytest.mark.parametrize(("changes", "reason"), OPEN)
+def test_amber_says_what_is_open(report: dict[str, Any], changes: dict[str, Any], reason: str) -> None:
+    changes = {"control": {"name": "control", "miou_pct": 60.0}, "worth": "", **changes}
+    check = CHECK | {"max_drop": 1.0, "passed": True} | {k: v for k, v in changes.items() if "drop" in k}
+    report["rows"] += [changes["control"]] if changes["control"] else []
+    report["rows"][4]["speedup"] = changes.get("speedup", 1.62)
+    report["bench"]["noise"] = changes.get("noise")
+    report["gate"] = {"passed": True, "checks": [check]}
+    found = verdict(report, changes["worth"])
+    assert (found.tone, found.answer, len(found.reasons)) == ("warn", "Not settled", 1)
+    assert reason in found.reasons[0]
+
+
+def test_the_head_answers_what_was_lost_within_noise_and_on_what(report: dict[str, Any]) -> None:
+    report["rows"].append({"name": "control", "miou_pct": 60.0})
+    report["gate"] = {
+        "passed": True,
+        "checks": [CHECK | {"max_drop": 1.0, "passed": True, "drop_interval": [-0.1, 0.9]}],
+    }
+    about = {"backend": "openvino", "version": "2026.4", "device": "cpu", "threads": 1}
+    report["bench"]["engine"]["sessions"]["engine pruned"] = {"batch": 1, "describe": about}
+    found = verdict(report)
+    told = "mIoU points against the unpruned control, trained as long; 95 %: \u22120.90 to +0.10, within noise"
+    assert (found.tone, found.tiles[0]) == ("good", ("\u22120.50", told))
+    assert "Timed on Xeon 8370C, OpenVINO 2026.4, 1 thread, 1 image at a time." in found.sentences

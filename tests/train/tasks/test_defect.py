@@ -290,8 +290,16 @@ def test_a_run_to_the_report(finished: tuple[Path, dict[str, Any]], root: Path) 
 def test_missed_defects_are_shown_worst_first(finished: tuple[Path, dict[str, Any]]) -> None:
     out, report = finished
     missed = [row for row in report["defects"] if row["missed"]]
+    alarms = [row for row in report["defects"] if not row["defective"]]
     engine = next(row for row in report["rows"] if row["name"] == "engine pruned")
-    assert len(missed) == engine["fn"] and len(report["defects"]) == max(3, engine["fn"])
+    assert len(missed) == engine["fn"] and len(report["defects"]) == max(3, engine["fn"]) + len(alarms)
+    assert len(alarms) == min(6, engine["fp"]) and all(row["score"] >= engine["threshold"] for row in alarms)
+    assert [row["score"] for row in alarms] == sorted((row["score"] for row in alarms), reverse=True)
+    for name, curves in report["decisions"].items():
+        row = next(each for each in report["rows"] if each["name"] == name)
+        at = sum(score >= curves["threshold"] for score in curves["score"]) - 1
+        assert (curves["misses"][at], curves["false_alarms"][at]) == (row["fn"], row["fp"]), name
+    assert list(report["decisions"]) == ["baseline", "control", "engine pruned"]
     assert [row["score"] for row in missed] == sorted(row["score"] for row in missed)
     assert all(row["score"] < engine["threshold"] for row in missed)
     page = (out / "report.html").read_text()

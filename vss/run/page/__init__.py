@@ -14,169 +14,93 @@ from typing import Any
 from vss.core.report import read_report
 from vss.deploy.backends.trt_flavour import gpus
 from vss.run.page.charts import NOBODY, curves, points_of, trade_off, worth
-from vss.run.page.panels import missed_defects, panels
-from vss.run.page.verdict import (
-    Verdict,
-    block,
-    gates,
-    label,
-    number,
-    score_of,
-    show,
-    signed,
-    template,
-    verdict,
-    write_html,
-)
+from vss.run.page.decisions import decisions, defect_pictures
+from vss.run.page.evidence import classes, confusion, kind_of, layers, missing, results, worst
+from vss.run.page.panels import panels
+from vss.run.page.verdict import Verdict, gates, score_of, verdict
+from vss.run.page.words import block, number, template, title, write_html
 
 __all__ = ["render", "write_page"]
 
 _COLUMNS = (
-    "params_m", "macs_g", "miou_pct", "ap_pct", "fnr_pct", "f1_pct", "latency_ms_p50", "speedup",
-    "speedup_per_mac_reduction", "size_mib",
-)  # fmt: skip
-_HEADS = {
-    "params_m": ("Parameters", "M"),
-    "macs_g": ("MACs", "G"),
-    "miou_pct": ("mIoU", "%"),
-    "ap_pct": ("AP", "%"),
-    "fnr_pct": ("Missed", "%"),
-    "f1_pct": ("F1", "%"),
-    "latency_ms_p50": ("Latency p50", "ms"),
-    "speedup": ("Speed-up", "ratio"),
-    "speedup_per_mac_reduction": ("Speed-up / MAC reduction", "ratio"),
-    "size_mib": ("File", "MiB"),
-}
+    ("params_m", "Parameters", "M"),
+    ("macs_g", "MACs", "G"),
+    ("miou_pct", "mIoU", "%"),
+    ("ap_pct", "AP", "%"),
+    ("fnr_pct", "Missed", "%"),
+    ("f1_pct", "F1", "%"),
+    ("latency_ms_p50", "Latency p50", "ms"),
+    ("speedup", "Speed-up", "ratio"),
+    ("speedup_per_mac_reduction", "Speed-up / MAC reduction", "ratio"),
+    ("size_mib", "File", "MiB"),
+)
 _REPEATED = {"bench": {"kind", "schema", "environment"}, "gate": {"sentence", "detail"}}
-_SCORES = {"miou_pct", "ap_pct", "fnr_pct", "f1_pct"}
-_RELATIVE = {"params_m", "macs_g", "size_mib"}
-_STAGES = {
-    "baseline": "as trained",
-    "pruned": "before fine-tuning",
-    "finetuned": "after fine-tuning",
-    "control": "unpruned, fine-tuned as long",
-    "engine baseline": "on the engine",
-    "engine pruned": "on the engine",
-}
 
 
-def render(report: Mapping[str, Any], root: Path) -> str:
-    """The page of one report (see `vss.core.report`) as HTML; pictures are read below `root` and embedded."""
-    return template("report.html.j2").render(context(report, root))
+def render(report: Mapping[str, Any], root: Path, *, linked: bool = True) -> str:
+    """The page of one report (see `vss.core.report`) as HTML; pictures are read below `root` and embedded.
+
+    `linked`: the page lies in `root`, so that files beside it can be linked.
+    """
+    return str(template("report.html.j2").render(context(report, root, linked=linked)))
 
 
 def write_page(report_path: Path | str, html_path: Path | str) -> Path:
     """Read report.json and write report.html, whole or not at all; pictures lie beside report.json."""
-    report_path = Path(report_path)
-    return write_html(html_path, render(read_report(report_path), report_path.parent))
+    report_path, html_path = Path(report_path), Path(html_path)
+    linked = html_path.resolve().parent == report_path.resolve().parent
+    return write_html(html_path, render(read_report(report_path), report_path.parent, linked=linked))
 
 
-def context(report: Mapping[str, Any], root: Path) -> dict[str, Any]:
+def context(report: Mapping[str, Any], root: Path, *, linked: bool = True) -> dict[str, Any]:
     """Everything the template shows: `sections` maps an anchor to (title, data), without those that have no data."""
     builders: dict[str, tuple[str, Callable[[], Any]]] = {
-        "results": ("Results", lambda: _results(report)),
         "gates": ("Gates", lambda: gates(report)),
-        "tradeoff": ("Score at equal latency", lambda: trade_off(report)),
-        "defects": ("Missed defects", lambda: missed_defects(report, root)),
-        "pictures": ("Pictures", lambda: _pictures(report, root)),
-        "classes": ("IoU per class", lambda: _classes(report)),
+        "tradeoff": ("Trade-off", lambda: trade_off(report)),
+        "results": ("Results", lambda: results(report, _COLUMNS)),
+        "classes": ("Classes, worst first", lambda: classes(report)),
+        "confusion": ("Confusion of classes", lambda: confusion(report)),
+        "decisions": ("Decisions and threshold", lambda: decisions(report)),
+        "defects": ("Missed defects and false alarms", lambda: defect_pictures(report, root)),
+        "worst": ("Worst images", lambda: worst(report)),
+        "pictures": ("Pictures of the worst images", lambda: _pictures(report, root)),
+        "missing": ("Missing figures", lambda: missing(report)),
+        "latency": ("Latency", lambda: _latency(report)),
+        "layers": ("Time per layer", lambda: layers(report, root)),
         "training": ("Training", lambda: curves(report)),
         "widths": ("Widths", lambda: _widths(report)),
-        "latency": ("Latency", lambda: _latency(report)),
         "built": ("Engines built, not run", lambda: _built(report)),
         "checks": ("Checks and details", lambda: _blocks(report, "checks", "gate", "export", "plan", "bench")),
         "locked": ("Locked layers", lambda: report.get("locked")),
         "steps": ("Steps", lambda: report.get("steps")),
         "reproduce": ("Reproduce", lambda: _reproduce(report)),
     }
-    sections = {name: (title, data) for name, (title, build) in builders.items() if (data := build())}
+    sections = {name: (heading, data) for name, (heading, build) in builders.items() if (data := build())}
     facts = report.get("environment", {})
     machine = [facts.get("machine"), (facts.get("cpu") or {}).get("model"), *_devices(facts)]
     return {
         "report": report,
         "verdict": _verdict(report),
-        "machine": " · ".join(dict.fromkeys(str(part) for part in machine if part)),
+        "machine": " \N{MIDDLE DOT} ".join(dict.fromkeys(str(part) for part in machine if part)),
         "created": str(report.get("created") or "")[:16].replace("T", " "),
         "sections": sections,
+        "linked": linked,
     }
 
 
 def _verdict(report: Mapping[str, Any]) -> Verdict:
     """The head of the page, with what pruning is worth where unpruned networks were timed beside."""
-    found, sentence = verdict(report), worth(points_of(report), score_of(report)[1])
-    return found._replace(sentences=[*found.sentences, sentence]) if sentence not in ("", NOBODY) else found
-
-
-def kind_of(name: str) -> str:
-    """The colour role of a row: baseline, pruned, finetuned or engine."""
-    if name == "engine baseline":
-        return "engine-baseline"
-    return name if name in {"baseline", "pruned", "finetuned"} else "engine" if "engine" in name else "other"
+    sentence = worth(points_of(report), score_of(report)[1])
+    return verdict(report, "" if sentence == NOBODY else sentence)
 
 
 def _devices(facts: Mapping[str, Any]) -> list[str]:
     return [device.get("name") for device in facts.get("devices") or []]
 
 
-def _results(report: Mapping[str, Any]) -> dict[str, Any] | None:
-    rows = report.get("rows", [])
-    if not rows:
-        return None
-    columns = [key for key in _COLUMNS if any(row.get(key) is not None for row in rows)]
-    base: Mapping[str, Any] = next((row for row in rows if row["name"] == "baseline"), {})
-    body = [
-        {
-            "name": row["name"],
-            "kind": kind_of(row["name"]),
-            "stage": "; ".join(filter(None, (_STAGES.get(row["name"], ""), row.get("labels", "")))),
-            "cells": [_cell(key, row, base) for key in columns],
-        }
-        for row in rows
-    ]
-    keys = list(dict.fromkeys(key for row in rows for key in row if key != "name"))
-    every = [(label(key), [show(row.get(key)) for row in rows]) for key in keys]
-    return {"heads": [_HEADS[key] for key in columns], "body": body, "names": [r["name"] for r in rows], "every": every}
-
-
-def _cell(key: str, row: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, str]:
-    """One figure of the main table and, below it, its change from the baseline."""
-    value, start = row.get(key), base.get(key)
-    if value is None:
-        return {"text": "", "delta": "", "tone": ""}
-    ratio = key.startswith("speedup")
-    text = f"{number(value, 2)}\N{MULTIPLICATION SIGN}" if key == "speedup" else number(value, 2)
-    if start is None or row is base or ratio:
-        return {"text": text, "delta": "", "tone": ""}
-    if key in _RELATIVE and start:
-        return {"text": text, "delta": f"{signed((value / start - 1) * 100, 0)} %", "tone": ""}
-    if key in _SCORES:
-        change = value - start
-        better = -change if key == "fnr_pct" else change
-        tone = "bad" if better < -0.005 else "good" if better > 0.005 else ""
-        return {"text": text, "delta": signed(change, 2), "tone": tone}
-    return {"text": text, "delta": "", "tone": ""}
-
-
 def _pictures(report: Mapping[str, Any], root: Path) -> Any:
     found = panels(report, root)
     return found if found.rows else None
-
-
-def _classes(report: Mapping[str, Any]) -> dict[str, Any] | None:
-    scores = report.get("iou_pct", {})
-    order = ["baseline", "finetuned" if "finetuned" in scores else "pruned", "engine pruned"]
-    names = [name for name in order if name in scores] or list(scores)
-    if not names:
-        return None
-    palette = report.get("palette") or []
-    rows = []
-    for index, name in enumerate(report["classes"]):
-        values = [(row, kind_of(row), scores[row][index]) for row in names]
-        first, last = values[0][2], values[-1][2]
-        change = last - first if len(names) > 1 and None not in (first, last) else None
-        colour = "rgb({},{},{})".format(*palette[index]) if index < len(palette) else ""
-        rows.append({"name": name, "colour": colour, "bars": values, "change": change})
-    return {"series": [(name, kind_of(name)) for name in names], "rows": rows}
 
 
 def _widths(report: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -195,9 +119,9 @@ def _widths(report: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _latency(report: Mapping[str, Any]) -> dict[str, Any] | None:
     """Bars to the median with a line to p99, and where the time of the whole way goes."""
-    bars, noisy = _latency_bars(report), report.get("bench", {}).get("noise")
-    stages = None if noisy else _stages(report.get("bench", {}))
-    return {"bars": bars, "stages": stages, "noise": noisy} if bars or stages or noisy else None
+    bars, bench = _latency_bars(report), report.get("bench", {})
+    stages = None if bench.get("noise") else _stages(bench)
+    return {"bars": bars, "stages": stages} if bars or stages else None
 
 
 def _built(report: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -232,7 +156,7 @@ def _stages(bench: Mapping[str, Any]) -> dict[str, Any] | None:
     top = max(sum(stages.values()) for stages in timed.values()) or 1
     rows = [
         {
-            "name": name,
+            "name": title(name),
             "total": sessions[name].get("latency_ms_p50") or sum(stages.values()),
             "parts": [(n, names.index(n), ms, 100 * ms / top) for n, ms in stages.items()],
         }
@@ -246,7 +170,7 @@ def _latency_bars(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     top = max((row.get("latency_ms_p99") or row["latency_ms_p50"] for row in rows), default=0)
     return [
         {
-            "name": row["name"],
+            "name": title(row["name"]),
             "kind": kind_of(row["name"]),
             "p50": row["latency_ms_p50"],
             "p99": row.get("latency_ms_p99"),
@@ -287,6 +211,5 @@ def _reproduce(report: Mapping[str, Any]) -> dict[str, Any] | None:
         "command": shlex.join(command) if isinstance(command, list) else command,
         "inputs": report.get("inputs", {}),
         "blocks": _blocks(report, "recipe", "environment"),
-        "nulls": report.get("nulls", {}),
     }
     return found if any(found.values()) else None

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vss.core.errors import VssError
-from vss.run.page.verdict import number, score_of, signed
+from vss.run.page.verdict import score_of
+from vss.run.page.words import number, signed, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT, FONT = 400, 250, 12.5
 MAX_POINTS = 400
-INK, MUTED, _LINE, _CARD = "#0a0001", "#0a0002", "#0a0003", "#0a0004"
+INK, MUTED, _LINE, _CARD, _BAD = "#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005"
 SERIES = ("#0a0011", "#0a0012", "#0a0013", "#0a0014")
-_VARIABLES = {INK: "--ink", MUTED: "--muted", _LINE: "--line", _CARD: "--card"} | {
+_VARIABLES = {INK: "--ink", MUTED: "--muted", _LINE: "--line", _CARD: "--card", _BAD: "--bad"} | {
     colour: f"--series-{index}" for index, colour in enumerate(SERIES)
 }
 _ROLES = {"train": 0, "finetune": 1, "control": 3}
@@ -54,17 +55,17 @@ class Line(NamedTuple):
 def curves(report: Mapping[str, Any]) -> list[Chart]:
     """Every logged quantity of every phase, phases one after another on one axis."""
     charts = []
-    for key, title, unit, scale in _CURVES:
+    for key, name, unit, scale in _CURVES:
         lines, axis = lines_of(report.get("curves", {}), key)
         if not any(len(line.x) > 1 for line in lines):
             continue
         if scale == "log" and min(y for line in lines for y in line.y) <= 0:
             scale = "linear"
         mark = _baseline(report, key) if key.startswith("val_") else None
-        alt = f"{title} over {axis}: " + "; ".join(
+        alt = f"{name} over {axis}: " + "; ".join(
             f"{line.name} from {line.y[0]:.4g} to {line.y[-1]:.4g}" for line in lines
         )
-        charts.append(Chart(title, _draw(key, lines, axis, unit, scale, mark), alt))
+        charts.append(Chart(name, _draw(key, lines, axis, unit, scale, mark), alt))
     return charts
 
 
@@ -140,10 +141,15 @@ def _lines(axes: Axes, lines: list[Line], mark: float | None) -> None:
     if mark is not None:
         axes.axhline(mark, color=MUTED, linewidth=1, linestyle=(0, (4, 4)), zorder=0, label=f"best: {mark:.1f}")
     if len(lines) > 1:
-        axes.legend(
-            loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, labelcolor=INK, handlelength=1.2,
-            columnspacing=1.2, handletextpad=0.5, borderaxespad=0.2, fontsize=FONT,
-        )  # fmt: skip
+        legend(axes, 4)
+
+
+def legend(axes: Axes, columns: int) -> None:
+    """Above the axes, in so many columns."""
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False, labelcolor=INK, handlelength=1.2,
+        columnspacing=1.2, handletextpad=0.5, borderaxespad=0.2, fontsize=FONT,
+    )  # fmt: skip
 
 
 def _scales(axes: Axes, axis: str, unit: str, scale: str) -> None:
@@ -193,6 +199,7 @@ def inline(svg: str) -> str:
 
 
 PRUNED, BASELINE = "engine pruned", "engine baseline"
+CUT = (PRUNED, "pruned", "finetuned")
 NOBODY = (
     "No network that is not pruned is as fast here; name small ones in the recipe's `references` to see whether to "
     "prune at all."
@@ -200,7 +207,7 @@ NOBODY = (
 
 
 class Point(NamedTuple):
-    """One engine: median milliseconds and score in percent."""
+    """One network: median milliseconds, or another cost, and score in percent."""
 
     name: str
     ms: float
@@ -208,10 +215,11 @@ class Point(NamedTuple):
 
 
 class TradeOff(NamedTuple):
-    """The plot, and one sentence on what pruning is worth at equal latency."""
+    """The plot, one sentence on what pruning is worth at equal latency, and what the costs are."""
 
     chart: Chart
     sentence: str
+    note: str
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -248,7 +256,7 @@ def front_of(points: Sequence[Point]) -> list[Point]:
     return [points[index] for index in pareto([(point.ms, point.score) for point in points])]
 
 
-def worth(points: Sequence[Point], title: str) -> str:
+def worth(points: Sequence[Point], score: str) -> str:
     """What the pruned engine scores above the unpruned ones at its own latency; empty without a pruned engine."""
     pruned = next((point for point in points if point.name == PRUNED), None)
     others = front_of([point for point in points if point.name != PRUNED])
@@ -261,50 +269,70 @@ def worth(points: Sequence[Point], title: str) -> str:
     best = faster[-1]
     if best.score >= pruned.score:
         return (
-            f"{time} or less, {short(best.name)}, which is not pruned, reaches {number(best.score, 2)} % {title}, "
+            f"{time} or less, {short(best.name)}, which is not pruned, reaches {number(best.score, 2)} % {score}, "
             f"{signed(best.score - pruned.score, 2)} points against the pruned network: pruning does not pay here."
         )
     slower = next((point for point in others if point.ms > pruned.ms), None)
     if slower is None:
         gain = signed(pruned.score - best.score, 2)
-        return f"{time} the pruned network has {gain} points of {title} over the best of the rest, {short(best.name)}."
+        return f"{time} the pruned network has {gain} points of {score} over the best of the rest, {short(best.name)}."
     share = (pruned.ms - best.ms) / (slower.ms - best.ms)
     level = best.score + share * (slower.score - best.score)
     verb = "pruning pays" if pruned.score > level else "a smaller network does as well"
     return (
         f"{time} the front of networks that are not pruned, between {short(best.name)} and {short(slower.name)}, is at "
-        f"{number(level, 2)} % {title}: {signed(pruned.score - level, 2)} points for the pruned network, so {verb}."
+        f"{number(level, 2)} % {score}: {signed(pruned.score - level, 2)} points for the pruned network, so {verb}."
     )
 
 
 def trade_off(report: Mapping[str, Any]) -> TradeOff | None:
-    points, (_, title) = points_of(report), score_of(report)
-    if len(points) < 2:
+    """Against latency, or against MACs where fewer than two engines were timed."""
+    points, (_, name) = points_of(report), score_of(report)
+    if len(points) >= 2:
+        sentence, note = worth(points, name), "Engines timed in turns in one run."
+        return TradeOff(_against(points, name, "latency", "latency p50", "ms"), sentence, note)
+    points = _by_macs(report)
+    if len({point.ms for point in points}) < 2:
         return None
+    note = "Latencies are missing (see Missing figures), so MACs stand in for them; fewer MACs are not always faster."
+    return TradeOff(_against(points, name, "MACs", "MACs", "G"), "", note)
+
+
+def _by_macs(report: Mapping[str, Any]) -> list[Point]:
+    """Networks in torch by their MACs."""
+    key, _ = score_of(report)
+    every = [row for row in report.get("rows", []) if not row["name"].startswith("engine ")]
+    tuned = any(row["name"] == "finetuned" for row in every)
+    rows = [row for row in every if not (tuned and row["name"] == "pruned")]
+    known = [row for row in rows if row.get("macs_g") is not None and row.get(key) is not None]
+    return [Point(row["name"], row["macs_g"], row[key]) for row in known]
+
+
+def _against(points: Sequence[Point], name: str, cost: str, axis: str, unit: str) -> Chart:
     front = front_of(points)
-    told = (f"{short(p.name)} {p.ms:.4g} ms {p.score:.4g} %{', not beaten' if p in front else ''}" for p in points)
-    svg = draw("trade-off", lambda axes: _paint(axes, points, front, title), width=560, height=330)
-    chart = Chart(f"{title} against latency", svg, f"{title} against latency: {'; '.join(told)}")
-    return TradeOff(chart, worth(points, title))
+    told = (f"{short(p.name)} {p.ms:.4g} {unit} {p.score:.4g} %{', not beaten' if p in front else ''}" for p in points)
+    svg = draw("trade-off", lambda axes: _paint(axes, points, front, name, f"{axis} ({unit})"), width=560, height=330)
+    return Chart(f"{name} against {cost}", svg, f"{name} against {cost}: {'; '.join(told)}")
 
 
 def short(name: str) -> str:
-    """Without the word that all names here share.
+    """A network's name beside its point, where all are engines or none is.
 
-    >>> short("engine pruned"), short("reference unet width=8")
-    ('pruned', 'unet width=8')
+    >>> short("engine pruned"), short("control"), short("reference unet width=8")
+    ('pruned', 'unpruned control', 'unet width=8')
     """
-    return name.removeprefix("engine ").removeprefix("reference ")
+    words = {BASELINE: "unpruned", PRUNED: "pruned", "control": "unpruned control"}
+    return words.get(name) or title(name.removeprefix("reference "))
 
 
-def _paint(axes: Axes, points: Sequence[Point], front: Sequence[Point], title: str) -> None:
+def _paint(axes: Axes, points: Sequence[Point], front: Sequence[Point], score: str, cost: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
     line = [point.ms for point in front], [point.score for point in front]
-    axes.plot(*line, color=MUTED, linewidth=1, linestyle=(0, (4, 4)), zorder=1, label="none is faster and better")
+    axes.plot(*line, color=MUTED, linewidth=1, linestyle=(0, (4, 4)), zorder=1, label="none costs less and is better")
     middle = (min(point.ms for point in points) + max(point.ms for point in points)) / 2
     for label, pruned, colour in (("not pruned", False, SERIES[0]), ("pruned", True, SERIES[2])):
-        own = [point for point in points if (point.name == PRUNED) is pruned]
+        own = [point for point in points if (point.name in CUT) is pruned]
         axes.scatter([p.ms for p in own], [p.score for p in own], s=46, color=colour, zorder=2, label=label)
         for point in own:
             left = point.ms <= middle
@@ -312,12 +340,9 @@ def _paint(axes: Axes, points: Sequence[Point], front: Sequence[Point], title: s
                 short(point.name), (point.ms, point.score), xytext=(8, -13) if left else (-8, 6),
                 color=INK, fontsize=FONT - 1, textcoords="offset points", ha="left" if left else "right",
             )  # fmt: skip
-    axes.set_xlabel("latency p50 (ms)", color=MUTED)
-    axes.set_ylabel(f"{title} (%)", color=MUTED)
+    axes.set_xlabel(cost, color=MUTED)
+    axes.set_ylabel(f"{score} (%)", color=MUTED)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.margins(0.08, 0.15)
-    axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, labelcolor=INK, handlelength=1.4,
-        columnspacing=1.2, handletextpad=0.5, borderaxespad=0.2, fontsize=FONT,
-    )  # fmt: skip
+    legend(axes, 3)

@@ -1,4 +1,4 @@
-"""Qualitative panels: the pictures of the report as embedded PNG, with the share of right pixels and what changed."""
+"""Pictures of label maps: those of the report as embedded PNG, with the share of right pixels and what changed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vss.core.errors import VssError
-from vss.run.page.verdict import number
+from vss.run.page.words import number, title
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,9 +34,10 @@ class Cell(NamedTuple):
 
 
 class Panels(NamedTuple):
-    """`rows` is [(image id, cells)], `legend` [(class, css colour)], `compared` the two masks of the change view."""
+    """`rows` is [(image id, note, cells)], `legend` [(class, css colour)], `compared` the two masks of the change
+    view."""
 
-    rows: list[tuple[str, list[Cell]]]
+    rows: list[tuple[str, str, list[Cell]]]
     legend: list[tuple[str, str]]
     compared: tuple[str, str] | None
 
@@ -49,11 +50,11 @@ def panels(report: Mapping[str, Any], root: Path) -> Panels:
         from vss.data.readers import generic_palette
 
         palette = generic_palette(max(len(classes), 2)).tolist()
-    rows: list[tuple[str, list[Cell]]] = []
+    rows: list[tuple[str, str, list[Cell]]] = []
     compared = None
     for panel in report.get("panels", []):
         cells, pair = _row(panel["files"], root, palette)
-        rows.append((panel["id"], cells))
+        rows.append((panel["id"], panel.get("note") or "", cells))
         compared = compared or pair
     legend = [(name, _css(colour)) for name, colour in zip(classes, palette, strict=False)]
     return Panels(rows, [*legend, ("void", _css(VOID_RGB))] if legend else [], compared)
@@ -95,20 +96,20 @@ def _row(files: Mapping[str, str], root: Path, palette: list[list[int]]) -> tupl
     for name in names:
         picture = pictures[name]
         if isinstance(picture, str):
-            cells.append(Cell(name, "", picture, name != "image"))
+            cells.append(Cell(title(name), "", picture, name != "image"))
         elif name == "image":
             cells.append(Cell(name, data_uri(shrink(picture)), "", False))
         else:
             right = _right(masks[name], truth) if name != "truth" else ""
             shown = _paint(masks[name], palette) if picture.mode in _INDEXED else shrink(picture, smooth=False)
-            cells.append(Cell(name, data_uri(shown), right, True))
+            cells.append(Cell(title(name), data_uri(shown), right, True))
     after = next((name for name in ("engine", "finetuned", "pruned") if name in masks), None)
     if truth is None or after is None or "baseline" not in masks or isinstance(pictures.get("image", ""), str):
         return cells, None
     if not masks["baseline"].shape == masks[after].shape == truth.shape:
         return cells, None
     seen = change(pictures["image"], truth, masks["baseline"], masks[after])  # type: ignore[arg-type]
-    return [*cells, Cell("change", data_uri(seen), f"baseline to {after}", True)], ("baseline", after)
+    return [*cells, Cell("change", data_uri(seen), "what pruning changed", True)], ("baseline", after)
 
 
 def _right(mask: np.ndarray, truth: np.ndarray | None) -> str:
@@ -163,31 +164,3 @@ def data_uri(picture: Image.Image) -> str:
 
 def _css(colour: tuple[int, ...] | list[int]) -> str:
     return "rgb({},{},{})".format(*colour)
-
-
-# Defects that the engine misses, worst first, and the weakest of those that it finds: image, mask and heat map.
-
-
-def missed_defects(report: Mapping[str, Any], root: Path) -> dict[str, Any] | None:
-    """{"sentence", "rows": [(id, note, missed, cells)]} in the order of the report; None for other reports."""
-    listed = report.get("defects")
-    if listed is None:
-        return None
-    engine: Mapping[str, Any] = next((row for row in report["rows"] if row["name"] == "engine pruned"), {})
-    missed, threshold = sum(row["missed"] for row in listed), engine.get("threshold")
-    total = sum(int(engine.get(key) or 0) for key in ("tp", "fn"))
-    limit = "" if threshold is None else f"; its threshold, chosen on validation, is {number(threshold, 4)}"
-    sentence = f"The engine misses {missed or 'none'} of {total} defective images{limit}. "
-    sentence += "Lowest score first, then the weakest that it finds." if missed else "These are the weakest it finds."
-    rows = []
-    for row in listed:
-        cells = [_cell(name, open_picture(root, path)) for name, path in row["files"].items()]
-        note = f"{'missed' if row['missed'] else 'found'}, score {number(row['score'], 4)}"
-        rows.append((row["id"], note, row["missed"], cells))
-    return {"sentence": sentence, "rows": rows}
-
-
-def _cell(name: str, picture: Image.Image | str) -> Cell:
-    if isinstance(picture, str):
-        return Cell(name, "", picture, False)
-    return Cell(name, data_uri(shrink(picture)), "", False)

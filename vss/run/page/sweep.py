@@ -16,7 +16,7 @@ from vss.core.errors import VssError
 from vss.core.files import atomic, read_json
 from vss.run.page.charts import pareto
 from vss.run.page.panels import panels
-from vss.run.page.verdict import block, label, number, signed, template, write_html
+from vss.run.page.words import block, label, number, signed, template, write_html
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

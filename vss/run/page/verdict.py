@@ -1,164 +1,28 @@
-"""Words of the page: metric keys as labels, values as text, facts as tables; and what the run came to, in sentences
-and tiles computed from the rows and the gate."""
+"""What the run came to: may the network ship, why, and the figures behind it."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from vss.core.errors import VssError
-from vss.core.files import atomic
-
-MINUS, TIMES, THIN = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{NARROW NO-BREAK SPACE}"
-_UNITS = {
-    "pct": "%", "mib": "MiB", "gib": "GiB", "ms": "ms", "us": "us", "mhz": "MHz", "m": "M", "g": "G", "w": "W",
-    "s": "s", "seconds": "s", "bytes": "bytes",
-}  # fmt: skip
-_WORDS = {
-    "miou": "mIoU", "iou": "IoU", "fwiou": "frequency-weighted IoU", "acc": "accuracy", "mac": "MAC", "macs": "MACs",
-    "fps": "images/s", "params": "parameters", "cpu": "CPU", "ram": "RAM", "os": "OS", "cuda": "CUDA", "onnx": "ONNX",
-    "sha256": "SHA-256", "lr": "learning rate", "val": "validation", "id": "id", "bn": "BatchNorm",
-    "speedup": "speed-up",
-}  # fmt: skip
-
-
-def label(key: str) -> str:
-    """A metric key as a reader's label with its unit.
-
-    >>> label("latency_ms_p50"), label("miou_pct"), label("speedup_per_mac_reduction")
-    ('latency p50 (ms)', 'mIoU (%)', 'speed-up per MAC reduction')
-    """
-    parts = key.split("_")
-    unit = next((part for part in parts[1:] if part in _UNITS), None)
-    words = [_WORDS.get(part, part) for part in parts if part != unit]
-    return " ".join(words) + (f" ({_UNITS[unit]})" if unit else "")
-
-
-def number(value: float, digits: int | None = None) -> str:
-    """A number for reading: four significant digits, or `digits` decimals; a true minus, thousands set apart."""
-    if isinstance(value, int) and digits is None:
-        text = f"{value:,}".replace(",", THIN)
-    elif digits is not None:
-        text = f"{value:,.{digits}f}".replace(",", THIN)
-    elif value == 0:
-        text = "0"
-    elif abs(value) < 1e-3 or abs(value) >= 1e7:
-        text = f"{value:.2e}"
-    else:
-        decimals = max(0, 3 - math.floor(math.log10(abs(value))))
-        text = f"{value:,.{decimals}f}".replace(",", THIN)
-        text = text.rstrip("0").rstrip(".") if "." in text else text
-    return text.replace("-", MINUS)
-
-
-def signed(value: float, digits: int = 1) -> str:
-    """A difference: always with its sign, except for what rounds to zero."""
-    if round(value, digits) == 0:
-        return number(0.0, digits)
-    return ("+" if value > 0 else "") + number(value, digits)
-
-
-def show(value: Any) -> str:
-    if value is None:
-        return "\N{EM DASH}"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int | float):
-        return number(value)
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {show(item)}" for key, item in value.items())
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        deep = any(isinstance(item, Mapping | list | tuple) for item in value)
-        return ("; " if deep else ", ").join(show(item) for item in value)
-    return str(value)
-
-
-def block(data: Mapping[str, Any], title: str = "", *, judge: bool = False) -> dict[str, Any]:
-    """Nested facts as {title, pairs, table, blocks}: scalars are pairs, alike dictionaries one table, others blocks.
-
-    A list of dictionaries is a table too. `pairs` is [(label, text, state)]; where `judge`, the state of
-    true is "good" and of false "bad".
-    """
-    pairs = [(label(key), show(value), _state(value, judge)) for key, value in data.items() if not _nested(value)]
-    inner = {key: value for key, value in data.items() if _nested(value) and isinstance(value, Mapping)}
-    lists = {key: value for key, value in data.items() if _nested(value) and not isinstance(value, Mapping)}
-    table, blocks = None, []
-    if len(inner) > 1 and _alike(list(inner.values())):
-        table = _table(list(inner.items()))
-        deeper = dict.fromkeys(key for row in inner.values() for key, item in row.items() if _nested(item))
-        inner = {key: {name: row[key] for name, row in inner.items() if key in row} for key in deeper}
-    blocks += [block(value, label(key), judge=judge) for key, value in inner.items()]
-    for key, rows in lists.items():
-        body = _table([_named(index, row) for index, row in enumerate(rows)])
-        blocks.append({"title": label(key), "pairs": [], "table": body, "blocks": []})
-    return {"title": title, "pairs": pairs, "table": table, "blocks": blocks}
-
-
-def _named(index: int, row: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """A row of a list is headed by its `name` or `what`, else by its place from 1."""
-    key = next((key for key in ("name", "what") if isinstance(row.get(key), str)), None)
-    return (row[key], {k: v for k, v in row.items() if k != key}) if key else (str(index + 1), row)
-
-
-def _state(value: Any, judge: bool) -> str:
-    return ("good" if value else "bad") if judge and isinstance(value, bool) else ""
-
-
-def _nested(value: Any) -> bool:
-    if isinstance(value, list):
-        return bool(value) and all(isinstance(item, Mapping) for item in value)
-    return isinstance(value, Mapping) and bool(value)
-
-
-def _alike(rows: list[Mapping[str, Any]]) -> bool:
-    """Dictionaries that share most of their scalar keys belong in one table."""
-    keys = [{key for key, item in row.items() if not _nested(item)} for row in rows]
-    shared = set.intersection(*keys)
-    return bool(shared) and len(shared) * 2 >= len(set.union(*keys))
-
-
-def _table(rows: list[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """Scalars only; what is nested in a row is shown below the table."""
-    keys = list(dict.fromkeys(key for _, row in rows for key, item in row.items() if not _nested(item)))
-    body = [(name.replace("_", " "), [show(row.get(key)) for key in keys]) for name, row in rows]
-    return {"head": [label(key) for key in keys], "body": body}
-
-
-def template(name: str) -> Any:
-    """A template of the pages."""
-    try:
-        import jinja2
-    except ImportError as error:
-        raise VssError("the page needs jinja2: pip install jinja2.") from error
-    loader = jinja2.FileSystemLoader(Path(__file__).resolve().parent.parent / "templates")
-    jinja = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    jinja.undefined = jinja2.StrictUndefined
-    jinja.filters.update(show=show, label=label, number=number, signed=signed)
-    return jinja.get_template(name)
-
-
-def write_html(path: Path | str, html: str) -> Path:
-    with atomic(path) as temporary:
-        temporary.write_text(html, encoding="utf-8")
-    return Path(path)
-
+from vss.run.page.words import THIN, TIMES, label, number, plain, signed
 
 Row = Mapping[str, Any]
 _FRACTIONS = ((1 / 2, "Half the MACs"), (1 / 3, "A third of the MACs"), (1 / 4, "A quarter of the MACs"))
 
 
 class Verdict(NamedTuple):
-    """`headline` is one sentence, `sentences` the rest.
+    """`answer` says whether the network may ship, `reasons` why not; `headline` is one sentence, `sentences` the rest.
 
-    `tone` is "good", "bad" or "neutral"; `tiles` are (figure, caption).
+    `tone` is "good" (green), "warn" (amber) or "bad" (red); `tiles` are (figure, caption).
     """
 
     headline: str
     sentences: list[str]
     tone: str
     tiles: list[tuple[str, str]]
+    answer: str
+    reasons: list[str]
 
 
 class Facts(NamedTuple):
@@ -221,23 +85,97 @@ def facts(report: Mapping[str, Any]) -> Facts:
     )
 
 
-def verdict(report: Mapping[str, Any]) -> Verdict:
+ANSWERS = {"good": "May ship", "warn": "Not settled", "bad": "Do not ship"}
+
+
+def verdict(report: Mapping[str, Any], worth: str = "") -> Verdict:
+    """`worth`: the sentence on what pruning is worth at equal latency, where there is one."""
     found, gate = facts(report), report.get("gate", {})
     parts = [_macs_phrase(found.mac_ratio), _speed_phrase(found.speedup), _score_phrase(found)]
     headline = ", ".join(part for part in parts if part)
     headline = headline[:1].upper() + headline[1:]
     if "passed" in gate:
         headline += f"{'; ' if headline else 'The '}{_gate_phrase(gate)}"
-    broken = [step for step in report.get("steps", []) if step.get("status") == "failed"]
-    failed = report.get("status") == "failed" or bool(broken)
-    sentences = [f"Step {step['name']} failed: {step.get('detail') or 'no detail was recorded'}." for step in broken]
-    if report.get("status") == "failed" and not broken:
-        sentences.append("The run is marked as failed.")
-    sentences += _gate_sentences(gate)
-    judged = gate.get("passed") and not any(check.get("passed", True) is None for check in gate.get("checks", []))
-    tone = "bad" if failed or gate.get("passed") is False else "good" if judged else "neutral"
+    sentences = [] if gates(report) else _gate_sentences(gate)
+    failed, open_ = _failures(report), _open_points(report, worth)
+    tone = "bad" if failed else "warn" if open_ else "good"
     fallback = f"{report['name']}: {report.get('status', '')}"
-    return Verdict(headline or fallback, sentences + _more(found), tone, _tiles(found))
+    more = [sentence for sentence in (_timed_on(report), worth) if sentence and sentence not in open_]
+    return Verdict(
+        headline or fallback, sentences + _more(found) + more, tone, _tiles(report, found), ANSWERS[tone],
+        failed + open_,
+    )  # fmt: skip
+
+
+def _failures(report: Mapping[str, Any]) -> list[str]:
+    """Why the network must not ship."""
+    broken = [step for step in report.get("steps", []) if step.get("status") == "failed"]
+    found = [f"Step {step['name']} failed: {step.get('detail') or 'no detail was recorded'}." for step in broken]
+    if report.get("status") == "failed" and not broken:
+        found.append("The run is marked as failed.")
+    gate = report.get("gate", {})
+    failed = [check for check in gate.get("checks", []) if check.get("passed") is False]
+    found += [f"The gate {check['what']} failed." for check in failed if check.get("what")]
+    if gate.get("passed") is False and not any(check.get("what") for check in failed):
+        found.append("The gate failed.")
+    return found + [
+        f"Building {row['name']} {row['precision']} for {row['runtime']} failed." for row in report.get("built", [])
+        if not row["passed"]
+    ]  # fmt: skip
+
+
+def _open_points(report: Mapping[str, Any], worth: str) -> list[str]:
+    """What is not known or not sure, so that somebody has to decide."""
+    gate, found = report.get("gate", {}), []
+    if "passed" not in gate:
+        found.append("No gate has judged the accuracy.")
+    for check in gate.get("checks", []):
+        what, span, limit = check.get("what"), check.get("drop_interval"), check.get("max_drop")
+        if what and check.get("passed", True) is None:
+            found.append(f"The gate {what} is not judged: the recipe sets no limit.")
+        elif what and check.get("passed") and span and limit is not None and span[1] > limit + 1e-9:
+            found.append(
+                f"The gate {what} passed, but the loss may reach {number(span[1], 2)} points (end of the 95 % "
+                f"interval) and {number(limit, 2)} may be lost: score more images, or decide."
+            )
+    if gate.get("checks") and not any(row["name"] == "control" for row in report.get("rows", [])):
+        found.append("There is no unpruned control that was trained as long, which may be better than the baseline.")
+    return found + _open_times(report, worth)
+
+
+def _open_times(report: Mapping[str, Any], worth: str) -> list[str]:
+    if not report.get("rows") or report.get("status") == "failed":
+        return []
+    bench, speedup = report.get("bench", {}), facts(report).speedup
+    if bench.get("noise"):
+        return [f"The speed is not known: {bench['noise']}"]
+    if speedup is None:
+        return ["The speed is not known: no engine was timed."]
+    low = bench.get("engine", {}).get("speedup", {}).get("engine pruned", {}).get("low")
+    if (low if low is not None else speedup) <= 1:
+        span = f" (95 % interval from {number(low, 2)})" if low is not None else ""
+        return [f"The pruned network is not clearly faster: {number(speedup, 2)}{TIMES}{span}."]
+    return [worth] if worth.endswith("pruning does not pay here.") else []
+
+
+def _timed_on(report: Mapping[str, Any]) -> str:
+    """Where the times of the engines come from."""
+    session = report.get("bench", {}).get("engine", {}).get("sessions", {}).get("engine pruned", {})
+    about = session.get("describe", {})
+    if report.get("bench", {}).get("noise") or not about.get("backend"):
+        return ""
+    environment = report.get("environment", {})
+    chip = (environment.get("cpu") or {}).get("model")
+    if about.get("device", "cpu") != "cpu":
+        chip = next((device.get("name") for device in environment.get("devices") or []), None)
+    threads = about.get("threads")
+    parts = [
+        chip or about.get("device"),
+        f"{plain(about['backend'])} {about.get('version', '')}".strip(),
+        f"{threads} thread{'' if threads == 1 else 's'}" if threads else "",
+        f"{session['batch']} image{'' if session['batch'] == 1 else 's'} at a time" if session.get("batch") else "",
+    ]
+    return f"Timed on {', '.join(str(part) for part in parts if part)}."
 
 
 def _gate_phrase(gate: Mapping[str, Any]) -> str:
@@ -286,8 +224,14 @@ def _more(found: Facts) -> list[str]:
     return sentences
 
 
-def _tiles(found: Facts) -> list[tuple[str, str]]:
+def _tiles(report: Mapping[str, Any], found: Facts) -> list[tuple[str, str]]:
+    """The loss against each unpruned network with its interval, the speed-up, and what was cut."""
+    checks = [check for check in report.get("gate", {}).get("checks", []) if check.get("what") in CHECKS]
     tiles = []
+    for check in [check for check in checks if check["what"] != EQUAL and "candidate" in check]:
+        told = f"{label(check['metric']).removesuffix(' (%)')} points against the {CHECKS[check['what']][1]}"
+        span = f"; 95 %: {_span(check)}, {within(check)}" if check.get("drop_interval") else ""
+        tiles.append((signed(check["candidate"] - check["baseline"], 2), told + span))
     if found.mac_ratio:
         tiles.append((f"{signed((found.mac_ratio - 1) * 100, 0)} %", "MACs"))
     if found.param_ratio:
@@ -295,7 +239,7 @@ def _tiles(found: Facts) -> list[tuple[str, str]]:
     if found.speedup:
         tiles.append((f"{number(found.speedup, 2)}{TIMES}", f"speed-up, {found.timed_on}"))
     score, as_long = found.against
-    if score is not None and found.score_after is not None:
+    if not checks and score is not None and found.score_after is not None:
         told = f"points of {found.title}{', trained as long' if as_long else ''}"
         tiles.append((signed(found.score_after - score, 2), told))
     return tiles
@@ -348,6 +292,18 @@ def _speedup(rows: Mapping[str, Row], name: str, reference: str) -> float | None
 WORDS = {True: ("passed", "good"), False: ("failed", "bad"), None: ("not judged", "")}
 
 
+EQUAL = "engine equals its network"
+CHECKS = {
+    EQUAL: ("Engine against its own network in torch", "network in torch"),
+    "pruned against baseline": ("Engine of the pruned network against the unpruned network", "unpruned network"),
+    "pruned against control": (
+        "Engine of the pruned network against the unpruned control, trained as long",
+        "unpruned control, trained as long",
+    ),
+}
+"""`what` of a check -> how its row is headed, and what the engine is compared with."""
+
+
 def gates(report: Mapping[str, Any]) -> dict[str, Any] | None:
     """Rows of `report["gate"]["checks"]`; None for a report whose gate is one comparison without a name."""
     checks = [check for check in report.get("gate", {}).get("checks", []) if "drop" in check and "baseline" in check]
@@ -355,23 +311,53 @@ def gates(report: Mapping[str, Any]) -> dict[str, Any] | None:
     for check in checks:
         rows.append(_gate_row(check["what"], label(check["metric"]), check))
         if "all_classes" in check:
-            title = f"{label(check['metric'])}, classes that are only predicted counted as 0"
-            rows.append(_gate_row("", title, check["all_classes"]))
-    return {"rows": rows} if rows else None
+            what = f"{label(check['metric'])}, classes that are only predicted counted as 0"
+            rows.append(_gate_row("", what, check["all_classes"]))
+    ends = [0.0] + [abs(end) for row in rows for end in row["marks"].values()]
+    reach = 1.08 * max(ends) or 1.0
+    for row in rows:
+        row["marks"] = {name: 50 + 50 * end / reach for name, end in row["marks"].items()}
+    return {"rows": rows, "named": any(row["name"] in CHECKS for row in rows)} if rows else None
 
 
 def _gate_row(name: str, figure: str, found: Mapping[str, Any]) -> dict[str, Any]:
-    span = found.get("drop_interval")
+    """`marks` are changes in points, later places from 0 to 100: of the figure, its interval and its limit; a change to
+    the worse is on the left, so that of a rate of misses is turned round."""
     limit = found.get("max_drop")
     word, tone = WORDS[found["passed"]] if "passed" in found else ("", "")
+    span = found.get("drop_interval")
+    marks = {"change": -found["drop"]} | ({"low": -span[1], "high": -span[0]} if span else {})
     return {
         "name": name,
+        "title": CHECKS.get(name, (name,))[0],
         "figure": figure,
         "before": number(found["baseline"], 2),
         "after": number(found["candidate"], 2),
         "change": signed(found["candidate"] - found["baseline"], 2),
-        "span": f"{signed(-span[1], 2)} to {signed(-span[0], 2)}" if span else "",
+        "span": _span(found),
+        "noise": within(found),
         "limit": number(limit, 2) if limit is not None else "none" if "passed" in found else "",
+        "marks": marks | ({"limit": -limit} if limit is not None else {}),
         "word": word,
         "tone": tone,
     }
+
+
+def _span(found: Mapping[str, Any]) -> str:
+    """The interval as one of the change, for which more is better."""
+    span = found.get("drop_interval")
+    return f"{signed(-span[1], 2)} to {signed(-span[0], 2)}" if span else ""
+
+
+def within(found: Mapping[str, Any]) -> str:
+    """Whether a drop with its `drop_interval` can be told from chance.
+
+    >>> within({"drop_interval": [-0.1, 0.3]}), within({"drop_interval": [0.1, 0.3]})
+    ('within noise', 'a loss beyond noise')
+    """
+    span = found.get("drop_interval")
+    if not span:
+        return ""
+    if span[0] == span[1] == 0:
+        return "no difference"
+    return "a loss beyond noise" if span[0] > 0 else "a gain beyond noise" if span[1] < 0 else "within noise"

@@ -26,6 +26,7 @@ from vss.core.errors import VssError
 from vss.core.files import atomic, safe_name, sha256_json
 from vss.core.registry import Registry
 from vss.data import IGNORE, Augment, Preprocess, SegData, SegSplit, check_labels, class_weights, make_loader
+from vss.train.details import class_drop_intervals, image_ious, listed_images, worst_images
 from vss.train.evaluate import Predictor, evaluate, torch_predictor
 from vss.train.gate import gate
 from vss.train.losses import Learner, SegLearner, SegLoss
@@ -33,6 +34,8 @@ from vss.train.losses import Learner, SegLearner, SegLoss
 log = logging.getLogger(__name__)
 
 Figures = dict[str, Any]
+WORST = 16
+"""Images that a report lists."""
 EQUAL, PRUNED = "engine equals its network", "pruned against"
 UNPRUNED = ("baseline", "control")
 
@@ -191,7 +194,7 @@ class Task(ABC):
         Args:
             out: folder of the run.
             predictors: "baseline", "pruned" and "engine".
-            results: what `evaluate` gave for "engine".
+            results: what `evaluate` gave for "baseline" and "engine".
 
         Returns:
             Keys of a report (`vss.core.report.Report`), and `files`: the paths written, relative to `out`.
@@ -200,6 +203,11 @@ class Task(ABC):
     def report(self, scores: Mapping[str, Figures]) -> Figures:
         """What a report holds of this task's own: keys of `vss.core.report.Report`."""
         return {}
+
+    @abstractmethod
+    def details(self, results: Mapping[str, Figures]) -> Figures:
+        """More of the kind, from figures by image: the row before pruning is the first of `results`, the engine the
+        last, a control between them."""
 
 
 TASKS: Registry[type[Task]] = Registry("task")
@@ -260,11 +268,24 @@ class SegmentationTask(Task):
 
     def pictures(self, out: Path, predictors: Mapping[str, Predictor], results: Mapping[str, Figures]) -> Figures:
         split = self.split(self.recipe.split)
-        panels = write_panels(out, split, spread(split, self.recipe.panels), predictors, self.data.palette)
+        before, after = (image_ious(results[name][self.per_image]) for name in ("baseline", "engine"))
+        chosen = worst_images(before, after, self.recipe.panels)
+        panels = write_panels(out, split, [index for index, _ in chosen], predictors, self.data.palette)
+        for panel, (index, why) in zip(panels, chosen, strict=True):
+            panel["note"] = f"{why}: mean IoU {before[index]:.1f} % before pruning, {after[index]:.1f} % of the engine"
         return {"panels": panels, "files": [path for panel in panels for path in panel["files"].values()]}
 
     def report(self, scores: Mapping[str, Figures]) -> Figures:
         return {"iou_pct": {name: result["iou_pct"] for name, result in scores.items()}}
+
+    def details(self, results: Mapping[str, Figures]) -> Figures:
+        images = {name: np.asarray(result[self.per_image]) for name, result in results.items()}
+        *starts, last = images
+        return {
+            "confusion": {name: counts.sum(0, dtype=np.int64).tolist() for name, counts in images.items()},
+            "class_drops": {name: class_drop_intervals(images[name], images[last]) for name in starts},
+            "worst": listed_images(self.split(self.recipe.split).ids, images, WORST),
+        }
 
 
 # -- pictures ---------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from vss.core.config import FitConfig
 from vss.core.errors import VssError
 from vss.core.files import atomic
 from vss.data import Augment, DefectSplit, SegSplit, Targets, choose_annotated, labels_of, make_loader, read_split_file
+from vss.train.details import decision_curves
 from vss.train.evaluate import Predictor, torch_predictor
 from vss.train.gate import gate
 from vss.train.losses import DefectLearner
@@ -237,17 +238,28 @@ class DefectTask(Task):
     # -- artefacts ----------------------------------------------------------------------------------------------------
 
     def pictures(self, out: Path, predictors: Mapping[str, Predictor], results: Mapping[str, Figures]) -> Figures:
-        """Every defect that the engine misses, worst first, and then the weakest of those it finds."""
+        """Every defect that the engine misses, worst first, then the weakest of those it finds; and sound images that
+        it calls defective, highest score first, at most twice `panels`."""
         engine, amount = results["engine"], self.recipe.panels
-        missed = engine["missed"]
+        missed, split = engine["missed"], self.split(self.recipe.split)
         chosen = [*missed, *engine["weakest"][: max(0, amount - len(missed))]]
-        split = self.split(self.recipe.split)
+        _, labels, logits = engine[self.per_image][engine[self.per_image][:, 0] == 1].T
+        called = ~labels.astype(bool) & (logits >= engine["threshold_logit"])
+        alarms = [i for i in np.argsort(-logits, kind="stable") if called[i]]
+        chosen += [{"id": split.ids[i], "score": sigmoid(logits[i]), "defective": False} for i in alarms[: 2 * amount]]
         panels = write_defects(out, split, chosen, predictors["engine"], threshold=engine["threshold"])
         return {
             "panels": [],
             "defects": panels,
             "files": [path for panel in panels for path in panel["files"].values()],
         }
+
+    def details(self, results: Mapping[str, Figures]) -> Figures:
+        found = {}
+        for name, result in results.items():
+            _, labels, logits = result[self.per_image][result[self.per_image][:, 0] == 1].T
+            found[name] = decision_curves(labels, logits, result["threshold_logit"])
+        return {"decisions": found}
 
 
 SIDES = ((0, "low"), (1, "high"))
@@ -273,7 +285,7 @@ def write_defects(
 
     Args:
         split: where the images come from.
-        images: `id` and `score`, a probability.
+        images: `id`, `score`, a probability, and `defective`, where it is not true.
         predict: gives the heads of a defect network.
         threshold: a probability; images below it are missed.
     """
@@ -288,7 +300,8 @@ def write_defects(
         for title, picture in pictures.items():
             with atomic(root / files[title]) as temporary:
                 Image.fromarray(picture).save(temporary)
-        panels.append({"id": row["id"], "files": files, "score": row["score"], "missed": row["score"] < threshold})
+        found = {"score": row["score"], "missed": row["score"] < threshold, "defective": row.get("defective", True)}
+        panels.append({"id": row["id"], "files": files, **found})
     return panels
 
 

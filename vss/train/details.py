@@ -1,0 +1,114 @@
+"""What a page shows of one evaluation beside its scores: confusion, changes by class, the worst images, curves of
+decisions. Everything comes from the figures by image that a run keeps; no network runs again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from vss.train.gate import image_draws
+from vss.train.metrics import miou_pct, pr_curve
+
+POINTS = 400
+"""Of a curve over thresholds, at most."""
+BINS = 40
+LOWEST, LOST = "lowest score", "lost most"
+
+
+def image_ious(confusion: np.ndarray) -> np.ndarray:
+    """(n, K, K) counts -> (n,) mean IoU in percent of each image over the classes in its truth, NaN where all is void.
+
+    For finding images; the score of a network is that of one matrix over the set.
+    """
+    return miou_pct(torch.from_numpy(np.asarray(confusion)), truth=True).numpy()
+
+
+def worst_images(before: np.ndarray, after: np.ndarray, amount: int) -> list[tuple[int, str]]:
+    """Indices of the worst images and why: half have the lowest score `after`, the others lost most since `before`.
+
+    Args:
+        before, after: (n,) scores in percent, NaN for images that cannot be judged.
+    """
+    judged = [int(index) for index in np.argsort(after, kind="stable") if np.isfinite(after[index] + before[index])]
+    change = after - before
+    lost = [index for index in sorted(judged, key=lambda index: change[index]) if change[index] < 0]
+    amount = min(amount, len(judged))
+    chosen = dict.fromkeys(judged[: (amount + 1) // 2], LOWEST)
+    for index in lost[:amount]:
+        if len(chosen) < amount:
+            chosen.setdefault(index, LOST)
+    for index in judged:
+        if len(chosen) < amount:
+            chosen.setdefault(index, LOWEST)
+    return list(chosen.items())
+
+
+def listed_images(ids: Sequence[str], confusions: Mapping[str, np.ndarray], amount: int) -> list[dict[str, Any]]:
+    """`vss.core.report.Worst` of the worst images; `confusions` are (n, K, K) by row, the first before, the last after.
+
+    `confused` is what the last network gets wrong most: [true class, predicted class, percent of the image].
+    """
+    scores = {name: image_ious(images) for name, images in confusions.items()}
+    first, last = next(iter(confusions)), list(confusions)[-1]
+    rows = []
+    for index, why in worst_images(scores[first], scores[last], amount):
+        counts = np.asarray(confusions[last][index])
+        wrong = counts - np.diag(counts.diagonal())
+        true, guess = np.unravel_index(int(wrong.argmax()), wrong.shape)
+        share = 100 * float(wrong[true, guess]) / max(1, int(counts.sum()))
+        row: dict[str, Any] = {"id": ids[index], "why": why}
+        row["scores"] = {name: float(values[index]) for name, values in scores.items()}
+        rows.append(row | ({"confused": [int(true), int(guess), share]} if share else {}))
+    return rows
+
+
+def class_drop_intervals(before: np.ndarray, after: np.ndarray) -> list[list[float] | None]:
+    """95 % bootstrap interval over images of the drop in IoU of every class, in points; None for a class that no image
+    has.
+
+    Args:
+        before, after: (n, K, K) counts by image, rows are truth, the same images for both.
+    """
+    weights = image_draws(len(before)).astype(np.float64)
+    drops = _resampled_iou(weights, before) - _resampled_iou(weights, after)
+    present = np.asarray(before).sum((0, 2)) > 0
+    return [
+        [float(edge) for edge in np.nanpercentile(drops[:, k], [2.5, 97.5])] if present[k] else None
+        for k in range(drops.shape[1])
+    ]
+
+
+def _resampled_iou(weights: np.ndarray, confusion: np.ndarray) -> np.ndarray:
+    """(samples, K) IoU in percent, NaN where a sample has the class in neither truth nor prediction."""
+    counts = np.asarray(confusion, np.float64)
+    hits = np.einsum("nkk->nk", counts)
+    tops, unions = weights @ hits, weights @ (counts.sum(1) + counts.sum(2) - hits)
+    return 100 * np.divide(tops, unions, out=np.full_like(tops, np.nan), where=unions > 0)
+
+
+def decision_curves(labels: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, Any]:
+    """`vss.core.report.Decisions` of one network: precision and recall, misses and false alarms from every score on,
+    and how many images have which score.
+
+    Args:
+        labels: (n,) true for a defect.
+        scores: (n,) log-odds; from `threshold` on an image is called defective.
+    """
+    labels = np.asarray(labels).astype(bool)
+    curve = pr_curve(labels, scores)
+    kept = np.unique(np.linspace(0, len(curve.threshold) - 1, min(POINTS, len(curve.threshold))).round().astype(int))
+    edges = np.histogram_bin_edges(scores, BINS)
+    return {
+        "threshold": float(threshold),
+        "score": curve.threshold[kept].tolist(),
+        "precision_pct": (100 * curve.precision[kept]).tolist(),
+        "recall_pct": (100 * curve.recall[kept]).tolist(),
+        "misses": (labels.sum() - curve.true_positives[kept]).astype(int).tolist(),
+        "false_alarms": curve.false_positives[kept].astype(int).tolist(),
+        "edges": edges.tolist(),
+        "defective": np.histogram(scores[labels], edges)[0].tolist(),
+        "sound": np.histogram(scores[~labels], edges)[0].tolist(),
+    }
