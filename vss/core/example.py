@@ -130,26 +130,29 @@ def own_attribute(model: Any, name: str, kind: type[T]) -> T | None:
 
 def outputs_of(value: object) -> list[Tensor]:
     """All tensors in a nested structure of mappings, sequences, dataclasses and plain objects, in order."""
-    return list(_leaves(value, set()))
+    return [tensor for _, tensor in named_tensors(value)]
 
 
-def _leaves(value: object, seen: set[int]) -> Iterator[Tensor]:
+def named_tensors(value: object, name: str = "", inside: tuple[int, ...] = ()) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of everything in a nested structure, in order; a name is the way to it, joined by `_`.
+
+    `name` is that of the structure itself, and `inside` holds the ids of what it lies in: nothing is walked in circles.
+    """
     import torch
 
     if isinstance(value, torch.Tensor):
-        yield value
+        yield name or "output", value
         return
-    if value is None or isinstance(value, str | bytes | int | float | type | torch.nn.Module) or id(value) in seen:
+    if isinstance(value, str | bytes | type | torch.nn.Module) or id(value) in inside:
         return
-    seen.add(id(value))
     if isinstance(value, Mapping):
-        parts: Any = value.values()
+        parts: Any = value.items()
     elif isinstance(value, tuple | list):
-        parts = value
+        parts = [(str(index) if name else f"output{index}", part) for index, part in enumerate(value)]
     else:
-        parts = getattr(value, "__dict__", {}).values()
-    for part in parts:
-        yield from _leaves(part, seen)
+        parts = getattr(value, "__dict__", {}).items()
+    for key, part in parts:
+        yield from named_tensors(part, f"{name}_{key}" if name else str(key), (*inside, id(value)))
 
 
 def logits_of(value: object) -> list[Tensor]:

@@ -306,26 +306,38 @@ def _write(
     dims: Any,
     name: str,
 ) -> None:
-    """One call of torch.onnx.export, without its progress output."""
+    """`torch.onnx.export` without its progress output.
+
+    What it makes of fused attention has other strides in its trace than in the network, so that a view behind it can
+    fail; then attention is traced as the operations that it consists of.
+    """
     import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    def trace() -> None:
+        torch.onnx.export(
+            graph,
+            inputs,
+            str(path),
+            dynamo=True,
+            opset_version=opset,
+            input_names=input_names,
+            output_names=output_names,
+            dynamic_shapes=dims,
+            external_data=False,
+            verbose=False,
+        )
 
     with _quiet():
         try:
-            torch.onnx.export(
-                graph,
-                inputs,
-                str(path),
-                dynamo=True,
-                opset_version=opset,
-                input_names=input_names,
-                output_names=output_names,
-                dynamic_shapes=dims,
-                external_data=False,
-                verbose=False,
-            )
+            trace()
         except torch.onnx.OnnxExporterError as error:
-            why = str(error.__cause__ or error).strip().splitlines()[0]
-            raise VssError(f"{name} cannot be exported to ONNX opset {opset} ({why}).") from error
+            try:
+                with sdpa_kernel(SDPBackend.MATH):
+                    trace()
+            except torch.onnx.OnnxExporterError:
+                why = str(error.__cause__ or error).strip().splitlines()[0]
+                raise VssError(f"{name} cannot be exported to ONNX opset {opset} ({why}).") from error
 
 
 @contextmanager

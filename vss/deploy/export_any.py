@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vss.core.closeness import relative_difference
 from vss.core.errors import VssError, one_line
-from vss.core.example import Example, Forward, call, mapped
+from vss.core.example import Example, Forward, call, mapped, named_tensors
 from vss.deploy.backends import BACKENDS
 from vss.deploy.graph import Declared
 from vss.deploy.parity import CLOSE, Tolerance
@@ -49,12 +49,17 @@ class AnyGraph(nn.Module):
                     f"the network does not take the example {shapes} ({type(error).__name__}: "
                     f"{one_line(str(error)).rstrip('.')}); give another example=, or forward=lambda net, x: ...."
                 ) from error
-        named = dict(_outputs(found, ""))
+        pairs = list(named_tensors(found))
+        named = dict(pairs)
         if not named:
             raise VssError(
                 f"the output is a {type(found).__name__} in which no tensor was found; give forward=lambda net, x: "
                 "..., which returns tensors."
             )
+        if len(named) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in named if names.count(name) > 1)
+            raise VssError(f"two outputs would be called {twice!r}; give forward=lambda net, x: ..., with other names.")
         only = next(iter(named.values()))
         single = len(named) == 1 and isinstance(found, Tensor)
         names = [("logits" if only.ndim == 4 else "output")] if single else list(named)
@@ -64,36 +69,19 @@ class AnyGraph(nn.Module):
         """The tensors of `inputs`, in order. Returns those of `names`, in order."""
         left = iter(tensors)
         example = mapped(self.example, lambda value: next(left))
-        return tuple(value for _, value in _outputs(self.call(self.model, example), ""))
+        return tuple(value for _, value in named_tensors(self.call(self.model, example)))
 
 
 def _inputs(model: nn.Module, example: Example) -> Iterator[tuple[str, Tensor]]:
     if isinstance(example, Tensor):
         yield ("image" if example.ndim == 4 and example.is_floating_point() else "input"), example
     elif isinstance(example, Mapping):
-        yield from _outputs(example, "")
+        yield from named_tensors(example)
     elif isinstance(example, tuple | list):
         names = list(inspect.signature(model.forward).parameters)
         for index, value in enumerate(example):
             name = names[index] if index < len(names) and len(names) >= len(example) else f"input{index}"
-            yield from _outputs(value, name)
-
-
-def _outputs(found: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of everything in mappings, sequences and plain objects, in order."""
-    if isinstance(found, Tensor):
-        yield name or "output", found
-        return
-    if isinstance(found, Mapping):
-        parts: Any = found.items()
-    elif isinstance(found, tuple | list):
-        parts = [(str(index) if name else f"output{index}", value) for index, value in enumerate(found)]
-    elif hasattr(found, "__dict__") and not isinstance(found, type | nn.Module):
-        parts = vars(found).items()
-    else:
-        return
-    for key, value in parts:
-        yield from _outputs(value, f"{name}_{key}" if name else str(key))
+            yield from named_tensors(value, name)
 
 
 def batched(graph: AnyGraph, batch: int | None) -> tuple[list[Tensor], list[bool]]:

@@ -6,6 +6,7 @@ A file may hold a state dict under a key beside other things, its names may begi
 
 from __future__ import annotations
 
+import itertools
 import logging
 import pickle
 import struct
@@ -148,7 +149,7 @@ def _named_as(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, 
     """
     best = (-1, 0, "", "")
     for theirs in {"", *_beginnings(state)}:
-        for ours in {"", *_common(own)}:
+        for ours in {"", *common_beginnings(own)}:
             count = sum(name.startswith(ours) and theirs + name[len(ours) :] in state for name in own)
             best = max(best, (count, -len(theirs + ours), theirs, ours))
     count, _, theirs, ours = best
@@ -170,13 +171,11 @@ def _beginnings(names: Iterable[str]) -> set[str]:
     }  # fmt: skip
 
 
-def _common(names: Iterable[str]) -> list[str]:
-    """What begins all names, a segment more each time."""
-    first, *others = [name.split(".")[:-1] for name in names]
-    count = 0
-    while count < len(first) and all(other[: count + 1] == first[: count + 1] for other in others):
-        count += 1
-    return [".".join(first[:size]) + "." for size in range(1, count + 1)]
+def common_beginnings(names: Iterable[str]) -> list[str]:
+    """What begins all names, a segment more each time; the last segment of a name is never part of it."""
+    parts: Iterable[tuple[str, ...]] = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    same = [segments[0] for segments in itertools.takewhile(lambda segments: len(set(segments)) == 1, parts)]
+    return [".".join(same[:size]) + "." for size in range(1, len(same) + 1)]
 
 
 def load_backbone(backbone: nn.Module, path: Path | str) -> None:

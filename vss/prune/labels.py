@@ -177,9 +177,10 @@ class Component:
             for dim, labels in joint.slices.items():
                 self.local_slices[number, dim] = places[start : start + len(labels)]
                 start += len(labels)
+        self.inside = torch.cat([part.reshape(-1) for part in self.local.values()]).unique()
 
     def choices(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """Pairs of base classes for each way to shrink; every box takes the dim that leaves the most of them."""
+        """Pairs of base classes for each way to shrink; every box takes the dim that leaves it the most of them."""
         first = self.joints[0]
         ways = [dim for dim in first.axes if dim not in first.frozen]
         tried = [self._choose(dim) for dim in ways]
@@ -190,9 +191,9 @@ class Component:
         return bool(torch.isin(classes, self.names).any())
 
     def _choose(self, first: int) -> tuple[int, list[tuple[Tensor, Tensor]]]:
-        """The number of classes that are left, and the pairs, when the first box shrinks along `first`."""
+        """The number of classes that are left in boxes, and the pairs, when the first box shrinks along `first`."""
         local: list[tuple[Tensor, Tensor]] = []
-        count, shrinks = len(self.names), dict[int, bool]()
+        count, shrinks = len(self.inside), dict[int, bool]()
         order = sorted(range(len(self.joints)), key=lambda number: (number > 0, not self.joints[number].slices))
         for number in order:
             joint = self.joints[number]
@@ -202,8 +203,10 @@ class Component:
             for dim in dims:
                 fits = said.get(dim) is not False and not any(said[other] for other in said if other != dim)
                 links = self._links(number, dim)
-                ways.append((fits, Classes(len(self.names), [*local, *links]).count, -dim, links))
-            _, count, chosen, links = max(ways, key=lambda way: way[:3])
+                of = Classes(len(self.names), [*local, *links]).of
+                own, left = (len(of[labels].unique()) for labels in (self.local[number].reshape(-1), self.inside))
+                ways.append((fits, own, left, -dim, links))
+            _, _, count, chosen, links = max(ways, key=lambda way: way[:4])
             shrinks |= {int(self.local_slices[number, dim][0]): dim == -chosen for dim in joint.slices}
             local += links
         return count, [(self.names[a], self.names[b]) for a, b in local]

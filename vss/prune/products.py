@@ -153,8 +153,9 @@ def contracted(follower: Follower, first: Tensor, second: Tensor, one: int, othe
       "_scaled_dot_product_efficient_attention", "_scaled_dot_product_attention_math",
       "scaled_dot_product_attention")  # fmt: skip
 def attended(follower: Follower, given: Given, outputs: list[Tensor]) -> None:
-    """query (B, heads, n, d), key (B, heads, m, d), value (B, heads, m, e) -> (B, heads, n, e)."""
+    """query (B, heads, n, d), key (B, heads, m, d), value (B, heads, m, e), a mask or bias -> (B, heads, n, e)."""
     query, key, value = given["query"], given["key"], given["value"]
+    mask = given.get("attn_mask", given.get("attn_bias"))
     follower.freeze(query, [query.ndim - 2], FIXED)
     follower.freeze(key, [key.ndim - 2], MIXED.format("softmax"))
     follower.freeze(value, [value.ndim - 2], MIXED.format("softmax"))
@@ -162,5 +163,10 @@ def attended(follower: Follower, given: Given, outputs: list[Tensor]) -> None:
     for dim in range(query.ndim - 2):
         follower.meet(query, dim, value, dim)
         follower.meet(key, dim, value, dim)
+    if isinstance(mask, Tensor):
+        follower.freeze(mask, [mask.ndim - 2, mask.ndim - 1], MIXED.format("softmax"))
+        for dim in range(mask.ndim - 2):
+            if mask.shape[dim] > 1 and mask.stride(dim):
+                follower.meet(mask, dim, value, dim + value.ndim - mask.ndim)
     marks = [kept_without(follower, mark, [value.ndim - 2]) for mark in follower.of(value)]
     follower.put(outputs[0], marks)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -16,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from vss.core.errors import VssError
 from vss.models import Wrapped
+from vss.models.weights import common_beginnings
 from vss.prune import Plan
 from vss.prune.apply import name_of, tensors_of
 
@@ -88,7 +88,7 @@ def adding(prefix: str) -> Rename:
 def matching(file: Iterable[str], own: Iterable[str]) -> Rename | None:
     """How the names of a file become those of a network, where the same network is under another prefix; else None."""
     theirs, ours = set(file), set(own)
-    before, after = _prefix(theirs), _prefix(ours)
+    before, after = (["", *common_beginnings(names)][-1] for names in (theirs, ours))
     if theirs == ours or not (before.endswith(after) or after.endswith(before)):
         return None
     if {name.removeprefix(before) for name in theirs} != {name.removeprefix(after) for name in ours}:
@@ -97,14 +97,3 @@ def matching(file: Iterable[str], own: Iterable[str]) -> Rename | None:
         gone = before.removesuffix(after)
         return lambda name: name.removeprefix(gone)
     return adding(after.removesuffix(before))
-
-
-def _prefix(names: set[str]) -> str:
-    """The segments that all names begin with, the last one of each apart."""
-    parts: Any = zip(*(name.split(".")[:-1] for name in names), strict=False)
-    same: list[str] = []
-    for segments in parts:
-        if len(set(segments)) > 1:
-            break
-        same.append(segments[0])
-    return "".join(f"{segment}." for segment in same)
