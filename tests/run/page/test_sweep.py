@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from vss.core.files import write_json
-from vss.run.page.sweep import render, write_page
+from vss.run.page.sweep import headline, missing, render, write_page
+from vss.sweep.results import ranking
 
 from .browser import Browser, browser, find
 from .sweep_results import results
@@ -56,7 +57,7 @@ def test_it_opens_without_network_and_without_errors(desktop: Browser, page: tup
     errors += [e for e in desktop.said("Log.entryAdded") if e["entry"]["level"] == "error"]
     assert errors == []
     assert desktop.run("[...document.querySelectorAll('section')].map(s => s.id)") == [
-        "ranking", "tradeoff", "table", "classes", "widths", "pictures", "reproduce",
+        "ranking", "tradeoff", "table", "classes", "widths", "pictures", "missing", "reproduce",
     ]  # fmt: skip
     assert desktop.run("document.querySelectorAll('.plot .point').length") == 3 * (30 + 3)
     assert desktop.run("document.querySelectorAll('.heat tbody td').length") == 30 * 11
@@ -145,3 +146,39 @@ def test_nothing_sticks_out_on_a_phone(chromium: Browser, page: tuple[Path, dict
 def test_data_cannot_end_its_script(page: tuple[Path, dict[str, Any]]) -> None:
     data = page[1] | {"protocol": "</script><b>x</b>"}
     assert "</script><b>" not in render(data, page[0].parent)
+
+
+def blocks(count: int, gaps: dict[str, float]) -> dict[str, dict[str, float]]:
+    """Scores that differ by `gaps`, but for a small change of turn in every block."""
+    return {f"b{i}": {name: 50 - gap + 0.01 * ((i + k) % 3) for k, (name, gap) in enumerate(gaps.items())}
+            for i in range(count)}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("count", "gaps", "text"),
+    [
+        (8, {"a": 0, "b": 1, "c": 2}, "a comes first (3 compared in 8 blocks)"),
+        (3, {"a": 0, "b": 1, "c": 2}, "So few comparisons rank nothing (3 compared in 3 blocks)"),
+        (9, {"a": 0, "b": 0, "c": 2}, "b leads, and a cannot be told from it (3 compared in 9 blocks)"),
+        (9, {"a": 0, "b": 0, "c": 0}, "None is better in mIoU beyond chance (3 compared in 9 blocks)"),
+    ],
+)
+def test_a_first_place_is_named_only_where_the_tests_say_so(
+    page: tuple[Path, dict[str, Any]], count: int, gaps: dict[str, float], text: str
+) -> None:
+    found = headline(page[1] | {"ranking": ranking(blocks(count, gaps))})
+    assert found["headline"] == text and "mean rank is that of" in found["sentences"][0]
+
+
+def test_missing_latencies_are_named(page: tuple[Path, dict[str, Any]]) -> None:
+    rows = [{**row, "values": dict(row["values"])} for row in page[1]["rows"]]
+    del rows[0]["values"]["latency_ms_p50"], rows[1]["values"]["latency_ms_p50"]
+    rows[1]["values"]["latency_spread_pct"] = 12.3
+    data = page[1] | {"rows": rows}
+    (figure, why), (failed, error) = missing(data)
+    assert figure == "Latency of 2 of 89 runs" and f"{rows[1]['id']} (too noisy: spread 12.3 %)" in why
+    assert f"; {rows[0]['id']} (not timed). The same command" in why
+    assert failed == f"Every figure of {rows[7]['id']}" and "the floor allows 0.41" in error
+    assert "Latency of 2 of 89 runs is missing." in headline(data)["sentences"]
+    assert [each for each, _ in missing(page[1])] == [failed]
+    assert "Latency of 2 of 89 runs" in render(data, page[0].parent)

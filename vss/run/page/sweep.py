@@ -43,6 +43,7 @@ def render(results: Mapping[str, Any], root: Path) -> str:
         head=headline(results),
         sections=_sections(results),
         panels=pictures,
+        missing=missing(results),
         environment=block(environment),
         machine=" · ".join(dict.fromkeys(str(part) for part in machine if part)),
         created=str(results.get("created") or "")[:16].replace("T", " "),
@@ -91,6 +92,7 @@ def _sections(results: Mapping[str, Any]) -> list[tuple[str, str]]:
         "classes": ("IoU per class", any(group["iou_pct"] for group in groups)),
         "widths": ("Widths", any(group["widths"] for group in groups)),
         "pictures": ("Pictures", bool(results["panels"])),
+        "missing": ("Missing figures", bool(missing(results))),
         "reproduce": ("Reproduce", True),
     }
     return [(name, title) for name, (title, there) in found.items() if there]
@@ -101,7 +103,10 @@ def headline(results: Mapping[str, Any]) -> dict[str, Any]:
     rows, ranking = results["rows"], results["ranking"]
     failed = [row for row in rows if row["status"] == "failed"]
     done = [row for row in rows if row["status"] == "ok"]
-    sentences = [_ranked(ranking, results["title"])] if ranking["rows"] else []
+    text, told = f"{len(done)} of {len(rows)} runs done", ""
+    if ranking["rows"]:
+        text, told = _ranked(ranking, results["title"])
+    sentences = [told] if told else []
     for case in results["unequal"]:
         low, high = number(100 * case["low_kept"], 1), number(100 * case["high_kept"], 1)
         sentences.append(
@@ -112,22 +117,52 @@ def headline(results: Mapping[str, Any]) -> dict[str, Any]:
     tiles = [(f"{len(done)} of {len(rows)}", "runs done"), (str(len(results["groups"])), "networks compared")]
     best = _best(results)
     if best:
-        tiles.append((signed(best[1], 2), f"points, least loss: {best[0]}"))
-    text = f"{ranking['rows'][0]['name']} comes first" if ranking["rows"] else f"{len(done)} of {len(rows)} runs done"
-    if ranking["rows"]:
-        first, count = ranking["rows"][0], len(ranking["rows"])
-        text += f" of {count}: mean rank {number(first['rank'], 1)} over {ranking['blocks']} comparisons"
+        tiles.append((signed(best[1], 2), f"points, least mean loss: {best[0]}"))
+    sentences += [f"{figure} is missing." for figure, _ in missing(results) if figure.startswith("Latency")]
     return {"headline": text, "sentences": sentences, "tiles": tiles, "tone": "bad" if failed else "good"}
 
 
-def _ranked(ranking: Mapping[str, Any], title: str) -> str:
+LEVEL = 0.05
+
+
+def _ranked(ranking: Mapping[str, Any], title: str) -> tuple[str, str]:
+    """A headline and a sentence: a first place is named only where the tests tell it from chance."""
     first, *others = ranking["rows"]
-    worse = [row["name"] for row in others if row["p"] is not None and row["p"] < 0.05]
-    if not worse:
-        return f"No other is worse than {first['name']} in {title} beyond chance (p < 0.05 after Holm)."
-    same = [row["name"] for row in others if row["name"] not in worse]
-    more = f"; not so {', '.join(same)}" if same else ""
-    return f"Worse than {first['name']} in {title} beyond chance (p < 0.05 after Holm): {', '.join(worse)}{more}."
+    least, friedman, blocks = ranking["least_p"], ranking["friedman_p"], ranking["blocks"]
+    of = f"{len(ranking['rows'])} compared in {blocks} block{'' if blocks == 1 else 's'}"
+    means = f"The best mean rank is that of {first['name']}, {number(first['rank'], 1)}"
+    if least is not None and least >= LEVEL:
+        return f"So few comparisons rank nothing ({of})", f"{means}, and no test can tell it from chance."
+    worse = [row["name"] for row in others if row["p"] is not None and row["p"] < LEVEL]
+    if not worse or (friedman is not None and friedman >= LEVEL):
+        same = f"No other is worse than {first['name']} in {title} beyond chance (p < {LEVEL} after Holm)."
+        return f"None is better in {title} beyond chance ({of})", f"{means}. {same}"
+    same_as = [row["name"] for row in others if row["name"] not in worse]
+    sentence = f"Worse than {first['name']} in {title} beyond chance (p < {LEVEL} after Holm): {', '.join(worse)}"
+    if same_as:
+        sentence = f"{sentence}; not so {', '.join(same_as)}. {means}."
+        return f"{first['name']} leads, and {', '.join(same_as)} cannot be told from it ({of})", sentence
+    return f"{first['name']} comes first ({of})", f"{sentence}. {means}."
+
+
+def missing(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(figure, which runs lack it and why)."""
+    done = [row for row in results["rows"] if row["status"] == "ok"]
+    lacking = [row for row in done if "latency_ms_p50" not in row["values"]]
+    found = []
+    if lacking and "macs_g" in results["columns"]:
+        noisy = [row for row in lacking if "latency_spread_pct" in row["values"]]
+        others = [row["id"] for row in lacking if row not in noisy]
+        told = [f"{row['id']} (too noisy: spread {number(row['values']['latency_spread_pct'], 1)} %)" for row in noisy]
+        if others:
+            told.append(f"{', '.join(others) if len(others) < len(done) else 'all'} (not timed)")
+        why = f"{'; '.join(told)}. The same command times them again, where latency_seconds is above 0."
+        found.append((f"Latency of {len(lacking)} of {len(done)} runs", why))
+    for row in results["rows"]:
+        if row["status"] != "ok":
+            why = row.get("error") or "the run is not done; the same command goes on"
+            found.append((f"Every figure of {row['id']}", why))
+    return found
 
 
 def _best(results: Mapping[str, Any]) -> tuple[str, float] | None:
