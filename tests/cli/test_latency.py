@@ -130,16 +130,18 @@ def small_run(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_run_is_explained_with_its_cliffs(small_run: Path, tmp_path: Path) -> None:
+def test_a_run_is_explained_with_its_cliffs(small_run: Path) -> None:
     arguments = ["explain", str(small_run), "--seconds", "0.05", "--allow-unstable", "--report",
-                 str(tmp_path / "why.json"), "--plot", str(tmp_path / "cliffs.svg")]  # fmt: skip
+                 str(small_run / "why.json"), "--plot", str(small_run / "cliffs.svg")]  # fmt: skip
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0
-    figures = json.loads((tmp_path / "why.json").read_text())
+    figures = json.loads((small_run / "why.json").read_text())
     assert f"{figures['speedup']:.2f}x faster for {figures['mac_reduction']:.2f}x fewer MACs" in done.output
     assert {row["unit"] for row in figures["rows"]} >= {"convs.0", "convs.1", "head"}
     assert figures["noise"] >= 0 and ("noisy:" in done.output) == (figures["noise"] > 0.1)
-    assert "kept: 8" in (tmp_path / "cliffs.svg").read_text()
+    assert "kept: 8" in (small_run / "cliffs.svg").read_text()
+    page = (small_run / "report.html").read_text()
+    assert all(f'href="{name}"' in page for name in ("why.json", "cliffs.svg", "latency_table.json"))
 
 
 def test_times_of_a_noisy_machine_are_exit_code_3(

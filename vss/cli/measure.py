@@ -326,6 +326,7 @@ def explain(
     if backend and tensorrt and tensorrt.flavour.targets:
         refuse_given(ctx, ["seconds", "allow_unstable"], f"is for times, and --backend {backend} measures none")
         _explain_layers(run, backend, precision, given.get("build.targets", ()), top, report)
+        _page_again(run, report, plot)
         return
     refuse_given(ctx, ["build.targets"], "is for --backend tensorrt_rtx")
     figures = work.explain(run, backend=backend, precision=precision, seconds=seconds)
@@ -351,7 +352,16 @@ def explain(
     for name, request in figures["request"].items():
         out.print(f"{name}: the engine is {request['engine_share']:.0%} of a request of {request['request_ms']:.2f} ms")
     write_figures(report, "vss.explain", figures)
+    _page_again(run, report, plot)
     _require_quiet(figures["noise"], "an engine was slower in another round; end other work", allow_unstable)
+
+
+def _page_again(run: Path, *files: Path | None) -> None:
+    """Write the page of a run again after a file that it links was written beside it."""
+    if any(file and file.resolve().parent == run.resolve() for file in files):
+        from vss.run.page import write_page
+
+        write_page(run / "report.json", run / "report.html")
 
 
 def _explained_by(run: Path, backend: str | None) -> Any:

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from .browser import Browser, browser, find
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Without a network."""
+    program = find()
+    if program is None:
+        pytest.skip("needs Chromium: apt-get install chromium, or name one in VSS_CHROMIUM")
+    with browser(program, tmp_path_factory.mktemp("profile")) as opened:
+        opened.send("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0,
+                    uploadThroughput=0)  # fmt: skip
+        yield opened
+
 
 CLASSES = ["road", "<kerb>", "car"]
 BEFORE, AFTER = [[90, 10, 0], [5, 40, 5], [2, 0, 6]], [[80, 20, 0], [5, 44, 1], [8, 0, 0]]

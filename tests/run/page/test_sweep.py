@@ -6,7 +6,6 @@ import csv
 import json
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from vss.core.files import write_json
 from vss.run.page.sweep import headline, missing, render, write_page
 from vss.sweep.results import ranking
 
-from .browser import Browser, browser, find
+from .browser import Browser
 from .sweep_results import results
 
 
@@ -26,17 +25,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     data = results(root)
     write_json(root / "results.json", data)
     return write_page(root / "results.json", root / "report.html"), data
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = find()
-    if program is None:
-        pytest.skip("needs Chromium: apt-get install chromium, or name one in VSS_CHROMIUM")
-    with browser(program, tmp_path_factory.mktemp("profile")) as opened:
-        opened.send("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0,
-                    uploadThroughput=0)  # fmt: skip
-        yield opened
 
 
 @pytest.fixture
