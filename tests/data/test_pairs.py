@@ -203,7 +203,8 @@ def test_guess_layout(street_root: Path, defect_root: Path, tmp_path: Path) -> N
     (tmp_path / "masks").mkdir()
     assert guess_layout(tmp_path) == "masks"
     (tmp_path / "leftImg8bit").mkdir()
-    assert guess_layout(tmp_path) == "cityscapes"
+    with pytest.raises(VssError, match="fits the layouts cityscapes and masks; say which is meant: --dataset citysc"):
+        guess_layout(tmp_path)
 
 
 # Bad input: one sentence each.
@@ -229,7 +230,7 @@ def test_wrong_layout_names_the_closest(camvid_root: Path, tmp_path: Path) -> No
     assert refused(camvid_root, "ksdd2").endswith("it looks like 'camvid': choose that dataset.")
     assert refused(tmp_path, "camvid").endswith("mine inside it looks like 'camvid': give that folder.")
     (tmp_path / "empty").mkdir()
-    assert "or one of another layout (cityscapes, masks, camvid, ksdd2)" in refused(tmp_path / "empty")
+    assert "or one of another layout (cityscapes, masks, camvid, ksdd2, flat, colours, " in refused(tmp_path / "empty")
 
 
 def test_image_without_mask(camvid_root: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -79,7 +79,7 @@ def test_absent_classes_are_said_by_check_and_before_training(tmp_path: Path, ca
     expected = [
         "class 'd' is in val and in no training mask: its labels may be shifted; 255 is ignored in this layout, and "
         "25.0 % of the pixels are: where 255 stands for a class (masks of 0 and 255), save it as its place in "
-        "classes.txt, where the first is 0",
+        "classes.txt, where the first is 0, or give --label-map 255=NAME (data.label_map)",
         "2 classes that no mask of 'test' holds: c, d",
     ]
     assert check_labels(data, data.splits) == expected
@@ -158,9 +158,9 @@ def test_own_data_in_a_wrong_place_gets_the_drawing(tmp_path: Path) -> None:
     with pytest.raises(
         VssError, match=r"has no classes\.txt; expected images/train/NAME.*masks/train.*values 0\.\.K-1"
     ):
-        check(tmp_path)
+        check(tmp_path, "masks")
     (tmp_path / "classes.txt").write_text("a\nb\n")
-    assert "there is no split; expected images/train/NAME" in check(tmp_path)["problems"][-1]
+    assert "there is no split; expected images/train/NAME" in check(tmp_path, "masks")["problems"][-1]
     with pytest.raises(VssError, match=r"every split of .* is empty.* expected images/train/NAME"):
         open_data("masks", tmp_path)
     (tmp_path / "else").mkdir()

@@ -68,7 +68,7 @@ def others(annotation: Any, value: Any) -> Iterator[Any]:
         inner = [next(others(part, None)) for part in parts if part is not Ellipsis]
         yield from (inner, [*(value or []), *inner])
     elif origin is dict:
-        yield from ({"another": 1}, {"another": 0.5})
+        yield from ({"another": 1}, {"another": 0.5}, {"train": "another"})
     elif annotation is type(None):
         yield None
     elif annotation is bool:

@@ -1,4 +1,4 @@
-"""`vss doctor` and `vss data`: what of this machine and of a data set works, what is missing, and how to get it.
+"""`vss doctor`: what of this machine works, what is missing, and how to get it.
 
 Every probe stands alone: one that raises becomes a finding with the error's text. TensorRT and pycuda are looked up and
 not imported, since both may create a CUDA context; nothing here starts CUDA.
@@ -20,13 +20,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from typer import Argument, Option
+from typer import Option
 
-from vss.cli.console import out, print_table, print_tagged, write_figures
-from vss.cli.options import Given, ReportFile, recipe_keys, takes
+from vss.cli.console import out, print_table
 from vss.core.environment import cuda_devices, package_version
-from vss.core.errors import VssError, counted, unknown
-from vss.core.files import file_at_work
 
 KIND = "vss.doctor"
 SCHEMA = 1
@@ -285,54 +282,3 @@ def doctor(as_json: Annotated[bool, Option("--json", help="print JSON in place o
         return
     rows = [{"name": f.name, "status": f.status, "what": f.what, "fix": f.fix} for f in findings]
     print_table(rows, {"name": "part", "status": "status", "what": "what", "fix": "how to get it"})
-
-
-@takes(given=recipe_keys("data.dataset"))
-def check(
-    root: Annotated[Path, Argument(help="folder of the data set")],
-    given: Given,
-    near: Annotated[bool, Option(help="look for near duplicates as well")] = False,
-    report: ReportFile = None,
-) -> None:
-    """Count, match, measure and read every image and mask of a data set."""
-    from vss.data.check import check as check_folder
-
-    figures = check_folder(root, given.get("data.dataset"), near=near)
-    for split, facts in figures["splits"].items():
-        out.print(f"{split}: {counted(facts['pairs'], 'pair')}{_sizes(facts['sizes'])}", highlight=False)
-        rows = [{"name": name, **row} for name, row in facts["classes"].items()]
-        print_table(rows, {"name": "class", "pixels_pct": "pixels %", "images": "images"})
-    for warning in figures["warnings"]:
-        print_tagged(out, "warning:", "yellow", warning)
-    for problem in figures["problems"]:
-        print_tagged(out, "problem:", "red", problem)
-    write_figures(report, "vss.data_check", figures)
-    if not figures["ok"]:
-        raise VssError(f"{root} has {counted(len(figures['problems']), 'problem')}; mend before training.")
-    print_tagged(out, "ok:", "green", figures["dataset"])
-
-
-def _sizes(sizes: dict[str, Any]) -> str:
-    if not sizes["distinct"]:
-        return ""
-    (common, count), *others = sizes["common"].items()
-    if not others:
-        return f", all {common} (height x width)"
-    height, width = ("..".join(str(side) for side in sorted(set(sizes[key]))) for key in ("height", "width"))
-    return f" of {sizes['distinct']} sizes, {height} x {width} (height x width), {count} of {common}"
-
-
-def make(
-    kind: Annotated[str, Argument(help="street (CamVid layout) or defects (KSDD2 layout)")],
-    root: Annotated[Path, Argument(help="folder to write")],
-    seed: Annotated[int, Option(help="same seed, same images")] = 0,
-) -> None:
-    """Generate a small data set."""
-    from vss.data import write_defects, write_street
-
-    makers = {"street": write_street, "defects": write_defects}
-    if kind not in makers:
-        raise unknown("generated data set", kind, makers)
-    with file_at_work(root):
-        makers[kind](root, seed=seed)
-    out.print(f"wrote {root}")

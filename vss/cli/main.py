@@ -22,6 +22,7 @@ import typer
 from rich.logging import RichHandler
 from typer.core import TyperGroup
 
+from vss.cli import data as folders
 from vss.cli import deploy, doctor, measure, ship, sweep, train
 from vss.cli.console import err, out, print_tagged, set_output
 from vss.core import __version__
@@ -141,9 +142,10 @@ app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=F
 lut = typer.Typer(no_args_is_help=True, help="Build and show latency tables: measured times at many widths.")
 lut.command("build")(measure.lut_build)
 lut.command("show")(measure.lut_show)
-data = typer.Typer(no_args_is_help=True, help="Check a data set, or generate one.")
-data.command("check")(doctor.check)
-data.command("make")(doctor.make)
+data = typer.Typer(no_args_is_help=True, help="Check a data set, draw the layouts, or generate one.")
+data.command("check")(folders.check)
+data.command("layouts")(folders.layouts)
+data.command("make")(folders.make)
 PANELS: dict[str, list[Callable[..., None] | tuple[str, typer.Typer]]] = {
     "Train": [train.run, train.train, train.finetune],
     "Prune": [train.prune, train.methods, train.quality, ("lut", lut)],

@@ -14,6 +14,7 @@ from typer import Argument, Option
 from vss.cli.console import COLUMNS, err, out, print_gates, print_table, print_tagged, write_figures
 from vss.cli.options import (
     DATA,
+    READING,
     TENSORRT,
     Candidate,
     Ckpt,
@@ -77,25 +78,19 @@ def evaluate(
     for path in (baseline, candidate):
         if path:
             require_candidate(path)
-    config = recipe_of(network).model
+    job = recipe_of({key: given[key] for key in READING if key in given} | network)
+    more: Any = {"network": job.model, "data": job.data}
     from vss.run import candidates
 
     figures = candidates.evaluate(
-        candidate,
-        baseline,
-        split=split,
-        **where,
-        size=given.get("data.size"),
-        **limits,
-        statistics=statistics,
-        network=config,
+        candidate, baseline, split=split, **where, size=given.get("data.size"), **limits, statistics=statistics, **more
     )
     if baseline and bench_seconds:
-        noisy = candidates.speed(figures["rows"], baseline, candidate, seconds=bench_seconds, network=config)
+        noisy = candidates.speed(figures["rows"], baseline, candidate, seconds=bench_seconds, network=job.model)
         if noisy:
             print_tagged(out, "no times:", "yellow", noisy)
     if baseline and {baseline.suffix, candidate.suffix} == {".safetensors"}:
-        figures |= candidates.agreement(baseline, candidate, **where, channels=oracle, network=config)
+        figures |= candidates.agreement(baseline, candidate, **where, channels=oracle, **more)
         out.print(f"outputs moved by {figures['reconstruction_relative']:.3f} of their mean square", highlight=False)
         if figures.get("oracle_overlap") is not None:
             text = "an oracle's best channels among the kept: {oracle_overlap:.2f} (chance {oracle_chance:.2f})"

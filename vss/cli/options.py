@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer import Option
 
-from vss.core.config import Recipe, load_recipe
+from vss.core.config import DataOptions, Recipe, load_recipe
 from vss.core.errors import VssError, shown
 from vss.core.files import target_of
 from vss.core.yaml12 import Override, assignment, parse_yaml
@@ -45,7 +45,8 @@ ReportFile = Annotated[
 Given = dict[str, Any]
 """Dotted keys of the recipe and the values that flags gave them."""
 
-DATA = ("data.dataset", "data.root")
+READING = tuple(f"data.{name}" for name in DataOptions.model_fields)
+DATA = ("data.dataset", "data.root", *READING)
 TENSORRT = (
     "build.targets",
     *(
@@ -62,9 +63,11 @@ TENSORRT = (
     ),
 )
 OPENVINO = ("build.openvino.device", "build.openvino.precision", "build.openvino.cache")
+FLAG_PANELS = {"Reading the data": READING, "TensorRT": TENSORRT, "OpenVINO": OPENVINO}
 NAMES = {
     "data.root": ("--data-root",),
     "data.size": ("--input-size",),
+    "data.split": ("--data-split",),
     "model.name": ("--model",),
     "model.factory": ("--model-from",),
     "model.options": ("--option",),
@@ -84,6 +87,10 @@ NAMES = {
 LIMITS = {"ge": "min", "gt": "min", "le": "max", "lt": "max"}
 METAVARS = {
     "data.size": "H,W",
+    "data.classes": "NAME,NAME",
+    "data.label_map": "OLD=NEW",
+    "data.colors": "FILE",
+    "data.split": "SPLIT=PART",
     "model.factory": "MODULE:NAME",
     "model.options": "NAME=VALUE",
     "prune.options": "NAME=VALUE",
@@ -137,9 +144,18 @@ def backend_of(name: str) -> str:
     return name
 
 
+def named_or(flag: str) -> Callable[[list[str]], Any]:
+    """A reader of one word (a file, a ready table), or of name=value as often as there are some."""
+    return lambda texts: texts[0] if len(texts) == 1 and "=" not in texts[0] else options_of(texts, flag)
+
+
 READERS: dict[str, Callable[[Any], Any]] = {
     "build.backend": backend_of,
     "data.size": size_of,
+    "data.classes": lambda texts: [name.strip() for text in texts for name in text.split(",")],
+    "data.label_map": named_or("--label-map"),
+    "data.colors": named_or("--colors"),
+    "data.split": lambda texts: options_of([part for text in texts for part in text.split(",")], "--data-split"),
     "bench.cores": cores_of,
     "model.options": options_of,
     "prune.options": options_of,
@@ -204,6 +220,8 @@ def type_of(key: str, annotation: Any) -> Any:
     """The type of a flag: that of its field, texts for what a reader takes, a list for what may be given many times."""
     origin = typing.get_origin(annotation)
     if origin in (Union, types.UnionType):
+        if any(typing.get_origin(part) is dict for part in typing.get_args(annotation)):
+            return list[str]
         parts = [part for part in typing.get_args(annotation) if part is not type(None)]
         return type_of(key, parts[0]) if len(parts) == 1 else str
     if origin is dict or (origin is tuple and annotation == tuple[str, ...]):
@@ -227,7 +245,11 @@ def flag_of(key: str) -> tuple[Any, Any]:
     kind = type_of(key, field.annotation)
     limits: Any = limits_of(field, kind) if kind in (int, float) else {}
     text = (field.description or "").replace("null:", "default:")
-    if key not in DATA and isinstance(field.default, bool | int | float | str) and field.default is not False:
+    if (
+        key not in ("data.dataset", "data.root")
+        and isinstance(field.default, bool | int | float | str)
+        and field.default is not False
+    ):
         text += f"; default: {'on' if field.default is True else field.default}"
     option: Any = Option(
         *([f"{names[0]}/--no-{names[0][2:]}"] if kind is bool else names),
@@ -235,7 +257,13 @@ def flag_of(key: str) -> tuple[Any, Any]:
         metavar=METAVARS.get(key),
         case_sensitive=False,
         show_default=False,
-        rich_help_panel="TensorRT" if key in TENSORRT else "OpenVINO" if key in OPENVINO else None,
+        rich_help_panel="Reading the data"
+        if key in READING
+        else "TensorRT"
+        if key in TENSORRT
+        else "OpenVINO"
+        if key in OPENVINO
+        else None,
         **limits,
     )
     return kind, option

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from vss.core.config_data import DataConfig as DataConfig
+from vss.core.config_data import DataOptions as DataOptions
 from vss.core.config_fit import DefectConfig as DefectConfig
 from vss.core.config_fit import DmcpConfig as DmcpConfig
 from vss.core.config_fit import FinetuneConfig as FinetuneConfig
@@ -18,29 +20,6 @@ from vss.core.errors import VssError, unknown
 from vss.core.yaml12 import Override, Section, overridden, parse, read_yaml
 
 RECIPES = Path(__file__).parent.parent / "run" / "recipes"
-Side = Annotated[int, Field(ge=1, le=16384)]
-Colour = tuple[float, float, float]
-
-
-class DataConfig(Section):
-    """Which images, at which size, how augmented."""
-
-    dataset: str = Field(default="camvid", description="layout of the data set: camvid, cityscapes, ksdd2 or masks")
-    root: str = Field(default="data", description="folder of the data set")
-    size: tuple[Side, Side] | None = Field(
-        default=None,
-        description="H,W in pixels of every image that enters the network; null: that of the checkpoint, else 360x480 "
-        "made larger to the next size that the network takes",
-    )
-    augment: dict[str, Any] = Field(
-        default={}, description="scale, crop, hflip, brightness, contrast, saturation and hue of training images"
-    )
-    mean: Colour | None = Field(
-        default=None, description="R,G,B, 0 to 1, that images are shifted by; null: that of the checkpoint or ImageNet"
-    )
-    std: Colour | None = Field(default=None, description="R,G,B, above 0, that they are then divided by; likewise")
-    limit: int | None = Field(default=None, ge=1, description="use only the first images of each split")
-    workers: int = Field(default=0, ge=0, le=1024, description="processes that read images; 0: the main one reads")
 
 
 class ModelConfig(Section):

@@ -108,6 +108,7 @@ INSTALL = {
     "onnx_graphsurgeon": "pip install onnx-graphsurgeon",
     "onnxruntime": "pip install onnxruntime",
     "openvino": 'pip install "vss[openvino]"',
+    "pycocotools.mask": 'pip install "vss[coco]"',
     "tritonclient.grpc": 'pip install "vss[triton]"',
     "tritonclient.http": 'pip install "vss[triton]"',
     "polygraphy": "pip install polygraphy",

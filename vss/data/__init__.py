@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from vss.core.registry import lazy_names
 
 if TYPE_CHECKING:
-    from vss.data.base import IGNORE, LabelTable, Pair, SegData, UnknownLabelsError, guess_layout, require_classes
+    from vss.data.base import IGNORE, LabelTable, Pair, SegData, UnknownLabelsError, require_classes
     from vss.data.check import check_labels
     from vss.data.counts import class_weights, count_classes
     from vss.data.defects import DefectSplit, Targets, choose_annotated, labels_of, read_split_file
     from vss.data.images import BadSampleError
+    from vss.data.layouts import guess_layout
     from vss.data.preprocess import Preprocess
     from vss.data.readers import DATASETS, open_data
     from vss.data.synthetic import write_defects, write_street
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
 __getattr__ = lazy_names(
     __name__,
     {
-        "base": ["IGNORE", "LabelTable", "Pair", "SegData", "UnknownLabelsError", "guess_layout", "require_classes"],
+        "base": ["IGNORE", "LabelTable", "Pair", "SegData", "UnknownLabelsError", "require_classes"],
         "check": ["check_labels"],
         "counts": ["class_weights", "count_classes"],
         "defects": ["DefectSplit", "Targets", "choose_annotated", "labels_of", "read_split_file"],
         "images": ["BadSampleError"],
+        "layouts": ["guess_layout"],
         "preprocess": ["Preprocess"],
         "readers": ["DATASETS", "open_data"],
         "synthetic": ["write_defects", "write_street"],

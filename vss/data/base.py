@@ -1,4 +1,4 @@
-"""The nouns of this room: label tables, pairs, data sets, and which layout a folder has.
+"""The nouns of this room: label tables, pairs, and data sets.
 
 A data set's classes are in one order everywhere, and `IGNORE` is what no class owns.
 """
@@ -17,7 +17,9 @@ from PIL import Image
 
 from vss.core.errors import VssError, counted, shown, unknown
 from vss.core.files import MAX_JSON, require_file
-from vss.data.images import BadSampleError, open_rgb, read_stored_mask
+from vss.data.images import BadSampleError, Mask, open_rgb, read_stored_mask
+from vss.data.layouts import SPLITS, absent_split
+from vss.data.masks import Sound, unpacked
 
 IGNORE = 255
 
@@ -25,11 +27,11 @@ IGNORE = 255
 class UnknownLabelsError(VssError):
     """A mask holds values that no class owns; `values` lists them."""
 
-    def __init__(self, values: Iterable[int], expected: str) -> None:
+    def __init__(self, values: Iterable[int], expected: str, *, what: str = "") -> None:
         self.values = sorted(int(value) for value in values)
         self.expected = expected
         listed = ", ".join(map(str, self.values[:8])) + (", ..." if len(self.values) > 8 else "")
-        super().__init__(f"holds label values {listed} that no class owns; expected {expected}")
+        super().__init__(f"holds {what or f'label values {listed}'} that no class owns; expected {expected}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +61,11 @@ class LabelTable:
         pairs = {index: index for index in range(num_classes)} | dict.fromkeys(void, IGNORE)
         return cls.of(pairs, expected=f"0..{num_classes - 1} or {' or '.join(map(str, void))} (ignored)")
 
+    @property
+    def pairs(self) -> dict[int, int]:
+        """{stored value: class index or IGNORE} of the legal values."""
+        return {int(value): int(self.table[value]) for value in np.flatnonzero(self.known)}
+
     def __call__(self, stored: np.ndarray) -> np.ndarray:
         """(H, W) stored integers -> (H, W) uint8, 0..K-1 or IGNORE; raises `UnknownLabelsError`."""
         if stored.dtype != np.uint8:
@@ -71,6 +78,54 @@ class LabelTable:
         if unknown.size:
             raise UnknownLabelsError(unknown, self.expected)
         return self.table[stored]
+
+
+@dataclass(frozen=True, eq=False)
+class ValueTable:
+    """As `LabelTable`, for values beyond 255; with `colours` they are those of `ColourFile`."""
+
+    pairs: dict[int, int]
+    expected: str
+    colours: bool = False
+
+    def __call__(self, stored: np.ndarray) -> np.ndarray:
+        """(H, W) stored integers -> (H, W) uint8, 0..K-1 or IGNORE; raises `UnknownLabelsError`."""
+        keys = np.array(sorted(self.pairs), np.int64)
+        classes = np.array([self.pairs[int(key)] for key in keys], np.uint8)
+        index = np.minimum(np.searchsorted(keys, stored), len(keys) - 1)
+        if (bad := keys[index] != stored).any():
+            values, counts = np.unique(stored[bad], return_counts=True)
+            raise UnknownLabelsError(values, self.expected, what=self._named(values, counts) if self.colours else "")
+        return classes[index]
+
+    @staticmethod
+    def _named(values: np.ndarray, counts: np.ndarray) -> str:
+        """The most frequent of unknown colours."""
+        order = np.argsort(-counts, kind="stable")[:4]
+        some = "; ".join(f"{unpacked(int(values[i]))} in {counted(int(counts[i]), 'pixel')}" for i in order)
+        return f"{counted(len(values), 'colour')} ({some}{'; ...' if len(values) > 4 else ''})"
+
+
+def table_of(pairs: Mapping[int, int], *, expected: str, colours: bool = False) -> LabelTable | ValueTable:
+    """A table from {stored value: class index or IGNORE}."""
+    if colours or max(pairs) > 255:
+        return ValueTable(dict(pairs), expected, colours)
+    return LabelTable.of(pairs, expected=expected)
+
+
+def binary_table() -> LabelTable:
+    """0 is background; 255 (or 1, as in files of one bit) is the defect."""
+    return LabelTable.of({0: 0, 1: 1, 255: 1}, expected="0 (background) or 255 (defect)")
+
+
+def generic_palette(num_classes: int) -> np.ndarray:
+    """(K, 3) uint8: distinct colours by the bit-reversal rule of the Pascal VOC development kit."""
+    index = np.arange(num_classes, dtype=np.int64)
+    palette = np.zeros((num_classes, 3), np.int64)
+    for bit in range(8):
+        for channel in range(3):
+            palette[:, channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
+    return palette.astype(np.uint8)
 
 
 def folded(name: str) -> str:
@@ -117,7 +172,7 @@ class Pair:
 
     id: str
     image: Path
-    mask: Path
+    mask: Mask
 
 
 @dataclass(frozen=True)
@@ -136,7 +191,8 @@ class SegData:
     `class_names`: K names. `palette`: (K, 3) uint8 RGB. `splits`: name -> pairs sorted by id. `decode`: (H, W) stored
     mask values -> (H, W) uint8 in 0..K-1 or `ignore_index`, every pixel by its value alone, raising `VssError` for
     other values. `protocol`: the sentence to print beside every number. `orphans`: files that found
-    no partner, listed by `check`, refused by `open_data`.
+    no partner, listed by `check`, refused by `open_data`. `numbered`: stored values are the numbers that users know.
+    `kept`: options by which the folder was read, see `DataOptions`; they go into checkpoints.
     """
 
     name: str
@@ -148,6 +204,8 @@ class SegData:
     decode: Callable[[np.ndarray], np.ndarray]
     protocol: str
     orphans: Orphans = field(default_factory=Orphans)
+    numbered: bool = True
+    kept: dict[str, Any] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -162,11 +220,11 @@ class SegData:
             raise unknown(f"split of {self.root}", split, self.splits)
         return self.splits[split]
 
-    def read_mask(self, path: Path) -> np.ndarray:
+    def read_mask(self, path: Mask) -> np.ndarray:
         """(H, W) uint8, 0..K-1 or `ignore_index`. Raises `BadSampleError` with the file name."""
         return self.decoded(path, read_stored_mask(path))
 
-    def decoded(self, path: Path, stored: np.ndarray) -> np.ndarray:
+    def decoded(self, path: Mask, stored: np.ndarray) -> np.ndarray:
         """The stored values of the mask `path` as classes, each by itself. Raises `BadSampleError` with the name."""
         try:
             return self.decode(stored)
@@ -175,15 +233,19 @@ class SegData:
 
     @functools.cached_property
     def meaning(self) -> list[Any]:
-        """JSON-able: the classes in order, and which class each stored value 0..255 is, None where no class owns it."""
+        """JSON-able: the classes in order, and which class each stored value is: a list over 0..255, None where no
+        class owns it, or the table of values beyond those."""
+        owners: list[Any] = [self.owner(value) for value in range(256)]
+        if isinstance(self.decode, ValueTable):
+            owners = sorted(self.decode.pairs.items())
+        return [list(self.class_names), self.ignore_index, owners]
 
-        def owner(value: int) -> int | None:
-            try:
-                return int(self.decode(np.full((1, 1), value, np.uint8))[0, 0])
-            except VssError:
-                return None
-
-        return [list(self.class_names), self.ignore_index, [owner(value) for value in range(256)]]
+    def owner(self, value: int) -> int | None:
+        """The class index (or `ignore_index`) of a stored value 0..255, None where no class owns it."""
+        try:
+            return int(self.decode(np.full((1, 1), value, np.uint8))[0, 0])
+        except VssError:
+            return None
 
     def read(self, pair: Pair) -> tuple[Image.Image, np.ndarray]:
         """(8-bit RGB image, decoded mask) of one size. Raises `BadSampleError` with the file name."""
@@ -203,19 +265,28 @@ def check_sizes(pair: Pair, *, image: tuple[int, int], mask: tuple[int, int]) ->
 
 @dataclass
 class Matcher:
-    """Collects pairs over the splits, with the files that found no partner."""
+    """Collects pairs over the splits, with the files that found no partner.
 
+    `sound`: an image without a mask is a pair all the same, see `Sound`.
+    """
+
+    sound: bool = False
     splits: dict[str, list[Pair]] = field(default_factory=dict)
     images_without_mask: list[Path] = field(default_factory=list)
     masks_without_image: list[Path] = field(default_factory=list)
     strays: list[Path] = field(default_factory=list)
 
-    def add(self, split: str, *, images: dict[str, Path], masks: dict[str, Path]) -> None:
-        """Match two {stem: path} tables into one split."""
+    def add(self, split: str, *, images: Mapping[str, Path], masks: Mapping[str, Mask]) -> None:
+        """Match two {stem: file} tables into one split."""
+        alone = sorted(images.keys() - masks.keys())
+        if self.sound:
+            masks = {**masks, **{key: Sound(images[key]) for key in alone}}
+        else:
+            self.images_without_mask += [images[key] for key in alone]
         both = sorted(images.keys() & masks.keys())
         self.splits[split] = [Pair(id=key, image=images[key], mask=masks[key]) for key in both]
-        self.images_without_mask += [images[key] for key in sorted(images.keys() - masks.keys())]
-        self.masks_without_image += [masks[key] for key in sorted(masks.keys() - images.keys())]
+        lone = [masks[key] for key in sorted(masks.keys() - images.keys())]
+        self.masks_without_image += [mask if isinstance(mask, Path) else Path(str(mask)) for mask in lone]
 
     def orphans(self) -> Orphans:
         """The files that found no partner."""
@@ -237,79 +308,13 @@ def by_stem(paths: Iterable[Path], key: Callable[[Path], str] = lambda path: pat
     return table
 
 
-# Which layout a folder has, told from its names alone, and the list of classes beside it.
-
-
-SPLITS = ("train", "val", "test")
-
-LAYOUTS: dict[str, tuple[Callable[[Path], bool], str]] = {
-    "cityscapes": (
-        lambda root: (root / "leftImg8bit").is_dir(),
-        "leftImg8bit/{train,val,test}/CITY/*_leftImg8bit.png and gtFine/...",
-    ),
-    "masks": (
-        lambda root: (root / "images").is_dir() and (root / "masks").is_dir(),
-        "images/SPLIT/, masks/SPLIT/ and classes.txt",
-    ),
-    "camvid": (
-        lambda root: any((root / f"{split}annot").is_dir() for split in SPLITS),
-        "{train,val,test}/NAME.* and {train,val,test}annot/NAME.png",
-    ),
-    "ksdd2": (
-        lambda root: any(next((root / split).glob("*_GT*.*"), None) is not None for split in SPLITS),
-        "{train,test}/NAME.png and {train,test}/NAME_GT.png",
-    ),
-}
-"""Layout name -> (does a folder look like it, what it consists of)."""
-
-DRAWINGS = {name: f"expected {parts}" for name, (_, parts) in LAYOUTS.items()} | {
-    "masks": "expected images/train/NAME.*, images/val/NAME.*, images/test/NAME.*, the same names as PNG below "
-    "masks/train, masks/val and masks/test (8-bit grey or palette, values 0..K-1, 255 is ignored), and classes.txt "
-    "with K names, one a line, the first for 0"
-}
-"""Layout name -> what to put where, for sentences."""
-
-
-PLACES = {
-    "cityscapes": "leftImg8bit/{0} and gtFine/{0} with labels",
-    "masks": "images/{0} and masks/{0}",
-    "camvid": "{0} and {0}annot",
-    "ksdd2": "{0}/NAME.png and {0}/NAME_GT.png",
-}
-"""Layout name -> where a split lies."""
-
-
-def absent_split(layout: str, split: str, known: Iterable[str]) -> str:
-    """Half a sentence about one of `SPLITS` that a data set does not have: what there is, what to add or to change."""
-    known = list(known)
-    place = PLACES[layout].format(split) if layout in PLACES else f"images and masks for {split!r}"
-    needs = {"train": f"training needs {place}", "val": f"training (and --split val) needs {place}"}
-    other = ", or report on val with --split val (in a recipe, split: val)" if "val" in known else ""
-    return f"no split {split!r} (it has {', '.join(known) or 'none'}); " + needs.get(
-        split, f"the scores that are reported need {place}{other}"
+def protocol_of(root: Path, layout: str, classes: str, splits: Mapping[str, Sequence[Pair]]) -> str:
+    """The sentence to print beside every number."""
+    counts = ", ".join(f"{len(pairs)} {split}" for split, pairs in splits.items())
+    return (
+        f"{root.resolve().name} ({layout} layout): {classes}, {counts} images, "
+        "one confusion matrix over the whole split, at the stated resolution"
     )
-
-
-def guess_layout(root: Path | str) -> str | None:
-    """The name of the built-in layout that a folder looks like, or None."""
-    root = Path(root)
-    return next((name for name, (looks_like, _) in LAYOUTS.items() if looks_like(root)), None)
-
-
-def require_layout(root: Path, name: str) -> None:
-    """Refuse a folder that does not look like the layout `name`; says what it looks like instead."""
-    looks_like, expected = LAYOUTS[name]
-    if looks_like(root):
-        return
-    other = guess_layout(root)
-    inside = [child for child in sorted(root.iterdir()) if child.is_dir() and guess_layout(child)]
-    if other is not None:
-        advice = f"it looks like {other!r}: choose that dataset"
-    elif inside:
-        advice = f"{inside[0]} inside it looks like {guess_layout(inside[0])!r}: give that folder"
-    else:
-        advice = f"give the folder that holds these, or one of another layout ({', '.join(LAYOUTS)})"
-    raise VssError(f"{root} is not laid out as {name!r} ({expected}); {advice}.")
 
 
 def read_lines(path: Path, expected: str) -> list[str]:

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vss.core.config_data import DataOptions
 from vss.core.errors import VssError, counted, listed, shown
-from vss.data.base import DRAWINGS, Pair, SegData, UnknownLabelsError, absent_split, guess_layout
+from vss.data.base import Pair, SegData, UnknownLabelsError
 from vss.data.counts import ClassCounts, count_classes
 from vss.data.images import BadSampleError, Progress, count_values, open_rgb, read_stored_mask, thread_map
-from vss.data.readers import open_root
+from vss.data.layouts import DRAWINGS, absent_split, others_lack
+from vss.data.readers import AUTO, open_root
 
 NEAR_BITS = 2
 """Two images are near duplicates when their 64-bit difference hashes differ in at most this many bits."""
@@ -150,6 +152,8 @@ def _problems(
         ("mask with labels outside the classes", "masks with labels outside the classes", labels),
         ("image that is in more than one split", "images that are in more than one split", equal),
     )
+    if report["images_without_mask"]:
+        problems[0] += "; where none means nothing to mark, give --missing-mask sound (data.missing_mask)"
     values = frozenset(value for found in findings for value in found.values)
     if report["unknown_labels"] and (hint := shifted(data, values)):
         problems.append(hint.strip())
@@ -180,20 +184,22 @@ def check(
     data: SegData | Path | str,
     name: str | None = None,
     *,
+    options: DataOptions | None = None,
     near: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Read every image and mask and report, as a JSON-able dict.
 
-    Keys: `dataset root classes protocol`; `splits`, per split: `pairs`, `sizes` (`distinct height width common`),
+    Keys: `dataset root classes protocol`; `not_layouts` (name -> why not); `splits`, per split: `pairs`, `sizes`
+    (`distinct height width common`),
     `classes` (per name: `pixels pixels_pct images`), `ignored_pct`; the lists `images_without_mask masks_without_image
     strays corrupt size_mismatches unknown_labels duplicates` (and `near_duplicates` with `near`); `problems` and
     `warnings` (sentences); `ok` (no problem). With a folder, `name` is the dataset, or else the layout is guessed.
     Raises `VssError` for a folder of no known layout.
     """
     if not isinstance(data, SegData):
-        data = open_root(name or _guessed(Path(data)), data)
+        data = open_root(name or AUTO, data, options)
     jobs = [(split, pair) for split, pairs in data.splits.items() for pair in pairs]
     opened: SegData = data
     findings = list(thread_map(lambda job: inspect(opened, *job), jobs, workers, progress))
@@ -204,6 +210,7 @@ def check(
         "root": str(data.root),
         "classes": list(data.class_names),
         "protocol": data.protocol,
+        "not_layouts": others_lack(data.root, data.name),
         "splits": {s: _split_report(data, found, counts[s]) for s, found in by_split.items()},
         "images_without_mask": [str(path) for path in data.orphans.images_without_mask],
         "masks_without_image": [str(path) for path in data.orphans.masks_without_image],
@@ -218,16 +225,6 @@ def check(
     report["problems"] = _problems(data, report, findings, counts)
     report["warnings"] = _warnings(data, report, counts)
     return report | {"ok": not report["problems"]}
-
-
-def _guessed(root: Path) -> str:
-    name = guess_layout(root) if root.is_dir() else "camvid"
-    if name is None:
-        raise VssError(
-            f"the layout of {root} is not known; name the dataset, or give the folder that holds the splits. Your own "
-            f"data goes like this: {DRAWINGS['masks']}."
-        )
-    return name
 
 
 def check_labels(data: SegData, splits: Mapping[str, Sequence[Pair]]) -> list[str]:
@@ -251,7 +248,7 @@ def check_labels(data: SegData, splits: Mapping[str, Sequence[Pair]]) -> list[st
 def shifted(data: SegData, values: frozenset[int]) -> str:
     """A hint where the stored values are 1..K in place of 0..K-1, else nothing."""
     inside = values - {data.ignore_index}
-    if not inside or min(inside) != 1 or max(inside) != data.num_classes:
+    if not data.numbered or not inside or min(inside) != 1 or max(inside) != data.num_classes:
         return ""
     return (
         f" The values run from 1 to {data.num_classes}, as if shifted by one: the first class is stored as 0; subtract "
@@ -299,7 +296,7 @@ def doubts(data: SegData, found: Mapping[str, ClassCounts]) -> list[str]:
         if missing and split != "train" and not (foreign and _offset(train, classes)):
             sentences.append(_lacking(data, [split], missing))
     for split, classes in held.items():
-        if classes == set(range(1, data.num_classes)) and data.num_classes in found[split].values:
+        if data.numbered and classes == set(range(1, data.num_classes)) and data.num_classes in found[split].values:
             sentences.append(
                 f"no {_masks([split])} holds the value 0 and all of 1 to {data.num_classes} occur: if the labels are "
                 "shifted by one, subtract 1 from the masks"
@@ -349,13 +346,14 @@ def _foreign(data: SegData, held: Mapping[str, set[int]]) -> list[str]:
 
 def _ignored(data: SegData, present: ClassCounts) -> str:
     """The hint for masks whose class is stored as 255."""
-    if 255 not in present.values or data.meaning[2][255] != data.ignore_index:
+    if not data.numbered or 255 not in present.values or data.owner(255) != data.ignore_index:
         return ""
     share = 100 * present.ignored / max(1, present.ignored + int(present.pixels.sum()))
     names = "classes.txt" if data.name == "masks" else "the list of classes"
-    which = f"class {shown(data.class_names[1])} as 1" if data.num_classes == 2 else f"it as its place in {names}"
+    crack = shown(data.class_names[1]) if data.num_classes == 2 else "NAME"
+    which = f"class {crack} as 1" if data.num_classes == 2 else f"it as its place in {names}"
     first = "" if data.num_classes == 2 else ", where the first is 0"
     return (
         f"; 255 is ignored in this layout, and {share:.1f} % of the pixels are: where 255 stands for a class (masks of "
-        f"0 and 255), save {which}{first}"
+        f"0 and 255), save {which}{first}, or give --label-map 255={crack} (data.label_map)"
     )

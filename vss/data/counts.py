@@ -12,7 +12,7 @@ import numpy as np
 from vss.core.errors import VssError, unknown
 from vss.core.files import sha256_json
 from vss.data.base import Pair, SegData
-from vss.data.images import READING, count_values, sha256_files
+from vss.data.images import READING, BadSampleError, count_values, sha256_files
 from vss.data.preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -60,7 +60,12 @@ def count_classes(data: SegData, pairs: Sequence[Pair]) -> ClassCounts:
     found = count_values([pair.mask for pair in pairs])
     for row, pair, (dtype, counts) in zip(rows, pairs, found, strict=True):
         stored = np.array([list(counts)], np.dtype(dtype))
-        np.add.at(row, data.decoded(pair.mask, stored)[0], list(counts.values()))
+        try:
+            classes = data.decoded(pair.mask, stored)[0]
+        except BadSampleError:
+            data.read_mask(pair.mask)  # says how many pixels are wrong
+            raise
+        np.add.at(row, classes, list(counts.values()))
     return ClassCounts.of(data, rows, {value for _, counts in found for value in counts})
 
 

@@ -22,15 +22,17 @@ import os
 import re
 import sqlite3
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from vss.core.errors import VssError
+from vss.core.files import sha256_json
 from vss.data import pixels
 from vss.data.pixels import READ_ERRORS, ImageKindError
 
@@ -74,6 +76,33 @@ class BadSampleError(VssError):
         super().__init__(text.rsplit("BadSampleError: ", 1)[-1].strip())
 
 
+class MaskSource(ABC):
+    """A mask that is no file of indices: colours, polygons, or none at all. It is as good as a path to one.
+
+    `str` names it in sentences. It goes to the processes that read images, so that it is small.
+    """
+
+    @abstractmethod
+    def stored(self) -> np.ndarray:
+        """(H, W) integers, as `SegData.decode` reads them. Raises `BadSampleError`."""
+
+    @abstractmethod
+    def size(self) -> tuple[int, int]:
+        """(H, W) without reading the pixels. Raises `BadSampleError`."""
+
+    @property
+    @abstractmethod
+    def file(self) -> Path | None:
+        """The file whose bytes matter, if any."""
+
+    @abstractmethod
+    def about(self) -> Any:
+        """JSON-able: what `stored` depends on beside the bytes of `file`."""
+
+
+Mask = Path | MaskSource
+
+
 def _unreadable(path: Path, error: BaseException) -> BadSampleError:
     if isinstance(error, ImageKindError):
         return BadSampleError(f"{path} {error}, or remove it with its partner.")
@@ -102,19 +131,21 @@ def check_mask(path: Path, image: Image.Image) -> None:
         )
     if image.mode not in MASK_MODES:
         raise BadSampleError(
-            f"mask {path} has mode {image.mode!r}; expected one channel of class indices (8-bit grey or palette): "
-            "convert its colours to indices first."
+            f"mask {path} has mode {image.mode!r}; expected one channel of class indices (8-bit grey or palette); "
+            "for a mask of colours give their table, --colors FILE (data.colors)."
         )
     if any(re.fullmatch(r"[L1];\d*I", text) for text in pixels.raw_modes(image)):
         raise BadSampleError(f"mask {path} stores white as 0, so that its values read inverted; save it as PNG.")
     pixels.refuse_frames(image)
 
 
-def read_stored_mask(path: Path) -> np.ndarray:
+def read_stored_mask(path: Mask) -> np.ndarray:
     """The stored values of a mask: (H, W), upright, integers as in the file.
 
     Palette files give their indices, files of 1, 2 or 4 bits 0..1, 0..3 and 0..15, those of 16 and 32 their integers.
     """
+    if isinstance(path, MaskSource):
+        return path.stored()
     try:
         with Image.open(path) as image:
             check_mask(path, image)
@@ -128,8 +159,10 @@ def read_stored_mask(path: Path) -> np.ndarray:
     return values.astype(np.uint8) if values.dtype == np.bool_ else values if scale == 1 else values // scale
 
 
-def read_header(path: Path, *, mask: bool = False) -> tuple[int, int]:
+def read_header(path: Mask, *, mask: bool = False) -> tuple[int, int]:
     """(H, W), upright, from the file's header, without decoding the pixels; kinds that are refused are refused."""
+    if isinstance(path, MaskSource):
+        return path.size()
     try:
         with Image.open(path) as image:
             if mask:
@@ -155,12 +188,15 @@ def thread_map(
             yield result
 
 
-def sha256_files(paths: Sequence[Path]) -> list[str]:
-    """Hex SHA-256 of the bytes of every file, in order. Raises `BadSampleError` for one that cannot be read."""
-    return _memory(cache_file()).digests(paths)
+def sha256_files(paths: Sequence[Mask]) -> list[str]:
+    """Hex SHA-256 of the bytes of every file, in order; of a mask that is no file, of all that it depends on.
+
+    Raises `BadSampleError` for a file that cannot be read.
+    """
+    return _memory(cache_file()).contents(paths)
 
 
-def count_values(masks: Sequence[Path]) -> list[Counts]:
+def count_values(masks: Sequence[Mask]) -> list[Counts]:
     """How often each stored value occurs in every mask, see `read_stored_mask`; raises its `BadSampleError`."""
     return _memory(cache_file()).counts(masks)
 
@@ -235,9 +271,19 @@ class Memory:
         self._tell("digests", [(name, *pair) for name, pair in keep.items()])
         return [result[name] if name in result else found[name][1] for name in names]
 
-    def counts(self, masks: Sequence[Path]) -> list[Counts]:
+    def contents(self, sources: Sequence[Mask]) -> list[str]:
+        """See `sha256_files`."""
+        files = [source if isinstance(source, Path) else source.file for source in sources]
+        found = iter(self.digests([file for file in files if file]))
+        digests = [next(found) if file else "" for file in files]
+        return [
+            digest if isinstance(source, Path) else sha256_json([type(source).__name__, source.about(), digest])
+            for source, digest in zip(sources, digests, strict=True)
+        ]
+
+    def counts(self, masks: Sequence[Mask]) -> list[Counts]:
         """See `count_values`."""
-        keys = self.digests(masks)
+        keys = self.contents(masks)
         asked = [key for key in dict.fromkeys(keys) if key not in self.counted]
         for key, dtype, text in self._ask("sha256, dtype, counts", "counts", "sha256", asked):
             with contextlib.suppress(ValueError, TypeError):  # a damaged row is counted again
@@ -296,7 +342,7 @@ class Memory:
         return []
 
 
-def _count(mask: Path) -> Counts:
+def _count(mask: Mask) -> Counts:
     stored = read_stored_mask(mask)
     if stored.dtype == np.uint8:
         counts = np.bincount(stored.ravel(), minlength=256)

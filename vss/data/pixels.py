@@ -66,6 +66,11 @@ def list_images(folder: Path, *, recursive: bool = False) -> list[Path]:
     return sorted(_walk(folder, (), recursive))
 
 
+def holds_images(folder: Path) -> bool:
+    """Whether an image file lies in a folder or below it."""
+    return next(_walk(folder, (), True), None) is not None
+
+
 def _walk(folder: Path, above: tuple[str, ...], recursive: bool) -> Iterator[Path]:
     real = os.path.realpath(folder)
     if real in above or not folder.is_dir():

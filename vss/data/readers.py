@@ -1,12 +1,15 @@
 """Folders of images and masks: which files belong together, and what the stored mask values mean.
 
-A dataset is one function `open(root) -> SegData` in the registry `DATASETS`. It lists and matches files and reads no
-pixels (except `ksdd2`, which needs to know the masks that hold a defect). `open_data` adds the checks that a run needs.
+A dataset is one function `open(root, options) -> SegData`, or `open(root)`, in the registry `DATASETS`. It lists and
+matches files and reads no pixels, unless it must look at masks to know what they are. `open_data` adds classes and
+splits of the options and the checks that a run needs.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import inspect
 import logging
 import re
 from collections.abc import Callable
@@ -14,24 +17,27 @@ from pathlib import Path
 
 import numpy as np
 
+from vss.core.config_data import DataOptions
 from vss.core.errors import VssError, counted
 from vss.core.registry import Registry
 from vss.data.base import (
-    DRAWINGS,
     IGNORE,
-    SPLITS,
     LabelTable,
     Matcher,
     Pair,
     SegData,
+    binary_table,
     by_stem,
     check_sizes,
-    guess_layout,
+    generic_palette,
+    protocol_of,
     read_class_names,
-    require_layout,
 )
+from vss.data.classes import with_classes
 from vss.data.images import BadSampleError, count_values, read_header, read_stored_mask, thread_map
+from vss.data.layouts import DRAWINGS, SPLITS, guess_layout, require_layout
 from vss.data.pixels import list_images
+from vss.data.split import with_splits
 
 __all__ = ["DATASETS", "Pair", "SegData", "guess_layout", "open_data", "open_root"]
 
@@ -92,34 +98,20 @@ def cityscapes_table(kind: str) -> LabelTable:
     return LabelTable.of(pairs, expected="labelIds 0..33 or 255 (ignored)")
 
 
-def binary_table() -> LabelTable:
-    """0 is background; 255 (or 1, as in files of one bit) is the defect."""
-    return LabelTable.of({0: 0, 1: 1, 255: 1}, expected="0 (background) or 255 (defect)")
-
-
-def generic_palette(num_classes: int) -> np.ndarray:
-    """(K, 3) uint8: distinct colours by the bit-reversal rule of the Pascal VOC development kit."""
-    index = np.arange(num_classes, dtype=np.int64)
-    palette = np.zeros((num_classes, 3), np.int64)
-    for bit in range(8):
-        for channel in range(3):
-            palette[:, channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
-    return palette.astype(np.uint8)
-
-
-DATASETS: Registry[Callable[[Path], SegData]] = Registry("dataset")
-
-
-def _protocol(root: Path, layout: str, classes: str, splits: dict[str, list[Pair]]) -> str:
-    counts = ", ".join(f"{len(pairs)} {split}" for split, pairs in splits.items())
-    return (
-        f"{root.resolve().name} ({layout} layout): {classes}, {counts} images, "
-        "one confusion matrix over the whole split, at the stated resolution"
-    )
+DATASETS: Registry[Callable[..., SegData]] = Registry("dataset")
+DATASETS.later("flat", "vss.data.folders:flat")
+DATASETS.later("colours", "vss.data.folders:flat")
+DATASETS.later("voc", "vss.data.folders:voc")
+DATASETS.later("ade20k", "vss.data.folders:ade20k")
+DATASETS.later("anomaly", "vss.data.folders:anomaly")
+DATASETS.later("coco", "vss.data.shapes:coco")
+DATASETS.later("labelme", "vss.data.shapes:labelme")
+AUTO = "auto"
+"""In place of a layout's name: the one that the folder has."""
 
 
 @DATASETS.register("camvid")
-def camvid(root: Path) -> SegData:
+def camvid(root: Path, options: DataOptions) -> SegData:
     """CamVid in the layout of SegNet: `{train,val,test}/NAME.*`, `{train,val,test}annot/NAME.png`, 0..10 and 11 = void.
 
     An optional `classes.txt` (11 names, or 12 with void last) gives other names.
@@ -134,7 +126,7 @@ def camvid(root: Path) -> SegData:
                 "'masks' layout for other classes."
             )
         names = given[:11]
-    matcher = Matcher()
+    matcher = Matcher(sound=options.missing_mask == "sound")
     for split in SPLITS:
         if (root / split).is_dir() or (root / f"{split}annot").is_dir():
             images, masks = by_stem(list_images(root / split)), by_stem(list_images(root / f"{split}annot"))
@@ -146,7 +138,7 @@ def camvid(root: Path) -> SegData:
         palette=np.array(CAMVID_PALETTE, np.uint8),
         splits=matcher.splits,
         decode=camvid_table(),
-        protocol=_protocol(root, "CamVid", "11 classes, void ignored", matcher.splits),
+        protocol=protocol_of(root, "CamVid", "11 classes, void ignored", matcher.splits),
         orphans=matcher.orphans(),
     )
 
@@ -167,7 +159,7 @@ def _is_placeholder(pair: Pair, decode: LabelTable) -> bool:
 
 
 @DATASETS.register("cityscapes")
-def cityscapes(root: Path) -> SegData:
+def cityscapes(root: Path, options: DataOptions) -> SegData:
     """Cityscapes, 19 train classes, from `labelTrainIds` files where every image has one, else from `labelIds`.
 
     The test split is left out when it has no masks or the published placeholders.
@@ -191,7 +183,7 @@ def cityscapes(root: Path) -> SegData:
     }
     kind = "labelTrainIds" if covered["labelTrainIds"] >= covered["labelIds"] else "labelIds"
     decode = cityscapes_table(kind)
-    matcher = Matcher()
+    matcher = Matcher(sound=options.missing_mask == "sound")
     for split, found in images.items():
         if split == "test" and not masks[kind][split]:
             log.info("%s: the test split has no masks and is left out", root)
@@ -208,7 +200,7 @@ def cityscapes(root: Path) -> SegData:
         palette=np.array([colour for _, _, colour in CITYSCAPES], np.uint8),
         splits=matcher.splits,
         decode=decode,
-        protocol=_protocol(root, "Cityscapes", f"19 train classes from {kind}, the rest ignored", matcher.splits),
+        protocol=protocol_of(root, "Cityscapes", f"19 train classes from {kind}, the rest ignored", matcher.splits),
         orphans=matcher.orphans(),
     )
 
@@ -246,14 +238,14 @@ def carve_val(
 
 
 @DATASETS.register("ksdd2", aliases=["ksdd"])
-def ksdd2(root: Path) -> SegData:
+def ksdd2(root: Path, options: DataOptions) -> SegData:
     """Surface defects in the layout of KolektorSDD2: `{train,test}/NAME.png`, `NAME_GT.png` with 0 and 255.
 
     There is no published validation split: unless there is a folder `val`, 15 % of train become it, defective and sound
     alike, deterministically; test is untouched. Stray `NAME (copy).png` files are named in a warning and left out.
     """
     require_layout(root, "ksdd2")
-    matcher = Matcher()
+    matcher = Matcher(sound=options.missing_mask == "sound")
     for split in SPLITS:
         if not (root / split).is_dir():
             continue
@@ -280,7 +272,7 @@ def ksdd2(root: Path) -> SegData:
         palette=np.array([(0, 0, 0), (255, 64, 64)], np.uint8),
         splits=matcher.splits,
         decode=binary_table(),
-        protocol=_protocol(root, "KSDD2", "background and defect, val carved from train by id", matcher.splits),
+        protocol=protocol_of(root, "KSDD2", "background and defect, val carved from train by id", matcher.splits),
         orphans=matcher.orphans(),
     )
 
@@ -291,16 +283,17 @@ def _by_relative_path(folder: Path) -> dict[str, Path]:
 
 
 @DATASETS.register("masks")
-def masks(root: Path) -> SegData:
+def masks(root: Path, options: DataOptions) -> SegData:
     """Your own data: `images/SPLIT/**`, `masks/SPLIT/**` with the same names, `classes.txt` with one name a line.
 
     Mask values are line numbers from 0; 255 is ignored.
     """
-    require_layout(root, "masks")
+    if not all((root / kind).is_dir() for kind in ("images", "masks")):
+        require_layout(root, "masks")
     if not (root / "classes.txt").exists():
         raise VssError(f"{root} has no classes.txt; {DRAWINGS['masks']}.")
     names = read_class_names(root / "classes.txt")
-    matcher = Matcher()
+    matcher = Matcher(sound=options.missing_mask == "sound")
     splits = sorted({path.name for kind in ("images", "masks") for path in (root / kind).iterdir() if path.is_dir()})
     for split in sorted(splits, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name)):
         images, annotations = (_by_relative_path(root / kind / split) for kind in ("images", "masks"))
@@ -312,7 +305,7 @@ def masks(root: Path) -> SegData:
         palette=generic_palette(len(names)),
         splits=matcher.splits,
         decode=LabelTable.identity(len(names)),
-        protocol=_protocol(root, "masks", f"{counted(len(names), 'class', 'classes')}, 255 ignored", matcher.splits),
+        protocol=protocol_of(root, "masks", f"{counted(len(names), 'class', 'classes')}, 255 ignored", matcher.splits),
         orphans=matcher.orphans(),
     )
 
@@ -320,7 +313,8 @@ def masks(root: Path) -> SegData:
 def require_root(name: str, root: Path | str) -> Path:
     """The folder of a dataset; raises `VssError` for a name that does not exist, and for what is no folder."""
     root = Path(root)
-    DATASETS.canonical(name)
+    if name != AUTO:
+        DATASETS.canonical(name)
     if not root.exists():
         raise VssError(f"data root {root} does not exist; give the folder that holds the {name!r} data.")
     if not root.is_dir():
@@ -328,13 +322,32 @@ def require_root(name: str, root: Path | str) -> Path:
     return root
 
 
-def open_root(name: str, root: Path | str) -> SegData:
-    """The dataset as its reader finds it, orphans included; raises `VssError` for a wrong name or folder."""
-    root = require_root(name, root)
+def layout_of(root: Path) -> str:
+    """The layout that a folder has. Raises `VssError` for one of no known layout, or of two."""
+    name = guess_layout(root)
+    if name is None:
+        raise VssError(
+            f"the layout of {root} is not known; name the dataset, or give the folder that holds the splits. Your own "
+            f"data goes like this: {DRAWINGS['masks']}. `vss data layouts` draws the others."
+        )
+    return name
+
+
+def open_root(name: str, root: Path | str, options: DataOptions | None = None) -> SegData:
+    """The dataset as its reader finds it, with the classes and splits of the options, orphans included.
+
+    Raises `VssError` for a wrong name or folder, and for options that do not fit.
+    """
+    root, options = require_root(name, root), options or DataOptions()
+    name = layout_of(root) if name == AUTO else name
+    reader = DATASETS[name]
     try:
-        return DATASETS[name](root)
+        data = reader(root, options) if len(inspect.signature(reader).parameters) > 1 else reader(root)
+        data = with_splits(with_classes(data, options), options)
     except OSError as error:
         raise VssError(f"{error.filename or root} cannot be listed ({error.strerror or error}).") from error
+    names = {"classes": list(data.class_names)} if options.classes else {}
+    return dataclasses.replace(data, kept={**options.given(), **data.kept, **names})
 
 
 def _header_problem(pair: Pair) -> BadSampleError | None:
@@ -345,18 +358,19 @@ def _header_problem(pair: Pair) -> BadSampleError | None:
     return None
 
 
-def open_data(name: str, root: Path | str) -> SegData:
+def open_data(name: str, root: Path | str, options: DataOptions | None = None) -> SegData:
     """Open a dataset for use: every image has a mask of its size, no split is empty. Raises `VssError` otherwise.
 
     Reads the headers of all files, not their pixels; label values are checked when a mask is read, and all at once by
     `vss.data.check`.
     """
-    data = open_root(name, root)
+    data = open_root(name, root, options)
     if data.orphans.images_without_mask:
         first, count = data.orphans.images_without_mask[0], len(data.orphans.images_without_mask)
         raise VssError(
             f"image {first} has no mask ({counted(count, 'such image')} in {data.root}); expected one "
-            "mask per image with the same name: add the masks or move the images away."
+            "mask per image with the same name: add the masks or move the images away; where no mask means nothing to "
+            "mark, give --missing-mask sound (data.missing_mask)."
         )
     if data.orphans.masks_without_image:
         shown = ", ".join(str(path) for path in data.orphans.masks_without_image[:3])

@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 
 from vss import models
-from vss.core.config import ModelConfig, Recipe
+from vss.core.config import DataConfig, ModelConfig, Recipe
 from vss.core.errors import VssError, fault, shown
 from vss.core.files import parse_json
 from vss.data import Preprocess, require_classes
@@ -52,18 +52,20 @@ def evaluate(
     max_ap_drop: float | None = None,
     statistics: Statistics | None = None,
     network: ModelConfig | None = None,
+    data: DataConfig | None = None,
 ) -> dict[str, Any]:
     """Score one or two files (checkpoints or ONNX); with two, also the drop and, with limits, a gate.
 
     `max_fnr_increase` and `max_ap_drop` are limits on validation, for networks that decide about defects; `statistics`
     are mean and std of the images of an engine that does not say them itself; `network` names the factory of
-    checkpoints that are not of a registered network.
+    checkpoints that are not of a registered network; `data` holds options of reading that differ from theirs.
     """
     limits = {"max_drop": max_drop, "max_fnr_increase": max_fnr_increase, "max_ap_drop": max_ap_drop}
     require_limits(limits, baseline)
     rows, results = [], []
     named = {name: path for name, path in (("baseline", baseline), ("candidate", candidate)) if path is not None}
-    recipe = Recipe(split=split if split in ("val", "test") else "test", model=network or ModelConfig())  # type: ignore[arg-type]
+    scored: Any = split if split in ("val", "test") else "test"
+    recipe = Recipe(split=scored, model=network or ModelConfig(), data=data or DataConfig())
     require_foreign(recipe.model, named.values())
     opened = {name: _opened(path, recipe, dataset, data_root, size, statistics) for name, path in named.items()}
     if len(opened) == 2:  # each fits its own data; the two must mean the same
@@ -114,7 +116,7 @@ def _opened(
     preprocess = preprocess_of(path, session, size, statistics)
     if dataset is None or data_root is None:
         raise VssError(f"{path} is an engine and does not know its data; give --dataset and --data-root.")
-    settings = {"dataset": dataset, "root": data_root, "size": list(preprocess.size)}
+    settings = recipe.data.said() | {"dataset": dataset, "root": data_root, "size": list(preprocess.size)}
     metadata = session.describe().get("metadata", {})
     made_of = metadata.get("vss.model")
     made = {"name": made_of if made_of in models.MODELS else Recipe().model.name}
@@ -315,6 +317,7 @@ def agreement(
     data_root: str | None,
     channels: int,
     network: ModelConfig | None = None,
+    data: DataConfig | None = None,
 ) -> dict[str, Any]:
     """Two checkpoints on calibration images of the training split.
 
@@ -329,7 +332,7 @@ def agreement(
         baseline's loss most; how many of them are among the kept. `oracle_chance` is what a random choice reaches.
         `oracle_note` says why there is no overlap.
     """
-    recipe = _for(baseline, Recipe(model=network or ModelConfig()))
+    recipe = _for(baseline, Recipe(model=network or ModelConfig(), data=data or DataConfig()))
     project = project_of(baseline, data_root=data_root, dataset=dataset, recipe=recipe)
     first, second = project.read(baseline), project.read(candidate)
     for key in ("mean", "std"):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from vss.core.config import ModelConfig, PruneConfig, Recipe
+from vss.core.config import DataOptions, ModelConfig, PruneConfig, Recipe
 from vss.core.errors import VssError
 from vss.core.files import require_checkpoint, require_file
 from vss.core.yaml12 import parse
@@ -104,6 +104,7 @@ def recipe_around(
     data = {"dataset": dataset or saved.info.get("dataset", recipe.data.dataset), "size": list(preprocess.size)}
     if data_root:
         data["root"] = data_root
+    recipe = with_options(recipe, path)
     model = {key: getattr(recipe.model, key) for key in ("factory", "options", "replace_head")}
     if not recipe.model.factory:
         model = {"replace_head": recipe.model.replace_head}
@@ -114,6 +115,19 @@ def recipe_around(
     require_foreign(recipe.model, [Path(path)])
     require_root(recipe.data.dataset, recipe.data.root)
     return recipe, preprocess
+
+
+def with_options(recipe: Recipe, checkpoint: Path | str | None) -> Recipe:
+    """The recipe, its data read as that of the checkpoint was, unless it says otherwise."""
+    kept = header(checkpoint).info.get("data") if checkpoint else None
+    if not kept:
+        return recipe
+    if not isinstance(kept, dict):
+        raise VssError(
+            f"checkpoint {checkpoint} is damaged: its header says nothing of how data is read; copy it again."
+        )
+    options = parse(DataOptions, kept | recipe.data.said(), source=f"the header of {checkpoint}")
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=dict(options))})
 
 
 def preprocess_of(path: Path | str, saved: Header, recipe: Recipe) -> Preprocess:

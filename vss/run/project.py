@@ -51,9 +51,10 @@ class Project:
         """Open the data set and check what can be checked before anything is computed."""
         inputs.require_job(recipe)
         recipe = with_size(recipe)
-        data = open_data(recipe.data.dataset, recipe.data.root)
-        start = recipe.model.checkpoint  # its mean and std are the run's
+        start = recipe.model.checkpoint  # its mean and std are the run's, and how its data was read
         own = (header(start).preprocess if start else None) or {}
+        recipe = inputs.with_options(recipe, start)
+        data = open_data(recipe.data.dataset, recipe.data.root, recipe.data)
         said = {key: value for key, value in recipe.data.model_dump(include={"mean", "std"}).items() if value}
         project = cls(recipe, data, parse(Preprocess, own | said | {"size": recipe.data.size}, source="data"))
         check_crop(project)
@@ -99,7 +100,8 @@ class Project:
 
     def save(self, model: nn.Module, path: Path, metrics: dict[str, float] | None = None) -> None:
         """Write a checkpoint that knows its preprocessing and classes."""
-        info = {"dataset": self.data.name, "metrics": metrics or {}, "recipe": self.recipe.name}
+        info: dict[str, Any] = {"dataset": self.data.name, "metrics": metrics or {}, "recipe": self.recipe.name}
+        info |= {"data": self.data.kept} if self.data.kept else {}
         checkpoint.save(
             model, path, preprocess=self.preprocess.model_dump(mode="json"), classes=self.task.classes, info=info
         )
@@ -252,7 +254,7 @@ def project_with(project: Project, *, split: str, limit: int) -> Project:
 def project_of(path: Path | str, *, data_root: str | None, dataset: str | None, recipe: Recipe) -> Project:
     """A project around a checkpoint: its own data set name and image size unless others are given."""
     recipe, preprocess = inputs.recipe_around(path, data_root=data_root, dataset=dataset, recipe=recipe)
-    project = Project(recipe, open_data(recipe.data.dataset, recipe.data.root), preprocess)
+    project = Project(recipe, open_data(recipe.data.dataset, recipe.data.root, recipe.data), preprocess)
     project.task  # noqa: B018  (other classes than those of the data are refused now)
     return project
 

@@ -1,0 +1,87 @@
+"""`vss data`: look at a folder of images and masks, write it in another layout, or generate one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.text import Text
+from typer import Argument, Option
+
+from vss.cli.console import out, print_table, print_tagged, write_figures
+from vss.cli.options import READING, Given, ReportFile, recipe_keys, recipe_of, takes
+from vss.core.errors import VssError, counted, unknown
+from vss.core.files import file_at_work
+
+
+def layouts() -> None:
+    """Draw the layouts that are read as they are."""
+    from vss.data.layouts import LAYOUTS
+    from vss.data.readers import DATASETS
+
+    for name in [*LAYOUTS, *(name for name in DATASETS.names() if name not in LAYOUTS)]:
+        out.print(Text(name, style="bold"), highlight=False)
+        drawing = LAYOUTS[name].drawing if name in LAYOUTS else "registered by a package of yours"
+        out.print(Text("\n".join(f"  {line}" for line in drawing.splitlines())), highlight=False)
+    out.print("all of them: --missing-mask, --label-map, --ignore-index, --classes, --data-split", highlight=False)
+
+
+@takes(given=recipe_keys("data.dataset", *READING))
+def check(
+    root: Annotated[Path, Argument(help="folder of the data set")],
+    given: Given,
+    near: Annotated[bool, Option(help="look for near duplicates as well")] = False,
+    report: ReportFile = None,
+) -> None:
+    """Name the layout of a folder, and count, match, measure and read every image and mask in it."""
+    from vss.data.check import check as check_folder
+
+    options = recipe_of(given).data
+    figures = check_folder(root, given.get("data.dataset"), options=options, near=near)
+    _print_layout(figures)
+    for split, facts in figures["splits"].items():
+        out.print(f"{split}: {counted(facts['pairs'], 'pair')}{_sizes(facts['sizes'])}", highlight=False)
+        rows = [{"name": name, **row} for name, row in facts["classes"].items()]
+        print_table(rows, {"name": "class", "pixels_pct": "pixels %", "images": "images"})
+    for warning in figures["warnings"]:
+        print_tagged(out, "warning:", "yellow", warning)
+    for problem in figures["problems"]:
+        print_tagged(out, "problem:", "red", problem)
+    write_figures(report, "vss.data_check", figures)
+    if not figures["ok"]:
+        raise VssError(f"{root} has {counted(len(figures['problems']), 'problem')}; mend before training.")
+    print_tagged(out, "ok:", "green", figures["dataset"])
+
+
+def _print_layout(figures: dict[str, Any]) -> None:
+    """What the folder was read as, and why not as something else."""
+    print_tagged(out, "layout:", "bold", figures["dataset"])
+    print_tagged(out, "read as:", "bold", figures["protocol"])
+    for name, why in figures["not_layouts"].items():
+        out.print(Text(f"  not {name}: {why or 'it fits, and another was asked for'}", style="dim"), highlight=False)
+
+
+def _sizes(sizes: dict[str, Any]) -> str:
+    if not sizes["distinct"]:
+        return ""
+    (common, count), *others = sizes["common"].items()
+    if not others:
+        return f", all {common} (height x width)"
+    height, width = ("..".join(str(side) for side in sorted(set(sizes[key]))) for key in ("height", "width"))
+    return f" of {sizes['distinct']} sizes, {height} x {width} (height x width), {count} of {common}"
+
+
+def make(
+    kind: Annotated[str, Argument(help="street (CamVid layout) or defects (KSDD2 layout)")],
+    root: Annotated[Path, Argument(help="folder to write")],
+    seed: Annotated[int, Option(help="same seed, same images")] = 0,
+) -> None:
+    """Generate a small data set."""
+    from vss.data import write_defects, write_street
+
+    makers = {"street": write_street, "defects": write_defects}
+    if kind not in makers:
+        raise unknown("generated data set", kind, makers)
+    with file_at_work(root):
+        makers[kind](root, seed=seed)
+    out.print(f"wrote {root}")

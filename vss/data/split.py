@@ -1,0 +1,133 @@
+"""Sharing images out over splits: by fractions and a hash of their names, or by files that list them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from vss.core.config_data import DataOptions
+from vss.core.errors import VssError, counted, listed
+from vss.data.base import Pair, SegData, read_lines
+from vss.data.classes import found_file
+from vss.data.counts import count_classes
+from vss.data.images import BadSampleError, sha256_files
+from vss.data.layouts import SPLITS
+
+FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
+"""Where neither the folder nor the recipe says."""
+
+ALL = "all"
+"""The one split of a layout that found none; `with_splits` shares it out."""
+
+
+def with_splits(data: SegData, options: DataOptions) -> SegData:
+    """The data set with the splits of the options, or with `FRACTIONS` where it has none."""
+    wanted = dict(options.split) or (dict(FRACTIONS) if list(data.splits) == [ALL] else {})
+    if not wanted:
+        return data
+    several = len(data.splits) > 1
+    pairs = [
+        dataclasses.replace(pair, id=f"{split}/{pair.id}") if several else pair
+        for split, found in data.splits.items()
+        for pair in found
+    ]
+    pairs.sort(key=lambda pair: pair.id)
+    files = {name: part for name, part in wanted.items() if isinstance(part, str)}
+    if files:
+        return dataclasses.replace(data, splits={s: _listed(data.root, pairs, files[s]) for s in SPLITS if s in files})
+    shares = {name: float(part) for name, part in wanted.items()}
+    splits = share_out(pairs, presence(data, pairs), shares)
+    counts = ", ".join(f"{len(found)} {split}" for split, found in splits.items())
+    before = ", ".join(f"{len(found)} {split}" for split, found in data.splits.items())
+    protocol = data.protocol.replace(f"{before} images", f"{counts} images split by a hash of their names")
+    return dataclasses.replace(data, splits=splits, protocol=protocol)
+
+
+def presence(data: SegData, pairs: Sequence[Pair]) -> np.ndarray:
+    """(n, K) bool: which classes an image shows; none where its mask is bad, which is said when it is read."""
+    try:
+        return count_classes(data, pairs).rows > 0
+    except BadSampleError:
+        return np.zeros((len(pairs), data.num_classes), np.bool_)
+
+
+def share_out(pairs: Sequence[Pair], present: np.ndarray, shares: Mapping[str, float]) -> dict[str, list[Pair]]:
+    """Splits of about these sizes with about the same share of every class, a pure function of names and contents.
+
+    Iterative stratification (Sechidis, Tsoumakas and Vlahavas, ECML 2011): the images of the rarest class first, each
+    to the split that lacks it most, ties by what lacks images most; in the order of the SHA-256 of their names. Images
+    of equal contents stay together.
+
+    Args:
+        present: (n, K) bool.
+        shares: split -> fraction, together 1.
+    """
+    names = [split for split in SPLITS if split in shares]
+    weights = np.array([shares[name] for name in names])
+    groups: dict[str, list[int]] = {}
+    for index, digest in enumerate(sha256_files([pair.image for pair in pairs])):
+        groups.setdefault(digest, []).append(index)
+    order = sorted(groups.values(), key=lambda group: hashlib.sha256(pairs[group[0]].id.encode()).digest())
+    shows = np.array([present[group].any(0) for group in order]).reshape(len(order), present.shape[1])
+    room = weights * len(pairs)
+    owed = weights[:, None] * shows.sum(0)
+    chosen = np.full(len(order), -1)
+    while (left := np.flatnonzero(chosen < 0)).size:
+        rarity = shows[left].sum(0)
+        rare = [int(c) for c in np.argsort(rarity, kind="stable") if rarity[c]]
+        batch = left[shows[left, rare[0]]] if rare else left
+        for index in batch.tolist():
+            lack = (owed[:, rare[0]] if rare else room).round(9)
+            best = int(np.lexsort((-room.round(9), -lack))[0])
+            chosen[index] = best
+            room[best] -= len(order[index])
+            owed[best] -= shows[index]
+    splits: dict[str, list[Pair]] = {}
+    for number, name in enumerate(names):
+        taken = sorted(index for place in np.flatnonzero(chosen == number) for index in order[place])
+        splits[name] = [pairs[index] for index in taken]
+    return splits
+
+
+def _listed(root: Path, pairs: Sequence[Pair], text: str) -> list[Pair]:
+    """The pairs that a file lists, see `listed_pairs`."""
+    return listed_pairs(pairs, found_file(text, root, "data.split"))
+
+
+def listed_pairs(pairs: Sequence[Pair], path: Path) -> list[Pair]:
+    """The pairs that a file lists, one a line: its id, name or path, with or without suffix; what follows is not read.
+
+    Raises:
+        VssError: a line that is no image of the folder, or one that may be several.
+    """
+    by_name: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        for key in {pair.id, PurePosixPath(pair.id).name, pair.image.name, pair.image.stem}:
+            by_name.setdefault(unicodedata.normalize("NFC", key), []).append(pair)
+    found: dict[str, Pair] = {}
+    missing = []
+    for line in read_lines(path, "one image a line"):
+        if not line:
+            continue
+        word = line if line in by_name else line.split()[0]
+        name = PurePosixPath(word)
+        keys = (word, str(name.with_suffix("")), name.name, name.stem)
+        match = next((by_name[key] for key in keys if key in by_name), [])
+        if len(match) > 1:
+            names = listed([pair.id for pair in match[:3]])
+            raise VssError(f"{word!r} in {path} may be {names}; write the path of the image in the list.")
+        if match:
+            found[match[0].id] = match[0]
+        else:
+            missing.append(word)
+    if missing:
+        raise VssError(
+            f"{path} lists {missing[0]!r} ({counted(len(missing), 'such line')}), of which there is no pair of image "
+            "and mask; correct the list or add the files."
+        )
+    return [found[key] for key in sorted(found)]
