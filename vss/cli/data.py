@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
+from rich.progress import Progress
 from rich.text import Text
 from typer import Argument, Option
 
-from vss.cli.console import out, print_table, print_tagged, write_figures
+from vss.cli.console import err, out, print_table, print_tagged, write_figures
 from vss.cli.options import READING, Given, ReportFile, recipe_keys, recipe_of, takes
 from vss.core.errors import VssError, counted, unknown
 from vss.core.files import file_at_work
@@ -51,6 +52,23 @@ def check(
     if not figures["ok"]:
         raise VssError(f"{root} has {counted(len(figures['problems']), 'problem')}; mend before training.")
     print_tagged(out, "ok:", "green", figures["dataset"])
+
+
+@takes(given=recipe_keys("data.dataset", *READING))
+def import_(
+    root: Annotated[Path, Argument(help="folder of the data set", metavar="SRC")],
+    to: Annotated[Path, Argument(help="folder to write, a new one", metavar="DST")],
+    given: Given,
+) -> None:
+    """Write a data set in the plain layout, masks: hard links for images, masks as PNG of class indices."""
+    from vss.data.importing import import_data, sentence
+    from vss.data.readers import AUTO, open_data
+
+    data = open_data(given.get("data.dataset", AUTO), root, recipe_of(given).data)
+    with Progress(console=err, transient=True) as bar:
+        task = bar.add_task("pairs", total=None)
+        done = import_data(data, to, progress=lambda n, total: bar.update(task, completed=n, total=total))
+    out.print(sentence(data, done, to), highlight=False)
 
 
 def _print_layout(figures: dict[str, Any]) -> None:

@@ -142,8 +142,9 @@ app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=F
 lut = typer.Typer(no_args_is_help=True, help="Build and show latency tables: measured times at many widths.")
 lut.command("build")(measure.lut_build)
 lut.command("show")(measure.lut_show)
-data = typer.Typer(no_args_is_help=True, help="Check a data set, draw the layouts, or generate one.")
+data = typer.Typer(no_args_is_help=True, help="Check a data set, rewrite it, or generate one; draw the layouts.")
 data.command("check")(folders.check)
+data.command("import")(folders.import_)
 data.command("layouts")(folders.layouts)
 data.command("make")(folders.make)
 PANELS: dict[str, list[Callable[..., None] | tuple[str, typer.Typer]]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import math
@@ -69,6 +70,20 @@ def atomic(path: Path | str) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
         os.close(handle)
+
+
+@contextlib.contextmanager
+def made_beside(to: Path) -> Iterator[Path]:
+    """An empty folder next to `to`, in which to make what is then renamed to it; what a killed one left goes first."""
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        prefix = f".{to.name}{TEMPORARY}"
+        for leftover in to.parent.glob(f"{glob.escape(prefix)}*"):
+            shutil.rmtree(leftover)
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=to.parent) as temporary:
+            yield Path(temporary)
+    except OSError as error:
+        raise write_error(to, error) from error
 
 
 def _remove_orphan(path: Path) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +15,7 @@ from vss.core import __version__
 from vss.core.config import Recipe
 from vss.core.environment import environment
 from vss.core.errors import GateFailed, VssError, shown
-from vss.core.files import TEMPORARY, at_rest, atomic, file_at_work, sha256_file
+from vss.core.files import at_rest, atomic, file_at_work, made_beside, sha256_file
 from vss.core.report import write_report
 from vss.data import pixels, require_classes
 from vss.deploy import Session
@@ -87,12 +85,8 @@ def ship(
 
 def _whole(to: Path, write: Callable[[Path], Manifest]) -> Manifest:
     """Write a bundle beside `to` and give it its name when it is whole; what a killed one left goes first."""
-    to.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{to.name}{TEMPORARY}"
-    for leftover in to.parent.glob(f"{glob.escape(prefix)}*"):
-        shutil.rmtree(leftover)
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=to.parent) as temporary:
-        folder = Path(temporary) / "bundle"
+    with made_beside(to) as temporary:
+        folder = temporary / "bundle"
         folder.mkdir()
         manifest = write(folder)
         if is_archive(to):

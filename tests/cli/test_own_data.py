@@ -1,0 +1,97 @@
+"""Folders of one's own from the command line: check, run to a report, and what a later command need not repeat."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.command import cli, refused
+from tests.data import sets
+from vss.core.config import DataOptions
+from vss.core.yaml12 import dump
+from vss.data import count_classes, open_data
+from vss.train.header import header
+
+FIT = {"epochs": 1, "batch_size": 4, "lr": 0.05, "precision": "32-true", "accelerator": "cpu"}
+RECIPE = {
+    "name": "own",
+    "model": {"name": "unet", "options": {"width": 8, "depth": 2}},
+    "train": FIT,
+    "prune": {"batches": 2, "batch_size": 4, "recalibrate": 2},
+    "finetune": FIT,
+    "control": False,
+    "gate": {"max_drop_from_baseline": None},
+    "bench": {"min_seconds": 0.05, "max_seconds": 1.0, "images": 2, "spread": 50},
+    "panels": 1,
+}
+TRAIN = ["--epochs", 1, "--batch-size", 4, "--input-size", "16,16", "--option", "width=8", "--option", "depth=2"]
+
+
+def test_colours_run_to_a_report_and_the_checkpoint_knows_how_they_were_read(tmp_path: Path) -> None:
+    root, out = tmp_path / "rgb", tmp_path / "out"
+    sets.rgb(root)
+    data = {
+        "dataset": "auto", "root": str(root), "size": [16, 16], "label_map": {"tree": "plant", "background": "ignore"},
+        "split": {"train": 0.5, "val": 0.25, "test": 0.25},
+    }  # fmt: skip
+    (tmp_path / "own.yaml").write_text(dump(RECIPE | {"data": data}))
+    done = cli("run", tmp_path / "own.yaml", "--out", out)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads((out / "report.json").read_text())
+    info = header(out / "finetuned.safetensors")
+    assert info.classes == ["car", "plant"] and info.info["dataset"] == "colours"
+    kept = info.info["data"]
+    assert kept["label_map"] == data["label_map"] and kept["split"] == data["split"]
+    assert kept["colors"] == {name: list(colour) for name, colour in sets.COLOURS.items()}
+    (root / "label_colors.txt").unlink()  # the checkpoint has it
+    words = ["evaluate", "--ckpt", out / "finetuned.safetensors", "--data-root", root]
+    done = cli(*words, "--report", tmp_path / "e.json")
+    assert done.returncode == 0, done.stderr[-2000:]
+    [row] = json.loads((tmp_path / "e.json").read_text())["rows"]
+    expected = next(row for row in report["rows"] if row["name"] == "finetuned")
+    assert row["miou_pct"] == pytest.approx(expected["miou_pct"], abs=1e-6)
+    sets.save(root / "LabeledApproved_full/0_L.png", sets.mask(0))
+    refused(cli(*words), "0_L.png is grey")
+
+
+def test_import_writes_the_plain_layout_once(tmp_path: Path) -> None:
+    root, to = tmp_path / "labelme", tmp_path / "plain"
+    sets.labelme(root)
+    done = cli("data", "import", root, to, "--label-map", "tree=ignore")
+    assert done.returncode == 0 and "wrote 12 pairs of 2 classes" in done.stdout, done.stderr
+    assert sorted(path.name for path in to.iterdir()) == ["classes.txt", "images", "masks"]
+    assert (to / "classes.txt").read_text() == "background\ncar\n"
+    before, after = open_data("labelme", root, DataOptions(label_map={"tree": "ignore"})), open_data("masks", to)
+    for split, pairs in before.splits.items():
+        assert [pair.id for pair in pairs] == [pair.id for pair in after.pairs(split)]
+        for old, new in zip(pairs, after.pairs(split), strict=True):
+            assert (before.read(old)[1] == after.read(new)[1]).all() and old.image.samefile(new.image)
+            with Image.open(str(new.mask)) as picture:
+                assert picture.mode == "P"
+    assert count_classes(after, after.pairs("train")).ignored > 0
+    refused(cli("data", "import", root, to), "exists already; name a new folder")
+    (root / "0.png").write_bytes(b"no image")
+    refused(cli("data", "import", root, tmp_path / "other"), "0.png cannot be read")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["labelme", "plain"]
+
+
+def test_polygons_and_sound_images_train_by_flags(tmp_path: Path) -> None:
+    root = tmp_path / "labelme"
+    sets.labelme(root)
+    (root / "3.json").unlink()
+    flags = ["--dataset", "labelme", "--data-root", root, "--missing-mask", "sound"]
+    flags += ["--data-split", "train=0.5,val=0.25,test=0.25", "--label-map", "tree=car", "--classes", "background,car"]
+    done = cli("train", *flags, *TRAIN, "--save", tmp_path / "out")
+    assert done.returncode == 0, done.stderr[-2000:]
+    best = header(tmp_path / "out/best.safetensors")
+    assert best.classes == ["background", "car"] and best.info["data"] == {
+        "classes": ["background", "car"], "label_map": {"tree": "car"}, "missing_mask": "sound",
+        "split": {"test": 0.25, "train": 0.5, "val": 0.25},
+    }  # fmt: skip
+    words = ["evaluate", "--ckpt", tmp_path / "out/best.safetensors", "--data-root", root]
+    assert cli(*words).returncode == 0
+    refused(cli(*words, "--missing-mask", "refuse"), "3.png has no mask")
+    refused(cli(*words, "--label-map", "tree=bush"), "data.classes leaves out 'bush'")
