@@ -250,7 +250,10 @@ class Recipe(Section):
     split: Literal["val", "test"] = Field(default="test", description="split of the reported numbers")
     eval_batch_size: int = Field(default=8, ge=1, le=65536, description="images of a batch while scoring")
     control: bool = Field(default=True, description="also fine-tune the unpruned net, for a fair comparison")
-    panels: int = Field(default=4, ge=0, description="qualitative pictures in the report")
+    panels: int = Field(default=4, ge=0, description="images that the report pictures, the worst ones")
+    track: tuple[Literal["tensorboard", "mlflow"], ...] = Field(
+        default=(), description="where the report's figures go as well: RUN/tensorboard, RUN/mlruns"
+    )
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     references: tuple[ModelConfig, ...] = Field(default=(), description="unpruned networks, to see whether to prune")

@@ -103,6 +103,8 @@ def unknown(kind: str, name: str, known: Iterable[str], *, hints: Iterable[str] 
 
 INSTALL = {
     "google.protobuf.message": "pip install protobuf",
+    "mlflow": "pip install 'vss[mlflow]'",
+    "mlflow.tracking": "pip install 'vss[mlflow]'",
     "onnx": "pip install onnx",
     "onnxscript": "pip install onnxscript",
     "onnx_graphsurgeon": "pip install onnx-graphsurgeon",

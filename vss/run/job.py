@@ -13,7 +13,7 @@ import torch
 
 from vss import models
 from vss.core.config import ModelConfig, Recipe
-from vss.core.errors import GateFailed, VssError, listed, shown, unknown
+from vss.core.errors import GateFailed, VssError, listed, need, shown, unknown
 from vss.core.files import at_work, safe_name
 from vss.core.layers import layers_named
 from vss.data.counts import choose_calibration
@@ -29,6 +29,7 @@ from vss.run.project import Project, Workspace
 from vss.run.pruning import Pruned
 from vss.run.report import Engine, Fit, Found, Pictures, Score, make_report, write_both, write_failed
 from vss.run.runner import Json, Runner
+from vss.run.tracking import MLFLOW, track
 from vss.train.evaluate import engine_predictor
 
 log = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ class Job(Workspace):
         )  # fmt: skip
         report = make_report(self, found)
         write_both(self, report)
+        track(report, self.out, self.recipe.track)
         return report
 
     def train(self) -> Fit:
@@ -270,6 +272,8 @@ def check_run(project: Project, *, engines: bool = True, here: bool = True) -> N
         with pinned(recipe.bench.cores):
             pass
     check_metric(project)
+    if MLFLOW in recipe.track:
+        need("mlflow", "track: [mlflow]")
     if recipe.precision.kinds:
         check_calibration(project)
     elif recipe.precision.keep:

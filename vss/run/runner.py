@@ -162,6 +162,7 @@ AHEAD = ("tensorrt_rtx", "rtx")
 
 LABELS: Reasons = {
     "name": "a label of files and pages",
+    "track": "where the figures go as well",
     "references": "each is a run of its own, with keys of its own",
     "data.workers": "samples are functions of seed, epoch and index",
     "build.openvino.cache": "what is compiled is the same",

@@ -33,8 +33,8 @@ from vss.run.job import Job, check_run
 from vss.run.project import Project
 from vss.run.report import Engine, Score
 from vss.run.runner import Runner
+from vss.run.tracking import to_tensorboard
 from vss.sweep.experiment import EXPERIMENTS, Experiment, Json, TrialDirs
-from vss.sweep.results import to_tensorboard
 from vss.train.evaluate import engine_predictor
 from vss.train.tasks.base import spread, write_panels
 
@@ -152,7 +152,7 @@ class PruneExperiment(Experiment):
             "steps": job.step.records,
         }
         self.finish_trial(job, dirs, shared, found)
-        to_tensorboard(dirs.folder, row)
+        to_tensorboard(dirs.folder, {f"cell/{key}": value for key, value in row.items()})
         return found
 
     def time(self, recipe: Recipe, dirs: TrialDirs, seconds: float) -> Json:
