@@ -10,7 +10,7 @@ go together, and along which is a choice, made later by trying (`Component.choic
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -179,12 +179,15 @@ class Component:
                 start += len(labels)
         self.inside = torch.cat([part.reshape(-1) for part in self.local.values()]).unique()
 
-    def choices(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """Pairs of base classes for each way to shrink; every box takes the dim that leaves it the most of them."""
+    def choices(self) -> list[tuple[int, list[tuple[Tensor, Tensor]]]]:
+        """(dim of the first box, pairs of base classes) for each way to shrink; first what leaves the most classes.
+
+        Every box takes the dim that leaves it the most of them.
+        """
         first = self.joints[0]
         ways = [dim for dim in first.axes if dim not in first.frozen]
-        tried = [self._choose(dim) for dim in ways]
-        yield from (pairs for _, pairs in sorted(tried, key=lambda way: -way[0]))
+        tried = [(*self._choose(dim), dim) for dim in ways]
+        return [(dim, pairs) for _, pairs, dim in sorted(tried, key=lambda way: -way[0])]
 
     def touches(self, classes: Tensor) -> bool:
         """Whether one of these base classes is in it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 
 import torch
@@ -23,7 +24,8 @@ class Search:
         self.book = book
         self.base, self.components = book.settle()
         self.ways = [component.choices() for component in self.components]
-        self.taken: list[Pairs | None] = [next(ways, None) for ways in self.ways]
+        self.at = [0] * len(self.ways)
+        self.tried: list[set[int]] = [set() for _ in self.ways]
         self.faults: dict[int, str] = {}
         spans = book.spans
         lengths = torch.tensor([span.length for span in spans])
@@ -40,6 +42,7 @@ class Search:
         """Groups that hold, in model order, and for layers whose channels stay the reason."""
         passed: set[Group] = set()
         failed: dict[Group, str] = {}
+        self._lead(probe)
         while True:
             found, top = self._group()
             boxes = {group: self._boxes(found.classes[group.id], top) for group in found.groups}
@@ -61,6 +64,34 @@ class Search:
                 why |= dict.fromkeys(found.classes[group.id], failed.get(group) or late[group.id])
         return [group for group in good if group.id not in late], self._reasons(top, why)
 
+    def _lead(self, probe: Probe) -> None:
+        """Of boxes that vary along the same dims one is tried alone, and the others begin with the dim where it holds.
+
+        In a network of equal blocks it saves finding each of them among all groups; what does not hold is found later.
+        """
+        alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for box, component in enumerate(self.components):
+            alike[component.joints[0].axes].append(box)
+        for boxes in (boxes for boxes in alike.values() if len(boxes) > 1):
+            first = boxes[0]
+            for place, (dim, _) in enumerate(self.ways[first]):
+                self.at[first] = place
+                found, top = self._group()
+                mine = [group for group in found.groups if first in self._boxes(found.classes[group.id], top)]
+                if mine and not any(probe.faults([some(group) for group in mine]) for some in (most_of, half_of)):
+                    for box in boxes[1:]:
+                        dims = [way for way, _ in self.ways[box]]
+                        self.at[box] = dims.index(dim) if dim in dims else 0
+                    break
+            else:
+                self.at[first] = 0
+
+    @property
+    def taken(self) -> list[Pairs | None]:
+        """The choice of every box; None where none is left."""
+        pairs = zip(self.ways, self.at, strict=True)
+        return [ways[place][1] if place < len(ways) else None for ways, place in pairs]
+
     def _reasons(self, top: Classes, why: Mapping[int, str]) -> dict[str, str]:
         """Layer -> why channels of it stay; those that it makes speak before those that it takes."""
         found: dict[str, str] = {}
@@ -79,16 +110,24 @@ class Search:
         for box, fault in faults.items():
             if fault != ALONE:
                 self.faults[box] = fault
-            if self.taken[box] is not None and fault != TIME:
-                self.taken[box], moved = next(self.ways[box], None), True
+            if self.at[box] < len(self.ways[box]) and fault != TIME:
+                self.at[box], moved = self._after(box), True
         return moved
+
+    def _after(self, box: int) -> int:
+        """The place of the next choice of a box: those before where it began come last."""
+        self.tried[box].add(self.at[box])
+        return next(
+            (place for place in range(len(self.ways[box])) if place not in self.tried[box]), len(self.ways[box])
+        )
 
     def _boxes(self, classes: list[int], top: Classes) -> list[int]:
         mine = torch.isin(top.of, torch.tensor(classes)).nonzero().flatten()
         return [number for number, component in enumerate(self.components) if component.touches(mine)]
 
     def _group(self) -> tuple[Found, Classes]:
-        top = Classes(self.base.count, [pair for pairs in self.taken for pair in pairs or []])
+        taken = self.taken
+        top = Classes(self.base.count, [pair for pairs in taken for pair in pairs or []])
         locked = self._locked(top)
         summed = [top.of[self.base.of[labels]] for labels in self.book.summed]
         read = set(torch.cat(summed).unique().tolist()) if summed else set()
@@ -101,7 +140,7 @@ class Search:
             for number in top.of[self.base.of[labels]].unique().tolist():
                 why.setdefault(number, reason)
         for number, component in enumerate(self.components):
-            if self.taken[number] is None:
+            if self.at[number] >= len(self.ways[number]):
                 for each in top.of[component.names].unique().tolist():
                     why.setdefault(each, self.faults.get(number, ALONE))
         why.setdefault(int(top.of[self.base.of[0]]), UNKNOWN)
