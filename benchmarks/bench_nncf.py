@@ -33,9 +33,10 @@ import numpy as np
 import vss
 from vss.core.config import Recipe
 from vss.core.environment import cpu_flags, environment, package_version
-from vss.core.errors import need
+from vss.core.errors import VssError, need
 from vss.core.files import read_json, write_json
 from vss.deploy.backends.base import Int8, Session
+from vss.deploy.backends.onnx_runner import OpenVINOEngine
 from vss.deploy.backends.ort import OPTIMISATION, OnnxRuntimeSession
 from vss.deploy.backends.ov import OpenVINOSession, int8_by
 from vss.deploy.bench import Timing, interleave, speedup
@@ -87,15 +88,26 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-class IR(OpenVINOSession):
+class IREngine(OpenVINOEngine):
     """A model in OpenVINO's own format, in place of the ONNX file that it was made from."""
 
     def __init__(self, onnx: Path, xml: Path, threads: int) -> None:
         self._xml = xml
         super().__init__(onnx, threads=threads)
 
-    def _read(self) -> Any:
-        return self._core.read_model(self._xml)
+    def read(self) -> Any:
+        """The model of the other file."""
+        return self.core.read_model(self._xml)
+
+
+class IR(OpenVINOSession):
+    """See `IREngine`; refuses a model in which nothing is computed in INT8."""
+
+    def __init__(self, onnx: Path, xml: Path, threads: int, feed: Mapping[str, np.ndarray]) -> None:
+        super().__init__(onnx, threads=threads)
+        self._engine = IREngine(onnx, xml, threads)
+        if not any(kind.endswith(("u8", "i8", "int8", "uint8")) for kind in computes(self, feed)):
+            raise VssError(f"nothing in {xml.name} is computed in INT8: {computes(self, feed)}.")
 
 
 class Tuned(OnnxRuntimeSession):
@@ -234,11 +246,11 @@ def part_nncf(exporter: PrecisionExporter, folder: Path, arguments: argparse.Nam
         sessions: dict[str, OpenVINOSession] = {
             "fp32": OpenVINOSession(exporter.plain, threads=1), "vss": OpenVINOSession(ours, threads=1)
         }  # fmt: skip
-        sessions |= {name: IR(exporter.plain, folder / f"{name}.xml", 1) for name in NNCF}
+        feed = {"image": exporter.images(1, exporter.project.preprocess.size, 0).numpy()}
+        sessions |= {name: IR(exporter.plain, folder / f"{name}.xml", 1, feed) for name in NNCF}
         for session in sessions.values():
             stack.enter_context(session)
         timing = times(exporter, sessions, [arguments.core], arguments)
-        feed = {"image": exporter.images(1, exporter.project.preprocess.size, 0).numpy()}
         for name, session in sessions.items():
             rows[name] |= timing["rows"][name] | {"layers": computes(session, feed)}
             rows[name][exporter.project.task.metric] = score(exporter, session)

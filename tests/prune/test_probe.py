@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from vss.core.errors import VssError
-from vss.prune import Group, find_groups
+from vss.prune import Group, find_groups, make_plan
 from vss.prune.probe import TIME, Probe, half_of
 
 from .nets import Chain, Concat
@@ -19,7 +20,7 @@ X = torch.zeros(1, 3, 16, 16)
 
 
 def faults(net: nn.Module, groups: list[Group]) -> dict[str, str]:
-    return Probe(net, X, None, time.monotonic() + 60).faults([half_of(group) for group in groups])
+    return Probe(net, X, None, 60.0).faults([half_of(group) for group in groups])
 
 
 def test_good_groups_pass() -> None:
@@ -54,6 +55,19 @@ def test_nan_is_not_taken_for_a_fault_of_a_group() -> None:
 def test_without_time_everything_is_refused_with_that_reason() -> None:
     net = Chain().eval()
     groups = list(find_groups(net, X))
-    found = Probe(net, X, None, time.monotonic() - 1).faults([half_of(group) for group in groups])
+    found = Probe(net, X, None, -1.0).faults([half_of(group) for group in groups])
     assert {*found.values()} == {TIME} and set(found) == {"a", "b"}
     assert {lock.reason for lock in find_groups(net, X, time_limit_s=1e-9).locked} == {TIME}
+
+
+def test_deciding_takes_no_time_from_trying(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, now = Chain().eval(), [0.0]
+    groups = find_groups(net, X)
+    monkeypatch.setattr("vss.prune.probe.time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def choose(free: list[Group], *_: Any) -> dict[str, torch.Tensor]:
+        now[0] += 1000.0  # such as timing networks until one meets a target
+        return {group.id: torch.arange(group.channels // 2) for group in free}
+
+    plan = make_plan(net, X, groups=groups, choose=choose, time_limit_s=300.0)
+    assert {group.id: len(group.kept) for group in plan.groups} == {g.id: g.channels // 2 for g in groups}

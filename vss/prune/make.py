@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -84,7 +83,7 @@ def make_plan(
     scores = score_groups(criterion, members, Stats(model, collected, seed=seed))
     rule = criterion.rounding
     decide = choose or (lambda free, scores, rule: search(free, scores, cost, limits, rounding=rule, origin=origin))
-    probe = Probe(model, example, forward, time.monotonic() + time_limit_s)
+    probe = Probe(model, example, forward, time_limit_s)
     try:
         kept = _tried(members, lambda free: decide(free, scores, rule), probe, movable=choose is None)
     except Unreachable as error:
@@ -102,13 +101,14 @@ def _tried(
     while True:
         free = [group for group in members if group.id not in whole]
         kept = (decide(free) if free else {}) | whole
+        probe.begin()  # deciding may measure times for minutes
         faults = probe.faults([group.keep(kept[group.id]) for group in members])
         if not faults:
             return kept
         first, fault = next(iter(faults.items()))
         if not movable or not free:
-            raise VssError(f"the planned cut of {first} was tried and is wrong ({fault}); keep that layer whole.")
-        LOG.warning("the planned cut of %s was tried and is wrong, so all its channels stay: %s", first, fault)
+            raise VssError(f"the planned cut of {first} does not hold ({fault}); keep that layer whole.")
+        LOG.warning("the planned cut of %s does not hold, so all its channels stay: %s", first, fault)
         whole |= {group.id: torch.arange(group.channels) for group in members if group.id in faults}
 
 

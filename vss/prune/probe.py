@@ -38,12 +38,13 @@ class Probe:
         model: copied.
         example: what it takes.
         forward: how to call it.
-        deadline: in `time.monotonic` seconds; what was not tried by then is refused.
+        time_limit_s: seconds from now, and again from `begin`; what was not tried by then is refused.
     """
 
-    def __init__(self, model: nn.Module, example: Example, forward: Forward | None, deadline: float) -> None:
+    def __init__(self, model: nn.Module, example: Example, forward: Forward | None, time_limit_s: float) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.model, self.deadline, self.spoke = duplicate(model).cpu().eval(), deadline, time.monotonic()
+        self.model, self.limit = duplicate(model).cpu().eval(), time_limit_s
+        self.begin()
         self.forward, example = forward or default_forward, on(example, "cpu")
         _wake(self.model, generator)
         noise = drawn(example, generator)
@@ -56,6 +57,11 @@ class Probe:
             ]
         self.pair = paired(noise)
         self.trains = self._trains(self.model) == ""
+
+    def begin(self) -> None:
+        """The time for trying starts now."""
+        self.spoke = time.monotonic()
+        self.deadline = self.spoke + self.limit
 
     @torch.no_grad()
     def outputs(self, net: nn.Module, x: Example) -> list[Tensor]:
