@@ -12,8 +12,9 @@ from PIL import Image
 
 from vss.core.errors import VssError
 from vss.run.page import render
-from vss.run.page.decisions import chosen, decisions, defect_pictures
+from vss.run.page.decisions import _counts, _curves, chosen, decisions, defect_pictures
 from vss.train.details import decision_curves
+from vss.train.metrics import average_precision
 
 
 def report(root: Path, scores: list[float], threshold: float = 0.4) -> dict[str, Any]:
@@ -95,10 +96,33 @@ def test_decisions_mark_the_chosen_threshold(tmp_path: Path) -> None:
     for chart in found["charts"]:
         ElementTree.fromstring(chart.svg)
     assert "recall 66.7 %, precision 66.7 %" in pr.alt and "1 missed, 1 false alarm" in counts.alt
-    assert "chosen" in histogram.svg and "chosen" in counts.svg and ">0.5<" in counts.svg
+    assert "chosen" in histogram.svg and "chosen" in counts.svg
     html = render(data, tmp_path)
     assert html.index('id="decisions"') < html.index('id="defects"')
     never = decision_curves(labels, np.arange(6.0), 9.0)
     assert chosen(never) is None
     told = decisions({"decisions": {"engine pruned": never}})
     assert told is not None and "no image is called defective" in told["sentence"]
+
+
+def test_what_is_drawn_is_what_a_threshold_does() -> None:
+    from matplotlib.figure import Figure
+
+    draw = np.random.default_rng(2)
+    labels = draw.random(60) < 0.4
+    scores = np.round(draw.normal(labels * 1.0, 1.0), 1)
+    curves = decision_curves(labels, scores, 0.25)
+    axes = Figure().add_subplot()
+    _counts(axes, curves)
+    for line, wrong in zip(axes.lines, (labels, ~labels), strict=False):
+        assert line.get_drawstyle() == "steps-post"  # scores fall, so a value holds from its score down to the next
+        x, y = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+        for threshold in (-0.55, 0.25, 0.5, 0.85):
+            called = scores >= threshold
+            expected = (wrong & (~called if wrong is labels else called)).sum()
+            assert y[x >= threshold][-1] == expected
+    axes = Figure().add_subplot()
+    _curves(axes, {"engine pruned": curves})
+    recall, precision = (np.asarray(values) for values in axes.lines[0].get_data())
+    assert axes.lines[0].get_drawstyle() == "steps-pre"
+    assert (np.diff(recall) * precision[1:]).sum() / 100 == pytest.approx(average_precision(labels, scores))

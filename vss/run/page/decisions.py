@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DEFECT, SOUND = "#0a0005", SERIES[0]
 TICKS = (1e-6, 1e-4, 0.01, 0.1, 0.5, 0.9, 0.99, 0.9999, 0.999999)
+MANY = 30
 _COLOURS = {"baseline": SERIES[0], "control": SERIES[3]}
 Decided = Mapping[str, Any]
 
@@ -72,7 +73,8 @@ def _alt(found: Mapping[str, Decided]) -> str:
 def _curves(axes: Axes, found: Mapping[str, Decided]) -> None:
     for name, each in found.items():
         colour = _COLOURS.get(name, SERIES[2])
-        axes.plot(each["recall_pct"], each["precision_pct"], color=colour, linewidth=2, label=title(name).split(",")[0])
+        recall, precision = [0.0, *each["recall_pct"]], [each["precision_pct"][0], *each["precision_pct"]]
+        axes.step(recall, precision, where="pre", color=colour, linewidth=2, label=title(name).split(",")[0])
         at = chosen(each)
         if at is not None:
             axes.plot(each["recall_pct"][at], each["precision_pct"][at], "o", color=colour, markersize=7)
@@ -88,16 +90,17 @@ def _histogram(axes: Axes, found: Decided) -> None:
     for name, key, colour in (("sound", "sound", SOUND), ("defective", "defective", DEFECT)):
         axes.bar(edges[:-1], found[key], widths, align="edge", color=colour, alpha=0.75, label=name)
     _thresholds(axes, found, edges)
-    _symlog(axes)
+    _counted(axes)
     axes.set_ylabel("images", color=MUTED)
     legend(axes, 3)
 
 
 def _counts(axes: Axes, found: Decided) -> None:
+    """A threshold between two scores calls what the higher one calls."""
     for name, key, colour in (("missed", "misses", DEFECT), ("false alarms", "false_alarms", SERIES[0])):
-        axes.step(found["score"], found[key], where="pre", color=colour, linewidth=2, label=name)
+        axes.step(found["score"], found[key], where="post", color=colour, linewidth=2, label=name)
     _thresholds(axes, found, found["score"])
-    _symlog(axes)
+    _counted(axes)
     axes.set_ylabel("images", color=MUTED)
     legend(axes, 3)
 
@@ -112,17 +115,25 @@ def _thresholds(axes: Axes, found: Decided, scores: Sequence[float]) -> None:
         near = kept and place - math.log(kept[-1] / (1 - kept[-1])) < (high - low) / 7
         if low <= place <= high and not near:
             kept.append(share)
-    axes.set_xticks([math.log(share / (1 - share)) for share in kept], [f"{share:g}" for share in kept])
+    places = [math.log(share / (1 - share)) for share in kept]
+    if len(kept) < 3:
+        places = [low + (high - low) * part / 3 for part in range(4)]
+        kept = [1 / (1 + math.exp(-place)) for place in places]
+    axes.set_xticks(places, [f"{share:.3g}" if share < 0.99 else f"{share:.6g}" for share in kept])
     axes.set_xlabel("score: probability of a defect", color=MUTED)
 
 
-def _symlog(axes: Axes) -> None:
-    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+def _counted(axes: Axes) -> None:
+    """Counts from 0 on; large ones on a logarithmic axis, so that the few that matter are seen beside them."""
+    from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
-    axes.set_yscale("symlog", linthresh=1)
-    axes.set_ylim(bottom=0)
+    if axes.get_ylim()[1] > MANY:
+        axes.set_yscale("symlog", linthresh=1)
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylim(bottom=0)
 
 
 # Defects that the engine misses, worst first, the weakest of those that it finds, and sound images that it calls
