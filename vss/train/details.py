@@ -15,6 +15,8 @@ from vss.train.metrics import miou_pct, pr_curve
 POINTS = 400
 """Of a curve over thresholds, at most."""
 BINS = 40
+BLOCK = 64
+"""Images whose matrices are held in float64 at once."""
 LOWEST, LOST = "lowest score", "lost most"
 
 
@@ -23,7 +25,8 @@ def image_ious(confusion: np.ndarray) -> np.ndarray:
 
     For finding images; the score of a network is that of one matrix over the set.
     """
-    return miou_pct(torch.from_numpy(np.asarray(confusion)), truth=True).numpy()
+    parts = np.array_split(np.asarray(confusion), -(-len(confusion) // BLOCK))
+    return np.concatenate([miou_pct(torch.from_numpy(part), truth=True).numpy() for part in parts])
 
 
 def worst_images(before: np.ndarray, after: np.ndarray, amount: int) -> list[tuple[int, str]]:
@@ -83,9 +86,8 @@ def class_drop_intervals(before: np.ndarray, after: np.ndarray) -> list[list[flo
 
 def _resampled_iou(weights: np.ndarray, confusion: np.ndarray) -> np.ndarray:
     """(samples, K) IoU in percent, NaN where a sample has the class in neither truth nor prediction."""
-    counts = np.asarray(confusion, np.float64)
-    hits = np.einsum("nkk->nk", counts)
-    tops, unions = weights @ hits, weights @ (counts.sum(1) + counts.sum(2) - hits)
+    hits = np.einsum("nkk->nk", confusion)
+    tops, unions = weights @ hits, weights @ (confusion.sum(1) + confusion.sum(2) - hits)
     return 100 * np.divide(tops, unions, out=np.full_like(tops, np.nan), where=unions > 0)
 
 
