@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import vss
+from vss.core.errors import VssError
 from vss.prune import Budget, apply_plan, find_groups, make_plan, verify
 
 HEADS, WIDTH, CHANNELS, SIDE = 4, 6, 16, 8
@@ -69,3 +73,45 @@ def test_heads_leave_with_their_column_of_the_bias(fused: bool, masked: bool) ->
     small = apply_plan(net, plan)
     assert small.attention.table.shape == (9, HEADS // 2)  # type: ignore[union-attr]
     assert verify(net, small, plan, example=image)["masked_max_rel"] < 1e-4
+
+
+class Counted(nn.Module):
+    """Attention that writes down its heads, their width and their product, as timm does; one layer makes q, k and v."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.attn_dim = HEADS, WIDTH, HEADS * WIDTH
+        self.qkv, self.proj = nn.Linear(CHANNELS, 3 * HEADS * WIDTH), nn.Linear(HEADS * WIDTH, CHANNELS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, places, _ = x.shape
+        q, k, v = self.qkv(x).reshape(n, places, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        seen = F.scaled_dot_product_attention(q, k, v, scale=WIDTH**-0.5)
+        out: Tensor = self.proj(seen.transpose(1, 2).reshape(n, places, self.attn_dim))
+        return x + out
+
+
+def test_whole_numbers_that_a_module_keeps_shrink_with_its_channels(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, image = Net(nn.Sequential(Counted(), Counted())).eval(), torch.randn(1, 3, SIDE, SIDE)
+    groups = find_groups(net, image)
+    assert [group.channels for group in groups] == [WIDTH, WIDTH]  # within heads: more widths to choose from
+    assert groups.groups[1].counts == ("attention.1.attn_dim", "attention.1.head_dim")
+    plan = make_plan(net, image, budget=Budget(kind="channels", keep=0.5, scope="local"), groups=groups)
+    small = apply_plan(net, plan)
+    first = small.attention[0]  # type: ignore[index]
+    assert (first.num_heads, first.head_dim, first.attn_dim) == (HEADS, WIDTH // 2, HEADS * WIDTH // 2)
+    assert net.attention[0].head_dim == WIDTH  # type: ignore[index]
+    assert verify(net, small, plan, example=image)["masked_max_rel"] < 1e-4
+    vss.save(small, tmp_path / "net.safetensors")
+    again = vss.load(tmp_path / "net.safetensors", model=Net(nn.Sequential(Counted(), Counted())))
+    assert torch.equal(again.eval()(image), small(image))
+
+
+def test_a_plan_with_a_number_that_the_network_does_not_keep_is_refused() -> None:
+    torch.manual_seed(0)
+    net, image = Net(Counted()).eval(), torch.randn(1, 3, SIDE, SIDE)
+    plan = make_plan(net, image, budget=Budget(kind="channels", keep=0.5))
+    net.attention.head_dim = 7  # type: ignore[assignment]
+    with pytest.raises(VssError, match=r"shrinks attention.head_dim to 3 of 6 and found 7"):
+        apply_plan(net, plan)

@@ -88,7 +88,8 @@ def masked_by(model: nn.Module, groups: Iterable[PlanGroup]) -> nn.Module:
 
 
 def cut_by(model: nn.Module, groups: Iterable[PlanGroup]) -> nn.Module:
-    small = duplicate(model)
+    """A smaller copy, whatever it says of how it was cut."""
+    small, groups = duplicate(model), list(groups)
     tensors = tensors_of(small)
     before = {name: tuple(value.shape) for name, value in tensors.items()}
     removed = removed_positions(groups)
@@ -101,6 +102,11 @@ def cut_by(model: nn.Module, groups: Iterable[PlanGroup]) -> nn.Module:
         _replace(small, name, value)
     for layer in {name.rpartition(".")[0] for name in removed}:
         _sync_attributes(small.get_submodule(layer), before.get(f"{layer}.weight", ()))
+    for group in groups:
+        for name in group.counts:
+            owner, _, leaf = name.rpartition(".")
+            module = small.get_submodule(owner)
+            setattr(module, leaf, getattr(module, leaf) * len(group.kept) // group.channels)
     return small
 
 
@@ -149,7 +155,7 @@ def name_of(model: nn.Module) -> str:
 
 def check_slots(model: nn.Module, groups: Sequence[PlanGroup]) -> None:
     """Refuse slots that the network does not have, and removals that leave a layer inconsistent."""
-    tensors = tensors_of(model)
+    tensors, modules = tensors_of(model), dict(model.named_modules())
     for group in groups:
         for slot in group.slots:
             value = tensors.get(slot.tensor)
@@ -160,6 +166,14 @@ def check_slots(model: nn.Module, groups: Sequence[PlanGroup]) -> None:
                 raise VssError(
                     f"the plan needs {needed} slices along dim {slot.dim} of {tensor} and found {found}; "
                     f"it was made for other options or for an uncut {name_of(model)!r}."
+                )
+        for name in group.counts:
+            owner, _, leaf = name.rpartition(".")
+            number = getattr(modules.get(owner), leaf, None)
+            if type(number) is not int or number * len(group.kept) % group.channels:
+                raise VssError(
+                    f"the plan shrinks {one_line(name, SHOWN)} to {len(group.kept)} of {group.channels} and found "
+                    f"{number!r}; it was made for other options or for an uncut {name_of(model)!r}."
                 )
     _check_layers(model, removed_positions(groups))
 

@@ -17,7 +17,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StrictInt,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)  # fmt: skip
 from pydantic.dataclasses import dataclass
 
 from vss.core.errors import VssError, fault
@@ -61,12 +70,21 @@ class Slot:
 
 @dataclass(frozen=True, config=STRICT)
 class Group:
-    """Channels that live or die together: `channels` of them, present in every slot."""
+    """Channels that live or die together: `channels` of them, present in every slot.
+
+    `counts` names whole numbers that modules keep (`blocks.0.attn.num_heads`) and that shrink in the same proportion.
+    """
 
     id: str
     channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS, strict=True)]
     slots: tuple[Slot, ...]
     unit: Annotated[int, Field(ge=1, strict=True)] = 1
+    counts: tuple[str, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _lean(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = write(self)
+        return data if self.counts else {key: value for key, value in data.items() if key != "counts"}
 
     def by_role(self, role: Role) -> list[Slot]:
         """The slots of one role, in model order."""
@@ -86,7 +104,7 @@ class Group:
 
     def keep(self, kept: Tensor) -> PlanGroup:
         """The group with the channel numbers (ascending int64) that stay."""
-        return PlanGroup(self.id, self.channels, self.slots, self.unit, kept=tuple(kept.tolist()))
+        return PlanGroup(self.id, self.channels, self.slots, self.unit, self.counts, kept=tuple(kept.tolist()))
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -113,7 +131,8 @@ class PlanGroup(Group):
     def renamed(self, rename: Callable[[str], str]) -> PlanGroup:
         """The same decision in other names of layers."""
         slots = tuple(dataclasses.replace(slot, tensor=rename(slot.tensor)) for slot in self.slots)
-        return dataclasses.replace(self, id=rename(self.id), slots=slots)
+        counts = tuple(rename(name) for name in self.counts)
+        return dataclasses.replace(self, id=rename(self.id), slots=slots, counts=counts)
 
 
 @dataclasses.dataclass(frozen=True)

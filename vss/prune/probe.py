@@ -7,10 +7,13 @@ the cut network does not run, the channels are no set of removable slices.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 import zlib
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import combinations
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +25,7 @@ from vss.prune.apply import TOLERANCE, check_slots, cut_by, masked_by
 from vss.prune.plan import Group, PlanGroup
 
 LOG = logging.getLogger(__name__)
+MOST_COUNTS = 3  # of one group
 IMAGE_RANGE, ASLEEP = 128.0, 1e-3
 EVERY_S = 10.0  # between two lines of progress
 DIFFERS = "removing its channels is not the same as zeroing them: the network reorders or mixes them"
@@ -128,6 +132,16 @@ class Probe:
         wrong = self._trains(small) if self.trains else ""
         return f"the network does not train without some of its channels ({wrong})" if wrong else None
 
+    def counted(self, group: Group) -> Group | None:
+        """The group with the whole numbers, such as `num_heads`, that have to shrink with it; None where none help."""
+        names = sorted(counts_of(self.model, group))
+        for size in range(1, min(len(names), MOST_COUNTS) + 1):
+            for some in combinations(names, size):
+                tried = dataclasses.replace(group, counts=some)
+                if not any(self.fault([part(tried)]) for part in (most_of, half_of)):
+                    return tried
+        return None
+
     @torch.no_grad()
     def _trains(self, net: nn.Module) -> str:
         """Why a network does not run in training mode; "" where it does."""
@@ -155,6 +169,25 @@ def _wake(model: nn.Module, generator: torch.Generator) -> None:
         if value.is_floating_point() and value.numel() and float(value.abs().max()) < ASLEEP:
             spread = (value[0].numel() if value.ndim > 1 else 4) ** -0.5
             value.copy_(spread * torch.randn(value.shape, generator=generator))
+
+
+def counts_of(model: nn.Module, group: Group) -> dict[str, int]:
+    """Whole numbers of the modules that own a group's layers which may say how many channels it has, or units, or rows.
+
+    A number of a module that is none of torch's own layers counts, where it is one that any cut of whole units divides.
+    """
+    units = group.channels // group.unit
+    rows: dict[tuple[str, int], int] = defaultdict(int)
+    for slot in group.slots:
+        rows[slot.tensor, slot.dim] += group.channels * slot.block
+    values = {units, group.channels, *(group.channels * slot.block for slot in group.slots), *rows.values()}
+    owners = {name.rpartition(".")[0] for name in group.module_names("producer")}
+    found = {}
+    for owner in sorted(owners):
+        for leaf, value in vars(model.get_submodule(owner)).items():
+            if type(value) is int and value > 1 and value in values and not value % units:
+                found[f"{owner}.{leaf}".lstrip(".")] = value
+    return found
 
 
 def half_of(group: Group) -> PlanGroup:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from vss.prune.grouping import ALONE, Found, Key, Table, group_classes
 from vss.prune.labels import Book, Classes
 from vss.prune.plan import Group, Role
-from vss.prune.probe import TIME, Probe, half_of, most_of
+from vss.prune.probe import TIME, Probe, counts_of, half_of, most_of
 
 Pairs = list[tuple[Tensor, Tensor]]
 UNKNOWN = "its channels are rearranged in a way that no cut survives"
@@ -20,13 +21,16 @@ UNKNOWN = "its channels are rearranged in a way that no cut survives"
 class Search:
     """What a book says, with the dim along which every box shrinks chosen by trying."""
 
-    def __init__(self, book: Book, roles: Mapping[Key, Role], order: Mapping[str, int]) -> None:
-        self.book = book
+    def __init__(self, book: Book, roles: Mapping[Key, Role], order: Mapping[str, int], probe: Probe) -> None:
+        self.book, self.probe = book, probe
         self.base, self.components = book.settle()
         self.ways = [component.choices() for component in self.components]
         self.at = [0] * len(self.ways)
         self.tried: list[set[int]] = [set() for _ in self.ways]
         self.faults: dict[int, str] = {}
+        self.counts: dict[Group, tuple[str, ...]] = {}
+        self.leaves: set[str] = set()
+        self.idle: set[frozenset[str]] = set()
         spans = book.spans
         lengths = torch.tensor([span.length for span in spans])
         self.rows = torch.cat([torch.arange(span.start, span.start + span.length) for span in spans])
@@ -38,33 +42,34 @@ class Search:
             order,
         )
 
-    def run(self, probe: Probe) -> tuple[list[Group], dict[str, str]]:
+    def run(self) -> tuple[list[Group], dict[str, str]]:
         """Groups that hold, in model order, and for layers whose channels stay the reason."""
         passed: set[Group] = set()
         failed: dict[Group, str] = {}
-        self._lead(probe)
+        self._lead()
         while True:
             found, top = self._group()
             boxes = {group: self._boxes(found.classes[group.id], top) for group in found.groups}
             todo = [group for group in found.groups if group not in passed and group not in failed]
-            faults = probe.faults([half_of(group) for group in todo])
-            faults |= probe.faults([most_of(group) for group in todo if group.id not in faults and boxes[group]])
+            faults = self.probe.faults([half_of(group) for group in todo])
+            faults |= self.probe.faults([most_of(group) for group in todo if group.id not in faults and boxes[group]])
             passed |= {group for group in todo if group.id not in faults}
-            failed |= {group: faults[group.id] for group in todo if group.id in faults}
+            helped = [group for group in todo if group.id in faults and boxes[group] and self._counted(group)]
+            failed |= {group: faults[group.id] for group in todo if group.id in faults and group not in helped}
             wrong = {box: failed[group] for group in todo if group in failed for box in boxes[group]}
             touched = {box for each in boxes.values() for box in each}
             wrong |= {box: ALONE for box in range(len(self.components)) if box not in touched}
-            if not self._next(wrong):
+            if not self._next(wrong) and not helped:
                 break
         good = [group for group in found.groups if group in passed]
-        late = probe.faults([half_of(group) for group in good]) if failed else {}
+        late = self.probe.faults([half_of(group) for group in good]) if failed else {}
         why = self._locked(top) | found.refused
         for group in found.groups:
             if group in failed or group.id in late:
                 why |= dict.fromkeys(found.classes[group.id], failed.get(group) or late[group.id])
         return [group for group in good if group.id not in late], self._reasons(top, why)
 
-    def _lead(self, probe: Probe) -> None:
+    def _lead(self) -> None:
         """Of boxes that vary along the same dims one is tried alone, and the others begin with the dim where it holds.
 
         In a network of equal blocks it saves finding each of them among all groups; what does not hold is found later.
@@ -78,13 +83,44 @@ class Search:
                 self.at[first] = place
                 found, top = self._group()
                 mine = [group for group in found.groups if first in self._boxes(found.classes[group.id], top)]
-                if mine and not any(probe.faults([some(group) for group in mine]) for some in (most_of, half_of)):
+                if mine and self._holds(mine):
                     for box in boxes[1:]:
                         dims = [way for way, _ in self.ways[box]]
                         self.at[box] = dims.index(dim) if dim in dims else 0
                     break
             else:
                 self.at[first] = 0
+
+    def _holds(self, groups: list[Group]) -> bool:
+        """Whether groups can be cut, with what else has to shrink."""
+        if not any(self.probe.faults([some(group) for group in groups]) for some in (most_of, half_of)):
+            return True
+        return all(self._counted(group) for group in groups)
+
+    def _counted(self, group: Group) -> bool:
+        """Whether whole numbers of modules that shrink with a group make it hold.
+
+        They have the same names in blocks of one kind, where none help twice if they did not help once.
+        """
+        bare = dataclasses.replace(group, counts=())
+        leaves = frozenset(name.rpartition(".")[2] for name in counts_of(self.probe.model, bare))
+        if bare in self.counts or leaves in self.idle:
+            return False
+        better = self.probe.counted(bare)
+        if better is None:
+            self.idle.add(leaves)
+            return False
+        self.counts[bare] = better.counts
+        self.leaves |= {name.rpartition(".")[2] for name in better.counts}
+        return True
+
+    def _with_counts(self, group: Group) -> Group:
+        """The group with the whole numbers that are known to shrink with it, or with one of its kind."""
+        known = self.counts.get(group)
+        if known is None and self.leaves:
+            found = {name.rpartition(".")[2]: name for name in counts_of(self.probe.model, group)}
+            known = tuple(found[leaf] for leaf in sorted(self.leaves)) if self.leaves <= found.keys() else ()
+        return dataclasses.replace(group, counts=known or ())
 
     @property
     def taken(self) -> list[Pairs | None]:
@@ -131,7 +167,9 @@ class Search:
         locked = self._locked(top)
         summed = [top.of[self.base.of[labels]] for labels in self.book.summed]
         read = set(torch.cat(summed).unique().tolist()) if summed else set()
-        return group_classes(self.table, top.of[self.base.of[self.rows]], set(locked), read), top
+        found = group_classes(self.table, top.of[self.base.of[self.rows]], set(locked), read)
+        found.groups = [self._with_counts(group) for group in found.groups]
+        return found, top
 
     def _locked(self, top: Classes) -> dict[int, str]:
         """Class -> why it stays."""

@@ -80,8 +80,8 @@ def find_groups(
         layers.declare(follower)
     except TimeUp:
         return Groups((), tuple(layers.left_over(set(), {}, TIME)))
-    search = Search(book, layers.roles(follower), layers.order)
-    good, why = search.run(Probe(model, example, forward, deadline - time.monotonic()))
+    probe = Probe(model, example, forward, deadline - time.monotonic())
+    good, why = Search(book, layers.roles(follower), layers.order, probe).run()
     why |= layers.parametrised
     covered = {layer for group in good for role in ("producer", "norm") for layer in group.module_names(role)}
     return Groups(tuple(good), tuple(layers.left_over(covered, why, UNSEEN)))
