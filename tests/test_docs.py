@@ -217,7 +217,7 @@ def test_a_layout(example: Any, tmp_path: Path) -> None:
     for split in ("train", "val", "test"):
         Image.fromarray(np.full((40, 48, 3), 90, np.uint8)).save(tmp_path / f"{split}_0.jpg")
         Image.fromarray(mask).save(tmp_path / f"{split}_0.png")
-    data = open_data("flat", tmp_path)
+    data = open_data("parts", tmp_path)
     _, decoded = data.read(data.pairs("val")[0])
     assert np.array_equal(decoded, mask) and data.class_names == ("background", "part")
     Image.fromarray(mask + 2).save(tmp_path / "val_0.png")
