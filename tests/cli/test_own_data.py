@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -13,6 +14,7 @@ from tests.data import sets
 from vss.core.config import DataOptions
 from vss.core.yaml12 import dump
 from vss.data import count_classes, open_data
+from vss.run.page.folder import overlay
 from vss.train.header import header
 
 FIT = {"epochs": 1, "batch_size": 4, "lr": 0.05, "precision": "32-true", "accelerator": "cpu"}
@@ -76,6 +78,26 @@ def test_import_writes_the_plain_layout_once(tmp_path: Path) -> None:
     (root / "0.png").write_bytes(b"no image")
     refused(cli("data", "import", root, tmp_path / "other"), "0.png cannot be read")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["labelme", "plain"]
+
+
+def test_a_page_of_overlays_shows_every_class_and_every_finding(tmp_path: Path) -> None:
+    root, page = tmp_path / "flat", tmp_path / "page.html"
+    sets.flat(root)
+    (root / "labels/3_mask.png").unlink()
+    done = cli("data", "view", root, "--save", page, "--images", 4)
+    assert done.returncode == 0 and "wrote" in done.stdout, done.stderr
+    text = page.read_text()
+    assert text.count('alt="mask on') == 4 and text.count("data:image/jpeg;base64,") == 8 and 'src="http' not in text
+    assert all(f"</i> {name}</th>" in text for name in sets.NAMES) and "1 image without a mask" in text
+    assert "background, car, tree" in text
+
+
+def test_an_overlay_is_grey_under_the_colour_of_the_class() -> None:
+    image = Image.fromarray(np.full((2, 2, 3), 100, np.uint8))
+    mask = np.array([[0, 1], [255, 1]], np.uint8)
+    found = np.asarray(overlay(image, mask, np.array([(0, 0, 0), (200, 0, 0)], np.uint8)))
+    assert found[0, 0].tolist() == [45, 45, 45] and found[0, 1].tolist() == [155, 45, 45]
+    assert found[1, 0].tolist() == [int(0.55 * 36 + 45)] * 3
 
 
 def test_polygons_and_sound_images_train_by_flags(tmp_path: Path) -> None:

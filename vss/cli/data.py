@@ -12,7 +12,7 @@ from typer import Argument, Option
 from vss.cli.console import err, out, print_table, print_tagged, write_figures
 from vss.cli.options import READING, Given, ReportFile, recipe_keys, recipe_of, takes
 from vss.core.errors import VssError, counted, unknown
-from vss.core.files import file_at_work
+from vss.core.files import file_at_work, target_of
 
 
 def layouts() -> None:
@@ -69,6 +69,23 @@ def import_(
         task = bar.add_task("pairs", total=None)
         done = import_data(data, to, progress=lambda n, total: bar.update(task, completed=n, total=total))
     out.print(sentence(data, done, to), highlight=False)
+
+
+@takes(given=recipe_keys("data.dataset", *READING))
+def view(
+    root: Annotated[Path, Argument(help="folder of the data set")],
+    given: Given,
+    save: Annotated[Path, Option("--save", help="HTML file to write")] = Path("data.html"),
+    images: Annotated[int, Option(min=1, max=500, help="pictures on the page")] = 12,
+) -> None:
+    """Write a page of overlays: masks on images, shares of the classes, sizes, and what the check finds."""
+    from vss.data.check import check as check_folder
+    from vss.data.readers import AUTO, open_root
+    from vss.run.page.folder import write_data_page
+
+    data = open_root(given.get("data.dataset", AUTO), root, recipe_of(given).data)
+    figures = check_folder(data)
+    out.print(f"wrote {write_data_page(data, figures, target_of(save), images=images)}", highlight=False)
 
 
 def _print_layout(figures: dict[str, Any]) -> None:

@@ -147,6 +147,7 @@ data.command("check")(folders.check)
 data.command("import")(folders.import_)
 data.command("layouts")(folders.layouts)
 data.command("make")(folders.make)
+data.command("view")(folders.view)
 PANELS: dict[str, list[Callable[..., None] | tuple[str, typer.Typer]]] = {
     "Train": [train.run, train.train, train.finetune],
     "Prune": [train.prune, train.methods, train.quality, ("lut", lut)],
