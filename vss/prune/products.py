@@ -159,6 +159,9 @@ def attended(follower: Follower, given: Given, outputs: list[Tensor]) -> None:
     follower.freeze(query, [query.ndim - 2], FIXED)
     follower.freeze(key, [key.ndim - 2], MIXED.format("softmax"))
     follower.freeze(value, [value.ndim - 2], MIXED.format("softmax"))
+    if given.get("scale") is None:
+        for each in (query, key):
+            follower.freeze(each, [each.ndim - 1], "attention without a scale of its own divides by their number")
     contracted(follower, query, key, -1, -1)
     for dim in range(query.ndim - 2):
         follower.meet(query, dim, value, dim)

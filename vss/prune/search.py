@@ -102,15 +102,14 @@ class Search:
 
         They have the same names in blocks of one kind, where none help twice if they did not help once.
         """
-        bare = dataclasses.replace(group, counts=())
-        leaves = frozenset(name.rpartition(".")[2] for name in counts_of(self.probe.model, bare))
-        if bare in self.counts or leaves in self.idle:
+        leaves = frozenset(name.rpartition(".")[2] for name in counts_of(self.probe.model, group))
+        if group.counts or leaves in self.idle:
             return False
-        better = self.probe.counted(bare)
+        better = self.probe.counted(group)
         if better is None:
             self.idle.add(leaves)
             return False
-        self.counts[bare] = better.counts
+        self.counts[group] = better.counts
         self.leaves |= {name.rpartition(".")[2] for name in better.counts}
         return True
 
