@@ -169,7 +169,7 @@ def flat(root: Path, options: DataOptions) -> SegData:
         images, masks = matched(place.images, place.masks)
         found.append((place.split or ALL, images, masks))
     paths = [path for _, _, masks in found for path in masks.values()]
-    coloured = in_colours(paths, table=bool(options.colors or file))
+    coloured = bool(options.colors) or in_colours(paths, table=bool(file))
     for split, images, masks in found:
         table: dict[str, Mask] = {key: ColourFile(path) if coloured else path for key, path in masks.items()}
         matcher.add(split, images=images, masks=table)
@@ -229,7 +229,7 @@ def voc(root: Path, options: DataOptions) -> SegData:
     wanted = {line.split()[0] for path in lists.values() for line in read_lines(path, "one image a line") if line}
     sound = options.missing_mask == "sound"
     images = {key: path for key, path in images.items() if key in masks or key in wanted or (sound and not lists)}
-    coloured = in_colours(list(masks.values()), table=bool(options.colors or colour_table(root)))
+    coloured = bool(options.colors) or in_colours(list(masks.values()), table=bool(colour_table(root)))
     matcher = Matcher(sound=sound)
     table: dict[str, Mask] = {key: ColourFile(path) if coloured else path for key, path in masks.items()}
     matcher.add(ALL, images=images, masks=table)
