@@ -15,7 +15,7 @@ from vss.core.errors import VssError, counted, listed
 from vss.data.base import Pair, SegData, read_lines
 from vss.data.classes import found_file
 from vss.data.counts import count_classes
-from vss.data.images import BadSampleError, sha256_files
+from vss.data.images import sha256_files
 from vss.data.layouts import SPLITS
 
 FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
@@ -49,11 +49,8 @@ def with_splits(data: SegData, options: DataOptions) -> SegData:
 
 
 def presence(data: SegData, pairs: Sequence[Pair]) -> np.ndarray:
-    """(n, K) bool: which classes an image shows; none where its mask is bad, which is said when it is read."""
-    try:
-        return count_classes(data, pairs).rows > 0
-    except BadSampleError:
-        return np.zeros((len(pairs), data.num_classes), np.bool_)
+    """(n, K) bool: which classes an image shows. A bad mask is refused: without it others would be shared out."""
+    return np.asarray(count_classes(data, pairs).rows > 0)
 
 
 def share_out(pairs: Sequence[Pair], present: np.ndarray, shares: Mapping[str, float]) -> dict[str, list[Pair]]:
