@@ -113,7 +113,6 @@ def monai_nets() -> Iterator[tuple[str, Net]]:
         "DynUNet": ends | {"kernel_size": [3] * 4, "strides": [1, 2, 2, 2], "upsample_kernel_size": [2] * 3},
         "FlexibleUNet": {"in_channels": 3, "out_channels": CLASSES, "backbone": "efficientnet-b0"},
         "HighResNet": ends,
-        "VNet": ends,
         "UNETR": ends | {"img_size": (64, 64), "feature_size": 8, "hidden_size": 96, "mlp_dim": 192, "num_heads": 4},
         "SwinUNETR": ends | {"feature_size": 12},
     }
