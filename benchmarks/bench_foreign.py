@@ -10,7 +10,6 @@ holds ONNX Runtime against torch and builds an engine by TensorRT for RTX where 
 `MagnitudePruner` removes 30 % of every layer of the same network, with the layers that make outputs named to it, and
 its result is held against the network in which the same channels are zero. Each side of a row runs in a process of its
 own, since either may crash or hang; seconds are of CPU time, one thread. Weights are random, and batch norms fit noise.
-
 Rows go one by one into benchmarks/results/<machine>/<version>--foreign.json.
 """
 
@@ -169,8 +168,8 @@ class Row:
         before, after = self.small.state_dict(), again.state_dict()
         if list(before) != list(after) or not all(torch.equal(before[name], after[name]) for name in before):
             raise VssError("the loaded network's weights are not those that were saved.")
-        call = self.forward or default_forward
         with torch.no_grad():
+            call = self.forward or default_forward
             pairs = zip(*(logits_of(call(net, self.example)) for net in (self.small, again)), strict=True)
             if not all(torch.equal(a, b) for a, b in pairs):
                 raise VssError("the loaded network's outputs are not those of the saved one.")
@@ -234,7 +233,8 @@ def beside(name: str, net: Net, outputs: list[str]) -> dict[str, Any]:
         with torch.no_grad():
             pairs = list(zip(*(logits_of(call(each.double().eval(), example.double())) for each in (mask, model)),
                              strict=True))  # fmt: skip
-        facts["removed_params"] = round(1 - _count(model) / _count(mask), 4)
+        after, before = (sum(map(Tensor.numel, each.parameters())) for each in (model, mask))
+        facts["removed_params"] = round(1 - after / before, 4)
         spread = max(float((a - b).abs().max() / max(float(a.std()), 1e-12)) for a, b in pairs)
         facts |= {"masked_max_rel": spread, "exact": spread < 1e-4}
     except Exception as error:
@@ -255,10 +255,6 @@ def _zero(layer: Any, cut: nn.Module, indices: list[int], alive: dict[nn.Module,
         if getattr(layer, "bias", None) is not None:
             layer.bias[gone] = 0.0
     alive[cut] = [index for index in left if index not in set(gone)]
-
-
-def _count(model: nn.Module) -> int:
-    return sum(value.numel() for value in model.parameters())
 
 
 def child(name: str, side: str, outputs: list[str]) -> None:
@@ -379,7 +375,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--failed", action="store_true", help="compute rows that failed again")
     parser.add_argument("--side", choices=("vss", "torch_pruning"))
     parser.add_argument("--out", type=Path, help="default benchmarks/results/<machine>/<version>--foreign.json")
-    parser.add_argument("--list", action="store_true", help="names of the rows, nothing computed")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--outputs", type=json.loads, default=[], help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -393,9 +388,6 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     LOG.setLevel(logging.INFO)
     every = nets()
-    if arguments.list:
-        LOG.info("%s", "\n".join(every))
-        return 0
     results = ROOT / "benchmarks" / "results" / environment()["machine"]
     table = Table(arguments.out or results / f"{vss.__version__}--foreign.json")
     work(arguments, table, every)

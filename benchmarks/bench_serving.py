@@ -27,6 +27,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -122,9 +123,6 @@ def write(part: str, found: dict[str, Any]) -> Path:
     return write_json(path, {"kind": "vss.benchmark", "schema": 1, "suite": "serving", "parts": parts})
 
 
-# -- answers ----------------------------------------------------------------------------------------------------------
-
-
 def equality(bundle: Path, ports: Ports) -> dict[str, Any]:
     """Largest distance (1 is the tolerance) and share of unequal values, server against local engine, by protocol."""
     manifest = read(bundle)
@@ -142,9 +140,6 @@ def equality(bundle: Path, ports: Ports) -> dict[str, Any]:
             if worst > 1:
                 raise GateFailed(f"{manifest.name} over {protocol} is {worst:.2f} tolerances from local inference.")
     return found
-
-
-# -- one bundle against others ----------------------------------------------------------------------------------------
 
 
 def compare_pruned(options: argparse.Namespace) -> dict[str, Any]:
@@ -226,11 +221,8 @@ def _row(windows: list[dict[str, Any]], closed: list[float]) -> dict[str, Any]:
     row["offered_rate"] = windows[0]["offered_rate"]
     row["capacity_rps"] = float(np.median(closed))
     row["capacity_rps_range"] = [min(closed), max(closed)]
-    batches: dict[int, int] = {}
-    for each in windows:
-        for size, count in each.get("batches", {}).items():
-            batches[size] = batches.get(size, 0) + count
-    return row | {"batches": batches}
+    batches = sum((Counter[int](each.get("batches", {})) for each in windows), Counter[int]())
+    return row | {"batches": dict(batches)}
 
 
 def _ratios(
@@ -245,11 +237,10 @@ def _ratios(
     def times(key: str) -> Iterator[tuple[float, float]]:
         return ((a[key], b[key]) for a, b in zip(windows["baseline"], windows[name], strict=True))
 
-    ratios = {key: over(times(key)) for key in ("latency_ms_p50", "latency_ms_p99", "request_ms_p50")}
-    return ratios | {"capacity": over(zip(closed[name], closed["baseline"], strict=True))}
-
-
-# -- without pre- and post-processing in the graph ---------------------------------------------------------------------
+    keys = ("latency_ms_p50", "latency_ms_p99", "request_ms_p50")
+    return {key: over(times(key)) for key in keys} | {
+        "capacity": over(zip(closed[name], closed["baseline"], strict=True))
+    }
 
 
 def write_outside(folder: Path, ckpt: Path, manifest: Manifest) -> None:
@@ -273,8 +264,8 @@ def _outside(bundle: Path, manifest: Manifest, address: str) -> dict[str, Callab
 
     def by_client(feed: Any) -> np.ndarray:
         pixels = (feed["image"].astype(np.float32) / 255 - mean) / std
-        fields = {"image": np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))}
-        return client.infer("plain_net", fields, ["logits"])["logits"].argmax(1)
+        image = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+        return client.infer("plain_net", {"image": image}, ["logits"])["logits"].argmax(1)
 
     for feed in sent:
         want = client.infer(manifest.name, feed, ["labels"])["labels"]
@@ -297,9 +288,6 @@ def _outside(bundle: Path, manifest: Manifest, address: str) -> dict[str, Callab
         )
 
     return {"pruned, ensemble around the graph": ensemble, "pruned, pre and post by the client": whole}
-
-
-# -- soak --------------------------------------------------------------------------------------------------------------
 
 
 def soak(options: argparse.Namespace) -> dict[str, Any]:
@@ -380,9 +368,6 @@ def _memory(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "max_mib": float(sizes.max()),
         "mib_per_hour": slope,
     }
-
-
-# -- the server --------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

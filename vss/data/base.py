@@ -118,6 +118,9 @@ def binary_table() -> LabelTable:
     return LabelTable.of({0: 0, 1: 1, 255: 1}, expected="0 (background) or 255 (defect)")
 
 
+DEFECT_NAMES, DEFECT_PALETTE = ("background", "defect"), np.array([(0, 0, 0), (255, 64, 64)], np.uint8)
+
+
 def generic_palette(num_classes: int) -> np.ndarray:
     """(K, 3) uint8: distinct colours by the bit-reversal rule of the Pascal VOC development kit."""
     index = np.arange(num_classes, dtype=np.int64)

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from vss.core.config_data import DataOptions
 from vss.core.errors import VssError, counted
 from vss.data.base import (
+    DEFECT_NAMES,
+    DEFECT_PALETTE,
     IGNORE,
     LabelTable,
     Matcher,
@@ -301,8 +302,8 @@ def anomaly(root: Path, options: DataOptions) -> SegData:
     return SegData(
         name="anomaly",
         root=root,
-        class_names=("background", "defect"),
-        palette=np.array([(0, 0, 0), (255, 64, 64)], np.uint8),
+        class_names=DEFECT_NAMES,
+        palette=DEFECT_PALETTE,
         splits=matcher.splits,
         decode=binary_table(),
         protocol=protocol_of(root, "anomaly", "background and defect", matcher.splits),

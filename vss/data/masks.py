@@ -77,14 +77,10 @@ class ColourFile(MaskSource):
 
 
 @dataclass(frozen=True)
-class PanopticFile(MaskSource):
+class PanopticFile(ColourFile):
     """A PNG of COCO panoptic: the number of a segment is R + 256 G + 256^2 B; 0 is no segment."""
 
-    path: Path
     segments: Mapping[int, int]  # number -> stored value
-
-    def __str__(self) -> str:
-        return str(self.path)
 
     def stored(self) -> np.ndarray:
         rgb = _colours(self.path)
@@ -98,13 +94,6 @@ class PanopticFile(MaskSource):
             )
         values = np.array([table[int(number)] for number in numbers], np.uint8)
         return values[inverse].reshape(rgb.shape[:2])
-
-    def size(self) -> tuple[int, int]:
-        return read_header(self.path)
-
-    @property
-    def file(self) -> Path:
-        return self.path
 
     def about(self) -> Any:
         return sorted(self.segments.items())

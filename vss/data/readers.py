@@ -21,6 +21,8 @@ from vss.core.config_data import DataOptions
 from vss.core.errors import VssError, counted
 from vss.core.registry import Registry
 from vss.data.base import (
+    DEFECT_NAMES,
+    DEFECT_PALETTE,
     IGNORE,
     LabelTable,
     Matcher,
@@ -268,8 +270,8 @@ def ksdd2(root: Path, options: DataOptions) -> SegData:
     return SegData(
         name="ksdd2",
         root=root,
-        class_names=("background", "defect"),
-        palette=np.array([(0, 0, 0), (255, 64, 64)], np.uint8),
+        class_names=DEFECT_NAMES,
+        palette=DEFECT_PALETTE,
         splits=matcher.splits,
         decode=binary_table(),
         protocol=protocol_of(root, "KSDD2", "background and defect, val carved from train by id", matcher.splits),

@@ -41,16 +41,12 @@ def with_splits(data: SegData, options: DataOptions) -> SegData:
     if files:
         return dataclasses.replace(data, splits={s: _listed(data.root, pairs, files[s]) for s in SPLITS if s in files})
     shares = {name: float(part) for name, part in wanted.items()}
-    splits = share_out(pairs, presence(data, pairs), shares)
+    present = count_classes(data, pairs).rows > 0  # a bad mask is refused: without it others would be shared out
+    splits = share_out(pairs, present, shares)
     counts = ", ".join(f"{len(found)} {split}" for split, found in splits.items())
     before = ", ".join(f"{len(found)} {split}" for split, found in data.splits.items())
     protocol = data.protocol.replace(f"{before} images", f"{counts} images split by a hash of their names")
     return dataclasses.replace(data, splits=splits, protocol=protocol)
-
-
-def presence(data: SegData, pairs: Sequence[Pair]) -> np.ndarray:
-    """(n, K) bool: which classes an image shows. A bad mask is refused: without it others would be shared out."""
-    return np.asarray(count_classes(data, pairs).rows > 0)
 
 
 def share_out(pairs: Sequence[Pair], present: np.ndarray, shares: Mapping[str, float]) -> dict[str, list[Pair]]:

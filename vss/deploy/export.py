@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vss.deploy.graph import Declared, SegGraph
     from vss.deploy.parity import Tolerance
 
+LOG = logging.getLogger(__name__)
 EXAMPLE_BATCH = 2  # the exporter can specialise a dimension of 1 without a word
 MAX_BYTES = 2**31 - 1  # one protobuf message
 OPSETS = range(18, 26)  # what the exporter writes without changing the number that was asked for
@@ -332,6 +333,7 @@ def _write(
         try:
             trace()
         except torch.onnx.OnnxExporterError as error:
+            LOG.info("%s: traced again with attention in parts (%s)", name, str(error.__cause__ or error)[:200])
             try:
                 with sdpa_kernel(SDPBackend.MATH):
                     trace()

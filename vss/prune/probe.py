@@ -174,7 +174,7 @@ def _wake(model: nn.Module, generator: torch.Generator) -> None:
 def counts_of(model: nn.Module, group: Group) -> dict[str, int]:
     """Whole numbers of the modules that own a group's layers which may say how many channels it has, or units, or rows.
 
-    A number of a module that is none of torch's own layers counts, where it is one that any cut of whole units divides.
+    Numbers of the modules that hold the layers, where any cut of whole units leaves a whole number.
     """
     units = group.channels // group.unit
     rows: dict[tuple[str, int], int] = defaultdict(int)

@@ -12,6 +12,7 @@ import numpy as np
 
 from vss.core.errors import counted
 from vss.data import BadSampleError, SegData
+from vss.data.counts import count_classes
 from vss.run.page.panels import MAX_SIDE, VOID_RGB
 from vss.run.page.words import number, template, write_html
 
@@ -57,9 +58,10 @@ def overlay(image: Image.Image, mask: np.ndarray, palette: np.ndarray) -> Image.
 
 def _chosen(data: SegData, jobs: list[tuple[str, Pair]], count: int) -> list[tuple[str, Pair]]:
     """Of every class the first image that shows it, the rarest class first, then images evenly over the set."""
-    from vss.data.split import presence
-
-    present = presence(data, [pair for _, pair in jobs])
+    try:
+        present = count_classes(data, [pair for _, pair in jobs]).rows > 0
+    except BadSampleError:  # it is among the problems; pictures are taken evenly
+        present = np.zeros((len(jobs), data.num_classes), np.bool_)
     taken: list[int] = []
     for label in np.argsort(present.sum(0), kind="stable").tolist():
         shows = np.flatnonzero(present[:, label]).tolist()
