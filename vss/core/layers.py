@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from vss.core.errors import VssError, unknown
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 WRAPPED = "net."
 """What stands before the names of a network that is wrapped; it may be left out."""
@@ -21,14 +21,34 @@ def meant(pattern: str, layer: str) -> bool:
     return any(fnmatchcase(name, each) for name in (layer, own) for each in (pattern, f"{pattern}.*"))
 
 
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Every name of every module -> its first one: a module may be registered under several."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(part), name) for name, part in model.named_modules(remove_duplicate=False)}
+
+
+def repeated(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Names in a network's own state dict of a tensor that an earlier name holds as well -> that name."""
+    first: dict[object, str] = {}
+    found = {
+        name: first.setdefault((value.data_ptr(), value.shape, value.stride(), value.dtype), name)
+        for name, value in state.items()
+        if value.numel() and value.data_ptr()
+    }
+    return {name: earlier for name, earlier in found.items() if earlier != name}
+
+
 def layers_named(model: nn.Module, patterns: Iterable[str], what: str) -> tuple[str, ...]:
-    """The layers that names and patterns mean, in order; one that means none is refused as `what`."""
-    known = [name for name, _ in model.named_modules() if name]
+    """The layers that names and patterns mean, in order and by their first names.
+
+    One that means none is refused as `what`.
+    """
+    known = {name: first for name, first in first_names(model).items() if name}
     found = dict[str, None]()
     for pattern in patterns:
-        here = [name for name in known if meant(pattern, name)]
+        here = [first for name, first in known.items() if meant(pattern, name)]
         if not here:
-            raise unknown(what, pattern, known)
+            raise unknown(what, pattern, list(known))
         found |= dict.fromkeys(here)
     return tuple(found)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vss.core.errors import VssError, counted, listed, one_line
 from vss.core.files import require_file
+from vss.core.layers import repeated
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,13 @@ def load_weights(net: nn.Module, path: Path | str, *, classes: int = 0, replace_
     """
     own = {name: value for name, value in net.state_dict().items() if isinstance(value, Tensor)}
     state = _named_as(read_state_dict(path), own)
+    for name, first in repeated(own).items():
+        state.setdefault(name, state.get(first, own[first]))
+        if first in state and not torch.equal(state[name], state[first]):
+            raise VssError(
+                f"{path} does not fit the network: it has other values in {name} than in {first}, which are one tensor "
+                "of the network; check the network and its options."
+            )
     state = {name: own[name] for name in own if name.endswith(COUNTER) and name not in state} | state
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     head = head_of({name: tuple(value.shape) for name, value in own.items()}, shapes, classes)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vss.core.layers import first_names
 from vss.prune.labels import Book, axes_of
 from vss.prune.plan import Role
 
@@ -50,7 +51,9 @@ class Follower(TorchDispatchMode):
         self.shared: set[str] = set()
         self.marks: dict[str, Marks] = {}
         self.used: set[str] = set()
-        tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+        every = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+        own = first_names(model)
+        tensors = [(name, value) for name, value in every if own[owner := name.rpartition(".")[0]] == owner]
         for name, value in tensors:
             if not value.numel():
                 continue

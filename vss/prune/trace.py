@@ -21,7 +21,7 @@ import vss.prune.products  # noqa: F401  both register rules
 from vss.core.closeness import duplicate
 from vss.core.errors import VssError, unknown
 from vss.core.example import Example, Forward, call, default_forward, image_of, logits_of, on, paired
-from vss.core.layers import layers_named
+from vss.core.layers import first_names, layers_named
 from vss.prune.apply import BatchNorm, Conv
 from vss.prune.follow import Follower, TimeUp
 from vss.prune.grouping import Key
@@ -146,7 +146,7 @@ class _Layers:
     """Names of a network's modules and tensors, and what was asked of them."""
 
     def __init__(self, model: nn.Module, keep: Iterable[str]) -> None:
-        self.modules = dict(model.named_modules())
+        self.modules, self.first = dict(model.named_modules()), first_names(model)
         self.order = {name: position for position, name in enumerate(self.modules)}
         self.keep = layers_named(model, keep, "layer to keep")
         self.parametrised = {name: f"{name}.weight is parametrised (weight norm, spectral norm, a mask); remove the "
@@ -193,6 +193,7 @@ class _Layers:
 
     def _tie(self, pair: Iterable[str], prefix: str, follower: Follower, labels: Any) -> None:
         names = [f"{prefix}.{name}" if prefix else name for name in pair]
+        names = [self.first.get(name, name) for name in names]
         if len(names) != 2:
             raise VssError(f"ties must be pairs of layer names, got {names}.")
         for name in names:

@@ -10,6 +10,7 @@ import torch
 from vss import models
 from vss.core.config import ModelConfig
 from vss.core.errors import VssError, one_line
+from vss.core.layers import repeated
 from vss.models.weights import head_of
 from vss.train import checkpoint
 from vss.train.checkpoint import Checkpoint
@@ -46,7 +47,8 @@ def _made(path: Path | str, name: str, options: dict[str, Any], count: int | Non
         found = checkpoint.uncut_shapes(path)
         rename = matching(found, trial.state_dict()) or str
         theirs = {rename(tensor): shape for tensor, shape in found.items()}
-        own = {tensor: tuple(value.shape) for tensor, value in trial.state_dict().items()}
+        twice = repeated(trial.state_dict())
+        own = {name: tuple(value.shape) for name, value in trial.state_dict().items() if name not in twice}
         pairs = [zip(own[tensor], theirs[tensor], strict=True) for tensor in head_of(own, theirs, GUESS)]
         count = next((there for pair in pairs for here, there in pair if here != there), GUESS)
     return entry.build(count, options)

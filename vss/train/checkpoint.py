@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections import OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from vss.core import __version__
 from vss.core.closeness import NETWORK
 from vss.core.errors import NotFinite, VssError, shown
 from vss.core.files import atomic, require_checkpoint, sha256_tensors
+from vss.core.layers import repeated
 from vss.models import SegModel
 from vss.models.factory import Factory
 from vss.models.weights import head_of, refuse_misfits
@@ -34,6 +35,7 @@ from vss.train.header import KIND, SCHEMA, Header, read_header
 
 SLACK = 1 << 20
 """Elements that making a network may take besides twice its tensors."""
+State = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,14 +134,19 @@ def read(path: Path | str, *, model: nn.Module | None = None, replace_head: bool
         same: names.Rename = rename or str
         state = {same(name): value for name, value in state.items()}
         plans = tuple(plan.renamed(same, name_of(model)) for plan in plans)
+    own = model.state_dict()
+    twice = repeated(own)
+    _refuse_differing(Path(path), state, twice)
+    own, state = ({name: value for name, value in each.items() if name not in twice} for each in (own, state))
     uncut = _uncut(state, plans)
-    head = _new_head(Path(path), model, uncut) if replace_head else []
-    _check_shapes(Path(path), model, uncut, head)
+    head = _new_head(Path(path), model, own, uncut) if replace_head else []
+    _check_shapes(Path(path), own, uncut, head)
     try:
         for plan in plans:
             model = apply_plan(model, plan, check_weights=False)
         fresh = model.state_dict()
-        model.load_state_dict(_versioned(state | {name: fresh[name] for name in head}, model))
+        state |= {name: fresh[name] for name in head}
+        model.load_state_dict(_versioned({name: state[twice.get(name, name)] for name in fresh}, model))
     except (VssError, RuntimeError) as error:
         raise VssError(f"{path} does not fit its own description: {error}") from error
     _check_finite(Path(path), model)
@@ -216,17 +223,27 @@ def _uncut(state: dict[str, torch.Tensor], plans: Iterable[Plan]) -> dict[str, l
     return shapes
 
 
-def _new_head(path: Path, model: nn.Module, uncut: dict[str, list[int]]) -> list[str]:
-    """The tensors of `model` that differ from the file's in the number of classes alone; others are refused."""
-    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+def _refuse_differing(path: Path, state: State, twice: Mapping[str, str]) -> None:
+    """Refuse a file with other values under the second name of a tensor than under its first."""
+    for name, first in twice.items():
+        if name in state and first in state and not torch.equal(state[name], state[first]):
+            raise VssError(
+                f"{path} holds other values in {shown(name)} than in {shown(first)}, which are one tensor of the "
+                "network that it was to be loaded into; give the network that it was saved from."
+            )
+
+
+def _new_head(path: Path, model: nn.Module, state: State, uncut: dict[str, list[int]]) -> list[str]:
+    """The tensors of `model`, those in `state`, that differ from the file's in the number of classes alone."""
+    own = {name: tuple(value.shape) for name, value in state.items()}
     head = head_of(own, uncut, int(getattr(model, "num_classes", 0) or 0))
     refuse_misfits(own, uncut, head, path, replace_head=True)
     return head
 
 
-def _check_shapes(path: Path, model: nn.Module, uncut: dict[str, list[int]], head: Collection[str] = ()) -> None:
-    """Refuse a file whose tensors are not those of `model` before its cuts, `head` apart."""
-    own = {name: list(value.shape) for name, value in model.state_dict().items()}
+def _check_shapes(path: Path, state: State, uncut: dict[str, list[int]], head: Collection[str]) -> None:
+    """Refuse a file whose tensors are not those of a network with `state` before its cuts, `head` apart."""
+    own = {name: list(value.shape) for name, value in state.items()}
     for name in sorted(own.keys() | uncut.keys()):
         if own.get(name) != uncut.get(name) and name not in head:
             here, there = (f"of shape {tuple(each[name])}" if name in each else "absent" for each in (own, uncut))
@@ -236,7 +253,7 @@ def _check_shapes(path: Path, model: nn.Module, uncut: dict[str, list[int]], hea
             )
 
 
-def _versioned(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+def _versioned(state: State, model: nn.Module) -> dict[str, torch.Tensor]:
     """The state with the versions of the network's modules, without which some take it for an older layout."""
     result = OrderedDict(state)
     result._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
