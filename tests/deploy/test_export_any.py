@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -14,7 +15,10 @@ from torch import Tensor, nn
 
 from vss.core.errors import VssError
 from vss.deploy import export
+from vss.deploy.profile.setting import SlicedVariants
 from vss.models import wrap
+from vss.prune import find_groups
+from vss.prune.apply import cut
 
 
 @dataclasses.dataclass
@@ -104,3 +108,30 @@ def test_what_cannot_be_is_a_sentence(tmp_path: Path) -> None:
         RGBD(), path, example=torch.zeros(1, 4, 16, 16), forward=lambda net, x: net(x[:, :3], x[:, 3:]).logits
     )
     assert report["outputs"]["logits"]["shape"] == ["batch", 5, 8, 8]
+
+
+class Twice(nn.Module):
+    """Its first block is registered again behind the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(6, 5, 1)
+        self.again = nn.ModuleList([self.a, self.b])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.again[1](self.again[0](x).relu()).relu())
+
+
+@pytest.mark.parametrize("asked", [{"size": (16, 24)}, {"example": torch.randn(2, 3, 16, 24)}], ids=["size", "example"])
+def test_weights_are_named_as_in_a_plan(asked: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = Twice().eval(), torch.randn(2, 3, 16, 24)
+    export(net, tmp_path / "net.onnx", **asked)
+    file = onnx.load(tmp_path / "net.onnx")
+    named = {each.name for each in file.graph.initializer if each.name.startswith("model.")}
+    assert named == {f"model.{name}" for name, _ in net.named_parameters()}
+    groups = list(find_groups(net, x))
+    assert [group.id for group in groups] == ["a", "b"]
+    SlicedVariants(tmp_path / "net.onnx", groups).write([5, 3], tmp_path / "cut.onnx")
+    small = cut(net, groups, {"a": torch.arange(5), "b": torch.arange(3)})
+    assert np.allclose(run(tmp_path / "cut.onnx", image=x)["logits"], small(x).detach().numpy(), atol=1e-5)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from vss.core import __version__
 from vss.core.errors import VssError, need
 from vss.core.files import atomic, sha256_file, sha256_tensors
-from vss.deploy import onnx_file
+from vss.core.layers import WRAPPED
+from vss.deploy import onnx_file, surgeon
 
 if TYPE_CHECKING:
     from torch import nn
@@ -84,12 +85,15 @@ def export(
     if (size is None) == (example is None) or forward is not None:
         raise VssError("give size=(H, W) for images, or example= (and forward=) for a module with inputs of its own.")
     size = size or (int(example.shape[2]), int(example.shape[3]))
-    model = _seg_model(model, size)
+    given, model = model, _seg_model(model, size)
+    names = surgeon.weight_names(model, "" if model is given else WRAPPED)
     _check_request(model, size, dynamic_size, class_names, opset)
     ends = {"preprocess": preprocess, "labels": labels, "labels_dtype": labels_dtype}
     shapes = _parity_shapes(model, size, dynamic_size, parity_sizes, parity_batches)
     metadata = _metadata(model, size, preprocess or expects, class_names, plan_sha256)
-    return _export_images(model, ends, path, size, opset, dynamic_size, batch, plugins, shapes, tolerance, metadata)
+    return _export_images(
+        model, ends, path, size, opset, dynamic_size, batch, plugins, shapes, tolerance, metadata, names
+    )
 
 
 def _export_images(
@@ -104,9 +108,10 @@ def _export_images(
     shapes: list[tuple[int, tuple[int, int]]],
     tolerance: Tolerance | None,
     metadata: dict[str, str],
+    names: dict[str, str],
 ) -> dict[str, Any]:
     """See `export`, with `size`; `ends` are options of `SegGraph`, `shapes` batches and sizes of the comparison."""
-    from vss.deploy import parity, surgeon
+    from vss.deploy import parity
     from vss.deploy.graph import SegGraph
     from vss.ops.onnx_nodes import plugin_nodes
 
@@ -115,7 +120,7 @@ def _export_images(
     with atomic(path) as temporary:
         with plugin_nodes(plugins):
             _trace(wrapped, temporary, size, opset, dynamic_size, batch)
-        cleaned, report = surgeon.clean(onnx.load(str(temporary)), metadata)
+        cleaned, report = surgeon.clean(onnx.load(str(temporary)), metadata, names)
         report["plugins"] = surgeon.add_bodies(cleaned) if plugins else []
         inputs, outputs = _declare(wrapped, size, dynamic_size, batch)
         _check_opset(cleaned, opset)
@@ -163,7 +168,7 @@ def _export_any(
     """See `export`, with `example`."""
     import torch
 
-    from vss.deploy import export_any, surgeon
+    from vss.deploy import export_any
 
     if opset not in OPSETS:
         raise VssError(f"opset {opset} cannot be written; expected {OPSETS[0]} to {OPSETS[-1]}: change --opset.")
@@ -179,7 +184,7 @@ def _export_any(
     dims = tuple({0: torch.export.Dim("batch")} if first and free else {} for first in has)
     with atomic(path) as temporary:
         _write(graph, tuple(tensors), temporary, opset, list(graph.inputs), graph.names, (dims,), type(model).__name__)
-        cleaned, report = surgeon.clean(onnx.load(str(temporary)), metadata)
+        cleaned, report = surgeon.clean(onnx.load(str(temporary)), metadata, surgeon.weight_names(model))
         _check_opset(cleaned, opset)
         outputs = surgeon.outputs_of(cleaned)
         inputs = export_any.declared(graph, tensors, has, batch)

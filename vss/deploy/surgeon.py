@@ -9,19 +9,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vss.core.errors import VssError, need
+from vss.core.layers import repeated
+from vss.deploy.onnx_file import PREFIX
 from vss.ops.onnx_nodes import DOMAIN
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from vss.deploy.graph import Declared
 
 FLOAT, UINT8 = 1, 2  # onnx.TensorProto
 FROM_FLOAT = ("float16", "float32")
 
 
-def clean(model: Any, metadata: Mapping[str, str]) -> tuple[Any, dict[str, Any]]:
+def clean(
+    model: Any, metadata: Mapping[str, str], names: Mapping[str, str] | None = None
+) -> tuple[Any, dict[str, Any]]:
     """Run every pass, fold constants, drop what nothing reads, sort; write `metadata` as metadata_props.
 
-    The exporter's own per-node notes (stack traces with local paths) are dropped with the rest.
+    The exporter's own per-node notes (stack traces with local paths) are dropped with the rest. `names`: of weights in
+    the file -> as they are to be called (`weight_names`).
 
     Returns:
         The new ModelProto and {"nodes_before", "nodes_after", "passes": {name: changes}}.
@@ -30,6 +37,8 @@ def clean(model: Any, metadata: Mapping[str, str]) -> tuple[Any, dict[str, Any]]
     gs = need("onnx_graphsurgeon", "export")
     before = len(model.graph.node)
     graph = gs.import_onnx(model)
+    for name, tensor in graph.tensors().items():
+        tensor.name = (names or {}).get(name, name)
     changes = {name: each(graph) for name, each in PASSES.items()}
     graph.fold_constants().cleanup().toposort()
     cleaned = gs.export_onnx(graph)
@@ -38,6 +47,16 @@ def clean(model: Any, metadata: Mapping[str, str]) -> tuple[Any, dict[str, Any]]
     for key, value in metadata.items():
         cleaned.metadata_props.add(key=key, value=value)
     return cleaned, {"nodes_before": before, "nodes_after": len(cleaned.graph.node), "passes": changes}
+
+
+def weight_names(net: nn.Module, inside: str = "") -> dict[str, str]:
+    """Names of weights as the exporter writes them -> as plans say them: the first name where a module has several.
+
+    `inside`: what stands before all names because the network was wrapped for the export.
+    """
+    state = net.state_dict()
+    first = repeated(state)
+    return {PREFIX + name: PREFIX + first.get(name, name).removeprefix(inside) for name in state}
 
 
 def resize_by_scales(graph: Any) -> int:

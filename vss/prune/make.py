@@ -61,7 +61,7 @@ def make_plan(
         seed: for criteria that draw.
         keep, groups: layers whose channels stay; result of `find_groups`, where it is known.
         calibration: facts about the calibration set, written into the plan.
-        forward: (model, example) -> outputs, all heads; groups, costs and trials use it.
+        forward: (model, example) -> outputs, all heads; groups, costs, statistics and trials use it.
         statistics: of `collect`, with at least the criterion's needs, in place of `batches`.
         choose: decides in place of the budget, from the scores.
         origin: group id -> width before earlier rounds of cutting (`Plan.widths`), of which budget, floor and alignment
@@ -78,7 +78,7 @@ def make_plan(
     if not members:
         raise VssError(f"no prunable channels were found. {why_locked(groups, cost)}")
     collected, seen = (statistics if criterion.needs else ({}, 0)) or collect(
-        model, members, criterion.needs, batches, loss, batch_norm=criterion.batch_norm_mode()
+        model, members, criterion.needs, batches, loss, batch_norm=criterion.batch_norm_mode(), forward=forward
     )
     scores = score_groups(criterion, members, Stats(model, collected, seed=seed))
     rule = criterion.rounding

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from vss.core.closeness import duplicate, evaluating
 from vss.core.errors import VssError
-from vss.core.example import logits_of
+from vss.core.example import Forward, call, logits_of
 from vss.prune.apply import tensors_of, zero_channels
 from vss.prune.budget import top_channels
 from vss.prune.plan import Group
@@ -152,23 +152,30 @@ def correlations(a: Scores, b: Scores) -> dict[str, float | None]:
 
 
 def reconstruction(
-    model: nn.Module, groups: Iterable[Group], kept: Mapping[str, Tensor], batches: Sequence[Batch]
+    model: nn.Module,
+    groups: Iterable[Group],
+    kept: Mapping[str, Tensor],
+    batches: Sequence[Batch],
+    *,
+    forward: Forward | None = None,
 ) -> dict[str, float]:
     """Outputs with all channels but `kept` (group id -> channel numbers) zeroed against those of the whole network.
+
+    `forward`: (network, images of a batch) -> outputs; default: the network is called.
 
     Returns:
         `mse` over all values of all outputs, and `relative`, the same divided by their mean square: 0 is perfect, 1 is
         what zero outputs would have.
     """
-    net = duplicate(model).eval()
+    net, forward = duplicate(model).eval(), forward or call
     removed = [(group, group.others(kept[group.id])) for group in groups]
     error = power = count = 0.0
     with torch.no_grad():
         for batch in batches:
             images = images_of(batch, net)
-            wanted = logits_of(net(images))
+            wanted = logits_of(forward(net, images))
             with zeroed(net, removed):
-                got = logits_of(net(images))
+                got = logits_of(forward(net, images))
             for a, b in zip(wanted, got, strict=True):
                 error += float((a.double() - b.double()).square().sum())
                 power += float(a.double().square().sum())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vss.core.closeness import evaluating
 from vss.core.errors import VssError
-from vss.core.example import default_forward
+from vss.core.example import Forward, default_forward, image_of, mapped
 from vss.prune.apply import BatchNorm
 from vss.prune.plan import Group
 from vss.prune.stats import gradients, maps  # noqa: F401  (registers)
@@ -33,6 +33,7 @@ def collect(
     loss: Loss | None,
     *,
     batch_norm: BatchNormMode = "eval",
+    forward: Forward | None = None,
 ) -> tuple[dict[str, dict[str, Tensor]], int]:
     """Run the calibration pass.
 
@@ -44,6 +45,8 @@ def collect(
             that read images or labels themselves take them as `vss.prune.stats.taps` says.
         loss: (model, batch) -> scalar mean loss of the batch over *all* heads; needed for gradients alone.
         batch_norm: "train" lets batch norms use each batch's own statistics; their running ones are put back.
+        forward: (model, images of a batch) -> outputs, where collectors call the network themselves; default: as
+            `default_forward` does.
 
     Returns:
         ({need: {group id: statistic}}, number of batches that all processes have seen).
@@ -60,18 +63,19 @@ def collect(
     if graded and loss is None:
         raise VssError(f"the criterion needs {_list(graded)}, from gradients; give batches with labels and a loss.")
     count = 0
+    outputs = forward or default_forward
     with _scoring_mode(model, batch_norm):
         for batch in batches:
             if count == 0:
-                _prepare(model, list(collectors.values()), batch, loss)
+                _prepare(model, list(collectors.values()), batch, loss, outputs)
             count += 1
-            _pass(model, list(collectors.values()), batch, loss)
+            _pass(model, list(collectors.values()), batch, loss, outputs)
         _check_count(count)
         results = {key: collector.finish() for key, collector in collectors.items()}
     return results, int(sum_over_processes(torch.tensor(float(count))))
 
 
-def _pass(model: nn.Module, collectors: Sequence[Collector], batch: Batch, loss: Loss | None) -> None:
+def _pass(model: nn.Module, collectors: Sequence[Collector], batch: Batch, loss: Loss | None, forward: Forward) -> None:
     """One batch through the network, for all collectors."""
     plain = [collector for collector in collectors if not collector.outputs]
     for collector in collectors:
@@ -80,29 +84,32 @@ def _pass(model: nn.Module, collectors: Sequence[Collector], batch: Batch, loss:
         with_gradients = any(collector.gradients for collector in plain)
         model.zero_grad(set_to_none=True)
         with _hooks(plain), torch.set_grad_enabled(with_gradients):
-            value = _forward(model, batch, loss)
+            value = _forward(model, batch, loss, forward)
             if with_gradients:
                 value.backward()
     examiners = [collector for collector in collectors if collector.outputs]
     if examiners:
-        images = images_of(batch, model).detach().clone().requires_grad_()
+        inputs = mapped(images_of(batch, model), lambda value: value.detach().clone())
+        images = image_of(inputs).requires_grad_()
         with _hooks(examiners), torch.enable_grad():
-            outputs = default_forward(model, images)
+            outputs = forward(model, inputs)
             for collector in examiners:
                 collector.examine(images, outputs, batch)
     for collector in collectors:
         collector.step()
 
 
-def _forward(model: nn.Module, batch: Batch, loss: Loss | None) -> Any:
+def _forward(model: nn.Module, batch: Batch, loss: Loss | None, forward: Forward) -> Any:
     """The loss of a batch; without a loss the network's outputs."""
-    return loss(model, batch) if loss is not None else default_forward(model, images_of(batch, model))
+    return loss(model, batch) if loss is not None else forward(model, images_of(batch, model))
 
 
-def _prepare(model: nn.Module, collectors: Sequence[Collector], batch: Batch, loss: Loss | None) -> None:
+def _prepare(
+    model: nn.Module, collectors: Sequence[Collector], batch: Batch, loss: Loss | None, forward: Forward
+) -> None:
     lookers = [collector for collector in collectors if collector.layout]
     if lookers:
-        layout = Layout.measure(model, lambda: _forward(model, batch, loss))
+        layout = Layout.measure(model, lambda: _forward(model, batch, loss, forward))
         for collector in lookers:
             collector.prepare(layout)
 

@@ -1,7 +1,7 @@
 """Where statistics come from: a calibration batch, the layers of a group, and the places where its maps are seen.
 
 A batch is `(images, labels, ...)`, a mapping with `image` and `mask`, or the images alone; images are what the network
-takes: (N, 3, H, W) float, normalised. Labels are (N, H, W) integers.
+takes: (N, C, H, W) float, normalised, or a tuple or mapping of several inputs. Labels are (N, H, W) integers.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vss.core.errors import VssError, unknown
+from vss.core.example import Example, inputs_of, named_tensors, on
 from vss.prune.apply import BatchNorm, Conv
 from vss.prune.plan import Group, Slot
 
@@ -24,20 +25,20 @@ SITES = ("stream", "bn_out", "conv", "mixed")
 Side = Literal["input", "output"]
 
 
-def images_of(batch: Batch, model: nn.Module) -> Tensor:
+def images_of(batch: Batch, model: nn.Module) -> Example:
     """The images of a batch, on the network's device."""
     value: Any = batch
     if isinstance(batch, Mapping):
         value = batch.get("image", batch.get("images"))
     elif isinstance(batch, Sequence) and len(batch):
         value = batch[0]
-    if not isinstance(value, Tensor):
+    if not inputs_of(value):
         raise VssError(
             f"a calibration batch must be images, (images, labels) or a mapping with 'image' and 'mask', got "
             f"{type(batch).__name__}."
         )
-    device = next((p.device for p in model.parameters()), value.device)
-    return value.to(device)
+    device = next((p.device for p in model.parameters()), None)
+    return value if device is None else on(value, device)
 
 
 def labels_of(batch: Batch) -> Tensor | None:
@@ -61,20 +62,18 @@ def require_labels(batch: Batch, what: str) -> Tensor:
 
 
 def heads_of(outputs: Any) -> list[Tensor]:
-    """The heads of a network as (N, K, h, w), the main one first: `out` of a mapping, else the first with positions."""
-    if isinstance(outputs, Tensor):
-        heads = [outputs]
-    elif isinstance(outputs, Mapping):
-        named = {name: value for name, value in outputs.items() if isinstance(value, Tensor)}
-        heads = [named[name] for name in sorted(named, key=lambda name: (name != "out", named[name].ndim != 4))]
-    else:
-        heads = [value for value in outputs if isinstance(value, Tensor)]
-        heads.sort(key=lambda value: value.ndim != 4)
+    """The heads of a network as (N, K, h, w), the main one first: `out` or `logits`, else the first with positions."""
+    named = [(name, value) for name, value in named_tensors(outputs) if value.is_floating_point()]
+    named.sort(key=lambda pair: (pair[0] not in ("out", "logits"), pair[1].ndim != 4))
+    heads = [value for _, value in named]
     heads = [head[:, :, None, None] if head.ndim == 2 else head for head in heads]
     classes = {head.shape[1] for head in heads if head.ndim == 4}
     if not heads or len(classes) != 1 or any(head.ndim != 4 for head in heads):
         shapes = [tuple(head.shape) for head in heads]
-        raise VssError(f"a criterion that looks at classes needs heads of (N, K, h, w) with one K, got {shapes}.")
+        raise VssError(
+            f"a criterion that looks at classes needs heads of (N, K, h, w) with one K, got {shapes}; give "
+            "forward=lambda net, x: ..., which returns the class maps alone."
+        )
     return heads
 
 
