@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,9 @@ FORMS: dict[str, Callable[[State], Any]] = {
     "model_state": lambda state: {"model_state": state},
     "lightning": lambda state: {"state_dict": {**prefixed("model.")(state), "loss.weight": torch.ones(3)}},
     "counters": lambda state: {name: value for name, value in state.items() if "num_batches" not in name},
+    "trainer": lambda state: {"model": state, "epoch": torch.tensor(3), "args": Namespace(lr=0.1, device="cuda")},
+    "averaged": lambda state: {"model_ema": {"n_averaged": torch.tensor(9), **prefixed("module.")(state)}},
+    "nested": lambda state: {"state": 1, "ema": {"module": state}},
 }
 
 
@@ -102,3 +106,63 @@ def test_the_backbone_of_a_segmentation_file(prefix: str, tmp_path: Path) -> Non
     load_backbone(net.get_submodule("backbone"), tmp_path / "seg.pth")
     assert torch.equal(net.state_dict()["backbone.stem.0.weight"], source.conv1.weight)
     assert torch.equal(net.state_dict()["backbone.layer4.1.bn2.bias"], source.layer4[1].bn2.bias)
+
+
+def torchvision_fcn(classes: int, *, aux: bool) -> nn.Module:
+    """torchvision's own parts and names, of a ResNet with one block a stage."""
+    from torchvision.models._utils import IntermediateLayerGetter
+    from torchvision.models.resnet import BasicBlock, ResNet
+    from torchvision.models.segmentation.fcn import FCN, FCNHead
+
+    features = {"layer4": "out", "layer3": "aux"} if aux else {"layer4": "out"}
+    backbone = IntermediateLayerGetter(ResNet(BasicBlock, [1, 1, 1, 1]), features)
+    return FCN(backbone, FCNHead(512, classes), FCNHead(256, classes) if aux else None).eval()
+
+
+@pytest.mark.parametrize("aux", [True, False])
+def test_a_torchvision_file_with_an_auxiliary_head(aux: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    source, net = torchvision_fcn(21, aux=True), wrap(torchvision_fcn(4, aux=aux), num_classes=4).eval()
+    torch.save({"model": source.state_dict(), "args": Namespace(lr=0.1)}, tmp_path / "w.pth")
+    with caplog.at_level(logging.INFO):
+        head = load_weights(net, tmp_path / "w.pth", classes=4, replace_head=True)
+    names = ["classifier.4.weight", "classifier.4.bias"]
+    names += ["aux_classifier.4.weight", "aux_classifier.4.bias"] if aux else []
+    assert head == [f"net.{name}" for name in names]
+    assert ("aux_classifier left out, which the network does not have" in caplog.text) is not aux
+    state = source.state_dict()
+    for name, value in net.state_dict().items():
+        assert name in head or torch.equal(value, state[name.removeprefix("net.")])
+    same = wrap(torchvision_fcn(21, aux=aux), num_classes=21).eval()
+    assert load_weights(same, tmp_path / "w.pth", classes=21) == []
+    assert torch.equal(same(X), source(X)["out"])
+
+
+def test_a_head_of_the_network_that_a_file_lacks_is_refused(tmp_path: Path) -> None:
+    torch.save(torchvision_fcn(4, aux=False).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(VssError, match=r"tensors fit; it has no net.aux_classifier.0.weight"):
+        load_weights(wrap(torchvision_fcn(4, aux=True), num_classes=4), tmp_path / "w.pth", classes=4)
+
+
+def test_a_deeper_network_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    deep = Mine().state_dict() | {"encoder.3.weight": torch.ones(8, 8, 3, 3)}
+    torch.save(deep, tmp_path / "w.pth")
+    with pytest.raises(VssError, match=r"9 of its 9 tensors fit; it has encoder.3.weight, which the network does not"):
+        load_weights(Mine(), tmp_path / "w.pth", classes=4)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_file_of_segmentation_models_pytorch(suffix: str, tmp_path: Path) -> None:
+    smp = pytest.importorskip("segmentation_models_pytorch", reason="segmentation_models_pytorch is not installed")
+    torch.manual_seed(0)
+    build_net = lambda classes: smp.Unet("resnet18", encoder_weights=None, classes=classes).eval()  # noqa: E731
+    source, net = build_net(21), wrap(build_net(4), num_classes=4)
+    if suffix == ".pth":
+        torch.save({"state_dict": prefixed("model.")(source.state_dict())}, tmp_path / "w.pth")
+    else:
+        source.save_pretrained(tmp_path)
+        (tmp_path / "model.safetensors").rename(tmp_path / "w.safetensors")
+    head = load_weights(net, tmp_path / f"w{suffix}", classes=4, replace_head=True)
+    assert head == ["net.segmentation_head.0.weight", "net.segmentation_head.0.bias"]
+    state = source.state_dict()
+    assert all(n in head or torch.equal(v, state[n.removeprefix("net.")]) for n, v in net.state_dict().items())

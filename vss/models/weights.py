@@ -10,6 +10,7 @@ import itertools
 import logging
 import pickle
 import struct
+from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -45,7 +46,8 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([Namespace]):  # of a trainer's arguments: plain values
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise VssError(f"{path} is truncated or no safetensors file ({error}); copy it again.") from error
     except DAMAGED as error:  # what torch's reader is led to by damaged bytes; it has no common class for them
@@ -55,7 +57,7 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
             "torch.save or safetensors: re-save model.state_dict() from the code that made it."
         ) from error
     depth = 0
-    while isinstance(state, dict) and depth < NAMED and not any(isinstance(value, Tensor) for value in state.values()):
+    while isinstance(state, dict) and depth < NAMED:
         found = [key for key in STATES if isinstance(state.get(key), dict)]
         if not found:
             break
@@ -89,6 +91,7 @@ def load_weights(net: nn.Module, path: Path | str, *, classes: int = 0, replace_
     """
     own = {name: value for name, value in net.state_dict().items() if isinstance(value, Tensor)}
     state = _named_as(read_state_dict(path), own)
+    state = _without_auxiliary(state, own)
     for name, first in repeated(own).items():
         state.setdefault(name, state.get(first, own[first]))
         if first in state and not torch.equal(state[name], state[first]):
@@ -169,6 +172,17 @@ def _named_as(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, 
         rest = {name: value for name, value in state.items() if name not in inside}
         return {ours + name[len(theirs) :]: value for name, value in inside.items()} | rest
     return {ours + name[len(theirs) :]: value for name, value in inside.items()}
+
+
+def _without_auxiliary(state: dict[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:
+    """A state without the auxiliary heads (`aux_classifier.`, `auxiliary_head.`) that the network does not have."""
+    prefix = next(reversed(common_beginnings(own)), "")
+    parts = {name.removeprefix(prefix).partition(".")[0] for name in own}
+    heads = {name: name.removeprefix(prefix).partition(".")[0] for name in state}
+    gone = sorted({head for head in heads.values() if head.startswith("aux")} - parts)
+    if gone:
+        log.info("%s left out, which the network does not have", listed(gone))
+    return {name: value for name, value in state.items() if heads[name] not in gone}
 
 
 def _beginnings(names: Iterable[str]) -> set[str]:
