@@ -12,7 +12,18 @@ from rich.progress import BarColumn, Progress, TextColumn
 from typer import Argument, Option
 
 from vss.cli.console import bars, command_line, log, out, print_table, print_tagged, write_figures
-from vss.cli.options import DATA, Criteria, Given, OutFolder, ReportFile, Set, numbers_of, recipe_keys, takes
+from vss.cli.options import (
+    DATA,
+    Criteria,
+    Given,
+    OutFolder,
+    ReportFile,
+    Set,
+    network_of,
+    numbers_of,
+    recipe_keys,
+    takes,
+)
 from vss.core.config import Recipe
 from vss.core.errors import GateFailed
 from vss.core.yaml12 import Override, assignment
@@ -64,11 +75,12 @@ def sweep(
     _run_trials(load_grid(grid, _dotted(overrides)), to, executor, **how)
 
 
-@takes(given=recipe_keys(*DATA), executor=executor_of, how=folder_of)
+@takes(given=recipe_keys(*DATA), network=network_of, executor=executor_of, how=folder_of)
 def benchmark(
     criteria: Criteria,
     baseline: Annotated[Path, Option("--ckpt", "--baseline", help="checkpoint to read, or folder of a run")],
     given: Given,
+    network: Given,
     executor: Given,
     how: Given,
     ratios: Annotated[str, Option(help="fractions to remove, with commas between, 0 to below 1")] = "0.5",
@@ -88,7 +100,7 @@ def benchmark(
     )  # fmt: skip
     budgets = [f"{budget}:{round(1 - ratio, 6)}" for ratio in removed]
     names = [name.strip() for name in criteria.split(",")]
-    grid = benchmark_grid(to.name, baseline, names, budgets, seeds, given | epochs | _dotted(overrides))
+    grid = benchmark_grid(to.name, baseline, names, budgets, seeds, given | network | epochs | _dotted(overrides))
     _run_trials(grid, to, executor, **how)
 
 

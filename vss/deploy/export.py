@@ -85,15 +85,12 @@ def export(
     if (size is None) == (example is None) or forward is not None:
         raise VssError("give size=(H, W) for images, or example= (and forward=) for a module with inputs of its own.")
     size = size or (int(example.shape[2]), int(example.shape[3]))
-    given, model = model, _seg_model(model, size)
-    names = surgeon.weight_names(model, "" if model is given else WRAPPED)
+    model, names = _seg_model(model, size)
     _check_request(model, size, dynamic_size, class_names, opset)
     ends = {"preprocess": preprocess, "labels": labels, "labels_dtype": labels_dtype}
     shapes = _parity_shapes(model, size, dynamic_size, parity_sizes, parity_batches)
-    metadata = _metadata(model, size, preprocess or expects, class_names, plan_sha256)
-    return _export_images(
-        model, ends, path, size, opset, dynamic_size, batch, plugins, shapes, tolerance, metadata, names
-    )
+    about = _metadata(model, size, preprocess or expects, class_names, plan_sha256)
+    return _export_images(model, ends, path, size, opset, dynamic_size, batch, plugins, shapes, tolerance, about, names)
 
 
 def _export_images(
@@ -131,12 +128,15 @@ def _export_images(
     return {"onnx": Path(path).name, "opset": opset, **_shapes(inputs, outputs), **report, "metadata": metadata}
 
 
-def _seg_model(model: nn.Module, size: tuple[int, int]) -> nn.Module:
-    """The network with the methods of a `SegModel`."""
+def _seg_model(model: nn.Module, size: tuple[int, int]) -> tuple[nn.Module, dict[str, str]]:
+    """The network with the methods of a `SegModel`, and the names of its weights."""
     from vss.models.adapter import as_seg_model
 
     own = all(hasattr(model, name) for name in ("name", "num_classes", "size_multiple", "task"))  # as SegModel says it
-    return model if own or hasattr(model, "forward_logits") else as_seg_model(model, size)
+    if own or hasattr(model, "forward_logits"):
+        return model, surgeon.weight_names(model)
+    wrapped = as_seg_model(model, size)
+    return wrapped, surgeon.weight_names(wrapped, WRAPPED)
 
 
 def _batches(batch: int | None, asked: Sequence[int]) -> Sequence[int]:

@@ -23,7 +23,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from vss.core.config import Recipe, load_recipe
+from vss.core.config import ModelConfig, Recipe, load_recipe
 from vss.core.errors import VssError, shown, unknown
 from vss.core.files import safe_name
 from vss.core.report import read_report
@@ -202,21 +202,25 @@ def benchmark_grid(
         name: of the sweep.
         baseline: a checkpoint, or a folder with one; the report of a run beside it gives data and schedules.
         seeds: how many.
-        changes: dotted keys of the recipe.
+        changes: dotted keys of the recipe; `model.factory` builds a network that is not registered.
     """
     if seeds < 1:
         raise VssError(f"{seeds} seeds are no benchmark; give at least 1.")
     file = _checkpoint(baseline)
-    from vss.train import checkpoint
+    from vss.run.inputs import require_foreign
+    from vss.run.network import read
 
-    saved = checkpoint.read(file)
+    own = {key: changes[f"model.{key}"] for key in ("factory", "options") if f"model.{key}" in changes}
+    config = ModelConfig(**own)
+    require_foreign(config, [file])
+    saved = read(file, config)
     if saved.preprocess is None:
         raise VssError(f"{file} does not say its preprocessing; save it with vss.save(..., preprocess=...).")
     report = file.parent / "report.json"
     base: dict[str, Any] = dict(read_report(report)["recipe"]) if report.is_file() else {}
     dataset = saved.info.get("dataset")
     data = base.get("data", {}) | {"size": saved.preprocess["size"]} | ({"dataset": dataset} if dataset else {})
-    base |= {"data": data, "model": {"name": getattr(saved.model, "name", ""), "checkpoint": str(file.resolve())}}
+    base |= {"data": data, "model": {"checkpoint": str(file.resolve())} | (own or {"name": saved.model.name})}
     axes = {"criteria": methods, "budgets": budgets, "seeds": list(range(seeds))}
     content = {"name": name, "base": base, "set": changes, **axes}
     grid: Grid = parse(Grid, content, source="the command line")

@@ -19,7 +19,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vss import models
 from vss.core.config import PruneConfig, Recipe
 from vss.core.errors import VssError
 from vss.core.files import atomic, locked, read_array, safe_name, sha256_json
@@ -29,6 +28,7 @@ from vss.deploy.bench import unsteady
 from vss.prune import CRITERIA, Statistics, collect, find_groups, make_criterion
 from vss.run import runner
 from vss.run.engines import make_engine, unpruned
+from vss.run.inputs import require_network
 from vss.run.job import Job, check_run
 from vss.run.project import Project
 from vss.run.report import Engine, Score
@@ -60,7 +60,7 @@ class PruneExperiment(Experiment):
 
     def check(self, recipe: Recipe) -> None:
         """Names and options of the network and of the criterion; the budget was checked with the recipe."""
-        models.MODELS.canonical(recipe.model.name)
+        require_network(recipe.model)
         make_criterion(recipe.prune.criterion, **recipe.prune.options)
 
     def preflight(self, recipe: Recipe, *, here: bool) -> None:
