@@ -20,7 +20,7 @@ from vss.train.header import header
 FIT = {"epochs": 1, "batch_size": 4, "lr": 0.05, "precision": "32-true", "accelerator": "cpu"}
 RECIPE = {
     "name": "own",
-    "model": {"name": "unet", "options": {"width": 8, "depth": 2}},
+    "model": {"name": "unet", "options": {"width": 8, "depth": 0}},
     "train": FIT,
     "prune": {"batches": 2, "batch_size": 4, "recalibrate": 2},
     "finetune": FIT,
@@ -29,7 +29,7 @@ RECIPE = {
     "bench": {"min_seconds": 0.05, "max_seconds": 1.0, "images": 2, "spread": 50},
     "panels": 1,
 }
-TRAIN = ["--epochs", 1, "--batch-size", 4, "--input-size", "16,16", "--option", "width=8", "--option", "depth=2"]
+TRAIN = ["--epochs", 1, "--batch-size", 4, "--input-size", "16,16", "--option", "width=8", "--option", "depth=0"]
 
 
 def test_colours_run_to_a_report_and_the_checkpoint_knows_how_they_were_read(tmp_path: Path) -> None:

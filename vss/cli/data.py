@@ -27,6 +27,28 @@ def layouts() -> None:
     out.print("all of them: --missing-mask, --label-map, --ignore-index, --classes, --data-split", highlight=False)
 
 
+@takes(given=recipe_keys("data.dataset", "model.name", *READING))
+def init(
+    root: Annotated[Path, Argument(help="folder of images and masks", metavar="FOLDER")],
+    given: Given,
+    to: Annotated[Path, Option("--out", "--save", help="recipe to write")] = Path("recipe.yaml"),
+    force: Annotated[bool, Option("--force", help="replace a recipe that is there")] = False,
+) -> None:
+    """Look at a folder and write a recipe for it, every key with its reason: `vss run` is the next command."""
+    from vss.run.draft import in_words
+    from vss.run.init import init
+
+    layout, model = given.pop("data.dataset", "auto"), given.pop("model.name", None)
+    found = init(root, to, layout=layout, options=recipe_of(given).data, model=model, force=force)
+    job = found["recipe"]
+    print_tagged(out, "layout:", "bold", f"{found['dataset']}, {len(found['classes'])} classes")
+    for split, facts in found["splits"].items():
+        out.print(f"{split}: {counted(facts['pairs'], 'pair')}{_sizes(facts['sizes'])}", highlight=False)
+    size = "x".join(map(str, job.data.size))
+    print_tagged(out, "task:", "bold", f"{found['task']}, {job.model.name} at {size}")
+    out.print(f"wrote {to}; training takes about {in_words(found['seconds'])}: vss run {to}", highlight=False)
+
+
 @takes(given=recipe_keys("data.dataset", *READING))
 def check(
     root: Annotated[Path, Argument(help="folder of the data set")],

@@ -149,7 +149,7 @@ data.command("layouts")(folders.layouts)
 data.command("make")(folders.make)
 data.command("view")(folders.view)
 PANELS: dict[str, list[Callable[..., None] | tuple[str, typer.Typer]]] = {
-    "Train": [train.run, train.train, train.finetune],
+    "Train": [folders.init, train.run, train.train, train.finetune],
     "Prune": [train.prune, train.methods, train.quality, ("lut", lut)],
     "Deploy": [deploy.export, deploy.calibrate, deploy.sensitivity, deploy.build, deploy.lint],
     "Measure": [

@@ -38,7 +38,8 @@ class DataOptions(Section):
     split: dict[Literal["train", "val", "test"], float | str] = Field(
         default={},
         description="fractions of the images (by a hash of their names, classes spread evenly) or files with one name "
-        "a line, for train, val and test; none: the folder's own, or 0.7, 0.15 and 0.15",
+        "a line, for train, val and test; a split of the folder without a fraction stays as it is; none: the folder's "
+        "own, or 0.7, 0.15 and 0.15",
     )
     missing_mask: Literal["refuse", "sound"] = Field(
         default="refuse", description="what an image without a mask is: a fault, or one of value 0 throughout"

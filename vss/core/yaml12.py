@@ -85,6 +85,12 @@ def dump(data: Any) -> str:
     return yaml.dump(data, Dumper=Dumper, sort_keys=False)
 
 
+def flow(value: Any) -> str:
+    """A value on one line, as `dump` would quote it."""
+    text = yaml.dump(value, Dumper=Dumper, sort_keys=False, default_flow_style=True, width=1 << 20)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
 def parse_yaml(text: str, *, source: str) -> Any:
     """YAML of plain values; aliases that grow, anchors that hold themselves, keys given twice are refused."""
     open_brackets = 0

@@ -335,19 +335,25 @@ def layout_of(root: Path) -> str:
     return name
 
 
+def as_found(name: str, root: Path | str, options: DataOptions) -> SegData:
+    """The dataset in the splits that its reader finds, `vss.data.split.ALL` where there are none; see `open_root`."""
+    root = require_root(name, root)
+    name = layout_of(root) if name == AUTO else name
+    reader = DATASETS[name]
+    try:
+        data = reader(root, options) if len(inspect.signature(reader).parameters) > 1 else reader(root)
+        return with_classes(data, options)
+    except OSError as error:
+        raise VssError(f"{error.filename or root} cannot be listed ({error.strerror or error}).") from error
+
+
 def open_root(name: str, root: Path | str, options: DataOptions | None = None) -> SegData:
     """The dataset as its reader finds it, with the classes and splits of the options, orphans included.
 
     Raises `VssError` for a wrong name or folder, and for options that do not fit.
     """
-    root, options = require_root(name, root), options or DataOptions()
-    name = layout_of(root) if name == AUTO else name
-    reader = DATASETS[name]
-    try:
-        data = reader(root, options) if len(inspect.signature(reader).parameters) > 1 else reader(root)
-        data = with_splits(with_classes(data, options), options)
-    except OSError as error:
-        raise VssError(f"{error.filename or root} cannot be listed ({error.strerror or error}).") from error
+    options = options or DataOptions()
+    data = with_splits(as_found(name, root, options), options)
     names = {"classes": list(data.class_names)} if options.classes else {}
     return dataclasses.replace(data, kept={**options.given(), **data.kept, **names})
 

@@ -26,26 +26,32 @@ ALL = "all"
 
 
 def with_splits(data: SegData, options: DataOptions) -> SegData:
-    """The data set with the splits of the options, or with `FRACTIONS` where it has none."""
+    """The data set with the splits of the options, or with `FRACTIONS` where it has none.
+
+    Fractions share out the images of the splits that they name, and of those that no run would use; a split of the
+    folder that they do not name, such as a published test split, stays as it is.
+    """
     wanted = dict(options.split) or (dict(FRACTIONS) if list(data.splits) == [ALL] else {})
     if not wanted:
         return data
-    several = len(data.splits) > 1
+    files = {name: part for name, part in wanted.items() if isinstance(part, str)}
+    stays = {} if files else {s: found for s, found in data.splits.items() if s in SPLITS and s not in wanted}
+    shared = {split: found for split, found in data.splits.items() if split not in stays}
     pairs = [
-        dataclasses.replace(pair, id=f"{split}/{pair.id}") if several else pair
-        for split, found in data.splits.items()
+        dataclasses.replace(pair, id=f"{split}/{pair.id}") if len(shared) > 1 else pair
+        for split, found in shared.items()
         for pair in found
     ]
     pairs.sort(key=lambda pair: pair.id)
-    files = {name: part for name, part in wanted.items() if isinstance(part, str)}
     if files:
         return dataclasses.replace(data, splits={s: _listed(data.root, pairs, files[s]) for s in SPLITS if s in files})
     shares = {name: float(part) for name, part in wanted.items()}
     present = count_classes(data, pairs).rows > 0  # a bad mask is refused: without it others would be shared out
-    splits = share_out(pairs, present, shares)
-    counts = ", ".join(f"{len(found)} {split}" for split, found in splits.items())
-    before = ", ".join(f"{len(found)} {split}" for split, found in data.splits.items())
-    protocol = data.protocol.replace(f"{before} images", f"{counts} images split by a hash of their names")
+    found = share_out(pairs, present, shares) | stays
+    splits = {split: found[split] for split in SPLITS if split in found}
+    after, before = (", ".join(f"{len(e)} {name}" for name, e in each.items()) for each in (splits, data.splits))
+    how = f"split by a hash of their names{', but for ' + listed(list(stays)) if stays else ''}"
+    protocol = data.protocol.replace(f"{before} images", f"{after} images {how}")
     return dataclasses.replace(data, splits=splits, protocol=protocol)
 
 
@@ -54,7 +60,7 @@ def share_out(pairs: Sequence[Pair], present: np.ndarray, shares: Mapping[str, f
 
     Iterative stratification (Sechidis, Tsoumakas and Vlahavas, ECML 2011): the images of the rarest class first, each
     to the split that lacks it most, ties by what lacks images most; in the order of the SHA-256 of their names. Images
-    of equal contents stay together.
+    of equal contents stay together. A class of as many images as there are splits, or more, is owed one in each.
 
     Args:
         present: (n, K) bool.
@@ -69,6 +75,9 @@ def share_out(pairs: Sequence[Pair], present: np.ndarray, shares: Mapping[str, f
     shows = np.array([present[group].any(0) for group in order]).reshape(len(order), present.shape[1])
     room = weights * len(pairs)
     owed = weights[:, None] * shows.sum(0)
+    scarce = (owed < 1) & (shows.sum(0) >= len(names))
+    owed[weights.argmax()] -= np.where(scarce, 1 - owed, 0).sum(0)
+    owed[scarce] = 1
     chosen = np.full(len(order), -1)
     while (left := np.flatnonzero(chosen < 0)).size:
         rarity = shows[left].sum(0)
