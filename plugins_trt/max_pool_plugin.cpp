@@ -37,7 +37,6 @@ struct MaxPool {
     static constexpr const char* kName = "VssMaxPool";
     static constexpr std::array<Field, 1> kFields{{{"kernel", 2, 1, 1024}}};
     static constexpr int32_t kMinInputs = 1, kInputs = 1, kOutputs = 2;
-    static constexpr size_t kWorkspace = 0;
     std::array<int32_t, 1> values{};
 
     static DataType type(int32_t output, DataType first) { return output == 0 ? first : DataType::kINT32; }
@@ -59,7 +58,7 @@ struct MaxPool {
                "the kernel " + std::to_string(values[0]) + " does not fit into maps " + text(maps));
     }
 
-    void run(const Tensors& t, const void* const* in, void* const* out, void*, cudaStream_t stream) const {
+    void run(const Tensors& t, const void* const* in, void* const* out, cudaStream_t stream) const {
         MaxPoolParams p = params(t.in[0].dims, t.out[0].dims, t.in[0].dims);
         p.dtype = kernel_type(t.in[0].type);
         p.input = in[0], p.output = out[0], p.indices = static_cast<int32_t*>(out[1]);
@@ -77,7 +76,6 @@ struct MaxUnpool {
     static constexpr const char* kName = "VssMaxUnpool";
     static constexpr std::array<Field, 2> kFields{{{"extra_h", 0, 0, 1}, {"extra_w", 0, 0, 1}}};
     static constexpr int32_t kMinInputs = 2, kInputs = 2, kOutputs = 1;
-    static constexpr size_t kWorkspace = sizeof(int32_t);  // where the kernel notes a place outside of its map
     std::array<int32_t, 2> values{};
 
     static DataType type(int32_t, DataType first) { return first; }
@@ -103,13 +101,11 @@ struct MaxUnpool {
         check_maps(t.out[0], values_of, 2);
     }
 
-    void run(const Tensors& t, const void* const* in, void* const* out, void* workspace, cudaStream_t stream) const {
+    void run(const Tensors& t, const void* const* in, void* const* out, cudaStream_t stream) const {
         MaxPoolParams p = params(t.out[0].dims, t.in[0].dims, t.in[0].dims);
         p.dtype = kernel_type(t.in[0].type);
         p.input = in[0], p.output = out[0];
         p.indices = static_cast<int32_t*>(const_cast<void*>(in[1]));  // unpooling reads them
-        p.bad_index = static_cast<int32_t*>(workspace);
-        fill_zero(workspace, kWorkspace, stream);
         fill_zero(out[0], static_cast<size_t>(count_of(t.out[0].dims)) * (p.dtype == DType::f32 ? 4 : 2), stream);
 #if defined(VSS_WITH_CUDA)
         expect_ok(max_unpool_cuda(p, stream));

@@ -3,7 +3,7 @@
 // A plugin is a struct with
 //   kName                                      the op type in ONNX
 //   kFields, values                            its integer attributes: name, default, range; and what they are
-//   kMinInputs, kInputs, kOutputs, kWorkspace  numbers of tensors, bytes of scratch memory
+//   kMinInputs, kInputs, kOutputs  numbers of tensors
 //   type, accepts, shapes, check, run          output types, input types, output shapes, known sides, the kernel
 // and `Host` makes an IPluginV3 of it, for TensorRT 10 and 11 from one source. The library exports getCreators and
 // setLoggerFinder, which is all that a registry needs; it is built from headers alone and links to no TensorRT.
@@ -58,7 +58,8 @@ inline void expect(bool condition, const std::string& message) {
 }
 
 inline void expect_ok(Status status) {
-    expect(status == Status::ok, status == Status::launch_failed ? "the CUDA launch failed" : "the kernel refused");
+    expect(status == Status::ok,
+           status == Status::bad_argument ? "the kernel refused" : "CUDA: " + std::string(status.text));
 }
 
 // Sides of the tensors of a plugin. While an engine is built a free side is -1; when it runs all are known.
@@ -235,7 +236,7 @@ class Host final : public nvinfer1::IPluginV3,
 
     size_t getWorkspaceSize(const DynamicPluginTensorDesc*, int32_t, const DynamicPluginTensorDesc*,
                             int32_t) const noexcept override {
-        return Plugin::kWorkspace;
+        return 0;
     }
 
     int32_t onShapeChange(const PluginTensorDesc* in, int32_t inputs, const PluginTensorDesc* out,
@@ -248,9 +249,9 @@ class Host final : public nvinfer1::IPluginV3,
     }
 
     int32_t enqueue(const PluginTensorDesc* in, const PluginTensorDesc* out, const void* const* sources,
-                    void* const* targets, void* workspace, cudaStream_t stream) noexcept override {
+                    void* const* targets, void*, cudaStream_t stream) noexcept override {
         return guarded(Plugin::kName, -1, [&] {
-            if (count_of(out[0].dims) > 0) plugin_.run({in, out}, sources, targets, workspace, stream);
+            if (count_of(out[0].dims) > 0) plugin_.run({in, out}, sources, targets, stream);
             return 0;
         });
     }

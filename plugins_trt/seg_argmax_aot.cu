@@ -1,8 +1,11 @@
 // Experimental: VssSegArgmax as kernels that TensorRT launches itself, from PTX that lies inside the engine. Arguments
 // are inputs, integers, outputs, as TensorRT's ahead-of-time Python plugins pass them; `vss.deploy.backends.trt_aot`
-// launches ceil(out_w / 512) * out_h * n blocks of 128 threads.
+// launches ceil(out_w / 512) * out_h * n blocks of 128 threads, of which those past the last segment have nothing to
+// do.
 //
 //   nvcc -ptx -std=c++17 -arch=compute_80 -I csrc/kernels plugins_trt/seg_argmax_aot.cu -o seg_argmax.ptx
+#include <cmath>
+
 #include "seg_argmax.cuh"
 
 namespace {
@@ -15,10 +18,12 @@ __device__ __forceinline__ void labels_of(const T* logits, int n, int classes, i
     p.stride_w = 1, p.stride_h = w, p.stride_c = int64_t{h} * w, p.stride_n = classes * p.stride_c;
     p.align_corners = align_corners != 0;
     p.wide_labels = labels;
-    if (vss::stage_pitch(vss::widest_segment(p)) <= vss::kStage) {
-        vss::staged_block(p, logits);
+    const vss::SegPlan plan = vss::seg_plan(p);
+    if (blockIdx.x >= vss::seg_blocks(p, plan)) return;
+    if (plan.staged) {
+        vss::staged_block(p, plan, logits);
     } else {
-        vss::direct_block(p, logits);
+        vss::direct_block(p, plan, logits);
     }
 }
 

@@ -16,7 +16,6 @@ struct SegArgmax {
     static constexpr std::array<Field, 3> kFields{
         {{"out_h", 0, 0, kLongest}, {"out_w", 0, 0, kLongest}, {"align_corners", 0, 0, 1}}};
     static constexpr int32_t kMinInputs = 1, kInputs = 2, kOutputs = 1;
-    static constexpr size_t kWorkspace = 0;
     std::array<int32_t, 3> values{};
 
     static DataType type(int32_t, DataType) { return DataType::kINT32; }
@@ -41,7 +40,7 @@ struct SegArgmax {
         expect(at_least(in.d[2], 1) && at_least(in.d[3], 1), "logits " + text(in) + " have no pixels");
     }
 
-    void run(const Tensors& t, const void* const* in, void* const* out, void*, cudaStream_t stream) const {
+    void run(const Tensors& t, const void* const* in, void* const* out, cudaStream_t stream) const {
         const auto& dims = t.in[0].dims;
         SegArgmaxParams p{};
         p.logits = in[0];

@@ -39,7 +39,18 @@ struct CUstream_st;
 
 namespace vss {
 
-enum class Status : int { ok = 0, bad_argument = 1, launch_failed = 2 };
+// What a kernel says: all is well, it refuses its arguments, CUDA would not launch it, or CUDA reports what an earlier
+// kernel did; the last two with CUDA's own sentence.
+struct Status {
+    enum Code : int { ok, bad_argument, launch_failed, earlier_failed };
+
+    Code code;
+    const char* text;
+
+    Status(Code status, const char* sentence = "") : code(status), text(sentence) {}
+    friend bool operator==(const Status& a, const Status& b) { return a.code == b.code; }
+    friend bool operator!=(const Status& a, const Status& b) { return a.code != b.code; }
+};
 
 enum class DType : int { f32 = 0, f16 = 1, bf16 = 2 };
 
@@ -108,6 +119,59 @@ inline int thread_index() {
 
 VSS_HD int64_t ceil_div(int64_t a, int64_t b) {
     return (a + b - 1) / b;
+}
+
+constexpr int64_t kMaxBlocks = 2147483647;  // of a launch, and the largest int32
+
+// Division of 0..2^31 - 1 by a divisor of 1..2^31 - 1 that is the same for all threads: a high product, an add and a
+// shift. The magic number is that of Granlund and Montgomery, "Division by Invariant Integers using Multiplication"
+// (PLDI 1994), figure 4.1.
+struct FastDiv {
+    uint32_t divisor, magic, shift;
+
+    explicit FastDiv(int64_t by) : divisor(static_cast<uint32_t>(by)), shift(0) {
+        while ((int64_t{1} << shift) < by) ++shift;
+        const auto rest = (uint64_t{1} << shift) - divisor;
+        magic = static_cast<uint32_t>((rest << 32) / divisor + 1);
+    }
+
+    VSS_HD uint32_t quotient(uint32_t value) const {
+#if defined(__CUDA_ARCH__)
+        const uint32_t high = __umulhi(value, magic);
+#else
+        const auto high = static_cast<uint32_t>(uint64_t{value} * magic >> 32);
+#endif
+        return (high + value) >> shift;
+    }
+
+    VSS_HD uint32_t remainder(uint32_t value) const { return value - quotient(value) * divisor; }
+};
+
+// A walk over the positions y * width + x of a map, `step` at a time, without a division on the way. One row may stand
+// for the whole map (dense_width).
+struct Walk {
+    uint32_t x, width, step_x;
+    int64_t offset, advance, wrap;  // in elements of the map
+
+    VSS_HD Walk(int64_t start, int64_t step, int64_t map_width, int64_t stride_h, int64_t stride_w)
+        : x(static_cast<uint32_t>(start % map_width)),
+          width(static_cast<uint32_t>(map_width)),
+          step_x(static_cast<uint32_t>(step % map_width)),
+          offset(start / map_width * stride_h + x * stride_w),
+          advance(step / map_width * stride_h + step_x * stride_w),
+          wrap(stride_h - map_width * stride_w) {}
+
+    VSS_HD void next() {
+        x += step_x;  // below 2 * width, so below 2^32
+        offset += advance;
+        if (x >= width) x -= width, offset += wrap;
+    }
+};
+
+// The width of the map seen as rows that follow each other without a gap: all positions, where they do.
+VSS_HD int64_t dense_width(int64_t height, int64_t width, int64_t stride_h, int64_t stride_w) {
+    const bool dense = height == 1 || stride_h == width * stride_w;
+    return dense && height * width <= kMaxBlocks ? height * width : width;
 }
 
 }  // namespace vss

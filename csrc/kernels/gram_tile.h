@@ -1,4 +1,4 @@
-// Index arithmetic of the CUDA gram, apart from it so that the host tests run the very same functions.
+// How the CUDA gram shares out its work, apart from it so that the host tests run the very same functions.
 #pragma once
 
 #include <cmath>
@@ -7,32 +7,49 @@
 
 namespace vss {
 
-constexpr int kGramTile = 64;      // channels of a tile's side
-constexpr int kGramDepth = 32;     // positions of a step
-constexpr int kGramPitch = 36;     // floats of a row in shared memory
-constexpr int kGramThreads = 128;  // four warps, each a quarter of the tile
-constexpr int kGramBlocks = 528;   // blocks to aim for: four for each of 132 multiprocessors
+constexpr int kGramTile = 64;        // channels of a tile's side
+constexpr int kGramDepth = 32;       // positions of a step
+constexpr int kGramThreads = 128;    // four warps, each a quarter of the tile
+constexpr int kGramBlocks = 396;     // blocks to aim for: three for each of 132 multiprocessors
+constexpr int kGramFewestSteps = 8;  // of a block
 constexpr int kGramTileSize = kGramTile * kGramTile;
+constexpr int kGramFetches = kGramTile * kGramDepth / kGramThreads;  // values of a panel that a thread fetches a step
+
+// Positions from one that a thread fetches to its next.
+template <bool ByChannel>
+constexpr int kGramWalk = ByChannel ? kGramThreads / kGramTile : kGramDepth;
+
+// Floats of a row in shared memory, so that neither writes nor the fragments' reads meet in a bank: rows of channels
+// (lanes are positions), or rows of positions (lanes are channels).
+constexpr int kGramPitch = 36, kGramPitchByChannel = 72;
+constexpr int kGramPanel = kGramTile * kGramPitch;
+static_assert(kGramPanel == kGramDepth * kGramPitchByChannel, "both layouts take the same memory");
 
 struct GramPlan {
-    int64_t panels, pairs, steps_per_image, steps, splits;
+    bool by_channel;           // lanes are channels (channels_last), or positions
+    int64_t panels, pairs;     // of kGramTile channels; pairs are those of the lower triangle
+    int64_t positions, width;  // of a map; the width is that of dense rows
+    int64_t steps_per_image, steps, splits;
 };
 
 VSS_HD GramPlan gram_plan(const GramParams& p) {
     GramPlan plan{};
+    plan.by_channel = p.stride_c < p.stride_w;
     plan.panels = ceil_div(p.channels, kGramTile);
     plan.pairs = plan.panels * (plan.panels + 1) / 2;
-    plan.steps_per_image = ceil_div(p.height * p.width, kGramDepth);
+    plan.positions = p.height * p.width;
+    plan.width = dense_width(p.height, p.width, p.stride_h, p.stride_w);
+    plan.steps_per_image = ceil_div(plan.positions, kGramDepth);
     plan.steps = p.batch * plan.steps_per_image;
-    const int64_t wanted = ceil_div(kGramBlocks, plan.pairs), most = ceil_div(plan.steps, 8);
+    const int64_t wanted = ceil_div(kGramBlocks, plan.pairs), most = ceil_div(plan.steps, kGramFewestSteps);
     plan.splits = wanted < most ? wanted : most;
     plan.splits = plan.splits < 1 ? 1 : plan.splits;
     return plan;
 }
 
-// Steps before that of a split's share; the share of split s ends where that of s + 1 begins.
+// Steps before those of a split; the share of split s ends where that of s + 1 begins.
 VSS_HD int64_t gram_first_step(const GramPlan& plan, int64_t split) {
-    return plan.steps * split / plan.splits;
+    return plan.steps / plan.splits * split + plan.steps % plan.splits * split / plan.splits;
 }
 
 // The tile of this number as row and column of panels of the lower triangle.
@@ -47,23 +64,20 @@ VSS_HD GramPair gram_pair(int number) {
     return {i, number - i * (i + 1) / 2};
 }
 
-// Which element of a step's panel a thread fetches: `slot` in shared memory, `offset` in the maps (-1: outside, 0).
-struct GramElement {
-    int slot;
-    int64_t channel, offset;
+// Which value of a panel a thread fetches as its number `fetch`: channel and position within the panel, and where it
+// goes in shared memory. Lanes run along the contiguous axis.
+struct GramSlot {
+    int channel, position, at;
 };
 
-// at = 0..kGramTile * kGramDepth - 1; lanes run along the contiguous axis.
-VSS_HD GramElement gram_element(const GramParams& p, int64_t n, int64_t first, int panel, int at) {
-    const bool by_channel = p.stride_c < p.stride_w;
-    const int c = by_channel ? at % kGramTile : at / kGramDepth, k = by_channel ? at / kGramTile : at % kGramDepth;
-    const int64_t channel = panel * int64_t{kGramTile} + c, position = first + k;
-    GramElement element{c * kGramPitch + k, channel, -1};
-    if (channel < p.channels && position < p.height * p.width) {
-        const int64_t y = position / p.width, x = position % p.width;
-        element.offset = n * p.stride_n + channel * p.stride_c + y * p.stride_h + x * p.stride_w;
+template <bool ByChannel>
+VSS_HD GramSlot gram_slot(int thread, int fetch) {
+    if (ByChannel) {
+        const int channel = thread % kGramTile, position = thread / kGramTile + fetch * kGramWalk<true>;
+        return {channel, position, position * kGramPitchByChannel + channel};
     }
-    return element;
+    const int position = thread % kGramDepth, channel = thread / kGramDepth + fetch * (kGramThreads / kGramDepth);
+    return {channel, position, channel * kGramPitch + position};
 }
 
 // Floats before the partial tile of a pair and a split.

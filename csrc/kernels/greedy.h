@@ -14,10 +14,10 @@ struct GreedyMatrix {
 };
 
 struct GreedyParams {
-    const GreedyMatrix* matrices;  // host memory for the CPU kernel, device memory for the CUDA kernel
+    const GreedyMatrix* matrices;
     int64_t count;
-    int threads;        // CPU only: at least 1; matrices are shared out among threads
-    double* workspace;  // CPU only: greedy_workspace() doubles
+    int threads;        // at least 1; matrices are shared out among threads
+    double* workspace;  // greedy_workspace() doubles
 };
 
 int64_t greedy_workspace(const GreedyParams& p);
@@ -26,6 +26,5 @@ constexpr int64_t kGreedyMaxChannels = 65536;
 
 // Sums are double. Ties go to the lowest index; a NaN counts as the largest value, as in torch.argmax.
 Status greedy_cpu(const GreedyParams& p);
-Status greedy_cuda(const GreedyParams& p, CUstream_st* stream);
 
 }  // namespace vss

@@ -15,11 +15,12 @@ struct MapStatsParams {
     int64_t stride_n, stride_c, stride_h, stride_w;  // in elements
     bool zero_padding;                               // around a map: zeros, else its border values
     float* stats;                                    // (batch, channels, kMapStats)
-    float* workspace;                                // CPU only: map_stats_workspace() floats
-    int threads;                                     // CPU only: at least 1
+    float* workspace;  // map_stats_workspace() floats, or map_stats_workspace_cuda() on CUDA, aligned for doubles
+    int threads;       // CPU only: at least 1
 };
 
 int64_t map_stats_workspace(const MapStatsParams& p);
+int64_t map_stats_workspace_cuda(const MapStatsParams& p);
 
 // Edge strength is sqrt(gx^2 + gy^2) with the kernel [[-.5 0 .5] [-1 0 1] [-.5 0 .5]] and its transpose.
 Status map_stats_cpu(const MapStatsParams& p);
@@ -28,7 +29,15 @@ Status map_stats_cuda(const MapStatsParams& p, CUstream_st* stream);
 // Sums over one map. Sums of |x| and x follow from the sums of the two signs; NaN gets into all of them.
 template <typename Real>
 struct MapSums {
+    static constexpr int kColumns = kMapStats;
+
     Real positive, negative, square, edge, edge_square;
+
+    template <typename Other>
+    VSS_HD void add(const MapSums<Other>& part) {
+        positive += part.positive, negative += part.negative, square += part.square;
+        edge += part.edge, edge_square += part.edge_square;
+    }
 
     VSS_HD void store(float* stats) const {
         stats[kAbsSum] = static_cast<float>(positive + negative);

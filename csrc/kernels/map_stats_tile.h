@@ -1,7 +1,5 @@
-// Index arithmetic and window of the CUDA map_stats, apart from it so that the host tests run the very same functions.
+// How the CUDA map_stats shares out its work, apart from it so that the host tests run the very same functions.
 #pragma once
-
-#include <cmath>
 
 #include "map_stats.h"
 
@@ -9,71 +7,61 @@ namespace vss {
 
 constexpr int kStatsThreads = 256;
 constexpr int kStatsWarps = kStatsThreads / 32;
+constexpr int kStatsBlocks = 1056;     // blocks to aim for: eight for each of 132 multiprocessors
+constexpr int kStatsMostFloats = 512;  // values that a thread adds up in float
 
-// Whether lanes run along channels (channels_last) or along columns.
-VSS_HD bool stats_by_channel(const MapStatsParams& p) {
-    return p.stride_c < p.stride_w && p.channels >= 16;
-}
+// The rectangle of positions that a warp takes at a time. Lanes are columns: 30 of them, since the outer two lanes hold
+// neighbours alone, down 16 rows. Lanes are channels: a strip of 4 rows, along 32 columns.
+constexpr int kColumnRows = 16, kColumnColumns = 30, kChannelRows = 4, kChannelColumns = 32;
 
-// Threads along a row of a block that makes one map: a power of two, 32 at least.
-VSS_HD int stats_columns(int64_t width) {
-    int columns = 32;
-    while (columns < width && columns < kStatsThreads) columns *= 2;
-    return columns;
-}
-
-// Rows first..last (none where last <= first) and the first column of a thread; its columns are `columns` apart.
-struct StatsBand {
-    int64_t first, last, column;
+struct StatsPlan {
+    bool by_channel;        // lanes are channels (channels_last), or columns
+    int64_t groups;         // maps, or groups of 32 channels of an image
+    int64_t across, tasks;  // tasks side by side, and tasks of a map
+    int64_t splits;         // blocks that share out the tasks of a group
+    int32_t rows, columns;  // of a task
 };
 
-VSS_HD StatsBand stats_band(int thread, int columns, int64_t height) {
-    const int64_t rows = ceil_div(height, kStatsThreads / columns), first = thread / columns * rows;
-    return {first, first + rows < height ? first + rows : height, thread % columns};
+VSS_HD StatsPlan stats_plan(const MapStatsParams& p) {
+    StatsPlan plan{};
+    plan.by_channel = p.stride_c < p.stride_w && p.channels >= 16;
+    plan.rows = plan.by_channel ? kChannelRows : kColumnRows;
+    plan.columns = plan.by_channel ? kChannelColumns : kColumnColumns;
+    plan.groups = p.batch * (plan.by_channel ? ceil_div(p.channels, 32) : p.channels);
+    plan.across = ceil_div(p.width, plan.columns);
+    plan.tasks = plan.across * ceil_div(p.height, plan.rows);
+    // A thread adds up to `rows` values of a task, or, where its lane is a channel, all.
+    const int values = plan.by_channel ? plan.rows * plan.columns : plan.rows;
+    const int64_t wanted = plan.groups > 0 ? ceil_div(kStatsBlocks, plan.groups) : 1,
+                  most = ceil_div(plan.tasks, kStatsWarps),
+                  least = ceil_div(plan.tasks, kStatsWarps * (kStatsMostFloats / values));
+    plan.splits = wanted < most ? wanted : most;
+    plan.splits = plan.splits < least ? least : plan.splits;
+    return plan;
 }
 
-// Offset of element (y, x) of a map seen through its padding; -1: a zero of the padding.
-VSS_HD int64_t padded_offset(const MapStatsParams& p, int64_t y, int64_t x) {
-    const bool inside = y >= 0 && y < p.height && x >= 0 && x < p.width;
-    if (!inside && p.zero_padding) return -1;
-    y = y < 0 ? 0 : (y < p.height ? y : p.height - 1);
-    x = x < 0 ? 0 : (x < p.width ? x : p.width - 1);
-    return y * p.stride_h + x * p.stride_w;
-}
-
-struct WindowRow {
-    float left, mid, right;
+// The rectangle of a task: rows y..y_end, columns x..x_end.
+struct StatsTask {
+    int32_t y, y_end, x, x_end;
 };
 
-VSS_CALLS_EITHER
-template <typename Map>
-VSS_HD WindowRow window_row(const Map& map, int64_t y, int64_t x) {
-    return {map(y, x - 1), map(y, x), map(y, x + 1)};
+VSS_HD StatsTask stats_task(const MapStatsParams& p, const StatsPlan& plan, uint32_t task) {
+    const auto across = static_cast<uint32_t>(plan.across);
+    const int64_t y = int64_t{task / across} * plan.rows, x = int64_t{task % across} * plan.columns;
+    const int64_t y_end = y + plan.rows < p.height ? y + plan.rows : p.height,
+                  x_end = x + plan.columns < p.width ? x + plan.columns : p.width;
+    return {static_cast<int32_t>(y), static_cast<int32_t>(y_end), static_cast<int32_t>(x), static_cast<int32_t>(x_end)};
 }
 
-VSS_HD void add_window(MapSums<float>& sums, const WindowRow& up, const WindowRow& mid, const WindowRow& down) {
-    const float value = mid.mid;
-    sums.positive += value < 0.0f ? 0.0f : value;
-    sums.negative += value > 0.0f ? 0.0f : -value;
-    sums.square += value * value;
-    const float gx = 0.5f * (up.right - up.left + down.right - down.left) + (mid.right - mid.left);
-    const float gy = 0.5f * (down.left - up.left + down.right - up.right) + (down.mid - up.mid);
-    const float strength = gx * gx + gy * gy;
-    sums.edge += sqrtf(strength);
-    sums.edge_square += strength;
-}
+// A row or column of -1..size of a map seen through its padding: which one is read, and whether it is the padding.
+struct Padded {
+    int32_t at;
+    bool outside;
+};
 
-// Column x from row `first` to before row `last`; map(y, x) reads through the padding.
-VSS_CALLS_EITHER
-template <typename Map>
-VSS_HD void walk_down(const Map& map, int64_t x, int64_t first, int64_t last, MapSums<float>& sums) {
-    WindowRow up = window_row(map, first - 1, x), mid = window_row(map, first, x);
-    for (int64_t y = first; y < last; ++y) {
-        const WindowRow down = window_row(map, y + 1, x);
-        add_window(sums, up, mid, down);
-        up = mid;
-        mid = down;
-    }
+VSS_HD Padded padded(int64_t at, int64_t size) {
+    const bool outside = at < 0 || at >= size;
+    return {static_cast<int32_t>(at < 0 ? 0 : (at < size ? at : size - 1)), outside};
 }
 
 }  // namespace vss

@@ -30,19 +30,16 @@ void pool_map(const MaxPoolParams& p, int64_t map) {
 }
 
 template <typename T>
-bool unpool_map(const MaxPoolParams& p, int64_t map) {
+void unpool_map(const MaxPoolParams& p, int64_t map) {
     const T* values = static_cast<const T*>(p.input) + map / p.channels * p.stride[0] + map % p.channels * p.stride[1];
     T* output = static_cast<T*>(p.output) + map * p.height * p.width;
     const int32_t* indices = p.indices + map * p.pooled_h * p.pooled_w;
-    bool good = true;
     for (int64_t y = 0; y < p.pooled_h; ++y) {
         for (int64_t x = 0; x < p.pooled_w; ++x, ++indices) {
             const bool inside = *indices >= 0 && *indices < p.height * p.width;
             if (inside) output[*indices] = values[y * p.stride[2] + x * p.stride[3]];
-            good = good && inside;
         }
     }
-    return good;
 }
 
 template <typename T>
@@ -53,10 +50,8 @@ void pool(const MaxPoolParams& p) {
 
 template <typename T>
 void unpool(const MaxPoolParams& p) {
-    int bad = 0;
-#pragma omp parallel for num_threads(p.threads) reduction(+ : bad) if (p.threads > 1)
-    for (int64_t map = 0; map < p.batch * p.channels; ++map) bad += unpool_map<T>(p, map) ? 0 : 1;
-    if (bad > 0) *p.bad_index = 1;
+#pragma omp parallel for num_threads(p.threads) if (p.threads > 1)
+    for (int64_t map = 0; map < p.batch * p.channels; ++map) unpool_map<T>(p, map);
 }
 
 }  // namespace

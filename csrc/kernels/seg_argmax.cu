@@ -1,33 +1,30 @@
-// CUDA: a block per segment of 512 output columns; see seg_argmax.cuh.
+// CUDA: a block per segment of 512 output columns and four rows; see seg_argmax.cuh.
+#include <cmath>
+
 #include "seg_argmax.cuh"
 
 namespace vss {
 namespace {
 
-constexpr int64_t kMaxBlocks = 2147483647;
-
 template <typename T>
-__global__ void __launch_bounds__(kThreads) staged(SegArgmaxParams p, const T* logits) {
-    staged_block(p, logits);
+__global__ void __launch_bounds__(kThreads, 4) staged(SegArgmaxParams p, const T* logits, SegPlan plan) {
+    staged_block(p, plan, logits);
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) direct(SegArgmaxParams p, const T* logits) {
-    direct_block(p, logits);
+__global__ void __launch_bounds__(kThreads) direct(SegArgmaxParams p, const T* logits, SegPlan plan) {
+    direct_block(p, plan, logits);
 }
 
 }  // namespace
 
 Status seg_argmax_cuda(const SegArgmaxParams& p, CUstream_st* stream) {
-    const int64_t blocks = segment_count(p);
-    if (p.classes < 1 || p.classes > kSegArgmaxMaxClasses || blocks > kMaxBlocks) return Status::bad_argument;
-    if (blocks == 0) return Status::ok;
-    const bool fits = stage_pitch(widest_segment(p)) <= kStage;
-    visit_dtype(p.logits, p.dtype, [&](auto* logits) {
-        const auto kernel = fits ? staged<std::decay_t<decltype(*logits)>> : direct<std::decay_t<decltype(*logits)>>;
-        kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(p, logits);
+    if (p.classes < 1 || p.classes > kSegArgmaxMaxClasses) return Status::bad_argument;
+    const SegPlan plan = seg_plan(p);
+    return visit_dtype(p.logits, p.dtype, [&](auto* logits) {
+        using T = std::decay_t<decltype(*logits)>;
+        return launch(plan.staged ? staged<T> : direct<T>, seg_blocks(p, plan), kThreads, stream, p, logits, plan);
     });
-    return launch_status();
 }
 
 }  // namespace vss

@@ -1,13 +1,15 @@
-// CUDA: one launch for all layers, one block per task. Threads stride over the task's elements of every outer index in
-// memory order and add into per-channel sums: a block takes one channel (reduced in registers) or, where channels are
-// short and repeat along the outer axis, one thread per element of the run.
+// CUDA: one launch for all layers, one block per task. A team of one to eight warps reduces a channel, more the longer
+// it is; channels that are short and repeat along the outer axis are read many at a time, and the warps share out the
+// outer indices.
+#include <cmath>
+
 #include "common.cuh"
 #include "weight_reduce_tile.h"
 
 namespace vss {
 namespace {
 
-constexpr int64_t kMaxBlocks = 2147483647;
+constexpr unsigned kAll = 0xffffffffu;
 
 __device__ __forceinline__ float term(Reduce mode, float weight, float grad) {
     switch (mode) {
@@ -40,64 +42,78 @@ __device__ __forceinline__ void store(const ReduceTensor& t, Reduce mode, int64_
     t.sums[channel] = static_cast<float>(mode == Reduce::l2 ? sqrt(sum) : sum);
 }
 
-// A warp per channel; its lanes run along `inner`.
+// A team per channel; all threads of the block pass the barriers.
 template <typename T>
-__device__ __forceinline__ void by_channel(const ReduceTensor& t, const ReduceTask& task, Reduce mode) {
+__device__ __forceinline__ void by_team(const ReduceTensor& t, const ReduceTask& task, Reduce mode) {
+    __shared__ double warps[kReduceWarps];
     const Elements<T> element(t, mode);
-    const int lane = threadIdx.x % 32;
-    for (int64_t c = task.first + threadIdx.x / 32; c < task.last; c += kReduceWarps) {
+    const int thread = static_cast<int>(threadIdx.x), team = reduce_team(t), teams = kReduceThreads / team;
+    const ReduceShare share = reduce_share(t, team, thread % team);
+    for (int64_t first = task.first; first < task.last; first += teams) {
+        const int64_t c = first + thread / team;
         double sum = 0.0;
-        for (int64_t o = 0; o < t.outer; ++o) {
-            float part = 0.0f;
+        for (int64_t o = share.o; o < t.outer && c < task.last; o += share.outer_step) {
             const int64_t start = reduce_start(t, o, c);
-            for (int64_t i = lane; i < t.inner; i += 32) part += element(start + i);
+            float part = 0.0f;
+#pragma unroll 4
+            for (int64_t i = share.i; i < t.inner; i += share.step) part += element(start + i);
             sum += part;
         }
-        for (int step = 16; step > 0; step /= 2) sum += __shfl_down_sync(0xffffffffu, sum, step);
-        if (lane == 0) store(t, mode, c, sum);
+        for (int step = 16; step > 0; step /= 2) sum += __shfl_down_sync(kAll, sum, step);
+        if (team > 32) {
+            if (thread % 32 == 0) warps[thread / 32] = sum;
+            __syncthreads();
+            if (thread % team == 0) {
+                for (int w = 1; w < team / 32; ++w) sum += warps[thread / 32 + w];
+            }
+            __syncthreads();
+        }
+        if (thread % team == 0 && c < task.last) store(t, mode, c, sum);
     }
 }
 
-// A thread per element of the run, over all outer indices; then a thread per channel sums its elements.
+// A lane per element of the task's channels, a warp every kReduceWarps-th outer index; then a thread per channel.
 template <typename T>
-__device__ __forceinline__ void by_element(const ReduceTensor& t, const ReduceTask& task, Reduce mode, float* sums) {
+__device__ __forceinline__ void by_run(const ReduceTensor& t, const ReduceTask& task, Reduce mode) {
+    __shared__ float sums[kReduceWarps][kReduceMostRun];
     const Elements<T> element(t, mode);
-    const int64_t count = reduce_run(t, task);
-    for (int64_t i = threadIdx.x; i < count; i += kReduceThreads) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const auto inner = static_cast<int>(t.inner);
+    const int run = (task.last - task.first) * inner;
+    for (int i = lane; i < run; i += 32) {
         float sum = 0.0f;
-        for (int64_t o = 0; o < t.outer; ++o) sum += element(reduce_start(t, o, task.first) + i);
-        sums[i] = sum;
+#pragma unroll 4
+        for (int64_t o = warp; o < t.outer; o += kReduceWarps) sum += element(reduce_start(t, o, task.first) + i);
+        sums[warp][i] = sum;
     }
     __syncthreads();
-    for (int64_t c = task.first + threadIdx.x; c < task.last; c += kReduceThreads) {
+    for (int64_t c = task.first + static_cast<int>(threadIdx.x); c < task.last; c += kReduceThreads) {
         double sum = 0.0;
-        for (int64_t i = 0; i < t.inner; ++i) sum += sums[(c - task.first) * t.inner + i];
+        const auto first = static_cast<int>(c - task.first) * inner;
+        for (int w = 0; w < kReduceWarps; ++w)
+            for (int i = 0; i < inner; ++i) sum += sums[w][first + i];
         store(t, mode, c, sum);
     }
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kReduceThreads) reduce(WeightReduceParams p) {
-    __shared__ float sums[kReduceChunk];
+__global__ void __launch_bounds__(kReduceThreads, 4) reduce(WeightReduceParams p) {
     const ReduceTask task = p.tasks[blockIdx.x];
     const ReduceTensor t = p.tensors[task.tensor];
-    if (reduce_by_element(t, task)) {
-        by_element<T>(t, task, p.mode, sums);
+    if (reduce_short(t)) {
+        by_run<T>(t, task, p.mode);
     } else {
-        by_channel<T>(t, task, p.mode);
+        by_team<T>(t, task, p.mode);
     }
 }
 
 }  // namespace
 
 Status weight_reduce_cuda(const WeightReduceParams& p, CUstream_st* stream) {
-    if (p.task_count > kMaxBlocks) return Status::bad_argument;
-    if (p.task_count == 0) return Status::ok;
-    visit_dtype(nullptr, p.dtype, [&](auto* typed) {
+    return visit_dtype(nullptr, p.dtype, [&](auto* typed) {
         using T = std::decay_t<decltype(*typed)>;
-        reduce<T><<<static_cast<unsigned>(p.task_count), kReduceThreads, 0, stream>>>(p);
+        return launch(reduce<T>, p.task_count, kReduceThreads, stream, p);
     });
-    return launch_status();
 }
 
 }  // namespace vss

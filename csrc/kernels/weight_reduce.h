@@ -32,11 +32,11 @@ struct WeightReduceParams {
 
 constexpr int64_t kReduceChunk = 4096;
 
-// Channels that one task of this tensor takes, so that a run of its elements is at most `chunk` long where channels
-// repeat along `outer`; `chunk` is at most kReduceChunk, smaller for more tasks.
-inline int64_t reduce_channels_per_task(const ReduceTensor& t, int64_t chunk) {
+// Channels that one task of the CPU kernel takes, so that a run of its elements is at most kReduceChunk long where
+// channels repeat along `outer`. The CUDA kernel's tasks are those of reduce_channels_cuda (weight_reduce_tile.h).
+inline int64_t reduce_channels_per_task(const ReduceTensor& t) {
     const int64_t inner = t.inner > 0 ? t.inner : 1;
-    const int64_t fit = t.outer == 1 ? ceil_div(16 * chunk, inner) : chunk / inner;
+    const int64_t fit = t.outer == 1 ? ceil_div(16 * kReduceChunk, inner) : kReduceChunk / inner;
     return fit < 1 ? 1 : (fit < t.channels ? fit : t.channels);
 }
 

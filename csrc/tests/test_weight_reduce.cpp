@@ -1,85 +1,111 @@
-// weight_reduce: the CUDA kernel's tasks and threads run on the host with its own functions, against sums in double;
-// the CPU kernel on the same inputs.
-#include <algorithm>
-#include <cmath>
+// weight_reduce: the CUDA source run on the host, and the CPU kernel, against sums in double.
+#include "weight_reduce.cu"
 
-#include "check.h"
-#include "weight_reduce_tile.h"
+#include "maps.h"
 
 namespace {
 
 using namespace vss;
 using vss::test::check;
+using vss::test::Layout;
+using vss::test::Maps;
 
 struct Shape {
     int64_t outer, channels, inner;
 };
 
-const Shape kShapes[] = {{1, 5, 27},   {1, 1, 7},    {33, 17, 1},   {1, 9, 1},     {2, 4, 1640},
-                         {3, 2, 5600}, {64, 300, 9}, {40, 5000, 1}, {1, 70, 2304}, {3, 5, 0}};
+const Shape kShapes[] = {{1, 5, 27},   {1, 1, 7},    {33, 17, 1},  {1, 9, 1},     {2, 4, 1640},
+                         {3, 2, 5600}, {64, 300, 9}, {40, 500, 1}, {1, 70, 2304}, {1, 3, 24577},
+                         {5, 3, 33},   {300, 2, 40}, {1, 600, 1},  {2, 3, 31},    {700, 1, 9}};
 
-// Sums of one task as the threads of its block make them; counts how often every element was read.
-void emulate_task(const ReduceTensor& t, const ReduceTask& task, std::vector<double>& sums, std::vector<int>& reads) {
-    const auto* weight = static_cast<const float*>(t.weight);
-    const auto read = [&](int64_t at) {
-        ++reads[static_cast<size_t>(at)];
-        return static_cast<double>(std::fabs(weight[at]));
-    };
-    if (reduce_by_element(t, task)) {
-        const int64_t count = reduce_run(t, task);
-        check(count <= kReduceChunk, "a run does not fit its sums", count);
-        std::vector<double> run(static_cast<size_t>(count), 0.0);
-        for (int thread = 0; thread < kReduceThreads; ++thread)
-            for (int64_t i = thread; i < count; i += kReduceThreads)
-                for (int64_t o = 0; o < t.outer; ++o)
-                    run[static_cast<size_t>(i)] += read(reduce_start(t, o, task.first) + i);
-        for (int64_t c = task.first; c < task.last; ++c)
-            for (int64_t i = 0; i < t.inner; ++i)
-                sums[static_cast<size_t>(c)] += run[static_cast<size_t>((c - task.first) * t.inner + i)];
-        return;
+double term(Reduce mode, double weight, double grad) {
+    return mode == Reduce::l1        ? std::fabs(weight)
+           : mode == Reduce::l2      ? weight * weight
+           : mode == Reduce::product ? weight * grad
+                                     : std::fabs(weight * grad);
+}
+
+// All shapes as layers of one call; tasks of teams on CUDA are so many times longer than they have to be.
+void run(Reduce mode, DType dtype, int64_t longer = 1) {
+    const bool grads = mode == Reduce::product || mode == Reduce::abs_product;
+    std::vector<Maps> weights, slopes;
+    int64_t channels = 0;
+    for (const Shape& s : kShapes) {
+        weights.emplace_back(vss::test::Sizes{s.outer, s.channels, 1, s.inner}, Layout::contiguous, dtype, 9);
+        slopes.emplace_back(weights.back().sizes, Layout::contiguous, dtype, 10);
+        channels += s.channels;
     }
-    for (int warp = 0; warp < kReduceWarps; ++warp)
-        for (int64_t c = task.first + warp; c < task.last; c += kReduceWarps)
-            for (int lane = 0; lane < 32; ++lane)
-                for (int64_t o = 0; o < t.outer; ++o)
-                    for (int64_t i = lane; i < t.inner; i += 32)
-                        sums[static_cast<size_t>(c)] += read(reduce_start(t, o, c) + i);
+    std::vector<float> sums(static_cast<size_t>(channels), NAN), cuda(sums), wanted, sizes;
+    for (size_t layer = 0; layer < weights.size(); ++layer)
+        for (int64_t c = 0; c < kShapes[layer].channels; ++c) {
+            double sum = 0.0, size = 0.0;
+            for (int64_t o = 0; o < kShapes[layer].outer; ++o)
+                for (int64_t i = 0; i < kShapes[layer].inner; ++i) {
+                    const double each = term(mode, weights[layer].at(o, c, 0, i), slopes[layer].at(o, c, 0, i));
+                    sum += each, size += std::fabs(each);
+                }
+            wanted.push_back(static_cast<float>(mode == Reduce::l2 ? std::sqrt(sum) : sum));
+            sizes.push_back(static_cast<float>(size));
+        }
+    for (float* out : {sums.data(), cuda.data()}) {
+        const bool on_cuda = out == cuda.data();
+        std::vector<ReduceTensor> tensors;
+        std::vector<ReduceTask> tasks;
+        for (size_t layer = 0; layer < weights.size(); ++layer) {
+            const Shape& s = kShapes[layer];
+            const ReduceTensor t{
+                weights[layer].data(), grads ? slopes[layer].data() : nullptr, s.outer, s.channels, s.inner, out};
+            const int64_t share = !on_cuda          ? reduce_channels_per_task(t)
+                                  : reduce_short(t) ? reduce_channels_cuda(t)
+                                                    : longer * reduce_channels_cuda(t);
+            for (int64_t first = 0; first < s.channels; first += share)
+                tasks.push_back({static_cast<int32_t>(layer), static_cast<int32_t>(first),
+                                 static_cast<int32_t>(std::min(first + share, s.channels))});
+            tensors.push_back(t);
+            out += s.channels;
+        }
+        const WeightReduceParams p{tensors.data(), tasks.data(), static_cast<int64_t>(tasks.size()), dtype, mode, 2};
+        if (on_cuda)
+            vss::test::in_every_order(cuda, [&] { return weight_reduce_cuda(p, nullptr); });
+        else
+            check(weight_reduce_cpu(p) == Status::ok, "status");
+    }
+    for (size_t c = 0; c < wanted.size(); ++c) {
+        check(std::fabs(sums[c] - wanted[c]) <= 3e-6f * sizes[c], "CPU sum", static_cast<long long>(c));
+        check(std::fabs(cuda[c] - wanted[c]) <= 3e-6f * sizes[c], "CUDA sum", static_cast<long long>(c));
+    }
 }
 
-std::vector<ReduceTask> tasks_of(const ReduceTensor& t, int64_t chunk) {
-    const int64_t share = std::max<int64_t>(1, reduce_channels_per_task(t, chunk));
-    std::vector<ReduceTask> tasks;
-    for (int64_t first = 0; first < t.channels; first += share)
-        tasks.push_back({0, static_cast<int32_t>(first), static_cast<int32_t>(std::min(first + share, t.channels))});
-    return tasks;
-}
-
-void run(const Shape& s) {
-    const std::vector<float> weight = vss::test::normal(static_cast<size_t>(s.outer * s.channels * s.inner), 9);
-    std::vector<float> out(static_cast<size_t>(s.channels));
-    const ReduceTensor t{weight.data(), nullptr, s.outer, s.channels, s.inner, out.data()};
-    std::vector<double> expected(out.size(), 0.0);
-    for (size_t at = 0; at < weight.size(); ++at)
-        expected[at / static_cast<size_t>(s.inner) % out.size()] += std::fabs(static_cast<double>(weight[at]));
-    for (const int64_t chunk : {int64_t{256}, kReduceChunk}) {
-        const std::vector<ReduceTask> tasks = tasks_of(t, chunk);
-        std::vector<double> sums(out.size(), 0.0);
-        std::vector<int> reads(weight.size(), 0);
-        for (const ReduceTask& task : tasks) emulate_task(t, task, sums, reads);
-        const WeightReduceParams p{&t, tasks.data(), static_cast<int64_t>(tasks.size()), DType::f32, Reduce::l1, 2};
-        check(weight_reduce_cpu(p) == Status::ok, "status");
-        for (size_t c = 0; c < out.size(); ++c) {
-            check(std::fabs(sums[c] - expected[c]) <= 1e-9 * (1.0 + expected[c]), "emulated CUDA sum",
-                  static_cast<long long>(c));
-            check(std::fabs(out[c] - expected[c]) <= 1e-5 * (1.0 + expected[c]), "CPU sum", static_cast<long long>(c));
+// How many of the threads of a block have elements, and that every element of a channel is read once.
+void check_shares() {
+    for (const Shape& s : {Shape{1, 256, 2304}, {1, 256, 18432}, {1, 64, 147}, {2, 512, 2304}, {1, 2048, 512}}) {
+        const ReduceTensor t{nullptr, nullptr, s.outer, s.channels, s.inner, nullptr};
+        const int team = reduce_team(t);
+        check(reduce_channels_cuda(t) * team >= kReduceThreads, "idle teams", s.channels, s.inner);
+        std::vector<int> reads(static_cast<size_t>(s.outer * s.inner));
+        for (int thread = 0; thread < team; ++thread) {
+            const ReduceShare share = reduce_share(t, team, thread);
+            for (int64_t o = share.o; o < t.outer; o += share.outer_step)
+                for (int64_t i = share.i; i < t.inner; i += share.step) ++reads[static_cast<size_t>(o * t.inner + i)];
         }
         for (const int count : reads) check(count == 1, "element not read once", count);
+    }
+    const ReduceTensor huge{nullptr, nullptr, kMaxBlocks, kMaxBlocks, 1, nullptr};
+    check(reduce_start(huge, kMaxBlocks - 1, kMaxBlocks - 1) > 0, "offsets beyond 2^62 keep their sign");
+    for (int64_t inner = 1; inner < 32; ++inner) {
+        const ReduceTensor t{nullptr, nullptr, 2, 100, inner, nullptr};
+        const int64_t channels = reduce_channels_cuda(t);
+        check(channels >= 1 && channels * inner <= kReduceMostRun, "a run fits its sums", channels, inner);
     }
 }
 
 }  // namespace
 
 int main() {
-    for (const Shape& shape : kShapes) run(shape);
+    run(Reduce::l1, DType::f32);
+    run(Reduce::l2, DType::bf16, 3);
+    run(Reduce::product, DType::f32);
+    run(Reduce::abs_product, DType::f16);
+    check_shares();
     return vss::test::result();
 }

@@ -34,11 +34,8 @@ Tensor seg_argmax(const Tensor& logits, at::IntArrayRef size, bool align_corners
     p.align_corners = align_corners;
     p.labels = labels.mutable_data_ptr<uint8_t>();
     p.threads = cpu_threads();
-    Tensor workspace;
-    if (logits.is_cpu()) {
-        workspace = at::empty({seg_argmax_workspace(p)}, logits.options().dtype(at::kFloat));
-        p.workspace = workspace.mutable_data_ptr<float>();
-    }
+    const Tensor workspace = floats_for(logits, VSS_ON_DEVICE(logits, 0, seg_argmax_workspace(p)));
+    p.workspace = workspace.mutable_data_ptr<float>();
     launch(op, logits, p, seg_argmax_cpu, VSS_CUDA_LAUNCHER(seg_argmax_cuda));
     return labels;
 }
@@ -79,6 +76,8 @@ std::tuple<Tensor, Tensor> max_pool_indices(const Tensor& x, int64_t kernel) {
     return {values, indices};
 }
 
+#ifdef VSS_WITH_CUDA
+// On CUDA alone: the CPU kernel gains too little over torch's scatter, which the reference is.
 Tensor max_unpool(const Tensor& values, const Tensor& indices, at::IntArrayRef size) {
     constexpr const char* op = "max_unpool";
     check_maps(op, "values", "(B, C, h, w)", values);
@@ -92,21 +91,16 @@ Tensor max_unpool(const Tensor& values, const Tensor& indices, at::IntArrayRef s
     Tensor output = at::zeros({values.size(0), values.size(1), size[0], size[1]}, values.options());
     if (values.numel() == 0) return output;
     const Tensor kept = indices.contiguous();
-    Tensor bad = at::zeros({1}, kept.options());
     MaxPoolParams p = pool_params(values, size[0], size[1], values.size(2), values.size(3));
     p.output = output.mutable_data_ptr();
     p.indices = const_cast<int32_t*>(kept.const_data_ptr<int32_t>());
-    p.bad_index = bad.mutable_data_ptr<int32_t>();
-    launch(op, values, p, max_unpool_cpu, VSS_CUDA_LAUNCHER(max_unpool_cuda));
-    if (values.is_cpu()) {
-        TORCH_CHECK_VALUE(*p.bad_index == 0, op, ": an index is outside a map of ", size[0], "x", size[1], ".");
-    }
+    launch(op, values, p, max_unpool_cpu, max_unpool_cuda);
     return output;
 }
+#endif
 
 void register_ops(torch::Library& library) {
     library.impl("max_pool_indices", max_pool_indices);
-    library.impl("max_unpool", max_unpool);
     library.impl("seg_argmax", seg_argmax);
 }
 
@@ -119,6 +113,7 @@ TORCH_LIBRARY_IMPL(vss, CPU, library) {
 #ifdef VSS_WITH_CUDA
 TORCH_LIBRARY_IMPL(vss, CUDA, library) {
     register_ops(library);
+    library.impl("max_unpool", max_unpool);
 }
 #endif
 

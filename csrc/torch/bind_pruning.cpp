@@ -8,7 +8,7 @@
 #include "greedy.h"
 #include "host.h"
 #include "map_stats.h"
-#include "weight_reduce.h"
+#include "weight_reduce_tile.h"
 
 namespace vss {
 namespace {
@@ -39,11 +39,8 @@ Tensor map_stats(const Tensor& x, c10::string_view padding) {
     p.zero_padding = padding == "zeros";
     p.stats = stats.mutable_data_ptr<float>();
     p.threads = cpu_threads();
-    Tensor workspace;
-    if (x.is_cpu()) {
-        workspace = at::empty({map_stats_workspace(p)}, stats.options());
-        p.workspace = workspace.mutable_data_ptr<float>();
-    }
+    const Tensor workspace = floats_for(stats, VSS_ON_DEVICE(x, map_stats_workspace_cuda(p), map_stats_workspace(p)));
+    p.workspace = workspace.mutable_data_ptr<float>();
     launch(op, x, p, map_stats_cpu, VSS_CUDA_LAUNCHER(map_stats_cuda));
     return stats;
 }
@@ -74,11 +71,9 @@ Tensor channel_moments(const Tensor& activation, const Tensor& gradient, const s
     p.mask = mask ? mask_kept.const_data_ptr<float>() : nullptr;
     p.moments = moments.mutable_data_ptr<float>();
     p.threads = cpu_threads();
-    Tensor workspace;
-    if (activation.is_cpu()) {
-        workspace = at::empty({channel_moments_workspace(p)}, moments.options());
-        p.workspace = workspace.mutable_data_ptr<float>();
-    }
+    const Tensor workspace =
+        floats_for(moments, VSS_ON_DEVICE(activation, channel_moments_workspace_cuda(p), channel_moments_workspace(p)));
+    p.workspace = workspace.mutable_data_ptr<float>();
     launch(op, activation, p, channel_moments_cpu, VSS_CUDA_LAUNCHER(channel_moments_cuda));
     return moments;
 }
@@ -109,17 +104,15 @@ void gram_accumulate(Tensor& total, const Tensor& x, const std::optional<Tensor>
     p.means = means ? means_kept.const_data_ptr<float>() : nullptr;
     p.total = total.mutable_data_ptr<float>();
     p.threads = cpu_threads();
-    int64_t floats = gram_workspace(p);
-#ifdef VSS_WITH_CUDA
-    if (x.is_cuda()) floats = gram_workspace_cuda(p);
-#endif
-    Tensor workspace = at::empty({floats}, total.options());
+    const Tensor workspace = floats_for(total, VSS_ON_DEVICE(x, gram_workspace_cuda(p), gram_workspace(p)));
     p.workspace = workspace.mutable_data_ptr<float>();
     launch(op, x, p, gram_cpu, VSS_CUDA_LAUNCHER(gram_cuda));
 }
 
 // greedy_order ---------------------------------------------------------------------------------------------------
 
+// Every step waits for the one before, and a matrix is small: elimination is work for the host, whatever device holds
+// the matrices.
 std::tuple<Tensor, Tensor> greedy_order(at::TensorList similarity) {
     constexpr const char* op = "greedy_order";
     int64_t total = 0;
@@ -134,27 +127,23 @@ std::tuple<Tensor, Tensor> greedy_order(at::TensorList similarity) {
         check_same_device(op, similarity[0], a);
         total += a.size(0);
     }
-    const auto options = similarity[0].options();
+    const auto options = similarity[0].options().device(at::kCPU);
     Tensor order = at::empty({total}, options.dtype(at::kLong)), value = at::empty({total}, options.dtype(at::kDouble));
     std::vector<GreedyMatrix> matrices;
     std::vector<Tensor> held;
     for (int64_t offset = 0; const Tensor& a : similarity) {
-        held.push_back(a.stride(1) == 1 || a.size(1) == 1 ? a : a.contiguous());
+        const Tensor here = a.cpu();
+        held.push_back(here.stride(1) == 1 || here.size(1) == 1 ? here : here.contiguous());
         const Tensor& m = held.back();
         matrices.push_back({m.const_data_ptr<float>(), m.size(0), m.stride(0),
                             order.mutable_data_ptr<int64_t>() + offset, value.mutable_data_ptr<double>() + offset});
         offset += m.size(0);
     }
     GreedyParams p{matrices.data(), static_cast<int64_t>(matrices.size()), cpu_threads(), nullptr};
-    const ItemsOnDevice<GreedyMatrix> items(matrices, order);
-    Tensor workspace;
-    if (order.is_cpu()) {
-        workspace = at::empty({greedy_workspace(p)}, options.dtype(at::kDouble));
-        p.workspace = workspace.mutable_data_ptr<double>();
-    }
-    p.matrices = items.data();
-    launch(op, order, p, greedy_cpu, VSS_CUDA_LAUNCHER(greedy_cuda));
-    return {order, value};
+    Tensor workspace = at::empty({greedy_workspace(p)}, options.dtype(at::kDouble));
+    p.workspace = workspace.mutable_data_ptr<double>();
+    check_status(op, greedy_cpu(p));
+    return {order.to(similarity[0].device()), value.to(similarity[0].device())};
 }
 
 // channel_reduce -------------------------------------------------------------------------------------------------
@@ -213,18 +202,21 @@ Tensor channel_reduce(at::TensorList weights, at::TensorList grads, at::IntArray
         }
         if (needs_grads) held.push_back(grads[i].contiguous()), t.grad = held.back().const_data_ptr();
         out += t.channels;
-        const int64_t share = std::max<int64_t>(1, reduce_channels_per_task(t, sums.is_cpu() ? kReduceChunk : 256));
+        const int64_t share =
+            std::max<int64_t>(1, sums.is_cpu() ? reduce_channels_per_task(t) : reduce_channels_cuda(t));
         for (int64_t first = 0; first < t.channels; first += share) {
             tasks.push_back({static_cast<int32_t>(i), static_cast<int32_t>(first),
                              static_cast<int32_t>(std::min(first + share, t.channels))});
         }
         tensors.push_back(t);
     }
-    const ItemsOnDevice<ReduceTensor> tensor_items(tensors, sums);
-    const ItemsOnDevice<ReduceTask> task_items(tasks, sums);
-    const WeightReduceParams p{
-        tensor_items.data(), task_items.data(), static_cast<int64_t>(tasks.size()), dtype_of(weights[0]), reduce,
-        cpu_threads()};
+    const Tensor tensor_items = items_for(sums, tensors), task_items = items_for(sums, tasks);
+    const WeightReduceParams p{static_cast<const ReduceTensor*>(tensor_items.const_data_ptr()),
+                               static_cast<const ReduceTask*>(task_items.const_data_ptr()),
+                               static_cast<int64_t>(tasks.size()),
+                               dtype_of(weights[0]),
+                               reduce,
+                               cpu_threads()};
     launch(op, sums, p, weight_reduce_cpu, VSS_CUDA_LAUNCHER(weight_reduce_cuda));
     return sums;
 }

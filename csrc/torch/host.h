@@ -4,7 +4,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
@@ -14,6 +13,7 @@
 #endif
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <optional>
 #include <tuple>
@@ -61,7 +61,11 @@ inline DType dtype_of(const Tensor& t) {
 }
 
 inline void check_status(const char* op, Status status) {
-    TORCH_CHECK(status != Status::launch_failed, op, ": the CUDA kernel could not be launched.");
+    TORCH_CHECK(status != Status::launch_failed, op, ": the CUDA kernel could not be launched: ", status.text,
+                "; `vss doctor` says for which architectures the extension was built.");
+    TORCH_CHECK(status != Status::earlier_failed, op,
+                ": did not run, CUDA reports the failure of an earlier kernel: ", status.text,
+                "; CUDA_LAUNCH_BLOCKING=1 names that kernel.");
     TORCH_CHECK(status == Status::ok, op, ": the kernel refused its arguments.");
 }
 
@@ -70,22 +74,20 @@ inline void check_same_device(const char* op, const Tensor& first, const Tensor&
                       " and ", other.device(), ".");
 }
 
-// A list of plain structs where the kernel reads it: on the host as it is, else copied to the device of `t`.
+// A list of plain structs as bytes where the kernel reads it. On the way to a device it passes through pinned memory,
+// so that neither the copy nor its buffer's release waits for the device.
 template <typename Item>
-class ItemsOnDevice {
-  public:
-    ItemsOnDevice(const std::vector<Item>& items, const Tensor& t) : data_(items.data()) {
-        if (t.is_cpu()) return;
-        const auto bytes = static_cast<int64_t>(items.size() * sizeof(Item));
-        copy_ = at::from_blob(const_cast<Item*>(items.data()), {bytes}, at::kByte).to(t.device());
-        data_ = static_cast<const Item*>(copy_.const_data_ptr());
-    }
-    const Item* data() const { return data_; }
+Tensor items_for(const Tensor& t, const std::vector<Item>& items) {
+    const auto bytes = static_cast<int64_t>(items.size() * sizeof(Item));
+    const Tensor list = at::empty({bytes}, at::TensorOptions().dtype(at::kByte).pinned_memory(!t.is_cpu()));
+    std::memcpy(list.mutable_data_ptr(), items.data(), static_cast<size_t>(bytes));
+    return t.is_cpu() ? list : list.to(t.device(), /*non_blocking=*/true);
+}
 
-  private:
-    Tensor copy_;
-    const Item* data_;
-};
+// A workspace of so many floats on the device of `t`.
+inline Tensor floats_for(const Tensor& t, int64_t count) {
+    return at::empty({count}, t.options().dtype(at::kFloat));
+}
 
 inline int cpu_threads() {
     return std::max(1, at::get_num_threads());
@@ -108,9 +110,11 @@ void launch(const char* op, const Tensor& t, const Params& params, Status (*cpu)
 
 }  // namespace vss
 
-// Without CUDA the launchers are not linked in: name them through this.
+// Without CUDA the launchers are not linked in: name them through these.
 #ifdef VSS_WITH_CUDA
 #define VSS_CUDA_LAUNCHER(function) (function)
+#define VSS_ON_DEVICE(t, cuda, cpu) ((t).is_cuda() ? (cuda) : (cpu))
 #else
 #define VSS_CUDA_LAUNCHER(function) nullptr
+#define VSS_ON_DEVICE(t, cuda, cpu) (cpu)
 #endif

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,3 +46,20 @@ def test_a_kernel_includes_neither_torch_nor_tensorrt(source: Path) -> None:
 @pytest.mark.parametrize("source", sorted(KERNELS.glob("*.cu")), ids=lambda path: path.name)
 def test_cuda_sources_compile_without_warnings(source: Path, tmp_path: Path) -> None:
     run("nvcc", "-std=c++17", "-O1", "-arch=sm_80", "-Werror=all-warnings", "-c", source, "-o", tmp_path / "kernel.o")
+
+
+def test_the_table_of_registers_is_that_of_these_sources_and_nothing_spills() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from ptxas import ARCHITECTURES, TABLE, sources_hash
+
+    table = json.loads(TABLE.read_text())
+    assert table["sources"] == sources_hash(), "the kernels have changed: python benchmarks/ptxas.py --write"
+    for source in KERNELS.glob("*.cu"):
+        names = set(re.findall(r"__global__[^;{(]*(?:\([^)]*\))?\s+(\w+)\(", source.read_text()))
+        assert names
+        for architecture in ARCHITECTURES:
+            rows = [row for row in table["rows"] if (row["source"], row["architecture"]) == (source.name, architecture)]
+            assert names <= {row["kernel"].partition("<")[0] for row in rows}
+    spills = ("stack_bytes", "spill_store_bytes", "spill_load_bytes")
+    assert all(row[key] == 0 for row in table["rows"] for key in spills)
+    assert all(row["registers"] <= 168 and row["shared_bytes"] <= 48 * 1024 for row in table["rows"])

@@ -34,13 +34,14 @@ def test_a_built_extension_is_the_one_that_runs() -> None:
     assert info is not None and set(info) == {"compiler", "torch", "cpu_clones", "openmp", "cuda", "architectures"}
     assert info["torch"].split("+")[0] == torch.__version__.split("+")[0]
     devices = {"CPU": "native", "CUDA": "native" if info["cuda"] else "reference"}
-    assert ops.status() == {name: devices for name in ops.NAMES}
+    assert ops.status() == {name: devices for name in ops.NAMES} | {"max_unpool": devices | {"CPU": "torch"}}
 
 
 @pytest.mark.skipif(BUILT, reason="the extension vss._C is built")
 def test_without_an_extension_every_op_is_the_reference() -> None:
     assert ops.build_info() is None
-    assert ops.status() == {name: {"CPU": "reference", "CUDA": "reference"} for name in ops.NAMES}
+    devices = {"CPU": "reference", "CUDA": "reference"}
+    assert ops.status() == {name: devices for name in ops.NAMES} | {"max_unpool": devices | {"CPU": "torch"}}
 
 
 def test_the_reference_keeps_the_name_and_arguments_of_the_public_function() -> None:

@@ -77,12 +77,22 @@ def load_error() -> str | None:
     return _LOAD_ERROR
 
 
+# Where no kernel gains enough over torch's own operators, which the reference consists of.
+TORCH_IS_FASTEST = {("max_unpool", "CPU")}
+
+
 def status() -> dict[str, dict[str, str]]:
-    """Per op and device ("CPU", "CUDA"): "native" or "reference", as the dispatcher has it registered."""
+    """Per op and device ("CPU", "CUDA"): "native" or "reference", as the dispatcher has it registered; "torch" where no
+    kernel exists because torch's own operators are as fast. `greedy_order` of a CUDA device's matrices is native on the
+    host, whatever holds them."""
     has = torch._C._dispatch_has_kernel_for_dispatch_key
-    return {
-        name: {key: "native" if has(f"vss::{name}", key) else "reference" for key in ("CPU", "CUDA")} for name in NAMES
-    }
+
+    def state(name: str, key: str) -> str:
+        if has(f"vss::{name}", key):
+            return "native"
+        return "torch" if (name, key) in TORCH_IS_FASTEST else "reference"
+
+    return {name: {key: state(name, key) for key in ("CPU", "CUDA")} for name in NAMES}
 
 
 def seg_argmax(logits: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
@@ -105,15 +115,16 @@ def greedy_order(similarity: Tensor) -> tuple[Tensor, Tensor]:
     similarity: (C, C) float32, symmetric (row k is read for column k); a diagonal that is not 0 counts
     returns: order (C,) int64, order[t] is removed at step t; value (C,) float64, value[c] is c's sum when removed
 
-    O(C^2) with float64 sums; a tie goes to the lowest index, a NaN counts as the largest value. The elimination of
-    SIRFP (AAAI 2025), which forms all sums anew at every step.
+    O(C^2) with float64 sums, on the host: matrices of a CUDA device are copied there, and the results back. A
+    tie goes to the lowest index, a NaN counts as the largest value. The elimination of SIRFP (AAAI 2025), which forms all
+    sums anew at every step.
     """
     order, value = torch.ops.vss.greedy_order([similarity])
     return order, value
 
 
 def greedy_orders(similarity: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """`greedy_order` of several matrices in one call: one launch on CUDA, shared out among threads on CPU."""
+    """`greedy_order` of several matrices in one call, shared out among the threads of the host."""
     if not similarity:
         return []
     sizes = [a.shape[0] for a in similarity]
@@ -129,7 +140,7 @@ def map_stats(x: Tensor, *, padding: str = "replicate") -> Tensor:
     returns: (B, C, 7) float32, columns `STATS`: sums of |x|, x, x^2, max(x, 0), max(-x, 0), M, M^2
 
     M is the Sobel magnitude sqrt(gx^2 + gy^2) with [[-.5 0 .5] [-1 0 1] [-.5 0 .5]] and its transpose. Sums are float32
-    within a row (CPU) or a thread's strip (CUDA) and float64 beyond. NaN and infinity propagate.
+    within a row (CPU) or over at most 512 values of a thread (CUDA) and float64 beyond. NaN and infinity propagate.
     """
     return torch.ops.vss.map_stats(x, padding)
 
@@ -142,8 +153,9 @@ def gram_accumulate(total: Tensor, x: Tensor, *, norms: Tensor | None = None, me
     norms: (B, C) float32, what every map is divided by; nothing is added to it, so it must not hold 0
     means: (C,) float32, subtracted before: with channel means over all images the result serves Pearson correlation
 
-    Y_b[c, p] = (x[b, c, p] - means[c]) / norms[b, c], float32 products and sums. Only one triangle is computed, and
-    neither a copy of x nor a matrix per image exists.
+    Y_b[c, p] = (x[b, c, p] - means[c]) / norms[b, c]. Products and sums are float32; on CUDA, where a factor counts with
+    22 of its 24 bits, a product is off by 2^-21 of itself at most. Only one triangle is computed, and neither a copy of x
+    nor a matrix per image exists.
     """
     torch.ops.vss.gram_accumulate(total, x, norms, means)
 
