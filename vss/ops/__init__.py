@@ -116,8 +116,8 @@ def greedy_order(similarity: Tensor) -> tuple[Tensor, Tensor]:
     returns: order (C,) int64, order[t] is removed at step t; value (C,) float64, value[c] is c's sum when removed
 
     O(C^2) with float64 sums, on the host: matrices of a CUDA device are copied there, and the results back. A
-    tie goes to the lowest index, a NaN counts as the largest value. The elimination of SIRFP (AAAI 2025), which forms all
-    sums anew at every step.
+    tie goes to the lowest index, a NaN counts as the largest value. The elimination of SIRFP (AAAI 2025), which forms
+    all sums anew at every step.
     """
     order, value = torch.ops.vss.greedy_order([similarity])
     return order, value
@@ -153,9 +153,9 @@ def gram_accumulate(total: Tensor, x: Tensor, *, norms: Tensor | None = None, me
     norms: (B, C) float32, what every map is divided by; nothing is added to it, so it must not hold 0
     means: (C,) float32, subtracted before: with channel means over all images the result serves Pearson correlation
 
-    Y_b[c, p] = (x[b, c, p] - means[c]) / norms[b, c]. Products and sums are float32; on CUDA, where a factor counts with
-    22 of its 24 bits, a product is off by 2^-21 of itself at most. Only one triangle is computed, and neither a copy of x
-    nor a matrix per image exists.
+    Y_b[c, p] = (x[b, c, p] - means[c]) / norms[b, c]. Products and sums are float32; on CUDA, where a factor counts
+    with 22 of its 24 bits, a product is off by 2^-21 of itself at most. Only one triangle is computed, and neither a
+    copy of x nor a matrix per image exists.
     """
     torch.ops.vss.gram_accumulate(total, x, norms, means)
 
