@@ -153,9 +153,7 @@ def _kernels() -> Iterable[Finding]:
                 fix = f"build the extension with {device} support: pip install --no-build-isolation -e ."
                 yield Finding(f"op {op} on {device}", "reference", "Python reference: same numbers, slower", fix)
             else:
-                what = (
-                    "C++/CUDA kernel" if state == "native" else "torch's own operators; no kernel beats them"
-                )
+                what = "C++/CUDA kernel" if state == "native" else "torch's own operators; no kernel beats them"
                 yield Finding(f"op {op} on {device}", "ok", what)
 
 
