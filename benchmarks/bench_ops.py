@@ -1,13 +1,16 @@
 """Time and extra memory of every op against the same result in plain torch.
 
-    python benchmarks/bench_ops.py [--op NAME] [--rounds 15] [--threads 2] [--device cpu|cuda] [--quick] [--write]
+    python benchmarks/bench_ops.py [--op NAME] [--rounds 15] [--threads 2] [--device cpu|cuda] [--compile] [--quick]
+                                   [--write] [--resume] [--seconds-left S]
 
 Rows are those of tests/ops/cases.py marked `bench`. One run interleaves the sides round by round, so that a ratio
 compares like with like; a figure is the median over rounds. Sides: `native`, `plain` (the published procedure), `torch`
-(the best that plain torch does, where that is another thing) and `pass` (one read of the same maps). `percent_of_floor`
-compares with what the machine does at best: bytes of inputs and results over the measured copy bandwidth, or operations
-over the measured float32 matmul rate, whichever takes longer. Caches are cold. Peak extra memory of a side is measured
-in a fresh process of its own. See benchmarks/README.md.
+(the best that plain torch does, where that is another thing), `baddbmm` (batched cuBLAS), `compile` (torch.compile of
+`plain`, with `--compile`), `no_indices` (pooling without places) and `pass` (one read of the same maps).
+`percent_of_floor` is the share of the roofline: what the machine does at best, bytes of inputs and results over the
+measured copy bandwidth, or operations over the measured float32 matmul rate, whichever takes longer (`bound`). Caches are
+cold. Peak extra memory of a side is measured in a fresh process of its own. With `--write` a row is kept as soon as it is
+known; `--resume` leaves out what the file has from the same commit. See benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -28,8 +31,18 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "ops"), str(ROOT / "benchmarks")]
 
 from cases import ALL, Args, Case  # noqa: E402
-from measure import COLD_BYTES, Clock, best_rates, facts, peak_of, summary, tensor_bytes, write  # noqa: E402
-from plain import PASS, PLAIN, TORCH  # noqa: E402
+from measure import (  # noqa: E402
+    COLD_BYTES,
+    Clock,
+    best_rates,
+    facts,
+    peak_of,
+    result_path,
+    summary,
+    tensor_bytes,
+    write,
+)
+from plain import FUSED, OTHERS, PASS, PLAIN  # noqa: E402
 
 from vss import ops  # noqa: E402
 
@@ -40,10 +53,29 @@ QUICK_ROUNDS, QUICK_SECONDS = 5, 4.0
 Side = Callable[..., object]
 
 
+COMPILED: dict[str, Side] = {}  # filled by --compile
+OWN = ("native", "plain")
+
+
 def sides(case: Case) -> dict[str, Side]:
     found: dict[str, Side] = {"native": getattr(torch.ops.vss, case.op), "plain": PLAIN[case.op]}
-    found |= {"torch": TORCH[case.op]} if case.op in TORCH else {}
+    found |= OTHERS.get(case.op, {})
+    found |= {"compile": COMPILED[case.op]} if case.op in COMPILED else {}
     return found | ({"pass": PASS[case.op]} if case.op in PASS else {})
+
+
+def compile_plain(op: str, device: str) -> None:
+    """`torch.compile` of the plain form, where it pays and works here; else a sentence and no such side."""
+    if op not in FUSED:
+        return
+    case = next(c for c in ALL if c.op == op and c.bench)
+    compiled: Side = torch.compile(PLAIN[op], dynamic=False)
+    try:
+        compiled(*inputs_on(case, device))
+    except Exception as error:  # whatever a missing compiler raises
+        LOG.info("torch.compile of %s does not work here: %s", op, str(error).strip().partition("\n")[0])
+        return
+    COMPILED[op] = compiled
 
 
 def to_device(value: Any, device: str) -> Any:
@@ -68,8 +100,8 @@ def copies(case: Case, device: str) -> Iterator[Args]:
 def warm(case: Case, device: str) -> None:
     """A small call of every side: libraries, threads and pools exist from here on."""
     small = next(c for c in ALL if c.op == case.op and not c.bench)
-    for side in sides(case).values():
-        side(*inputs_on(small, device))
+    for name, side in sides(case).items():
+        side(*inputs_on(case if name == "compile" else small, device))  # compiled for the sizes that are timed
 
 
 def measure_time(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -89,20 +121,22 @@ def measure_time(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
     return summary(times)
 
 
-def floor_ms(case: Case, device: str, rates: dict[str, float]) -> float:
-    """Milliseconds that the machine needs at best; for the Gram matrix the operations of one triangle count."""
+def floor_ms(case: Case, device: str, rates: dict[str, float]) -> dict[str, Any]:
+    """Milliseconds that the machine needs at best, and what bounds it; of a Gram matrix one triangle counts."""
     args = inputs_on(case, device)
     least = (tensor_bytes(args) + tensor_bytes(getattr(torch.ops.vss, case.op)(*args))) / rates["copy_bytes_per_s"]
     if case.op == "gram_accumulate":
         batch, channels, height, width = args[1].shape
         work = batch * channels * (channels + 1) * height * width
-        least = max(least, work / rates["matmul_flop_per_s_highest"])
-    return least * 1e3
+        flops = work / rates["matmul_flop_per_s_highest"]
+        if flops > least:
+            return {"floor_ms": flops * 1e3, "bound": "flops"}
+    return {"floor_ms": least * 1e3, "bound": "bytes"}
 
 
 def measure_memory(case: Case, device: str) -> dict[str, Any]:
     row: dict[str, Any] = {}
-    for name in ("native", "plain"):
+    for name in OWN:
         command = [sys.executable, __file__, "--memory-of", case.id, name, "--device", device]
         command += ["--threads", str(torch.get_num_threads())]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -123,27 +157,50 @@ def memory_of(case: Case, name: str, device: str) -> dict[str, int]:
 
 def measure(case: Case, arguments: argparse.Namespace, rates: dict[str, float]) -> dict[str, Any]:
     row = {"op": case.op, "case": case.name} | measure_time(case, arguments)
-    row |= {"input_mib": tensor_bytes(case.inputs()) / 2**20, "floor_ms": floor_ms(case, arguments.device, rates)}
+    row |= {"input_mib": tensor_bytes(case.inputs()) / 2**20} | floor_ms(case, arguments.device, rates)
     row["percent_of_floor"] = 100 * row["floor_ms"] / row["native_ms_p50"]
     if "pass_ms_p50" in row:
         row["over_pass"] = 1 / row["speedup_over_pass"]
     if not arguments.quick:
         row |= measure_memory(case, arguments.device)
-    known = [name for name in ("plain", "torch", "pass") if f"{name}_ms_p50" in row]
-    others = [f"{name} {row[f'{name}_ms_p50']:.2f} ms" for name in known]
+    others = [f"{name} {row[f'{name}_ms_p50']:.2f} ms" for name in sides(case) if name != "native"]
     line = f"{case.id:52s} {row['native_ms_p50']:9.3f} ms {row['speedup']:8.1f}x  {row['percent_of_floor']:5.1f} %"
-    LOG.info("%s of the floor  %s", line, ", ".join(others))
+    LOG.info("%s of the roofline (%s)  %s", line, row["bound"], ", ".join(others))
     return row
 
 
+def kept_rows(path: Path, known: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows that an earlier call with `--write` left at the same commit."""
+    if not path.is_file():
+        return []
+    record = json.loads(path.read_text())
+    same = record["environment"]["git"] == known["git"] and record["environment"]["rounds"] == known["rounds"]
+    return list(record["rows"]) if same else []
+
+
 def run(arguments: argparse.Namespace) -> None:
+    begin = time.monotonic()
     rates = best_rates(arguments.device)
     LOG.info("at best: %s", ", ".join(f"{name} {value / 1e9:.1f} G" for name, value in rates.items()))
-    rows = [measure(c, arguments, rates) for c in ALL if c.bench and arguments.op in (None, c.op)]
-    if arguments.write:
-        suite = "ops" if arguments.op is None else f"ops-{arguments.op}"
-        known = facts(arguments.device, rounds=arguments.rounds, at_best=rates)
-        LOG.info("written: %s", write(suite, arguments.device, known, {"rows": rows}))
+    known = facts(arguments.device, rounds=arguments.rounds, at_best=rates)
+    suite = "ops" if arguments.op is None else f"ops-{arguments.op}"
+    rows = kept_rows(result_path(suite, arguments.device, known), known) if arguments.resume else []
+    done = {(row["op"], row["case"]) for row in rows}
+    todo = [c for c in ALL if c.bench and arguments.op in (None, c.op) and (c.op, c.name) not in done]
+    tried: set[str] = set()
+    for number, case in enumerate(todo):
+        if time.monotonic() - begin > arguments.seconds_left:
+            LOG.info("time is up with %d of %d rows to go; what is measured stays, --resume goes on",
+                     len(todo) - number, len(todo))  # fmt: skip
+            return
+        if arguments.compile and case.op not in tried:
+            tried.add(case.op)
+            compile_plain(case.op, arguments.device)
+        rows.append(measure(case, arguments, rates))
+        if arguments.write:
+            path = write(suite, arguments.device, known, {"rows": rows})
+            if number == len(todo) - 1:
+                LOG.info("written: %s", path)
 
 
 def parse() -> argparse.Namespace:
@@ -153,7 +210,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="few rounds, slow sides once, no memory")
+    parser.add_argument("--compile", action="store_true", help="torch.compile of the plain form as a side of its own")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/<machine>/<version>--ops.json")
+    parser.add_argument("--resume", action="store_true", help="go on with the file of the same commit")
+    parser.add_argument("--seconds-left", type=float, default=float("inf"), help="begin no row after so many seconds")
     parser.add_argument("--memory-of", nargs=2, metavar=("CASE", "SIDE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.fewest, arguments.seconds = (1, QUICK_SECONDS) if arguments.quick else (FEWEST_ROUNDS, SECONDS_PER_ROW)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import re
 import statistics
 import time
@@ -17,7 +18,7 @@ from vss import ops
 from vss.core.environment import environment
 from vss.core.files import write_json
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(os.environ.get("VSS_RESULTS") or Path(__file__).resolve().parent / "results")
 COLD_BYTES = 256 * 2**20
 Call = Callable[[], object]
 
@@ -114,8 +115,14 @@ def facts(device: str, **more: Any) -> dict[str, Any]:
     } | more  # fmt: skip
 
 
-def write(suite: str, device: str, known: dict[str, Any], body: Mapping[str, Any]) -> Path:
-    """results/<machine>/<version>--<suite>.json; a suite on a CUDA device has `-cuda` behind its name."""
+def result_path(suite: str, device: str, known: Mapping[str, Any]) -> Path:
+    """results/<machine>/<version>--<suite>.json; a suite on a CUDA device has `-cuda` behind its name. VSS_RESULTS names
+    another folder than benchmarks/results."""
     name = f"{vss.__version__}--{suite}{'-cuda' if device == 'cuda' else ''}.json"
+    return RESULTS / known["machine"] / name
+
+
+def write(suite: str, device: str, known: dict[str, Any], body: Mapping[str, Any]) -> Path:
+    """A result with the environment that it was made in."""
     record = {"kind": f"vss.bench_{suite.partition('-')[0]}", "schema": 1, "environment": known}
-    return write_json(RESULTS / known["machine"] / name, record | dict(body))
+    return write_json(result_path(suite, device, known), record | dict(body))

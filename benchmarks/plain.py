@@ -75,6 +75,12 @@ def gram_accumulate_in_place(total: Tensor, x: Tensor, norms: Tensor, means: Non
         total.addmm_(rows, rows.T)
 
 
+def gram_accumulate_batched(total: Tensor, x: Tensor, norms: Tensor, means: None) -> None:
+    """All images at once: a scaled copy of all maps, one batched product, a (B, C, C) buffer."""
+    rows = x.float().flatten(2) / norms[:, :, None]
+    total.add_(torch.bmm(rows, rows.mT).sum(0))
+
+
 def map_stats(x: Tensor, padding: str) -> tuple[Tensor, ...]:
     """Norm, sums and edge statistics one after the other; edges by two depthwise convolutions."""
     kernel = torch.tensor([[-0.5, 0.0, 0.5], [-1.0, 0.0, 1.0], [-0.5, 0.0, 0.5]], dtype=x.dtype, device=x.device)
@@ -113,11 +119,17 @@ PLAIN: dict[str, Callable[..., object]] = {
     "seg_argmax": seg_argmax,
 }
 
-# The best that plain torch does, where the published procedure wastes more than speed.
-TORCH: dict[str, Callable[..., object]] = {
-    "gram_accumulate": gram_accumulate_in_place,
-    "greedy_order": greedy_order_incremental,
+# What else a user would write: `torch` (the best of eager torch, where the published procedure wastes more than speed),
+# `baddbmm` (batched cuBLAS), `no_indices` (pooling that forgets where its maxima were, all that an engine's pooling does:
+# torch has no binding to cuDNN's).
+OTHERS: dict[str, dict[str, Callable[..., object]]] = {
+    "gram_accumulate": {"torch": gram_accumulate_in_place, "baddbmm": gram_accumulate_batched},
+    "greedy_order": {"torch": greedy_order_incremental},
+    "max_pool_indices": {"no_indices": lambda x, kernel: F.max_pool2d(x, kernel)},
 }
+
+# Ops whose plain form torch.compile fuses into fewer passes.
+FUSED = ("channel_moments", "map_stats", "max_pool_indices", "seg_argmax")
 
 # One read of the same maps.
 PASS: dict[str, Callable[..., object]] = {"map_stats": lambda x, padding: x.abs().sum()}
