@@ -8,9 +8,9 @@ compares like with like; a figure is the median over rounds. Sides: `native`, `p
 (the best that plain torch does, where that is another thing), `baddbmm` (batched cuBLAS), `compile` (torch.compile of
 `plain`, with `--compile`), `no_indices` (pooling without places) and `pass` (one read of the same maps).
 `percent_of_floor` is the share of the roofline: what the machine does at best, bytes of inputs and results over the
-measured copy bandwidth, or operations over the measured float32 matmul rate, whichever takes longer (`bound`). Caches are
-cold. Peak extra memory of a side is measured in a fresh process of its own. With `--write` a row is kept as soon as it is
-known; `--resume` leaves out what the file has from the same commit. See benchmarks/README.md.
+measured copy bandwidth, or operations over the measured float32 matmul rate, whichever takes longer (`bound`). Caches
+are cold. Peak extra memory of a side is measured in a fresh process of its own. With `--write` a row is kept as soon as
+it is known; `--resume` leaves out what the file has from the same commit. See benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "ops"), str(ROOT / "benchmarks")
 from cases import ALL, Args, Case  # noqa: E402
 from measure import (  # noqa: E402
     COLD_BYTES,
+    STOPPED,
     Clock,
     best_rates,
     facts,
@@ -192,7 +193,7 @@ def run(arguments: argparse.Namespace) -> None:
         if time.monotonic() - begin > arguments.seconds_left:
             LOG.info("time is up with %d of %d rows to go; what is measured stays, --resume goes on",
                      len(todo) - number, len(todo))  # fmt: skip
-            return
+            raise SystemExit(STOPPED)
         if arguments.compile and case.op not in tried:
             tried.add(case.op)
             compile_plain(case.op, arguments.device)

@@ -1,51 +1,83 @@
 #!/usr/bin/env bash
-# Everything that needs an NVIDIA GPU, in one call: build, GPU tests, compute-sanitizer on the case table, benchmarks.
-# Needs torch >= 2.11 with CUDA, its nvcc, pytest; no network. Writes benchmarks/results/<machine>/.
+# What needs an NVIDIA GPU, in three calls of at most four minutes each; no network. A call that is cut off, or that has
+# no time left for a step, keeps what it has measured, and the same call goes on.
 #
-#   benchmarks/gpu.sh [--quick] [--cpu] [--latency]
+#   benchmarks/gpu.sh 1 [--cpu] [--quick]    the kernels: build for this card, tests of the ops, compute-sanitizer memcheck
+#                                            and racecheck on the case table, bench_ops, bench_sirfp, bench_importance
+#   benchmarks/gpu.sh 2 [--cpu] [--quick]    networks at full size, uncut and cut: float16, channels last, CUDA graphs,
+#                                            torch.compile
+#   benchmarks/gpu.sh 3 [--cpu] [--quick]    CamVid of the folder DATA at 360x480: trained, cut by five criteria, fine-tuned
 #
-# --quick  few rounds, and only one op under compute-sanitizer
-# --cpu    the same steps without a device: CPU tests and benchmarks, no sanitizer, no build where vss._C loads
-# --latency  in place of all that: pruning to a time in torch (float16, channels last, CUDA graphs) on the CamVid of the
-#          folder DATA, networks at full size; a small trial without DATA. Goes on with what build/latency holds
-# PYTHON   the interpreter (default python); OUT: a folder that gets a copy of the results and the log
+# --cpu    the same steps without a device, and without compute-sanitizer
+# --quick  small networks and few rounds; results go to build/gpu/results instead of benchmarks/results
+# PYTHON   the interpreter (default python); LIMIT: seconds of a call (default 235); DATA: for part 3; SANITIZER: the tool;
+# OUT      a folder that gets a copy of the results and the log
+#
+# Beside a plain image of torch >= 2.11 (Python 3.12, nvcc of torch's CUDA) part 1 needs numpy and pytest; part 2
+# torchvision, pydantic, pyyaml, scipy, safetensors, pillow, onnx; part 3 also lightning, torchmetrics, tensorboard, typer
+# and rich, not onnx. bench_importance is left out without torch-pruning. gpu_check.py names what is missing.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-PYTHON=${PYTHON:-python}
-device=cuda quick=() patience=1 latency=
+part=${1:-} device=cuda cpu=() quick=()
+case $part in
+    1 | 2 | 3) shift ;;
+    *) echo "give the part, 1, 2 or 3; see the head of $0" >&2; exit 2 ;;
+esac
 for option in "$@"; do
     case $option in
         --quick) quick=(--quick) ;;
-        --cpu) device=cpu patience=4 ;;
-        --latency) latency=yes ;;
+        --cpu) device=cpu cpu=(--cpu) ;;
         *) echo "unknown option $option; see the head of $0" >&2; exit 2 ;;
     esac
 done
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-export PYTHONDONTWRITEBYTECODE=1
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-log=$work/gpu.log
-failed=0
+export PYTHON=${PYTHON:-python} PYTHONDONTWRITEBYTECODE=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" device
+limit=${LIMIT:-235} failed=0
+"$PYTHON" benchmarks/gpu_check.py "$part" "${cpu[@]}" ${DATA:+--data "$DATA"} || exit 2
+[ ${#quick[@]} -eq 0 ] || export VSS_RESULTS=${VSS_RESULTS:-$PWD/build/gpu/results}
+results=${VSS_RESULTS:-benchmarks/results}
+machine=$("$PYTHON" -c "from vss.core.environment import environment; print(environment()['machine'])") || exit 1
+commit=$(git rev-parse --short HEAD 2>/dev/null || echo none)
+state=${VSS_RESULTS:-build/gpu}/steps/$commit-$device${quick[0]:-}
+mkdir -p "$results/$machine" "$state"
+log=$results/$machine/gpu-$part${cpu[0]:-}.txt
+[ -e "$state/$part.begun" ] || : >"$log"
+touch "$state/$part.begun"
 
-# step NAME SECONDS COMMAND...: run it, keep its output, go on whatever happens; a failure fails the whole call.
-step() {
-    local name=$1 seconds=$2 begin=$SECONDS rc
-    shift 2
-    echo "== $name" | tee -a "$log"
-    timeout $((seconds * patience)) "$@" 2>&1 | tee -a "$log"
-    rc=${PIPESTATUS[0]}
-    [ "$rc" -eq 0 ] || failed=1
-    echo "== $name: exit $rc after $((SECONDS - begin)) s" | tee -a "$log"
+say() { echo "== $*" | tee -a "$log"; }
+left() { echo $((limit - SECONDS)); }
+finish() {
+    say "gpu: $("$PYTHON" benchmarks/gpu_check.py 1 --state)"
+    if [ -n "${OUT:-}" ]; then mkdir -p "$OUT" && cp -r "$results/$machine" "$OUT/"; fi
 }
+trap finish EXIT
 
-has() { "$PYTHON" -c "import $1" 2>/dev/null; }
+# step NAME SECONDS COMMAND...: what an earlier call has done is not done again. SECONDS: below so many it is not begun.
+step() {
+    local name=$1 needs=$2 begin=$SECONDS rc
+    shift 2
+    if [ -e "$state/$part-$name" ]; then say "$name: done before"; return; fi
+    if [ "$(left)" -lt "$needs" ]; then
+        say "$name: left out, $(left) s are left and it needs about $needs s; the same call goes on with it"
+        failed=1
+        return
+    fi
+    say "$name"
+    timeout -k 5 "$(left)" "$@" 2>&1 | tee -a "$log"
+    rc=${PIPESTATUS[0]}
+    case $rc in
+        0) touch "$state/$part-$name" ;;
+        75) failed=1; say "$name: ended in time with rows to go; the same call goes on" ;;
+        124 | 137) failed=1; say "$name: cut off, the time is up; what it measured stays, the same call goes on" ;;
+        *) failed=1 ;;
+    esac
+    say "$name: exit $rc after $((SECONDS - begin)) s"
+}
 
 build() {
     if [ "$device" = cpu ]; then
         "$PYTHON" -c "from vss import ops; raise SystemExit(ops.build_info() is None)" 2>/dev/null && return 0
-        MAX_JOBS=1 "$PYTHON" setup.py build_ext --inplace
+        VSS_CUDA=0 MAX_JOBS=1 "$PYTHON" setup.py build_ext --inplace
         return
     fi
     local arch
@@ -53,73 +85,53 @@ build() {
     TORCH_CUDA_ARCH_LIST=$arch VSS_CUDA=1 MAX_JOBS=${MAX_JOBS:-$(nproc)} "$PYTHON" setup.py build_ext --inplace --force
 }
 
-sanitize() {
-    local tool=${SANITIZER:-}
-    [ -n "$tool" ] || tool=$(command -v compute-sanitizer || ls "${CUDA_HOME:-/usr/local/cuda}"/bin/compute-sanitizer)
-    [ -x "$tool" ] || { echo "compute-sanitizer was not found; set SANITIZER"; return 1; }
-    "$tool" --tool memcheck --error-exitcode 9 "$PYTHON" -m pytest -p no:cacheprovider -m gpu -q -x \
-        tests/ops -k "not opcheck and ${1:-test}"
+sanitize() { # sanitize TOOL: the CUDA rows of the case table under memcheck or racecheck
+    local found=${SANITIZER:-$(command -v compute-sanitizer || echo "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer")}
+    if [ ! -x "$found" ]; then
+        echo "compute-sanitizer was not found (looked for $found): install it with the CUDA toolkit or set SANITIZER"
+        return 1
+    fi
+    "$found" --tool "$1" --error-exitcode 9 "$PYTHON" -m pytest -p no:cacheprovider -p no:xdist -m gpu -q -x tests/ops \
+        -k "not opcheck and not bad_input and (${2:-test})"
 }
 export -f build sanitize
-export PYTHON device
 
-# Pruning to a time where it runs: half precision and CUDA graphs on a GPU, float32 on a CPU.
-bench_latency() {
-    local how=(--quick --out build/latency-quick)
-    if [ -n "${DATA:-}" ]; then
-        how=(--data-root "$DATA" --out build/latency --write)
-        [ "$device" = cpu ] || how+=(--full)
-    fi
-    [ "$device" = cpu ] || how+=(--engine-precision fp16)
-    "$PYTHON" benchmarks/bench_latency.py --backend torch --device "$device" "${how[@]}"
-}
-export -f bench_latency
-
-finish() {
-    local machine
-    machine=$("$PYTHON" -c "import torch; from vss.environment import environment; print(environment()['machine'])")
-    mkdir -p "benchmarks/results/$machine"
-    grep '^== ' "$log" >"benchmarks/results/$machine/$1.txt"
-    if [ -n "${OUT:-}" ]; then
-        mkdir -p "$OUT"
-        cp -r "benchmarks/results/$machine" "$OUT/"
-        cp "$log" "$OUT/$1.log"
-    fi
-    exit $failed
-}
-
-marker=$([ "$device" = cuda ] && echo gpu || echo "not gpu and not slow")
-if [ -n "$latency" ]; then
-    for package in lightning torchmetrics torch_pruning scipy pydantic; do
-        has "$package" || { echo "--latency needs $package" >&2; exit 2; }
-    done
-    step build 200 bash -c build
-    step tests 120 "$PYTHON" -m pytest -p no:cacheprovider -q -m "$marker" tests/deploy/test_eager.py \
-        tests/deploy/profile/test_setting.py
-    step bench_latency 3600 bash -c bench_latency
-    finish latency
-fi
-
-step build 200 bash -c build
-step tests 80 "$PYTHON" -m pytest -p no:cacheprovider -q -m "$marker" tests/ops
-if [ "$device" = cuda ]; then
-    if [ ${#quick[@]} -gt 0 ]; then
-        step compute-sanitizer 110 bash -c "sanitize map_stats"
-    else
-        step compute-sanitizer 110 bash -c sanitize
-    fi
-fi
-step bench_ops 100 "$PYTHON" benchmarks/bench_ops.py --device "$device" "${quick[@]}" --write
-if has torch_pruning; then
-    step bench_importance 30 "$PYTHON" benchmarks/bench_importance.py --device "$device" "${quick[@]}" --write
-else
-    echo "== bench_importance: left out, torch-pruning is not installed" | tee -a "$log"
-fi
-if has torchvision && has pydantic; then
-    batch=$([ "$device" = cuda ] && echo 8 || echo 1)
-    step bench_sirfp 70 "$PYTHON" benchmarks/bench_sirfp.py --device "$device" --batch "$batch" "${quick[@]}" --write
-else
-    echo "== bench_sirfp: left out, torchvision or pydantic is not installed" | tee -a "$log"
-fi
-
-finish gpu
+case $part in
+    1)
+        marker=$([ "$device" = cuda ] && echo gpu || echo "not gpu and not slow")
+        say "gpu: $("$PYTHON" benchmarks/gpu_check.py 1 --state)"
+        step build 60 bash -c build
+        step tests 25 "$PYTHON" -m pytest -p no:cacheprovider -q -m "$marker" tests/ops ${quick:+-k "map_stats or status"}
+        if [ "$device" = cuda ]; then
+            step memcheck 40 bash -c "sanitize memcheck ${quick:+map_stats}"
+            step racecheck 40 bash -c "sanitize racecheck ${quick:+map_stats}"
+        fi
+        compiled=$([ "$device" = cuda ] && echo --compile)
+        only=${quick:+--op max_unpool}
+        # shellcheck disable=SC2086
+        step bench_ops 30 "$PYTHON" benchmarks/bench_ops.py --device "$device" "${quick[@]}" $only $compiled --write --resume \
+            --seconds-left $(($(left) - 15))
+        if "$PYTHON" -c "import torchvision, pydantic" 2>/dev/null; then
+            batch=$([ "$device" = cuda ] && echo 8 || echo 1)
+            step bench_sirfp 25 "$PYTHON" benchmarks/bench_sirfp.py --device "$device" --batch "$batch" "${quick[@]}" \
+                ${quick:+--widest 64} --write
+        else
+            say "bench_sirfp: left out, torchvision or pydantic is not installed"
+        fi
+        if "$PYTHON" -c "import torch_pruning, torchvision" 2>/dev/null; then
+            step bench_importance 15 "$PYTHON" benchmarks/bench_importance.py --device "$device" "${quick[@]}" --write
+        else
+            say "bench_importance: left out, torch-pruning or torchvision is not installed"
+        fi
+        ;;
+    2)
+        say "gpu: $("$PYTHON" benchmarks/gpu_check.py 1 --state)"
+        step nets 20 "$PYTHON" benchmarks/gpu_nets.py --device "$device" "${quick[@]}" --write --seconds-left $(($(left) - 10))
+        ;;
+    3)
+        say "gpu: $("$PYTHON" benchmarks/gpu_check.py 1 --state)"
+        step camvid 20 "$PYTHON" benchmarks/gpu_camvid.py ${DATA:+--data "$DATA"} "${cpu[@]}" "${quick[@]}" --write \
+            --seconds-left $(($(left) - 10))
+        ;;
+esac
+exit $failed

@@ -20,6 +20,7 @@ from vss.core.files import write_json
 
 RESULTS = Path(os.environ.get("VSS_RESULTS") or Path(__file__).resolve().parent / "results")
 COLD_BYTES = 256 * 2**20
+STOPPED = 75  # exit code of a benchmark that ended for want of time and has kept what it measured
 Call = Callable[[], object]
 
 
@@ -116,8 +117,10 @@ def facts(device: str, **more: Any) -> dict[str, Any]:
 
 
 def result_path(suite: str, device: str, known: Mapping[str, Any]) -> Path:
-    """results/<machine>/<version>--<suite>.json; a suite on a CUDA device has `-cuda` behind its name. VSS_RESULTS names
-    another folder than benchmarks/results."""
+    """results/<machine>/<version>--<suite>.json; a suite on a CUDA device has `-cuda` behind its name.
+
+    VSS_RESULTS names another folder than benchmarks/results.
+    """
     name = f"{vss.__version__}--{suite}{'-cuda' if device == 'cuda' else ''}.json"
     return RESULTS / known["machine"] / name
 

@@ -120,8 +120,8 @@ PLAIN: dict[str, Callable[..., object]] = {
 }
 
 # What else a user would write: `torch` (the best of eager torch, where the published procedure wastes more than speed),
-# `baddbmm` (batched cuBLAS), `no_indices` (pooling that forgets where its maxima were, all that an engine's pooling does:
-# torch has no binding to cuDNN's).
+# `baddbmm` (batched cuBLAS), `no_indices` (pooling that forgets where its maxima were, which is all that an engine's
+# pooling does: torch has no binding to cuDNN's).
 OTHERS: dict[str, dict[str, Callable[..., object]]] = {
     "gram_accumulate": {"torch": gram_accumulate_in_place, "baddbmm": gram_accumulate_batched},
     "greedy_order": {"torch": greedy_order_incremental},

@@ -140,8 +140,8 @@ def max_unpool(values: Tensor, indices: Tensor, size: Sequence[int]) -> Tensor:
     """Reference of `vss.ops.max_unpool`."""
     _check_max_unpool(values, indices, size)
     height, width = size
-    inside = ((indices >= 0) & (indices < height * width)).all()
-    check(bool(inside), f"max_unpool: an index is outside a map of {height}x{width}.")
+    low, high = torch.aminmax(indices) if indices.numel() else (0, 0)
+    check(bool(low >= 0 and high < height * width), f"max_unpool: an index is outside a map of {height}x{width}.")
     output = values.new_zeros((*values.shape[:2], height * width))
     return output.scatter_(2, indices.flatten(2).long(), values.flatten(2)).view(*values.shape[:2], height, width)
 
