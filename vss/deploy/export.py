@@ -15,7 +15,7 @@ from vss.core import __version__
 from vss.core.errors import VssError, need
 from vss.core.files import atomic, sha256_file, sha256_tensors
 from vss.core.layers import WRAPPED
-from vss.deploy import onnx_file, surgeon
+from vss.deploy import onnx_file
 
 if TYPE_CHECKING:
     from torch import nn
@@ -108,7 +108,7 @@ def _export_images(
     names: dict[str, str],
 ) -> dict[str, Any]:
     """See `export`, with `size`; `ends` are options of `SegGraph`, `shapes` batches and sizes of the comparison."""
-    from vss.deploy import parity
+    from vss.deploy import parity, surgeon
     from vss.deploy.graph import SegGraph
     from vss.ops.onnx_nodes import plugin_nodes
 
@@ -130,6 +130,7 @@ def _export_images(
 
 def _seg_model(model: nn.Module, size: tuple[int, int]) -> tuple[nn.Module, dict[str, str]]:
     """The network with the methods of a `SegModel`, and the names of its weights."""
+    from vss.deploy import surgeon
     from vss.models.adapter import as_seg_model
 
     own = all(hasattr(model, name) for name in ("name", "num_classes", "size_multiple", "task"))  # as SegModel says it
@@ -168,7 +169,7 @@ def _export_any(
     """See `export`, with `example`."""
     import torch
 
-    from vss.deploy import export_any
+    from vss.deploy import export_any, surgeon
 
     if opset not in OPSETS:
         raise VssError(f"opset {opset} cannot be written; expected {OPSETS[0]} to {OPSETS[-1]}: change --opset.")
