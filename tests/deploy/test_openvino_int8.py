@@ -17,6 +17,7 @@ from onnx.reference import ReferenceEvaluator
 
 from tests.deploy.marks import needs_openvino
 from tests.deploy.nets import conv_graph
+from vss.core.environment import cpu_flags
 from vss.core.files import sha256_file
 from vss.deploy import BACKENDS
 from vss.deploy.backends.base import Int8
@@ -28,6 +29,7 @@ from vss.deploy.quantize.sensitivity import first_diverging, relative_error
 from vss.deploy.target import int8_of
 
 OV = BACKENDS["openvino"]
+AMX = "amx_int8" in cpu_flags()
 STYLE = int8_of("openvino")
 
 
@@ -70,15 +72,16 @@ def error(model: onnx.ModelProto, folder: Path) -> float:
 @pytest.mark.parametrize("graph", [conv_graph, extreme])
 def test_openvino_computes_what_its_files_say(graph: Callable[[], onnx.ModelProto], tmp_path: Path) -> None:
     assert error(written(graph(), STYLE), tmp_path) < 1e-5
-    # of signed activations it keeps a few levels in front of a concat, on every processor: where this no longer fails,
-    # `int8` of the backend is to be looked at again
-    assert error(written(graph(), Int8(weight_bits=7)), tmp_path) > 0.1
+    # of signed activations it keeps a few levels in front of a concat, with AVX2 and VNNI, and all with AMX: where this
+    # no longer holds, `int8` of the backend is to be looked at again
+    left = error(written(graph(), Int8(weight_bits=7)), tmp_path)
+    assert left < 1e-5 if AMX else left > 0.1
 
 
 @needs_openvino
 def test_the_layer_is_named_at_which_openvino_leaves_a_file(tmp_path: Path) -> None:
     onnx.save(conv_graph(), tmp_path / "plain.onnx")
-    for style, layer in ((STYLE, None), (Int8(weight_bits=7), "mix")):
+    for style, layer in ((STYLE, None), (Int8(weight_bits=7), None if AMX else "mix")):
         onnx.save(written(conv_graph(), style), tmp_path / "int8.onnx")
         files = tmp_path / "plain.onnx", tmp_path / "int8.onnx"
         found = first_diverging(*files, {"image": image()}, limit=0.12, runtime="openvino")

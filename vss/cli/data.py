@@ -31,7 +31,7 @@ def layouts() -> None:
 def init(
     root: Annotated[Path, Argument(help="folder of images and masks", metavar="FOLDER")],
     given: Given,
-    to: Annotated[Path, Option("--out", "--save", help="recipe to write")] = Path("recipe.yaml"),
+    to: Annotated[Path, Option("--save", "--out", help="recipe to write")] = Path("recipe.yaml"),
     force: Annotated[bool, Option("--force", help="replace a recipe that is there")] = False,
 ) -> None:
     """Look at a folder and write a recipe for it, every key with its reason: `vss run` is the next command."""
