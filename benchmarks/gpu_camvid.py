@@ -14,24 +14,21 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
+from measure import STOPPED, facts, result_path, write
+
+from vss.core.config import PruneConfig, Recipe
+from vss.core.errors import VssError
+from vss.core.files import write_json
+from vss.data.synthetic import write_street
+from vss.run import pruning
+from vss.run.project import Project
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-
-import torch  # noqa: E402
-from measure import STOPPED, facts, result_path, write  # noqa: E402
-
-from vss.core.config import PruneConfig, Recipe  # noqa: E402
-from vss.core.errors import VssError  # noqa: E402
-from vss.core.files import write_json  # noqa: E402
-from vss.data.synthetic import write_street  # noqa: E402
-from vss.run import pruning  # noqa: E402
-from vss.run.project import Project  # noqa: E402
-
 LOG = logging.getLogger("gpu_camvid")
 CRITERIA = ("taylor", "sirfp", "fpgm", "l1", "random")
 KEEP, ALIGN, QUICK_ALIGN = 0.5, 8, 2

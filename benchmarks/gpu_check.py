@@ -21,14 +21,12 @@ from pathlib import Path
 LEAST = (8, 0)
 TORCH = (2, 11)
 # Wheels that a plain image of torch may lack: module -> name on the package index. Part 1 needs the first list alone.
-WHEELS = {
-    1: {"numpy": "numpy", "pytest": "pytest"},
-    2: {"numpy": "numpy", "torchvision": "torchvision", "pydantic": "pydantic", "yaml": "pyyaml", "scipy": "scipy",
-        "safetensors": "safetensors", "PIL": "pillow", "onnx": "onnx"},
-    3: {"numpy": "numpy", "torchvision": "torchvision", "pydantic": "pydantic", "yaml": "pyyaml", "scipy": "scipy",
-        "safetensors": "safetensors", "PIL": "pillow", "lightning": "lightning", "torchmetrics": "torchmetrics",
-        "tensorboard": "tensorboard", "typer": "typer", "rich": "rich"},
+NETWORKS = {
+    "numpy": "numpy", "torchvision": "torchvision", "pydantic": "pydantic", "yaml": "pyyaml", "scipy": "scipy",
+    "safetensors": "safetensors", "PIL": "pillow",
 }  # fmt: skip
+TRAINING = {name: name for name in ("lightning", "torchmetrics", "tensorboard", "typer", "rich")}
+WHEELS = {1: {"numpy": "numpy", "pytest": "pytest"}, 2: NETWORKS | {"onnx": "onnx"}, 3: NETWORKS | TRAINING}
 STATE = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.draw,power.limit,temperature.gpu"
 REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")  # the name changed with driver 535
 

@@ -15,32 +15,29 @@ import argparse
 import json
 import logging
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from measure import STOPPED, facts, result_path, write
 from torch import Tensor, nn
 
+from vss import models
+from vss.core.errors import VssError
+from vss.data import Preprocess
+from vss.deploy.profile.build import Effort, build
+from vss.deploy.profile.setting import Setting
+from vss.deploy.profile.subject import open_subject
+from vss.prune import Budget, apply_plan, count, make_plan
+from vss.prune.budget import top_channels
+from vss.prune.latency import choices, search
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-
-from measure import STOPPED, facts, result_path, write  # noqa: E402
-
-from vss import models  # noqa: E402
-from vss.core.errors import VssError  # noqa: E402
-from vss.data import Preprocess  # noqa: E402
-from vss.deploy.profile.build import Effort, build  # noqa: E402
-from vss.deploy.profile.setting import Setting  # noqa: E402
-from vss.deploy.profile.subject import open_subject  # noqa: E402
-from vss.prune import Budget, apply_plan, count, make_plan  # noqa: E402
-from vss.prune.budget import top_channels  # noqa: E402
-from vss.prune.latency import choices, search  # noqa: E402
-
 LOG = logging.getLogger("gpu_nets")
 ALIGNS = (1, 8, 16, 32)
 GOAL = 0.5
@@ -147,14 +144,14 @@ class Suite:
         if arguments.write and path.is_file():
             record = json.loads(path.read_text())
             self.rows = record["rows"] if record["environment"]["git"] == self.known["git"] else {}
-        self.out_of_time = False
+        self.out_of_time = self.failed = False
 
     def left(self) -> float:
         return float(self.arguments.seconds_left - (time.monotonic() - self.begin))
 
     def once(self, key: str, needs: float, work: Callable[[], dict[str, Any]]) -> None:
-        """`needs`: seconds that this row takes at most, as a rule."""
-        if key in self.rows or self.out_of_time:
+        """`needs`: seconds that this row takes at most, as a rule. What failed is tried again by the next call."""
+        if ("speedup" in self.rows.get(key, {})) or self.out_of_time:
             return
         if self.left() < needs:
             self.out_of_time = True
@@ -164,7 +161,7 @@ class Suite:
         try:
             row = work()
         except (VssError, RuntimeError) as error:  # out of memory, a compiler that is not there
-            row = {"failed": str(error).strip().partition("\n")[0]}
+            row, self.failed = {"failed": str(error).strip().partition("\n")[0]}, True
         self.rows[key] = row
         if self.arguments.write:
             write("nets", self.arguments.device, self.known, {"rows": self.rows})
@@ -192,9 +189,10 @@ def compare(suite: Suite, net: Net, small: nn.Module, compiled: bool = False) ->
     return row | {"efficiency": row["speedup"] / row["macs_factor"]}
 
 
-def cut_macs(net: Net, align: int) -> nn.Module:
+def cut_macs(suite: Suite, net: Net, align: int, *, compiled: bool = False) -> dict[str, Any]:
     model = network(net)
-    return apply_plan(model, make_plan(model, net.example, budget=Budget(kind="macs", keep=0.5, align=align)))
+    plan = make_plan(model, net.example, budget=Budget(kind="macs", keep=0.5, align=align))
+    return compare(suite, net, apply_plan(model, plan), compiled)
 
 
 def cut_time(suite: Suite, net: Net) -> dict[str, Any]:
@@ -239,15 +237,12 @@ def run(suite: Suite) -> None:
     for net in nets:
         large = net.size[0] * net.size[1] > 500_000
         for align in ALIGNS[:2] if suite.arguments.quick else ALIGNS:
-            work = lambda net=net, align=align: compare(suite, net, cut_macs(net, align))  # noqa: E731
-            suite.once(f"{net.name} macs 0.5 align {align}", 15 if large else 6, work)
+            suite.once(f"{net.name} macs 0.5 align {align}", 15 if large else 6, partial(cut_macs, suite, net, align))
     for net in nets:
         here = replace(net, size=net.small or net.size)
-        work = lambda here=here: cut_time(suite, here)  # noqa: E731
-        suite.once(f"{net.name} latency {GOAL}x", 10 if suite.arguments.quick else 40, work)
+        suite.once(f"{net.name} latency {GOAL}x", 10 if suite.arguments.quick else 40, partial(cut_time, suite, here))
     for net in nets if cuda or suite.arguments.compile else ():
-        work = lambda net=net: compare(suite, net, cut_macs(net, 8), compiled=True)  # noqa: E731
-        suite.once(f"{net.name} macs 0.5 align 8 compiled", 60, work)
+        suite.once(f"{net.name} macs 0.5 align 8 compiled", 60, partial(cut_macs, suite, net, 8, compiled=True))
 
 
 def main() -> None:
@@ -262,7 +257,7 @@ def main() -> None:
     logging.getLogger("vss").setLevel(logging.WARNING)
     suite = Suite(arguments)
     run(suite)
-    raise SystemExit(STOPPED if suite.out_of_time else 0)
+    raise SystemExit(1 if suite.failed else STOPPED if suite.out_of_time else 0)
 
 
 if __name__ == "__main__":

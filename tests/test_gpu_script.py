@@ -6,15 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+from gpu_check import WHEELS, Machine, problems
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from gpu_check import WHEELS, Machine, problems  # noqa: E402
-
 GOOD = Machine("2.11.0", "13.0", True, "A card", (9, 0), "13.0", lambda module: True)
 
 
@@ -104,13 +102,13 @@ def test_the_dry_run_of_all_parts_leaves_results_and_is_not_repeated(tmp_path: P
 def test_networks_stop_in_time_and_the_next_call_goes_on(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/gpu_nets.py", "--device", "cpu", "--quick", "--write"]
     environment = os.environ | {"VSS_RESULTS": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    given = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
-    first = subprocess.run([*command, "--seconds-left", "8"], **given)  # type: ignore[call-overload]
+    run = partial(subprocess.run, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    first = run([*command, "--seconds-left", "8"])
     assert first.returncode == 75 and "what is measured stays, the same call goes on" in first.stderr
     (path,) = tmp_path.glob("*/*--nets.json")
     before = json.loads(path.read_text())["rows"]
     assert before and set(before) < {"unet macs 0.5 align 1", "unet macs 0.5 align 8", "unet latency 0.5x"}
-    second = subprocess.run(command, **given)  # type: ignore[call-overload]
+    second = run(command)
     assert second.returncode == 0, second.stderr
     after = json.loads(path.read_text())["rows"]
     assert len(after) == 3 and all(after[key] == row for key, row in before.items())

@@ -80,7 +80,7 @@ def finite(value: Any) -> bool:
 def test_every_form_has_a_recipe_and_every_layout_ends_in_a_report(form: str, tmp_path: Path) -> None:
     root, recipe, out = tmp_path / form, tmp_path / "own.yaml", tmp_path / "out"
     FORMS[form](root)
-    done = cli("init", root, "--out", recipe)
+    done = cli("init", root, "--save", recipe)
     assert done.returncode == 0, done.stderr[-2000:]
     made, text = load_recipe(str(recipe)), recipe.read_text()
     decides = form in ("anomaly", "ksdd2")
@@ -109,7 +109,7 @@ def test_a_recipe_holds_what_was_found_and_what_was_given(tmp_path: Path) -> Non
     root, recipe = tmp_path / "photos", tmp_path / "own.yaml"
     sets.flat(root)
     (root / "labels/3_mask.png").unlink()
-    words = ["init", root, "--out", recipe]
+    words = ["init", root, "--save", recipe]
     refused(cli(*words), "1 image without a mask", "imgs/3.png", "--missing-mask sound")
     assert not recipe.exists()
     done = cli(*words, "--missing-mask", "sound", "--label-map", "tree=car", "--model", "unet")
@@ -133,17 +133,17 @@ def test_a_recipe_holds_what_was_found_and_what_was_given(tmp_path: Path) -> Non
 def test_what_is_no_set_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     recipe = tmp_path / "own.yaml"
     (tmp_path / "empty").mkdir()
-    refused(cli("init", tmp_path / "empty", "--out", recipe), "the layout of", "is not known")
+    refused(cli("init", tmp_path / "empty", "--save", recipe), "the layout of", "is not known")
     two = tmp_path / "two"
     sets.voc(two)
     sets.coco(two)
-    refused(cli("init", two, "--out", recipe), "fits the layouts", "--dataset")
+    refused(cli("init", two, "--save", recipe), "fits the layouts", "--dataset")
     bad = tmp_path / "bad"
     sets.flat(bad)
     Image.new("L", (20, 24), 9).save(bad / "labels/2_mask.png")
-    refused(cli("init", bad, "--out", recipe), "2_mask.png holds label values 9")
-    refused(cli("init", tmp_path / "bad", "--out", tmp_path / "own"), "give NAME.yaml")
-    refused(cli("init", tmp_path / "nowhere", "--out", recipe), "does not exist")
+    refused(cli("init", bad, "--save", recipe), "2_mask.png holds label values 9")
+    refused(cli("init", tmp_path / "bad", "--save", tmp_path / "own"), "give NAME.yaml")
+    refused(cli("init", tmp_path / "nowhere", "--save", recipe), "does not exist")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "empty", "two"]
 
 
@@ -153,7 +153,7 @@ def test_a_split_of_the_folder_that_has_no_fraction_stays(tmp_path: Path) -> Non
     sets.split_folders(tmp_path / "set")
     for path in (tmp_path / "set/val").rglob("*.png"):
         path.unlink()
-    assert cli("init", tmp_path / "set", "--out", recipe).returncode == 0
+    assert cli("init", tmp_path / "set", "--save", recipe).returncode == 0
     found = load_recipe(str(recipe)).data
     assert found.split == {"train": 0.85, "val": 0.15}
     done = cli("data", "check", tmp_path / "set", "--data-split", "train=0.85,val=0.15")

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -49,7 +48,6 @@ def test_cuda_sources_compile_without_warnings(source: Path, tmp_path: Path) -> 
 
 
 def test_the_table_of_registers_is_that_of_these_sources_and_nothing_spills() -> None:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
     from ptxas import ARCHITECTURES, TABLE, sources_hash
 
     table = json.loads(TABLE.read_text())

@@ -135,9 +135,9 @@ def init(
 def refuse_target(to: Path, *, force: bool) -> None:
     """Refuse a name that no run would take, and a file that is there unless it may be replaced."""
     if to.suffix not in (".yaml", ".yml"):
-        raise VssError(f"--out {to} has no name of a recipe, since `vss run` reads .yaml files; give NAME.yaml.")
+        raise VssError(f"--save is {to}, no name of a recipe, since `vss run` reads .yaml files; give NAME.yaml.")
     if target_of(to).exists() and not force:
-        raise VssError(f"{to} exists already; give --force to replace it, or another --out.")
+        raise VssError(f"{to} exists already; give --force to replace it, or another --save.")
 
 
 def choose_split(data: SegData, options: DataOptions) -> tuple[dict[str, Any], str]:
