@@ -316,13 +316,14 @@ def options_of() -> argparse.Namespace:
 
 
 def sized(net: Net, path: str | None) -> Net:
-    """A network at the image size of its checkpoint."""
+    """A network with the image size and the options of its checkpoint."""
     if path is None:
         return net
-    preprocess = checkpoint.read(path).preprocess
-    if preprocess is None:
+    known = checkpoint.read(path)
+    if known.preprocess is None:
         raise VssError(f"{path} does not say its input size; save it with vss.save(..., preprocess=...).")
-    return replace(net, size=tuple(preprocess["size"]), train=0)
+    options = dict(getattr(known.model, "options", {}))
+    return replace(net, size=tuple(known.preprocess["size"]), options=options, train=0)
 
 
 def main() -> None:

@@ -22,7 +22,13 @@ from vss.core.errors import VssError
 from vss.core.files import sha256_file
 from vss.deploy import BACKENDS, Binding, BuildPlan, BuildSpec, onnx_file
 from vss.deploy.backends import build_spec
-from vss.deploy.backends.onnx_runner import EngineError, OpenVINOEngine, check_precision
+from vss.deploy.backends.onnx_runner import (
+    EngineError,
+    OpenVINOEngine,
+    check_precision,
+    flat_argmax,
+    openvino_core,
+)
 from vss.deploy.backends.ov import int8_by
 from vss.deploy.backends.trt_flavour import FLAVOURS
 from vss.deploy.backends.trt_plan import refuse_unsigned
@@ -85,6 +91,22 @@ def test_labels_and_the_logits_behind_them(exported: SimpleNamespace) -> None:
     (mine,), (other,) = ours.probe({"image": image}).values(), theirs.probe({"image": image}).values()
     assert np.abs(mine - other).max() < 1e-4
     assert BACKENDS["openvino"].open(exported.logits[0]).probe({"image": image}) == {}
+
+
+def test_the_argmax_of_rows_is_that_of_maps() -> None:
+    """Sides that are free, and scores in whole numbers so that most pixels have a tie: the first channel wins."""
+    scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", 7, "h", "w"])
+    labels = helper.make_tensor_value_info("labels", TensorProto.INT64, ["n", "h", "w"])
+    nodes = [helper.make_node("ArgMax", ["scores"], ["labels"], axis=1, keepdims=0)]
+    model = helper.make_model(helper.make_graph(nodes, "labels", [scores], [labels]))
+    graph = flat_argmax(openvino_core().read_model(model.SerializeToString()))
+    (top,) = [node for node in graph.get_ordered_ops() if node.get_type_name() == "TopK"]
+    assert top.input_value(0).partial_shape.rank == 3
+    assert str(graph.output(0).partial_shape[0]) == "?"
+    compiled = openvino_core().compile_model(graph, "CPU")
+    for shape in ((1, 7, 5, 9), (3, 7, 8, 4), (2, 7, 1, 1)):
+        x = np.random.default_rng(0).integers(0, 3, shape).astype(np.float32)
+        assert (compiled({"scores": x})["labels"] == x.argmax(1)).all()
 
 
 def test_an_artefact_names_its_runtime(exported: SimpleNamespace, tmp_path: Path) -> None:
