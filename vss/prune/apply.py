@@ -13,6 +13,7 @@ from vss.core.closeness import duplicate, evaluating
 from vss.core.errors import SHOWN, VssError, one_line
 from vss.core.example import default_forward, input_channels, own_attribute
 from vss.core.files import sha256_tensors
+from vss.prune.attention import NarrowAttention
 from vss.prune.plan import Group, Plan, PlanGroup
 
 Conv = nn.modules.conv._ConvNd
@@ -243,3 +244,5 @@ def _sync_attributes(module: Any, before: tuple[int, ...]) -> None:
         module.num_channels = weight.shape[0]
     elif isinstance(module, nn.PReLU):
         module.num_parameters = weight.shape[0]
+    elif isinstance(module, nn.MultiheadAttention):
+        NarrowAttention.of(module)

@@ -53,6 +53,11 @@ class CostModel:
             for name, module in model.named_modules()
             if isinstance(module, _COUNTED)
         ]
+        hooks += [
+            module.register_forward_hook(_attention_counter(name, positions), with_kwargs=True)
+            for name, module in model.named_modules()
+            if isinstance(module, nn.MultiheadAttention)
+        ]
         try:
             with torch.no_grad(), evaluating(model):
                 (forward or call)(model, example)
@@ -98,6 +103,22 @@ def _counter(weight: str, positions: dict[str, int]) -> Callable[..., None]:
             positions[weight] += inputs[0].numel() // module.in_channels
         else:
             positions[weight] += output.numel() // module.out_channels
+
+    return hook
+
+
+def _attention_counter(name: str, positions: dict[str, int]) -> Callable[..., None]:
+    """Of the projections of an `nn.MultiheadAttention`, which it does not call as layers."""
+
+    def hook(module: Any, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Any) -> None:
+        given = dict(zip(("query", "key", "value"), inputs, strict=False)) | named
+        tokens = [math.prod(given[key].shape[:-1]) for key in ("query", "key", "value")]
+        if module.in_proj_weight is None:
+            for key, count in zip("qkv", tokens, strict=True):
+                positions[f"{name}.{key}_proj_weight"] += count
+        else:
+            positions[f"{name}.in_proj_weight"] += sum(tokens) // 3
+        positions[f"{name}.out_proj.weight"] += tokens[0]
 
     return hook
 

@@ -181,10 +181,14 @@ def counts_of(model: nn.Module, group: Group) -> dict[str, int]:
     for slot in group.slots:
         rows[slot.tensor, slot.dim] += group.channels * slot.block
     values = {units, group.channels, *(group.channels * slot.block for slot in group.slots), *rows.values()}
-    owners = {name.rpartition(".")[0] for name in group.module_names("producer")}
+    layers = group.module_names("producer")
+    owners = {(name.rpartition(".")[0], "") for name in layers}
+    owners |= {(name, "num_heads") for name in layers if isinstance(model.get_submodule(name), nn.MultiheadAttention)}
     found = {}
-    for owner in sorted(owners):
+    for owner, only in sorted(owners):
         for leaf, value in vars(model.get_submodule(owner)).items():
+            if only not in ("", leaf):
+                continue
             if type(value) is int and value > 1 and value in values and not value % units:
                 found[f"{owner}.{leaf}".lstrip(".")] = value
     return found
