@@ -68,7 +68,7 @@ class NarrowAttention(nn.MultiheadAttention):
 
 
 def _added(mask: Tensor | None, padding: Tensor | None, q: Tensor) -> Tensor | None:
-    """What is added to the products of q (N, heads, L, d): a mask (L, S) or (N heads, L, S), a padding (N, S) or (S,)."""
+    """What is added to products of q (N, heads, L, d): a mask (L, S) or (N heads, L, S), a padding (N, S) or (S,)."""
     batch, heads = q.shape[:2]
     found = None
     if mask is not None:
