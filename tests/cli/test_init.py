@@ -21,7 +21,7 @@ from vss.run.init import Machine, fitted_size
 SHORT = [
     "train.epochs=1", "train.val_every=1", "finetune.epochs=1", "finetune.val_every=1", "prune.batches=1",
     "prune.recalibrate=1", "prune.budget.align=1", "control=false", "panels=1", "bench.min_seconds=0.01",
-    "bench.max_seconds=0.2",
+    "bench.max_seconds=60",
     "bench.images=2", "bench.spread=50", "gate.max_drop_from_baseline=null", "gate.max_fnr_increase=null",
     "gate.max_ap_drop=null", "gate.max_drop=100",
 ]  # fmt: skip

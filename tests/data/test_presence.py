@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vss.core.config import Recipe
+from vss.core.config import DataOptions, Recipe
 from vss.core.errors import VssError
 from vss.data import SegData, check_labels, open_data
 from vss.data.check import check
+from vss.data.split import shared_images
 from vss.run.project import Project
 
 SPLITS = ("train", "val", "test")
@@ -113,6 +114,55 @@ def test_labels_shifted_against_those_of_train_are_one_warning(tmp_path: Path) -
         "class 'car' is in val and test and in no training mask: its labels may be shifted",
         "1 class that no mask of 'val' holds: sky",
     ]
+
+
+def test_a_training_image_in_another_split_is_refused_by_content(tmp_path: Path) -> None:
+    data = make(tmp_path, ("a", "b"), train=[[0, 1]])
+    (images := tmp_path / "images").joinpath("val/val0.png").write_bytes((images / "test/test1.png").read_bytes())
+    assert check_labels(data, {"train": data.pairs("train"), "val": data.pairs("val")}) == [
+        "1 image is in val and test alike (val/val0 = test/test1): figures of images that training chose by are kinder"
+    ]
+    (images / "test/test1.png").write_bytes((images / "train/train0.png").read_bytes())
+    with pytest.raises(VssError) as caught:
+        check_labels(data, {split: data.pairs(split) for split in ("train", "val")})
+    assert str(caught.value) == (
+        f"{tmp_path}: 1 training image is in another split as well, by content (train/train0 = test/test1), and scores "
+        "on what was trained on say nothing; take it out of one of the two, or share all images out anew, which keeps "
+        "equal ones together: --data-split train=0.7,val=0.15,test=0.15 (data.split)."
+    )
+    assert check_labels(data, {"test": data.pairs("test")}) == []
+    mended = open_data("masks", tmp_path, DataOptions(split={"train": 0.5, "val": 0.25, "test": 0.25}))
+    assert check_labels(mended, mended.splits) == []
+
+
+def test_only_files_of_a_size_that_two_splits_have_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make(tmp_path, ("a", "b"), train=[[0, 1]])
+    sizes = {"train0": 500, "train1": 501, "val0": 502, "val1": 503, "test0": 503, "test1": 501}
+    for path in (tmp_path / "images").rglob("*.png"):
+        path.write_bytes(path.read_bytes().ljust(sizes[path.stem], b"\0"))
+    asked: list[str] = []
+    monkeypatch.setattr("vss.data.split.sha256_files", lambda paths: asked.extend(p.stem for p in paths) or [*asked])
+    assert shared_images(data.splits) == [] and sorted(asked) == ["test0", "test1", "train1", "val1"]
+
+
+def test_masks_of_other_depths_are_one_sentence(tmp_path: Path) -> None:
+    data = make(tmp_path, ("a", "b"), train=[[0, 1]])
+    path = tmp_path / "masks/val/val1.png"
+    Image.fromarray(np.asarray(Image.open(path)).astype(np.uint16)).save(path)
+    expected = (
+        f"5 masks of 8 bits ({tmp_path / 'masks/train/train0.png'}) and 1 mask of 16 bits ({path}) in one set: look "
+        "whether their values mean the same classes"
+    )
+    assert check_labels(data, data.splits) == [expected] and expected in check(data)["warnings"]
+
+
+def test_masks_of_one_bit_among_masks_of_0_and_255_are_refused(tmp_path: Path) -> None:
+    text = both(data := make(tmp_path, ("background", "crack"), train=[[0, 1]], val=[[0, 255]], test=[[0, 1]]))
+    assert "4 masks of two classes mark 'crack' as 1, 2 hold 255, which is ignored, and none holds both" in text
+    for said, owned in ("crack", 1), ("ignore", 255):
+        data = open_data("masks", tmp_path, DataOptions(label_map={255: said}))
+        check_labels(data, {split: data.pairs(split) for split in (["train"] if owned == 255 else data.splits)})
+        assert data.owner(255) == owned
 
 
 def test_training_and_scores_are_refused_before_they_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ def test_counts_are_those_of_a_plain_loop(street_root: Path) -> None:
 
 def test_weights_by_hand() -> None:
     # Two images of 100 labelled pixels: class 0 fills 90 and 100, class 1 fills 10 of the first, class 2 is absent.
-    counts = ClassCounts(np.array([[90, 10, 0], [100, 0, 0]]), ignored=7)
+    counts = ClassCounts(np.array([[90, 10, 0], [100, 0, 0]]), void=np.array([7, 0]))
     # f = 190/200, 10/100; median of the present ones is their mean, 0.525.
     assert np.allclose(weights_from_counts(counts, "median"), [0.525 / 0.95, 0.525 / 0.1, 1], rtol=1e-12)
     assert np.allclose(weights_from_counts(counts, "log"), [1 / np.log(1.97), 1 / np.log(1.07), 1], rtol=1e-12)

@@ -8,9 +8,9 @@ from vss.core.registry import lazy_names
 
 if TYPE_CHECKING:
     from vss.data.base import IGNORE, LabelTable, Pair, SegData, UnknownLabelsError, require_classes
-    from vss.data.check import check_labels
     from vss.data.counts import class_weights, count_classes
     from vss.data.defects import DefectSplit, Targets, choose_annotated, labels_of, read_split_file
+    from vss.data.doubts import check_labels
     from vss.data.images import BadSampleError
     from vss.data.layouts import guess_layout
     from vss.data.preprocess import Preprocess
@@ -22,9 +22,9 @@ __getattr__ = lazy_names(
     __name__,
     {
         "base": ["IGNORE", "LabelTable", "Pair", "SegData", "UnknownLabelsError", "require_classes"],
-        "check": ["check_labels"],
         "counts": ["class_weights", "count_classes"],
         "defects": ["DefectSplit", "Targets", "choose_annotated", "labels_of", "read_split_file"],
+        "doubts": ["check_labels"],
         "images": ["BadSampleError"],
         "layouts": ["guess_layout"],
         "preprocess": ["Preprocess"],

@@ -1,10 +1,10 @@
-"""What is wrong with a data set: every file of a folder at once, or the labels of the splits that a run uses."""
+"""What is wrong with a folder of images and masks: every file of it at once."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ import numpy as np
 from PIL import Image
 
 from vss.core.config_data import DataOptions
-from vss.core.errors import VssError, counted, listed, shown
+from vss.core.errors import VssError, counted
 from vss.data.base import Pair, SegData, UnknownLabelsError
-from vss.data.counts import ClassCounts, count_classes
-from vss.data.images import BadSampleError, Progress, count_values, open_rgb, read_stored_mask, thread_map
+from vss.data.counts import ClassCounts
+from vss.data.doubts import doubts, mixed_depths, refusals, shifted
+from vss.data.images import BadSampleError, Progress, open_rgb, read_stored_mask, thread_map
 from vss.data.layouts import DRAWINGS, absent_split, others_lack
 from vss.data.readers import AUTO, open_root
 
@@ -32,6 +33,7 @@ class Finding:
     split: str
     size: tuple[int, int] | None = None
     counts: np.ndarray | None = None
+    dtype: str = ""
     values: frozenset[int] = frozenset()
     content: str | None = None
     hash64: int = 0
@@ -66,7 +68,7 @@ def inspect(data: SegData, split: str, pair: Pair) -> Finding:
         sizes = [f"{height}x{width}" for height, width in (stored.shape, found.size)]
         found.mismatch = f"mask {pair.mask} is {sizes[0]}, its image {sizes[1]} (height x width)"
         return found
-    found.values = frozenset(np.unique(stored).tolist())
+    found.values, found.dtype = frozenset(np.unique(stored).tolist()), stored.dtype.name
     try:
         found.counts = np.bincount(data.decode(stored).ravel(), minlength=256)
     except UnknownLabelsError as error:
@@ -168,7 +170,9 @@ def _absent(data: SegData, *splits: str) -> list[str]:
     return [absent_split(data.name, split, data.splits) for split in splits if split not in data.splits]
 
 
-def _warnings(data: SegData, report: dict[str, Any], counts: Mapping[str, ClassCounts]) -> list[str]:
+def _warnings(
+    data: SegData, report: dict[str, Any], findings: list[Finding], counts: Mapping[str, ClassCounts]
+) -> list[str]:
     near = [" ~ ".join(group) for group in report.get("near_duplicates", [])]
     warnings = _summaries(
         ("mask without an image, not used", "masks without an image, not used", report["masks_without_image"]),
@@ -177,7 +181,7 @@ def _warnings(data: SegData, report: dict[str, Any], counts: Mapping[str, ClassC
     )
     if data.splits:
         warnings += _absent(data, "test")
-    return warnings + doubts(data, counts)
+    return warnings + mixed_depths((f.pair, f.dtype) for f in findings if f.dtype) + doubts(data, counts)
 
 
 def check(
@@ -223,137 +227,5 @@ def check(
     if near:
         report["near_duplicates"] = near_duplicates(findings)
     report["problems"] = _problems(data, report, findings, counts)
-    report["warnings"] = _warnings(data, report, counts)
+    report["warnings"] = _warnings(data, report, findings, counts)
     return report | {"ok": not report["problems"]}
-
-
-def check_labels(data: SegData, splits: Mapping[str, Sequence[Pair]]) -> list[str]:
-    """What is doubtful about the masks of the splits in use, as sentences without a full stop.
-
-    Raises:
-        VssError: a mask with labels of no class, or what `refusals` says.
-    """
-    found = {}
-    for split, pairs in splits.items():
-        try:
-            found[split] = count_classes(data, pairs)
-        except VssError as error:
-            values = {value for _, counts in count_values([pair.mask for pair in pairs]) for value in counts}
-            raise VssError(f"{error}{shifted(data, frozenset(values))}") from error
-    for sentence in refusals(data, found):
-        raise VssError(f"{data.root}: {sentence}.")
-    return doubts(data, found)
-
-
-def shifted(data: SegData, values: frozenset[int]) -> str:
-    """A hint where the stored values are 1..K in place of 0..K-1, else nothing."""
-    inside = values - {data.ignore_index}
-    if not data.numbered or not inside or min(inside) != 1 or max(inside) != data.num_classes:
-        return ""
-    return (
-        f" The values run from 1 to {data.num_classes}, as if shifted by one: the first class is stored as 0; subtract "
-        "1 from the masks, or name what 0 is in a first line of the list of classes."
-    )
-
-
-def refusals(data: SegData, found: Mapping[str, ClassCounts]) -> list[str]:
-    """Why these masks cannot be trained on or judged by, without a full stop."""
-    sentences = []
-    for split, present in found.items():
-        if len(present.rows) and not present.pixels.sum():
-            sentences.append(
-                f"split {split!r} has no labelled pixel: {_all(len(present.rows))} ignored throughout (stored "
-                f"values {shown(sorted(present.values)[:8])}); give masks with classes, or remove the split"
-            )
-    train = found.get("train")
-    if train and data.num_classes > 1 and (train.pixels > 0).sum() == 1:
-        name = data.class_names[int(train.pixels.argmax())]
-        sentences.append(
-            f"the training masks hold one class alone, {shown(name)} of {data.num_classes}, so that nothing can be "
-            f"learned{_ignored(data, train) or ': check how the masks were saved'}"
-        )
-    return sentences
-
-
-def doubts(data: SegData, found: Mapping[str, ClassCounts]) -> list[str]:
-    """What may be meant and may be a mistake, without a full stop."""
-    held = {split: set(np.flatnonzero(present.pixels).tolist()) for split, present in found.items()}
-    held = {split: classes for split, classes in held.items() if classes}
-    if not held:
-        return []
-    train = held.get("train", set())
-    hint = _ignored(data, found["train"]) if train else ""
-    sentences = []
-    nowhere = set(range(data.num_classes)).difference(*held.values())
-    if nowhere:
-        sentences.append(_lacking(data, list(held), nowhere))
-    foreign = _foreign(data, held) if train else []
-    sentences += foreign
-    if sentences:
-        sentences[0] += hint
-    for split, classes in held.items():
-        missing = set(range(data.num_classes)) - classes - nowhere
-        if missing and split != "train" and not (foreign and _offset(train, classes)):
-            sentences.append(_lacking(data, [split], missing))
-    for split, classes in held.items():
-        if data.numbered and classes == set(range(1, data.num_classes)) and data.num_classes in found[split].values:
-            sentences.append(
-                f"no {_masks([split])} holds the value 0 and all of 1 to {data.num_classes} occur: if the labels are "
-                "shifted by one, subtract 1 from the masks"
-            )
-    return sentences
-
-
-def _all(images: int) -> str:
-    return "its one mask is" if images == 1 else f"all {images} masks are"
-
-
-def _masks(splits: Sequence[str]) -> str:
-    if len(splits) > 1:
-        return f"mask of {listed(splits)}"
-    return "training mask" if splits[0] == "train" else f"mask of {splits[0]!r}"
-
-
-def _lacking(data: SegData, splits: Sequence[str], missing: set[int]) -> str:
-    names = [data.class_names[index] for index in sorted(missing)]
-    some = ", ".join(names[:3]) + (" and more" if len(names) > 3 else "")
-    return f"{counted(len(names), 'class', 'classes')} that no {_masks(splits)} holds: {some}"
-
-
-def _offset(train: set[int], classes: set[int]) -> int:
-    """1 or -1 where the classes are those of train moved by that, else 0."""
-    return next((by for by in (1, -1) if len(train) > 1 and classes == {index + by for index in train}), 0)
-
-
-def _foreign(data: SegData, held: Mapping[str, set[int]]) -> list[str]:
-    """Classes that other splits hold and no training mask shows, one sentence for those of the same splits."""
-    train, groups = held["train"], defaultdict[tuple[str, ...], list[str]](list)
-    for index in sorted(set().union(*held.values()) - train):
-        groups[tuple(split for split in held if index in held[split])].append(shown(data.class_names[index]))
-    sentences = []
-    for splits, names in groups.items():
-        one, some = len(names) == 1, names if len(names) < 4 else [*names[:3], "more"]
-        text = f"{'class' if one else 'classes'} {listed(some)} {'is' if one else 'are'} in {listed(splits)} and in no "
-        moved = [split for split in splits if _offset(train, held[split])]
-        if moved:
-            ranges = [f"{split} holds {min(held[split])} to {max(held[split])}" for split in ("train", *moved)]
-            why = f"the labels of {listed(moved)} look shifted by one against those of train ({', '.join(ranges)})"
-        else:
-            why = f"{'its' if one else 'their'} labels may be shifted"
-        sentences.append(f"{text}training mask: {why}")
-    return sentences
-
-
-def _ignored(data: SegData, present: ClassCounts) -> str:
-    """The hint for masks whose class is stored as 255."""
-    if not data.numbered or 255 not in present.values or data.owner(255) != data.ignore_index:
-        return ""
-    share = 100 * present.ignored / max(1, present.ignored + int(present.pixels.sum()))
-    names = "classes.txt" if data.name == "masks" else "the list of classes"
-    crack = shown(data.class_names[1]) if data.num_classes == 2 else "NAME"
-    which = f"class {crack} as 1" if data.num_classes == 2 else f"it as its place in {names}"
-    first = "" if data.num_classes == 2 else ", where the first is 0"
-    return (
-        f"; 255 is ignored in this layout, and {share:.1f} % of the pixels are: where 255 stands for a class (masks of "
-        f"0 and 255), save {which}{first}, or give --label-map 255={crack} (data.label_map)"
-    )

@@ -25,18 +25,23 @@ WEIGHT_MODES = ("median", "log", "none")
 class ClassCounts:
     """What the masks of a split hold.
 
-    `rows`: (n, K) int64, pixels of each class in each mask at its own resolution. `ignored`: pixels that no class owns.
-    `values`: the stored values that occur.
+    `rows`: (n, K) int64, pixels of each class in each mask at its own resolution. `void`: (n,) int64, those that no
+    class owns. `values`: the stored values that occur.
     """
 
     rows: np.ndarray
-    ignored: int = 0
+    void: np.ndarray
     values: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, data: SegData, rows: np.ndarray, values: Iterable[int]) -> ClassCounts:
         """From (n, 256) int64 counts of decoded values."""
-        return cls(rows[:, : data.num_classes], int(rows[:, data.ignore_index].sum()), frozenset(values))
+        return cls(rows[:, : data.num_classes], rows[:, data.ignore_index], frozenset(values))
+
+    @property
+    def ignored(self) -> int:
+        """Pixels that no class owns."""
+        return int(self.void.sum())
 
     @functools.cached_property
     def pixels(self) -> np.ndarray:

@@ -96,6 +96,22 @@ def share_out(pairs: Sequence[Pair], present: np.ndarray, shares: Mapping[str, f
     return splits
 
 
+def shared_images(splits: Mapping[str, Sequence[Pair]]) -> list[list[tuple[str, Pair]]]:
+    """(split, pair) of images whose files are equal and that lie in more than one split, by contents.
+
+    Only files of a size that two splits have are read, and what was read is remembered, see `vss.data.images`.
+    """
+    by_size: dict[int, list[tuple[str, Pair]]] = {}
+    for split, pairs in splits.items():
+        for pair in pairs:
+            by_size.setdefault(pair.image.stat().st_size, []).append((split, pair))
+    alike = [member for group in by_size.values() if len({split for split, _ in group}) > 1 for member in group]
+    equal: dict[str, list[tuple[str, Pair]]] = {}
+    for member, digest in zip(alike, sha256_files([pair.image for _, pair in alike]), strict=True):
+        equal.setdefault(digest, []).append(member)
+    return [group for group in equal.values() if len({split for split, _ in group}) > 1]
+
+
 def _listed(root: Path, pairs: Sequence[Pair], text: str) -> list[Pair]:
     """The pairs that a file lists, see `listed_pairs`."""
     return listed_pairs(pairs, found_file(text, root, "data.split"))
