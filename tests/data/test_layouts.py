@@ -18,7 +18,7 @@ from vss.data import SegData, count_classes, guess_layout, open_data
 from vss.data.base import Pair
 from vss.data.check import check
 from vss.data.layouts import LAYOUTS
-from vss.data.masks import ColourFile
+from vss.data.masks import ColourFile, Drawn, Shape
 from vss.data.readers import DATASETS
 
 coco_tools = pytest.mark.skipif(not find_spec("pycocotools"), reason="needs pycocotools: pip install vss[coco]")
@@ -125,6 +125,23 @@ def test_coco_run_lengths_crowds_and_what_overlaps(tmp_path: Path) -> None:
     expected = np.where(crowd, 255, 0) * (sets.mask(0) == 0) + sets.mask(0)
     expected[12:14, 5:7] = 1
     assert (data.read(data.splits["train"][0])[1] == expected).all()
+
+
+@coco_tools
+def test_polygons_cover_the_pixels_that_pycocotools_gives_on_the_whole_image() -> None:
+    """Also of tenths of a pixel, which lie between its points, and outside the image."""
+    from pycocotools import mask as tools
+
+    random, height, width = np.random.default_rng(0), 30, 40
+    for round_ in range(400):
+        parts = []
+        for corners in random.integers(3, 9, int(random.integers(1, 4))):
+            middle, reach = random.uniform(0, (width, height)), random.choice([2, 10, 60])
+            points = np.clip(middle + random.uniform(-reach, reach, (corners, 2)), -2, (width + 2, height + 2))
+            parts.append(points.round(round_ % 3).ravel())
+        expected = tools.decode(tools.merge(tools.frPyObjects([part.tolist() for part in parts], height, width)))
+        drawn = Drawn(Path("a.json"), "a.png", height, width, (Shape(7, "polygons", parts),))
+        assert (drawn.stored() == 7 * expected).all(), parts
 
 
 def test_a_mask_that_is_no_file_is_hashed_by_what_it_holds(tmp_path: Path) -> None:

@@ -220,6 +220,11 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
+def _finite_floats(values: list[Any]) -> bool:
+    """Whether a list holds finite floats alone: coordinates by the million need no look at each; False where unsure."""
+    return set(map(type, values)) == {float} and math.isfinite(sum(values))
+
+
 def bounded(data: Any, *, source: str, finite: bool = True) -> None:
     """Refuse values nested deeper than `MAX_DEPTH`, integers beyond 64 bits, and NaN or infinity where `finite`."""
     level = [data]
@@ -231,7 +236,7 @@ def bounded(data: Any, *, source: str, finite: bool = True) -> None:
                 below += value.keys()
                 below += value.values()
             elif kind is list:
-                below += value
+                below += () if _finite_floats(value) else value
             elif kind is int and value.bit_length() > 64:
                 raise VssError(f"{source} holds an integer of {value.bit_length()} bits; expected at most 64.")
             elif kind is float and finite and not math.isfinite(value):

@@ -200,19 +200,21 @@ class CocoFile:
                                    f"its image of {[height, width]} (height, width); export both again.")  # fmt: skip
                 shapes.append(Shape(value, "rle", outline))
                 continue
-            for polygon in outline:
-                points = np.asarray(polygon, np.float64).reshape(-1, 2)
+            polygons = [np.asarray(polygon, np.float64) for polygon in outline]
+            for polygon in polygons:
+                points = polygon.reshape(-1, 2)
                 refuse_outside(points, width, height, f"a polygon of {name} in {self.path}")
                 if len(points) < 3:
                     raise VssError(f"a polygon of {name} in {self.path} has {counted(len(points), 'point')}; expected "
                                    "3 or more.")  # fmt: skip
-            shapes.append(Shape(value, "polygons", outline))
+            shapes.append(Shape(value, "polygons", polygons))
         return tuple(shapes)
 
 
 def refuse_outside(points: np.ndarray, width: int, height: int, what: str) -> None:
     """Refuse points that lie more than `OUTSIDE` pixels outside an image."""
-    far = points[((points < -OUTSIDE) | (points > np.array([width, height]) + OUTSIDE)).any(1)]
+    x, y = points.T
+    far = points[(x < -OUTSIDE) | (y < -OUTSIDE) | (x > width + OUTSIDE) | (y > height + OUTSIDE)]
     if len(far):
         raise VssError(
             f"{what} reaches the point {far[0][0]:g},{far[0][1]:g}, outside its image of {width}x{height} (width x "
