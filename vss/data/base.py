@@ -73,11 +73,10 @@ class LabelTable:
             if outside.size:
                 raise UnknownLabelsError(outside, self.expected)
             stored = stored.astype(np.uint8)
-        counts = np.bincount(stored.ravel(), minlength=256)
-        unknown = np.flatnonzero((counts > 0) & ~self.known)
-        if unknown.size:
-            raise UnknownLabelsError(unknown, self.expected)
-        return self.table[stored]
+        values = bytearray(stored.tobytes())  # bytes are looked up several times as fast as arrays
+        if unknown := values.translate(None, np.flatnonzero(self.known).astype(np.uint8).tobytes()):
+            raise UnknownLabelsError(np.unique(np.frombuffer(unknown, np.uint8)), self.expected)
+        return np.frombuffer(values.translate(self.table.tobytes()), np.uint8).reshape(stored.shape)
 
 
 @dataclass(frozen=True, eq=False)
