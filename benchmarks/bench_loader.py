@@ -1,7 +1,7 @@
 """What reading a sample costs, beside torchvision's own decoding and resizing, and what a large set takes of memory.
 
-Times: one process, one image and its mask, interleaved with torchvision (`decode_image`, `resize` with antialiasing, masks
-to the nearest pixel); JPEG of CamVid and PNG of Cityscapes, and CamVid's masks as index files, colours and COCO
+Times: one process, one image and its mask, interleaved with torchvision (`decode_image`, `resize` with antialiasing,
+masks to the nearest pixel); JPEG of CamVid and PNG of Cityscapes, and CamVid's masks as index files, colours and COCO
 polygons at their own size. Memory: `--count` images of 2048x1024 (a small Cityscapes, hard-linked), opened, checked as
 training checks them, and read once in batches, in a process of its own; a tenth as many beside.
 
