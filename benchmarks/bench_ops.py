@@ -138,18 +138,23 @@ def floor_ms(case: Case, device: str, rates: dict[str, float]) -> dict[str, Any]
 def measure_memory(case: Case, device: str) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for name in OWN:
-        command = [sys.executable, __file__, "--memory-of", case.id, name, "--device", device]
-        command += ["--threads", str(torch.get_num_threads())]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        figures = json.loads(done.stdout)
+        figures = memory_of(case, name, device) if device == "cuda" else memory_of_fresh_process(case, name)
         row[f"{name}_peak_mib"] = figures["peak"] / 2**20
         row[f"{name}_peak_without_result_mib"] = max(0, figures["peak"] - figures["result"]) / 2**20
     row["peak_ratio"] = row["native_peak_mib"] / max(row["plain_peak_mib"], 1e-9)
     return row
 
 
+def memory_of_fresh_process(case: Case, name: str) -> dict[str, int]:
+    """`memory_of` on the CPU, where what a process has freed before counts for nothing."""
+    command = [sys.executable, __file__, "--memory-of", case.id, name, "--threads", str(torch.get_num_threads())]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    figures: dict[str, int] = json.loads(done.stdout)
+    return figures
+
+
 def memory_of(case: Case, name: str, device: str) -> dict[str, int]:
-    """Peak extra bytes of one call in this process, and bytes of the result. Call it in a fresh process."""
+    """Peak extra bytes of one call in this process, and bytes of the result. On the CPU call it in a fresh process."""
     warm(case, device)
     args = inputs_on(case, device)
     peak, result = peak_of(lambda: sides(case)[name](*args), device)
@@ -181,6 +186,12 @@ def kept_rows(path: Path, known: dict[str, Any]) -> list[dict[str, Any]]:
 
 def run(arguments: argparse.Namespace) -> None:
     begin = time.monotonic()
+    asked = ops.NAMES if arguments.op is None else (arguments.op,)
+    if missing := [op for op in asked if ops.status()[op][arguments.device.upper()] == "reference"]:
+        LOG.error("no kernel for %s is loaded of %s, and the reference is not what is measured here: "
+                  "VSS_CUDA=%d pip install --no-build-isolation -e .", arguments.device, ", ".join(missing),
+                  arguments.device == "cuda")  # fmt: skip
+        raise SystemExit(2)
     rates = best_rates(arguments.device)
     LOG.info("at best: %s", ", ".join(f"{name} {value / 1e9:.1f} G" for name, value in rates.items()))
     known = facts(arguments.device, rounds=arguments.rounds, at_best=rates)

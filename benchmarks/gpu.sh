@@ -10,10 +10,10 @@
 #
 # --cpu    the same steps without a device, and without compute-sanitizer
 # --quick  small networks and few rounds; results go to build/gpu/results instead of benchmarks/results
-# PYTHON   the interpreter (default python); LIMIT: seconds of a call (default 235); DATA: for part 3; SANITIZER: the tool;
-# OUT      a folder that gets a copy of the results and the log
+# PYTHON   the interpreter (default python); LIMIT: seconds of a call (default 235); SANITIZER: the tool;
+# DATA     for part 3: CamVid in the layout of SegNet, PNG or JPEG; OUT: a folder that gets copies of results and log
 #
-# Beside a plain image of torch >= 2.11 (Python 3.12, nvcc of torch's CUDA) part 1 needs numpy and pytest; part 2
+# Beside a plain image of torch >= 2.11 (Python 3.12, nvcc of torch's CUDA) part 1 needs numpy, pytest, ninja; part 2
 # torchvision, pydantic, pyyaml, scipy, safetensors, pillow, onnx; part 3 also lightning, torchmetrics, tensorboard, typer
 # and rich, not onnx. bench_importance is left out without torch-pruning. gpu_check.py names what is missing.
 set -uo pipefail
@@ -33,6 +33,7 @@ for option in "$@"; do
 done
 export PYTHON=${PYTHON:-python} PYTHONDONTWRITEBYTECODE=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" device
 limit=${LIMIT:-235} failed=0
+[[ $limit =~ ^[0-9]+$ ]] || { echo "LIMIT is $limit; expected whole seconds, such as 235" >&2; exit 2; }
 "$PYTHON" benchmarks/gpu_check.py "$part" "${cpu[@]}" ${DATA:+--data "$DATA"} || exit 2
 [ ${#quick[@]} -eq 0 ] || export VSS_RESULTS=${VSS_RESULTS:-$PWD/build/gpu/results}
 results=${VSS_RESULTS:-benchmarks/results}
@@ -46,15 +47,18 @@ touch "$state/$part.begun"
 
 say() { echo "== $*" | tee -a "$log"; }
 left() { echo $((limit - SECONDS)); }
+copy() { if [ -n "${OUT:-}" ]; then mkdir -p "$OUT" && cp -r "$results/$machine" "$OUT/"; fi; }
 finish() {
     say "gpu: $("$PYTHON" benchmarks/gpu_check.py 1 --state)"
-    if [ -n "${OUT:-}" ]; then mkdir -p "$OUT" && cp -r "$results/$machine" "$OUT/"; fi
+    copy
 }
 trap finish EXIT
 
-# step NAME SECONDS COMMAND...: what an earlier call has done is not done again. SECONDS: below so many it is not begun.
+# step NAME SECONDS COMMAND...: what an earlier call has done is not done again. SECONDS: below so many it is not begun;
+# SECONDS:MOST: after MOST it is ended, so that a tool which starts anew each time leaves time for the steps behind it.
 step() {
-    local name=$1 needs=$2 begin=$SECONDS rc
+    local name=$1 needs=${2%:*} most=${2#*:} begin=$SECONDS rc
+    [[ $2 == *:* && $most -lt $(left) ]] || most=$(left)
     shift 2
     if [ -e "$state/$part-$name" ]; then say "$name: done before"; return; fi
     if [ "$(left)" -lt "$needs" ]; then
@@ -63,15 +67,16 @@ step() {
         return
     fi
     say "$name"
-    timeout -k 5 "$(left)" "$@" 2>&1 | tee -a "$log"
+    timeout -k 5 "$most" "$@" 2>&1 | tee -a "$log"
     rc=${PIPESTATUS[0]}
     case $rc in
         0) touch "$state/$part-$name" ;;
         75) failed=1; say "$name: ended in time with rows to go; the same call goes on" ;;
-        124 | 137) failed=1; say "$name: cut off, the time is up; what it measured stays, the same call goes on" ;;
+        124 | 137) failed=1; say "$name: cut off after $most s; what it measured stays, the same call goes on" ;;
         *) failed=1 ;;
     esac
     say "$name: exit $rc after $((SECONDS - begin)) s"
+    copy
 }
 
 build() {
@@ -82,7 +87,10 @@ build() {
     fi
     local arch
     arch=$("$PYTHON" -c "import torch; print('%d.%d' % torch.cuda.get_device_capability())") || return 1
-    TORCH_CUDA_ARCH_LIST=$arch VSS_CUDA=1 MAX_JOBS=${MAX_JOBS:-$(nproc)} "$PYTHON" setup.py build_ext --inplace --force
+    # Objects that are there are kept (ninja), so that a build that was cut off goes on; ninja is where Python is.
+    PATH="$(dirname "$("$PYTHON" -c "import sys; print(sys.executable)")"):$PATH" TORCH_CUDA_ARCH_LIST=$arch VSS_CUDA=1 \
+        MAX_JOBS=${MAX_JOBS:-$(nproc)} "$PYTHON" setup.py build_ext --inplace --force || return 1
+    "$PYTHON" -c "from vss import ops; raise SystemExit(not (ops.build_info() or {}).get('cuda'))"
 }
 
 sanitize() { # sanitize TOOL: the CUDA rows of the case table under memcheck or racecheck
@@ -91,9 +99,11 @@ sanitize() { # sanitize TOOL: the CUDA rows of the case table under memcheck or 
         echo "compute-sanitizer was not found (looked for $found): install it with the CUDA toolkit or set SANITIZER"
         return 1
     fi
-    "$found" --tool "$1" --error-exitcode 9 "$PYTHON" -m pytest -p no:cacheprovider -p no:xdist -m gpu -q -x tests/ops \
-        -k "not opcheck and not bad_input and (${2:-test})"
+    # Memory of its own for every tensor: what torch's cache hands out has neighbours that hide an access outside.
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$found" --tool "$1" --error-exitcode 9 \
+        "$PYTHON" -m pytest $pytest -p no:xdist -m gpu -x tests/ops -k "not opcheck and not bad_input and (${2:-test})"
 }
+export pytest="-p no:cacheprovider -q --confcutdir=tests/ops" # the fixtures of other rooms need more wheels
 export -f build sanitize
 
 case $part in
@@ -101,10 +111,16 @@ case $part in
         marker=$([ "$device" = cuda ] && echo gpu || echo "not gpu and not slow")
         say "gpu: $("$PYTHON" benchmarks/gpu_check.py 1 --state)"
         step build 60 bash -c build
-        step tests 25 "$PYTHON" -m pytest -p no:cacheprovider -q -m "$marker" tests/ops ${quick:+-k "map_stats or status"}
+        if [ ! -e "$state/1-build" ]; then
+            say "the kernels are not built: nothing else is begun, since torch would stand in for them"
+            exit 1
+        fi
+        # shellcheck disable=SC2086
+        step tests 25 "$PYTHON" -m pytest $pytest -m "$marker" tests/ops ${quick:+-k "map_stats or status"}
         if [ "$device" = cuda ]; then
-            step memcheck 40 bash -c "sanitize memcheck ${quick:+map_stats}"
-            step racecheck 40 bash -c "sanitize racecheck ${quick:+map_stats}"
+            most=$([ -e "$state/1-bench_ops" ] && echo $(($(left) / 2)) || echo 60)
+            step memcheck "40:$most" bash -c "sanitize memcheck ${quick:+map_stats}"
+            step racecheck "40:$most" bash -c "sanitize racecheck ${quick:+map_stats}"
         fi
         compiled=$([ "$device" = cuda ] && echo --compile)
         only=${quick:+--op max_unpool}

@@ -59,9 +59,11 @@ class Trial:
 
     def __init__(self, arguments: argparse.Namespace, project: Project, device: str) -> None:
         self.begin, self.arguments, self.project, self.device = time.monotonic(), arguments, project, device
-        self.out = ROOT / "build" / "gpu" / f"camvid-{arguments.model}-{'quick' if arguments.quick else device}"
-        self.out.mkdir(parents=True, exist_ok=True)
         self.known = facts(device, model=arguments.model, size=list(arguments.size), keep=KEEP, align=ALIGN)
+        commit = str(self.known["git"]["commit"])[:12] if self.known["git"] else "none"
+        kind = "quick" if arguments.quick else device
+        self.out = ROOT / "build" / "gpu" / f"camvid-{arguments.model}-{kind}-{commit}"
+        self.out.mkdir(parents=True, exist_ok=True)
         path = result_path("camvid", device, self.known)
         record = json.loads(path.read_text()) if arguments.write and path.is_file() else {}
         same = bool(record) and record["environment"]["git"] == self.known["git"]
@@ -136,8 +138,8 @@ class Trial:
             begin = time.monotonic()
             try:
                 self.criterion(name, model, epochs)
-            except VssError as error:
-                LOG.info("%s: %s", name, error)
+            except (VssError, RuntimeError) as error:  # out of memory
+                LOG.info("%s: %s", name, str(error).strip().partition("\n")[0])
                 self.failed = True
             needs = max(needs, 1.2 * (time.monotonic() - begin))
 

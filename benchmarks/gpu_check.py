@@ -42,6 +42,7 @@ class Machine:
     capability: tuple[int, int] = (0, 0)
     nvcc: str | None = None
     has: Callable[[str], bool] = lambda module: importlib.util.find_spec(module) is not None
+    ninja: bool = True
 
 
 def this_machine() -> Machine:
@@ -51,7 +52,8 @@ def this_machine() -> Machine:
     name, capability = ("", (0, 0))
     if available:
         name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
-    return Machine(torch.__version__, torch.version.cuda, available, name, capability, nvcc_release())
+    ninja = importlib.util.find_spec("ninja") is not None or shutil.which("ninja") is not None
+    return Machine(torch.__version__, torch.version.cuda, available, name, capability, nvcc_release(), ninja=ninja)
 
 
 def nvcc_release() -> str | None:
@@ -94,6 +96,8 @@ def gpu_problems(part: int, machine: Machine) -> list[str]:
                 "(A100, RTX 30 and newer)."]  # fmt: skip
     if part == 1 and machine.nvcc is None:
         return ["nvcc was not found and part 1 builds the kernels: install the CUDA toolkit or set CUDA_HOME."]
+    if part == 1 and not machine.ninja:
+        return ["part 1 needs ninja, without which building takes longer than a call: pip install ninja before."]
     if part == 1 and machine.nvcc and machine.nvcc.split(".")[0] != machine.built_for.split(".")[0]:
         return [f"torch is built for CUDA {machine.built_for} and nvcc is of CUDA {machine.nvcc}: set CUDA_HOME to a "
                 f"toolkit of CUDA {machine.built_for.split('.')[0]}."]  # fmt: skip

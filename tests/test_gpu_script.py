@@ -36,6 +36,7 @@ BAD = [
         "torch is built for CUDA 13.0 and nvcc is of CUDA 12.8: set CUDA_HOME to a toolkit of CUDA 13",
     ),
     (1, {"nvcc": None}, "nvcc was not found and part 1 builds the kernels"),
+    (1, {"ninja": False}, "part 1 needs ninja, without which building takes longer than a call"),
     (2, {"built_for": None}, "torch 2.11.0 is built without CUDA"),
     (2, {"available": False}, "built for CUDA 13.0, sees no GPU"),
     (2, {"torch": "2.9.1"}, "torch is 2.9.1 and 2.11 or later is needed"),
@@ -65,6 +66,50 @@ def test_an_unknown_part_or_option_ends_with_a_sentence(tmp_path: Path) -> None:
     assert done.returncode == 2 and "give the part, 1, 2 or 3" in done.stderr
     done = subprocess.run(["bash", "benchmarks/gpu.sh", "1", "--fast"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "unknown option --fast" in done.stderr
+    done = call(1, tmp_path, LIMIT="4 min")
+    assert done.returncode == 2 and done.stderr == "LIMIT is 4 min; expected whole seconds, such as 235\n"
+
+
+HIDE = """
+import sys
+from importlib.machinery import PathFinder
+class Hidden(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in {names} else PathFinder.find_spec(name, path, target)
+sys.meta_path[:] = [Hidden if finder is PathFinder else finder for finder in sys.meta_path]
+"""
+SCRIPTS = {1: "bench_ops", 2: "gpu_nets", 3: "gpu_camvid"}
+
+
+@pytest.mark.parametrize("part", [1, 2, 3])
+def test_a_part_begins_with_the_wheels_that_it_names_and_no_others(part: int, tmp_path: Path) -> None:
+    every = {wheel for wheels in WHEELS.values() for wheel in wheels} - {"numpy", "pytest"}
+    every |= {"onnxruntime", "onnxscript", "openvino", "ray", "torch_pruning"}
+    (tmp_path / "sitecustomize.py").write_text(HIDE.replace("{names}", repr(every - set(WHEELS[part]))))
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}:{ROOT / 'benchmarks'}"}
+    run = partial(subprocess.run, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = run([sys.executable, "-c", f"import {SCRIPTS[part]}"])
+    assert done.returncode == 0, done.stderr
+    if part == 1:
+        line = next(x for x in (ROOT / "benchmarks/gpu.sh").read_text().splitlines() if x.startswith("export pytest="))
+        options = line.split('"')[1].split()
+        done = run([sys.executable, "-m", "pytest", *options, "--collect-only", "tests/ops"])
+        assert done.returncode == 0, done.stdout
+
+
+def test_without_kernels_no_step_begins_and_no_op_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                          caplog: pytest.LogCaptureFixture) -> None:  # fmt: skip
+    done = call(1, tmp_path, LIMIT="15")
+    assert done.returncode == 1 and "build: left out" in done.stdout
+    assert "the kernels are not built: nothing else is begun" in done.stdout and "== tests" not in done.stdout
+    import bench_ops
+
+    monkeypatch.setattr(bench_ops.ops, "status", lambda: {"map_stats": {"CPU": "reference"}})
+    monkeypatch.setattr(sys, "argv", ["bench_ops.py", "--op", "map_stats"])
+    with pytest.raises(SystemExit) as end:
+        bench_ops.main()
+    assert end.value.code == 2 and "no kernel for cpu is loaded of map_stats" in caplog.text
 
 
 def test_no_compute_sanitizer_is_said_with_the_fix() -> None:
