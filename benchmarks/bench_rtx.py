@@ -86,7 +86,10 @@ class Subject:
         if self.cut == "none":
             return net
         plan = make_plan(
-            net, torch.zeros(1, 3, *SIZE), criterion=make_criterion("l1"), budget=Budget(kind="macs", keep=0.5)
+            net,
+            torch.zeros(1, 3, *SIZE),
+            criterion=make_criterion("l1"),
+            budget=Budget(kind="macs", keep=0.5, scope="global"),
         )
         return apply_plan(net, plan)
 

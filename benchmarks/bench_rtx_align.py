@@ -53,7 +53,7 @@ class Subject:
     def cut(self, step: int) -> nn.Module:
         if not step:
             return self.network
-        budget = {"kind": "macs", "keep": KEEP, "align": step}
+        budget = {"kind": "macs", "keep": KEEP, "scope": "global", "align": step}
         plan = make_plan(self.network, torch.zeros(1, 3, *SIZE), criterion="l1", budget=budget)
         return apply_plan(self.network, plan).eval()
 

@@ -59,7 +59,7 @@ def network(name: str, made: Mapping[str, Any]) -> torch.nn.Module:
     model = vss.models.build(name, num_classes=5, **width, **options).eval()
     if not made.get("pruned"):
         return model
-    budget = {"kind": "macs", "keep": 0.5, "align": 8}
+    budget = {"kind": "macs", "keep": 0.5, "scope": "global", "align": 8}
     return vss.prune.apply_plan(
         model, vss.prune.make_plan(model, torch.zeros(1, 3, *SIZE), criterion="l1", budget=budget)
     )

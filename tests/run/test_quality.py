@@ -43,7 +43,10 @@ def test_the_table_of_methods_has_every_criterion_and_what_it_needs() -> None:
     }  # fmt: skip
     assert {name: needs[name] for name in wanted} == wanted
     assert {name for name, row in rows.items() if row["sparse_phase"]} == {"slimming", "fn", "dmcp"}
-    ranking = {"taylor": "global", "slimming": "global", "fn": "global", "sirfp": "pools", "dmcp": "widths"}
+    ranking = {
+        **dict.fromkeys(("taylor", "slimming", "fn", "fgp", "obd", "lamp"), "global"),
+        "sirfp": "pools", "dcfp": "pools", "dmcp": "widths",
+    }  # fmt: skip
     assert {name: row["ranking"] for name, row in rows.items()} == dict.fromkeys(rows, "local") | ranking
     assert "c1" in rows["hw_l1"]["aliases"] and "faithful" in rows["sirfp"]["presets"]
     done = CliRunner().invoke(app, ["methods"])

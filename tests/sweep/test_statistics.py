@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
+from scipy.stats import friedmanchisquare
 
-from vss.sweep.results import holm, ranking, summary
+from vss.sweep.results import _unequal, effects, holm, ranking, summary
 
 
 def test_interval_of_a_mean_by_the_t_table() -> None:
@@ -36,3 +38,61 @@ def test_holm_never_rejects_more_than_bonferroni_allows() -> None:
         found = holm(dict(zip("abc", values, strict=True)))
         for name, value in zip("abc", values, strict=True):
             assert value <= found[name] <= min(1.0, 3 * max(v for v in values if v <= value))
+
+
+def rows_of(scores: dict[tuple[str, str, str], float]) -> list[dict]:
+    axes = ("criterion", "variant", "seed")
+    return [{"coords": dict(zip(axes, key, strict=True)), "values": {"miou_pct": v}} for key, v in scores.items()]
+
+
+def test_the_spread_is_shared_out_as_a_linear_model_of_dummies_does() -> None:
+    generator = np.random.default_rng(0)
+    names = [("a", "b", "c", "d"), ("own", "even", "lent"), ("0", "1", "2")]
+    scores = {key: float(generator.normal()) for key in itertools.product(*names)}
+    found = effects(rows_of(scores), "miou_pct")
+    assert found is not None
+
+    def explained(*axes: tuple[int, ...]) -> float:
+        """The sum of squares that dummies of these axes (and products of them) explain, by least squares."""
+        columns = [np.ones(len(scores))]
+        for group in axes:
+            kinds = sorted({tuple(key[i] for i in group) for key in scores})
+            columns += [np.array([float(tuple(key[i] for i in group) == kind) for key in scores]) for kind in kinds]
+        design, values = np.stack(columns, axis=1), np.array(list(scores.values()))
+        fitted = design @ np.linalg.lstsq(design, values, rcond=None)[0]
+        return float(((fitted - values.mean()) ** 2).sum() / ((values - values.mean()) ** 2).sum())
+
+    for index, axis in enumerate(found["axes"]):
+        assert axis["share"] == pytest.approx(explained((index,)))
+        blocks = [key[:index] + key[index + 1 :] for key in scores if key[index] == names[index][0]]
+        table = [[scores[(*b[:index], level, *b[index:])] for b in blocks] for level in names[index]]
+        assert axis["friedman_p"] == pytest.approx(friedmanchisquare(*table).pvalue)
+    for (i, j), pair in zip([(0, 1), (0, 2), (1, 2)], found["pairs"], strict=True):
+        assert pair["share"] == pytest.approx(explained((i, j)) - explained((i,)) - explained((j,)))
+    assert found["rest"] == pytest.approx(1 - explained((0, 1), (0, 2), (1, 2))) and found["left_out"] == []
+
+
+def test_choices_that_lack_a_combination_are_left_out_by_name() -> None:
+    names = [("a", "b"), ("own", "even"), ("0", "1")]
+    scores = {key: float(i) for i, key in enumerate(itertools.product(*names))}
+    whole = effects(rows_of(scores), "miou_pct")
+    scores["dmcp", "own", "0"] = scores["dmcp", "own", "1"] = 50.0
+    found = effects(rows_of(scores), "miou_pct")
+    assert found is not None and found["left_out"] == ["dmcp"] and found == {**(whole or {}), "left_out": ["dmcp"]}
+    assert effects(rows_of({("a", "own", str(i)): float(i) for i in range(3)}), "miou_pct") is None
+    assert effects([row | {"values": {}} for row in rows_of(scores)], "miou_pct") is None  # all failed
+    level = effects(rows_of({key: float(key[2] == "0") for key in itertools.product("abc", "xyz", "01")}), "miou_pct")
+    assert level is not None and [axis["friedman_p"] for axis in level["axes"]] == [None, None, None]
+
+
+def test_trials_of_other_macs_are_named_and_labelled() -> None:
+    kept = {"a": 0.5, "b": 0.495, "c": 0.505, "d": 0.488, "e": 0.511}  # the last two are 2.4 % and 2.2 % off
+    rows = [{"id": name, "coords": {"criterion": name}, "values": {"macs_kept": v}} for name, v in kept.items()]
+    rows[3]["labels"] = ["naive"]
+    (found,) = _unequal(rows)
+    assert (found["low"], found["low_kept"], found["high"], found["high_kept"]) == ("d", 0.488, "e", 0.511)
+    assert [row.get("labels") for row in rows] == [
+        None, None, None, ["naive", "not at equal MACs: -2.4 % from the median"],
+        ["not at equal MACs: +2.2 % from the median"],
+    ]  # fmt: skip
+    assert _unequal(rows[:2]) == []

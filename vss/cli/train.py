@@ -187,8 +187,8 @@ def budget_of(
     given: list[tuple[str, float | str | None, str]] = [
         ("--global-ratio", global_ratio, "channels global"),
         ("--local-ratio", local_ratio, "channels local"),
-        ("--macs", macs, "macs global"),
-        ("--params", params, "params global"),
+        ("--macs", macs, "macs"),
+        ("--params", params, "params"),
         ("--latency", latency, ""),
     ]
     chosen = [each for each in given if each[1] is not None]
@@ -201,13 +201,26 @@ def budget_of(
         return {"prune.latency": {"target": value, "lut": str(lut) if lut else None}}
     if lut:
         raise VssError("--lut is the table of --latency; give both.")
-    kind, scope = meaning.split()
+    kind, *scope = meaning.split()
     value = float(value or 0.0)
     keep = 1 - value if kind == "channels" else value
     if not MIN_KEPT <= keep <= 1:
         wanted = f"remove, 0 to {1 - MIN_KEPT}" if kind == "channels" else f"keep, {MIN_KEPT} to 1"
         raise VssError(f"{flag} is {value}; expected a fraction to {wanted}.")
-    return {"prune.budget.kind": kind, "prune.budget.scope": scope, "prune.budget.keep": keep}
+    own = {"prune.budget.scope": scope[0]} if scope else {}
+    return {"prune.budget.kind": kind, "prune.budget.keep": keep} | own
+
+
+def _require_budget(ctx: typer.Context, given: Given, budget: Given) -> None:
+    """One thing says how much stays, and flags that it leaves without a meaning are refused."""
+    lent = str(given.get("prune.widths", "")).endswith(".json")  # a plan, whose widths are kept
+    if not budget and "prune.budget.ratios" not in given and not lent:
+        raise VssError(ONE_BUDGET)
+    if lent:
+        flags = ("macs", "params", "global_ratio", "local_ratio", "latency", "lut", *ASKED)
+        refuse_given(ctx, flags, "says how much stays, and so does the plan of --widths")
+    if "prune.budget.scope" in budget or "prune.latency" in budget:
+        refuse_given(ctx, ["prune.budget.scope"], "is for --macs and --params; other budgets say it themselves")
 
 
 def _require_target(ctx: typer.Context, job: Recipe) -> None:
@@ -224,7 +237,8 @@ def _require_target(ctx: typer.Context, job: Recipe) -> None:
 
 
 SCORED = ("prune.criterion", "prune.options")
-CUT = ("prune.budget.ratios", "prune.keep", "prune.budget.align", "prune.budget.floor", "prune.steps", "prune.batches")
+ASKED = ("prune.budget.scope", "prune.budget.align", "prune.budget.floor")  # of a budget that is searched
+CUT = ("prune.budget.ratios", "prune.widths", "prune.keep", *ASKED, "prune.steps", "prune.batches")
 
 
 @takes(
@@ -254,8 +268,7 @@ def prune(
     """
     from vss.run.inputs import recipe_to_prune, require_criterion
 
-    if not budget and "prune.budget.ratios" not in given:
-        raise VssError(ONE_BUDGET)
+    _require_budget(ctx, given, budget)
     budget = budget or {"prune.budget.keep": 1.0}
     if dry_run and "prune.latency" in budget:
         raise VssError("--latency builds and measures engines, which is no dry run; leave --dry-run off.")
@@ -280,7 +293,8 @@ def prune(
     if dry_run:
         groups = pruning.groups_of(project, net)
         config, why = pruning.with_step(project, net, job.prune, groups)
-        plan = pruning.plan_once(project, net, config, config.budget, why=why, groups=groups)
+        lender = pruning.lender_of(project, net, config, groups)
+        plan = pruning.plan_once(project, net, config, config.budget, why=why, lender=lender, groups=groups)
         figures = pruning.describe(plan, groups)
     else:
         with at_work(save, deep=False):

@@ -58,8 +58,11 @@ class Budget(Section):
 
     kind: Literal["channels", "params", "macs"] = Field(default="macs", description="what is counted")
     keep: float = Field(default=0.5, ge=0.001, le=1, description="largest fraction that stays")
-    scope: Literal["global", "local"] = Field(
-        default="global", description="rank all channels together, or cut the same fraction of every group"
+    scope: Literal["auto", "global", "local", "isomorphic"] = Field(
+        default="auto",
+        description="global: all channels are ranked together; local: every group loses the same fraction; isomorphic: "
+        "groups of equal structure are ranked together and each such set loses the same fraction; auto: as the "
+        "criterion was published",
     )
     floor: float = Field(default=0.1, ge=0, le=1, description="smallest fraction of a group that is kept")
     ratios: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(
@@ -113,7 +116,29 @@ class PruneConfig(Section):
     keep: tuple[str, ...] = Field(
         default=(), description="layers whose channels are not cut; * stands for any part of a name"
     )
+    widths: str | None = Field(
+        default=None,
+        description="in place of the budget's own: keep the widths of this plan (a plan.json), or those that this "
+        "criterion would keep; `criterion` says which channels",
+    )
     latency: LatencyConfig | None = None
+
+    @property
+    def lender(self) -> str | None:
+        """The plan file whose widths are kept; None where `widths` names a criterion, or nothing."""
+        return self.widths if self.widths and self.widths.endswith(".json") else None
+
+    @model_validator(mode="after")
+    def _one_allocation(self) -> Self:
+        if self.widths is None:
+            return self
+        if self.latency:
+            raise ValueError("widths and latency both say how many channels stay; give one")
+        if self.steps > 1:
+            raise ValueError(f"widths are those of one cut, and steps is {self.steps}; set steps to 1")
+        if self.budget.ratios:
+            raise ValueError("widths and budget.ratios both say how many channels stay; give one")
+        return self
 
 
 class ExportConfig(Section):

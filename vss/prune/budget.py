@@ -24,7 +24,7 @@ from vss.core.config import Budget
 from vss.core.errors import VssError
 from vss.core.example import Example, Forward, call, image_of, input_channels
 from vss.core.layers import meant, refuse_unmeant
-from vss.prune.plan import Group
+from vss.prune.plan import Group, Plan
 
 
 class Unreachable(VssError):
@@ -227,8 +227,9 @@ def search(
 
     Args:
         groups: in model order.
-        scores: (C,) float, higher is more important, comparable across groups when the scope is global.
-        cost, budget: what a width costs, and what to meet.
+        scores: (C,) float, higher is more important, comparable across groups unless the scope is local.
+        cost, budget: what a width costs, and what to meet; of scope "auto", which a criterion decides, all are ranked
+            together.
         rounding: of a criterion that fixes widths itself; the floor and `align` of the budget still hold.
         origin: group id -> width before earlier rounds of cutting, of which the whole budget counts.
 
@@ -243,7 +244,10 @@ def search(
         exact = [int(t[min(count, len(t) - 1)]) for count, t in zip(wanted, tables, strict=True)]
         return _pick(groups, scores, exact)
     target = budget.keep * cost.total(budget.kind, groups, widths)
-    counts = _global_counts(groups, scores, tables) if budget.scope == "global" else _local_counts(widths, tables)
+    if budget.scope in ("auto", "global"):
+        counts = _global_counts(groups, scores, tables)
+    else:
+        counts = _even_counts(groups, scores, tables, widths, sets_of(groups, cost.shapes, budget.scope))
     length = counts.shape[0] - 1
 
     def spent(step: int) -> float:
@@ -268,6 +272,18 @@ def search(
     return _pick(groups, scores, counts[low].tolist())
 
 
+def borrowed(plan: Plan, source: str, groups: list[Group], scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The best channels of each group by the scores, as many as `plan` (called `source`) keeps of it."""
+    theirs, ours = {g.id: g.channels for g in plan.groups}, {g.id: g.channels for g in groups}
+    other = next((name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)), None)
+    if other is not None:
+        raise VssError(
+            f"prune.widths is {source}, a plan of another network: {other} has {theirs.get(other, 'no')} channels "
+            f"there and {ours.get(other, 'none')} to choose from here; name a plan of this network and prune.keep."
+        )
+    return _pick(groups, scores, [len(each.kept) for group in groups for each in plan.groups if each.id == group.id])
+
+
 def _pick(groups: list[Group], scores: dict[str, Tensor], counts: list[int]) -> dict[str, Tensor]:
     return {g.id: top_channels(scores[g.id], count, g.unit) for g, count in zip(groups, counts, strict=True)}
 
@@ -281,11 +297,39 @@ def _global_counts(groups: list[Group], scores: dict[str, Tensor], tables: list[
     return torch.stack([table[group.channels - gone] for group, table, gone in columns], dim=1)
 
 
-def _local_counts(widths: list[int], tables: list[Tensor], *, steps: int = 1000) -> Tensor:
-    """(steps + 1, groups) kept counts when every group loses the fraction step / steps, cut to whole channels."""
+def _even_counts(
+    groups: list[Group], scores: dict[str, Tensor], tables: list[Tensor], widths: list[int], sets: list[list[int]],
+    *, steps: int = 1000,
+) -> Tensor:  # fmt: skip
+    """(steps + 1, groups) kept counts when every set of groups loses the fraction step / steps of its channels, cut to
+    whole channels, lowest scores first."""
     left = steps - torch.arange(steps + 1)
-    columns = zip(widths, tables, strict=True)
-    return torch.stack([table[(whole * left // steps).clamp(max=len(table) - 1)] for whole, table in columns], dim=1)
+    counts = torch.zeros(steps + 1, len(groups), dtype=torch.int64)
+    for members in sets:
+        owners = rank([groups[index] for index in members], scores)
+        stay = sum(widths[index] for index in members) * left // steps
+        removed = len(owners) - stay.clamp(max=len(owners))
+        for place, index in enumerate(members):
+            gone = torch.cat([torch.zeros(1, dtype=torch.int64), (owners == place).cumsum(dim=0)])
+            counts[:, index] = tables[index][groups[index].channels - gone[removed]]
+    return counts
+
+
+def sets_of(groups: list[Group], shapes: Mapping[str, tuple[int, ...]], scope: str) -> list[list[int]]:
+    """Numbers of the groups that are ranked together and lose the same fraction: each alone under "local", and under
+    "isomorphic" those whose slices lie in the same kinds of tensors, whatever their widths.
+
+    Source: Fang et al., Isomorphic Pruning for Vision Models, ECCV 2024, which compares sub-structures of equal
+    topology alone; here that is how many slices of which role lie along which dim of which kind of tensor, kernels
+    included.
+    """
+    if scope == "local":
+        return [[index] for index in range(len(groups))]
+    table: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for index, group in enumerate(groups):
+        kinds = [(s.role, s.leaf, s.dim, s.block, len(shapes[s.tensor]), shapes[s.tensor][2:]) for s in group.slots]
+        table[group.unit, *sorted(kinds)].append(index)
+    return list(table.values())
 
 
 def top_channels(scores: Tensor, count: int, unit: int = 1) -> Tensor:

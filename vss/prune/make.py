@@ -50,7 +50,7 @@ def make_plan(
     origin: Mapping[str, int] | None = None,
     time_limit_s: float = TIME_LIMIT_S,
 ) -> Plan:
-    """Decide which channels stay; the same for equal arguments.
+    """Decide which channels stay; the same for equal arguments. In the plan, a budget's scope "auto" is the one used.
 
     Args:
         model: the network; neither its weights nor its state change.
@@ -72,6 +72,8 @@ def make_plan(
     if (calibration or {}).get("split") == "test":
         raise VssError("calibration images come from the test split; take the training split.")
     limits: Budget = budget if isinstance(budget, Budget) else parse(Budget, budget or {}, source="budget")
+    if choose is None:
+        limits = limits.model_copy(update={"scope": criterion.scope_of(limits.scope)})
     _check_finite(model)
     groups = groups or find_groups(model, example, forward=forward, keep=keep, time_limit_s=time_limit_s)
     members, cost = list(groups), CostModel.measure(model, example, forward=forward)
@@ -80,8 +82,7 @@ def make_plan(
     collected, seen = (statistics if criterion.needs else ({}, 0)) or collect(
         model, members, criterion.needs, batches, loss, batch_norm=criterion.batch_norm_mode(), forward=forward
     )
-    scores = score_groups(criterion, members, Stats(model, collected, seed=seed))
-    rule = criterion.rounding
+    scores, rule = score_groups(criterion, members, Stats(model, collected, seed=seed)), criterion.rounding
     decide = choose or (lambda free, scores, rule: search(free, scores, cost, limits, rounding=rule, origin=origin))
     probe = Probe(model, example, forward, time_limit_s)
     try:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from vss.core.config import DataOptions, ModelConfig, PruneConfig, Recipe
-from vss.core.errors import VssError
+from vss.core.errors import VssError, shown
 from vss.core.files import require_checkpoint, require_file
 from vss.core.yaml12 import parse
 from vss.data.base import read_lines
@@ -16,8 +16,9 @@ from vss.data.readers import require_root
 from vss.deploy.backends import AUTO, BACKENDS, of_tensorrt
 from vss.deploy.onnx_file import runtime_of
 from vss.models import MODELS, factory
-from vss.prune.criteria import CRITERIA, make_criterion
+from vss.prune.criteria import CRITERIA, Criterion, make_criterion
 from vss.prune.latency import Target
+from vss.prune.plan import Plan
 from vss.train.header import Header, header
 
 CHECKPOINT = ".safetensors"
@@ -29,13 +30,37 @@ TENSORRT = (".engine", ".plan", ".trt")  # how TensorRT engines are called
 
 
 def require_criterion(config: PruneConfig) -> None:
-    """Refuse a criterion that there is not, options that it lacks, and a time that is none."""
-    make_criterion(config.criterion, **config.options)
+    """Refuse a criterion that there is not, options and a scope that it lacks, widths and a time that are none."""
+    criterion = make_criterion(config.criterion, **config.options)
+    if config.widths:
+        require_widths(config, config.widths, criterion)
+    elif not config.latency:
+        criterion.scope_of(config.budget.scope)
     searches = "dmcp searches" if CRITERIA.canonical(config.criterion) == "dmcp" else "a latency target chooses"
     if config.budget.ratios and (config.latency or searches[0] == "d"):
         raise VssError(f"--ratio (prune.budget.ratios) fixes widths, and {searches} all of them; leave it off.")
     if config.latency:
         Target.parse(config.latency.target)
+
+
+def require_widths(config: PruneConfig, source: str, criterion: Criterion) -> None:
+    """Refuse widths of no plan and of no criterion that can say them, and a criterion that has widths of its own."""
+    if criterion.native_ranking == "widths":
+        raise VssError(f"prune.widths is {source}, and {criterion.name} searches widths of its own; leave it off.")
+    if config.lender:
+        Plan.load(config.lender)
+        return
+    if source not in CRITERIA:
+        raise VssError(
+            f"prune.widths is {shown(source)}; expected a plan.json of `vss prune`, or one of "
+            f"{', '.join(CRITERIA.names())}."
+        )
+    if CRITERIA[source].sparse_phase:
+        raise VssError(
+            f"prune.widths is {source}, whose widths follow from a phase of training; prune by it first, and name the "
+            "plan.json of that."
+        )
+    make_criterion(source).scope_of(config.budget.scope)
 
 
 def require_job(recipe: Recipe) -> None:

@@ -19,6 +19,7 @@ from vss.deploy.backends import main_of, others_of
 from vss.prune import (
     CRITERIA,
     Budget,
+    Criterion,
     Groups,
     Plan,
     Statistics,
@@ -29,7 +30,7 @@ from vss.prune import (
     recalibrate_bn,
     verify,
 )
-from vss.prune.budget import multiple_of
+from vss.prune.budget import borrowed, multiple_of
 from vss.prune.make import Choose, norm_of_single_values, refuse_single_images
 from vss.prune.phases import scale_facts
 from vss.prune.proof import two_sizes
@@ -129,14 +130,16 @@ def plan_once(
     why: str = "",
     statistics: Statistics | None = None,
     choose: Choose | None = None,
+    lender: Plan | None = None,
     origin: Mapping[str, int] | None = None,
     groups: Groups | None = None,
 ) -> Plan:
     """One calibration pass on training images (unless its `statistics` are known), then the budget search.
 
     `labels` are written into the plan, and `why` its step of widths is as it is, see `with_step`; `choose` decides in
-    place of the budget, which counts of the widths `origin`.
+    place of the budget, which counts of the widths `origin`, and so does `lender`, whose widths are kept.
     """
+    source = str(config.widths)
     criterion = make_criterion(config.criterion, **config.options)
     if criterion.needs:
         project.task.check_labels("train")
@@ -152,7 +155,7 @@ def plan_once(
         seed=project.recipe.seed,
         keep=config.keep,
         statistics=statistics,
-        choose=choose,
+        choose=(lambda free, scores, _: borrowed(lender, source, free, scores)) if lender else choose,
         origin=origin,
         groups=groups,
         calibration={
@@ -165,7 +168,29 @@ def plan_once(
         },
     )
     budget_facts = plan.budget | ({"align_why": why} if why else {})
+    if lender:
+        budget_facts = lender.budget | {"widths": source, "widths_plan_sha256": lender.sha256()}
     return plan.model_copy(update={"labels": tuple(labels), "budget": budget_facts})
+
+
+def criteria_of(config: PruneConfig) -> list[Criterion]:
+    """The criterion that chooses channels, and after it the one whose widths are kept, if any."""
+    own = make_criterion(config.criterion, **config.options)
+    return [own] if config.widths is None or config.lender else [own, make_criterion(config.widths)]
+
+
+def lender_of(
+    project: Project, model: nn.Module, config: PruneConfig, groups: Groups, statistics: Statistics | None = None
+) -> Plan | None:
+    """The plan whose widths `prune.widths` borrows: a file, or what another criterion decides under the same budget."""
+    if config.widths is None or config.lender:
+        return Plan.load(config.lender) if config.lender else None
+    other = config.model_copy(update={"criterion": config.widths, "options": {}, "widths": None})
+    mine, theirs = criteria_of(config)
+    shared = statistics if statistics and mine.batch_norm_mode() == theirs.batch_norm_mode() else None
+    if shared and not {str(need) for need in theirs.needs} <= shared[0].keys():
+        shared = None
+    return plan_once(project, model, other, config.budget, statistics=shared, groups=groups)
 
 
 def prune(
@@ -195,6 +220,7 @@ def prune(
     if config.latency:  # its table knows the step
         config, why = config.model_copy(update={"budget": asked}), ""
     goal = LatencyGoal.open(project, model, config, out) if config.latency else None
+    lender = lender_of(project, model, config, first, known)
     small, checks, origin = model, Json(), dict[str, int]()
     plan: Plan | None = None
     for step in range(1, config.steps + 1):
@@ -202,7 +228,7 @@ def prune(
         budget = config.budget.model_copy(update={"keep": keep})
         now = plan_once(
             project, small, config, budget, phase["labels"],
-            why=why, choose=goal, origin=origin,
+            why=why, choose=goal, lender=lender, origin=origin,
             statistics=known if step == 1 else None, groups=first if step == 1 else None,
         )  # fmt: skip
         if goal:

@@ -84,7 +84,8 @@ def compare(
     rows = []
     for name, criterion in criteria.items():
         mine = measures.sampled_scores(groups, scores[name], subject.sample)
-        kept = search(groups, scores[name], cost, budget, rounding=criterion.rounding)
+        own = budget.model_copy(update={"scope": criterion.scope_of(budget.scope)})
+        kept = search(groups, scores[name], cost, own, rounding=criterion.rounding)
         others = {other: measures.correlations(scores[name], scores[other]) for other in criteria}
         rows.append({
             "name": name,

@@ -183,7 +183,8 @@ UNREAD: dict[str, Reasons] = {
         "split eval_batch_size control panels sparse dmcp prune finetune export precision build gate bench"
     ),
     "sparse": _later("split eval_batch_size control panels finetune export precision build gate bench")
-    | _later("prune.recalibrate prune.epochs_between prune.latency prune.budget.floor prune.budget.scope"),
+    | _later("prune.recalibrate prune.epochs_between prune.latency prune.widths")
+    | _later("prune.budget.floor prune.budget.scope"),
     "prune": _later("split eval_batch_size control panels precision gate bench build.also"),
     "finetune": _later("split eval_batch_size control panels export precision build gate bench")
     | _through("sparse dmcp prune"),
@@ -197,7 +198,7 @@ UNREAD: dict[str, Reasons] = {
     "precision-bench": _later("control panels gate eval_batch_size build.also") | _through(f"{MAKING} export"),
     "statistics": _later("split eval_batch_size control panels finetune sparse dmcp export precision build gate bench")
     | _later("prune.criterion prune.options prune.budget prune.steps prune.epochs_between prune.recalibrate")
-    | _later("prune.latency"),
+    | _later("prune.latency prune.widths"),
     "cell": {},
 }
 """Kind of step -> what does not matter for it, with the reason. What some recipes make matter is in `unread`."""
@@ -245,7 +246,7 @@ def depends(recipe: Recipe, kind: str, also: Any = None) -> Any:
     content = recipe.model_dump(mode="json")
     for key in unread(recipe, kind):
         _drop(content, key)
-    for key in FILES:
+    for key in (*FILES, *(["prune.widths"] if recipe.prune.lender else [])):
         _hash(content, key)
     return {"step": kind, "version": VERSIONS[kind], "recipe": content, "also": also}
 

@@ -25,10 +25,10 @@ from vss.core.files import atomic, locked, read_array, safe_name, sha256_json
 from vss.deploy import BACKENDS, bench
 from vss.deploy.backends import AUTO, available, main_of, open_options
 from vss.deploy.bench import unsteady
-from vss.prune import CRITERIA, Statistics, collect, find_groups, make_criterion
-from vss.run import runner
+from vss.prune import CRITERIA, Statistics, collect, find_groups
+from vss.run import pruning, runner
 from vss.run.engines import make_engine, unpruned
-from vss.run.inputs import require_network
+from vss.run.inputs import require_criterion, require_network
 from vss.run.job import Job, check_run
 from vss.run.project import Project
 from vss.run.report import Engine, Score
@@ -61,7 +61,7 @@ class PruneExperiment(Experiment):
     def check(self, recipe: Recipe) -> None:
         """Names and options of the network and of the criterion; the budget was checked with the recipe."""
         require_network(recipe.model)
-        make_criterion(recipe.prune.criterion, **recipe.prune.options)
+        require_criterion(recipe.prune)
 
     def preflight(self, recipe: Recipe, *, here: bool) -> None:
         """As a run, less engines where there are none."""
@@ -221,8 +221,7 @@ def job_of(recipe: Recipe, dirs: TrialDirs) -> Job:
 
 def _flat(score: Score) -> Json:
     """A row: sizes and scalar metrics of one evaluated network."""
-    static = {key: value for key, value in score.row.items() if key != "name"}
-    return static | _metrics(score)
+    return {key: value for key, value in score.row.items() if key != "name"} | _metrics(score)
 
 
 def _metrics(score: Score) -> Json:
@@ -237,10 +236,9 @@ def _link(target: Path, link: Path) -> None:
     """A relative symbolic link, so that the folder of a sweep can be moved."""
     link.parent.mkdir(parents=True, exist_ok=True)
     relative = os.path.relpath(target, link.parent)
-    if link.is_symlink() and os.readlink(link) == relative:
-        return
-    link.unlink(missing_ok=True)
-    link.symlink_to(relative)
+    if not (link.is_symlink() and os.readlink(link) == relative):
+        link.unlink(missing_ok=True)
+        link.symlink_to(relative)
 
 
 class EngineExperiment(PruneExperiment):
@@ -340,8 +338,8 @@ def _wanted(configs: Iterable[PruneConfig]) -> dict[Mode, dict[str, Any]]:
     """Mode of the batch norms -> {name of a statistic: need}, of all criteria together."""
     found: dict[Mode, dict[str, Any]] = {"eval": {}, "train": {}}
     for config in configs:
-        criterion = make_criterion(config.criterion, **config.options)
-        found[criterion.batch_norm_mode()] |= {str(need): need for need in criterion.needs}
+        for criterion in pruning.criteria_of(config):
+            found[criterion.batch_norm_mode()] |= {str(need): need for need in criterion.needs}
     return found
 
 
@@ -382,11 +380,13 @@ def _write_statistics(
 
 
 def _read_statistics(path: Path, config: PruneConfig, faults: dict[str, str]) -> Statistics | None:
-    """What the criterion of `config` needs; None where it needs nothing, a `VssError` where it could not be had."""
-    criterion = make_criterion(config.criterion, **config.options)
-    if not criterion.needs:
+    """What the criteria of `config` need in the mode of the first; None where that is nothing, a `VssError` where it
+    could not be had."""
+    asked = pruning.criteria_of(config)
+    mode = asked[0].batch_norm_mode()
+    needs = sorted({str(need) for each in asked if each.batch_norm_mode() == mode for need in each.needs})
+    if not needs:
         return None
-    mode, needs = criterion.batch_norm_mode(), sorted({str(need) for need in criterion.needs})
     for need in needs:
         if SEPARATOR.join((mode, need)) in faults:
             raise VssError(faults[SEPARATOR.join((mode, need))])

@@ -16,6 +16,7 @@ from typing import Any
 from vss.core import yaml12
 from vss.core.files import atomic, read_json, write_json
 from vss.run import tracking
+from vss.run.page.sweep import OTHER_MACS
 from vss.run.tracking import Tracked
 from vss.sweep.experiment import Json
 from vss.sweep.grid import Trial
@@ -24,7 +25,7 @@ from vss.sweep.store import Store
 KIND, SCHEMA = "vss.sweep_results", 1
 COSTS = ("macs_g", "params_m", "latency_ms_p50", "size_mib")
 EQUAL = 0.02
-"""MACs of trials at one budget that differ by more than this fraction of the whole are not equal."""
+"""MACs of trials at one budget that differ by more than this fraction are not equal."""
 FIRST = (
     "params_m", "macs_g", "miou_pct", "ap_pct", "recall_pct", "f1_pct", "fnr_pct", "latency_ms_p50", "fps", "speedup",
     "ships",
@@ -102,13 +103,69 @@ def holm(values: Mapping[str, float]) -> dict[str, float]:
     return result
 
 
+def effects(rows: Sequence[Json], metric: str) -> Json | None:
+    """How much of the spread of a score goes with each axis, and with pairs of axes: an analysis of variance.
+
+    Sums of squares of a balanced design (Fisher 1925) as shares of the total; what neither an axis nor a pair explains,
+    noise and what needs three axes at once, is `rest`. An axis has a Friedman test over all others as blocks.
+
+    Args:
+        rows: trials with `coords` and `values`; choices that not every combination has are left out, emptiest first.
+
+    Returns:
+        `axes` [{"name", "levels", "share", "friedman_p"}], `pairs` [{"name", "share"}], `rest`, `cells`, `left_out`;
+        None where fewer than two axes have two choices each, or all scores are equal.
+    """
+    import itertools
+
+    import numpy as np
+    from scipy.stats import friedmanchisquare
+
+    cells = {tuple(sorted(row["coords"].items())): row["values"].get(metric) for row in rows}
+    cells = {coords: score for coords, score in cells.items() if score is not None}
+    axes = list(dict.fromkeys(axis for row in rows for axis in row["coords"]))
+    levels = {axis: list(dict.fromkeys(dict(c)[axis] for c in cells if axis in dict(c))) for axis in axes}
+    left_out: list[str] = []
+    while cells and len(cells) < math.prod(map(len, levels.values())):
+        counts = {(a, v): sum((a, v) in c for c in cells) * len(levels[a]) for a in axes for v in levels[a]}
+        axis, value = min(counts, key=lambda each: counts[each])
+        left_out.append(value)
+        levels[axis].remove(value)
+        cells = {coords: score for coords, score in cells.items() if (axis, value) not in coords}
+    axes = [axis for axis in axes if len(levels[axis]) > 1]
+    if len(axes) < 2 or not cells:
+        return None
+    order = [dict(zip(levels, chosen, strict=True)) for chosen in itertools.product(*levels.values())]
+    scores = np.array([cells[tuple(sorted(coords.items()))] for coords in order], dtype=float)
+    scores = scores.reshape([len(levels[axis]) for axis in axes])
+    total = float(((scores - scores.mean()) ** 2).sum())
+    if not total:
+        return None
+    means = {axis: scores.mean(axis=tuple(j for j in range(len(axes)) if j != i), keepdims=True) - scores.mean()
+             for i, axis in enumerate(axes)}  # fmt: skip
+    found = []
+    for i, axis in enumerate(axes):
+        table = np.moveaxis(scores, i, 0).reshape(len(levels[axis]), -1)
+        decided = len(table) > 2 and table.shape[1] > 1 and bool((table != table[0]).any())
+        p = float(friedmanchisquare(*table).pvalue) if decided else None
+        share = float((means[axis] ** 2).sum()) * scores.size / len(table) / total
+        found.append({"name": axis, "levels": len(table), "share": share, "friedman_p": p})
+    pairs = []
+    for (i, a), (j, b) in itertools.combinations(enumerate(axes), 2):
+        both = scores.mean(axis=tuple(k for k in range(len(axes)) if k not in (i, j)), keepdims=True)
+        part = both - scores.mean() - means[a] - means[b]
+        pairs.append({"name": f"{a} x {b}", "share": float((part**2).sum()) * scores.size / part.size / total})
+    rest = 1 - sum(each["share"] for each in [*found, *pairs])
+    return {"axes": found, "pairs": pairs, "rest": max(0.0, rest), "cells": scores.size, "left_out": left_out}
+
+
 def gather(store: Store) -> Json:
     """Everything a sweep found out.
 
     Returns:
         JSON of kind `vss.sweep_results`: `metric`, `title`, `columns` (keys of `values` in table order), `axes`,
         `rows` (a trial each), `groups` (trials that differ in the seed alone, each value with its interval),
-        `baselines`, `ranking`, `unequal` (budgets whose trials do not cost the same), and how it was made.
+        `baselines`, `ranking`, `effects`, `unequal` (budgets whose trials do not cost the same), and how it was made.
     """
     trials = store.trials()
     stages = {trial.id: store.stage_of(trial) for trial in trials if not trial.fault}
@@ -117,6 +174,7 @@ def gather(store: Store) -> Json:
     metric = store.grid.metric or first.get("metric") or store.experiment().metric
     rows = [_row(store, trial, stages.get(trial.id)) for trial in trials]
     good = [row for row in rows if row["status"] == "ok"]
+    unequal = _unequal(good)
     about = store.about()
     return {
         "kind": KIND,
@@ -135,7 +193,8 @@ def gather(store: Store) -> Json:
         "baselines": _baselines(trials, stages, _with_times(shared, good)),
         "classes": first.get("classes", []),
         "ranking": ranking(_blocks(good, metric)),
-        "unequal": _unequal(good),
+        "effects": effects(good, metric),
+        "unequal": unequal,
         "computed_steps": len(store.computed()),
         "repeated_steps": len(store.repeated()),
         **_panels(store),
@@ -249,7 +308,8 @@ def _blocks(rows: list[Json], metric: str) -> dict[str, dict[str, float]]:
 
 
 def _unequal(rows: list[Json]) -> list[Json]:
-    """Budgets of a network at which the kept share of MACs differs by more than EQUAL between trials."""
+    """Budgets of a network whose trials differ by more than EQUAL in MACs. Each trial that lies so far from the median
+    of its budget is labelled, and with it every mean over seeds that holds it."""
     table: dict[str, list[Json]] = {}
     for row in rows:
         if "macs_kept" in row["values"] and row["coords"].get("budget", "macs").startswith("macs"):
@@ -259,8 +319,12 @@ def _unequal(rows: list[Json]) -> list[Json]:
     for name, members in table.items():
         kept = {row["id"]: row["values"]["macs_kept"] for row in members}
         low, high = min(kept, key=lambda i: kept[i]), max(kept, key=lambda i: kept[i])
-        if kept[high] - kept[low] > EQUAL:
+        if kept[high] > (1 + EQUAL) * kept[low]:
             found.append({"name": name, "low": low, "low_kept": kept[low], "high": high, "high_kept": kept[high]})
+        middle = statistics.median(kept.values())
+        for row in members:
+            if abs(off := kept[row["id"]] / middle - 1) > EQUAL:
+                row["labels"] = [*row.get("labels", []), f"{OTHER_MACS}: {100 * off:+.1f} % from the median"]
     return found
 
 

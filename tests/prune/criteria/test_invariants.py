@@ -22,7 +22,7 @@ WIDTHS = {"backbone.stem.0": 3, "backbone.one.0": 4, "branch.0": 2, "merge.0": 5
 NAMES = CRITERIA.names()
 PRESETS = [(name, preset) for name in NAMES for preset in (None, *CRITERIA[name].PRESETS)]
 EQUIVARIANT = [(name, preset) for name, preset in PRESETS if name != "random"]  # keyed by channel number on purpose
-BY_FILTER = ("random", "l1", "l2", "hw_l1", "dmcp", "corr")  # blind to what the norm layer does to a filter
+BY_FILTER = ("random", "l1", "l2", "hw_l1", "dmcp", "corr", "lamp")  # blind to what the norm layer does to a filter
 Batch = tuple[Tensor, Tensor]
 
 
@@ -143,7 +143,7 @@ def test_a_channel_that_is_zero_ranks_below_the_group_mean_and_goes_without_a_tr
     found = scores(make(name), net, groups, batches_of(2))["merge.0"]
     if name != "fpgm":  # a zero filter may be far from the others
         assert found[1] <= found.mean()
-    budget = {"kind": "channels", "keep": 24 / 25, "floor": 0.0}
+    budget = {"kind": "channels", "keep": 24 / 25, "floor": 0.0, "scope": "global"}
     forced = {group.id: torch.ones(group.channels) for group in groups}
     forced["merge.0"][1] = 0.0
     plan = make_plan(
@@ -200,13 +200,14 @@ def test_the_table_of_criteria_is_complete() -> None:
     aliases = {
         "l1": "naive_l1", "taylor": "bn_taylor", "fn": "naive_fn", "hw_l1": "c1", "defect": "c2", "corr": "c3",
         "taylor_fo": "c4", "sirfp": "sirfp", "slimming": "slimming", "fpgm": "fpgm", "fgp": "fgp", "dmcp": "dmcp",
-        "random": "random", "l2": "l2",
+        "random": "random", "l2": "l2", "obd": "fisher", "dcfp": "eic", "lamp": "lamp", "wanda": "activation_norm",
     }  # fmt: skip
     assert set(NAMES) >= set(aliases) and all(CRITERIA.canonical(alias) == name for name, alias in aliases.items())
     assert [CRITERIA.canonical(f"ours_c{i}") for i in range(1, 5)] == ["hw_l1", "defect", "corr", "taylor_fo"]
     wanted = {
-        "weights": {"l1", "l2", "random", "slimming", "fpgm", "hw_l1", "dmcp"}, "images": {"fn", "sirfp", "corr"},
-        "images, labels, gradients": {"taylor", "taylor_fo", "defect"}, "images, labels, classes": {"fgp"},
+        "weights": {"l1", "l2", "random", "slimming", "fpgm", "hw_l1", "dmcp", "lamp"},
+        "images": {"fn", "sirfp", "corr", "wanda"}, "images, labels, classes": {"fgp"},
+        "images, labels, gradients": {"taylor", "taylor_fo", "defect", "obd", "dcfp"},
     }  # fmt: skip
     assert {need: {n for n in aliases if data_needs(make(n)) == need} for need in wanted} == wanted
     assert all(CRITERIA[name].source for name in aliases)

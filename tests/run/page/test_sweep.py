@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from vss.core.files import write_json
-from vss.run.page.sweep import headline, missing, render, write_page
-from vss.sweep.results import ranking
+from vss.run.page.sweep import headline, missing, render, two_way, write_page
+from vss.sweep.results import ranking, summary
 
 from .browser import Browser
 from .sweep_results import results
@@ -170,3 +170,26 @@ def test_missing_latencies_are_named(page: tuple[Path, dict[str, Any]]) -> None:
     assert "Latency of 2 of 89 runs is missing." in headline(data)["sentences"]
     assert [each for each, _ in missing(page[1])] == [failed]
     assert "Latency of 2 of 89 runs" in render(data, page[0].parent)
+
+
+def test_a_table_of_criteria_by_variants_marks_what_is_not_at_equal_macs(tmp_path: Path) -> None:
+    data = results(tmp_path, seeds=2)
+    draw = {("l1", "own"): (40.0, 41.0), ("l1", "even"): (30.0, 32.0), ("fpgm", "own"): (20.0, 20.0)}
+    data["rows"], data["groups"] = data["rows"][:2], [
+        {"name": " · ".join(key), "coords": dict(zip(("criterion", "variant"), key, strict=True)), "cells": [],
+         "values": {"miou_pct": summary(list(values))}, "iou_pct": [], "widths": [],
+         "labels": ["not at equal MACs: +3.0 % from the median"] if key == ("l1", "even") else []}
+        for key, values in draw.items()
+    ]  # fmt: skip
+    data["effects"] = {"axes": [{"name": "criterion", "share": 0.75, "friedman_p": 0.02}], "pairs": [], "rest": 0.25,
+                       "cells": 6, "left_out": ["fpgm"]}  # fmt: skip
+    found = two_way(data)
+    assert found is not None and found["columns"] == ["own", "even"]
+    assert found["rows"] == [["l1", "40.50 ± 6.35", "31.00 ± 12.71*"], ["fpgm", "20.00 ± 0.00", ""]]
+    assert found["sentence"] == (
+        "Of the spread of mIoU over 6 runs: criterion 75.0 % (p = 0.02), rest 25.0 %; left out, as some combinations "
+        "are missing: fpgm. p: Friedman. *: holds runs that are not at equal MACs, see the table of runs."
+    )
+    page = render(data, tmp_path)
+    assert "31.00 ± 12.71*" in page and "criterion 75.0 %" in page
+    assert two_way(results(tmp_path)) is None

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from vss.prune.plan import Group
     from vss.prune.stats import Stats
 
-Normalize = Literal["none", "mean", "max", "l2", "rank"]
+Normalize = Literal["none", "mean", "max", "l2", "rank", "lamp"]
 Ranking = Literal["local", "global", "pools", "widths"]
+Scope = Literal["global", "local", "isomorphic"]
 Align = Literal["none", "tiered", "strict32"]
 
 
@@ -35,9 +36,10 @@ class Criterion:
         needs: names of the collectors (vss.prune.stats) that it may read; of an instance, those that it does read,
             as `vss.prune.stats.Need` where they have options.
         normalize: what makes scores of different groups comparable in a global ranking: "none"; division by the
-            group's "mean", "max" or "l2" norm; or the "rank" within the group, in (0, 1].
+            group's "mean", "max" or "l2" norm; the "rank" within the group, in (0, 1]; or "lamp", the share of a score
+            in the sum of those that are not below it.
         native_ranking: how the publication ranks: within each layer ("local"), over all layers together ("global"),
-            within parts of the network ("pools"), or at searched widths ("widths"). A budget's scope decides here.
+            within parts of the network ("pools"), or at searched widths ("widths"); scope "auto" of a budget follows.
         source: the paper.
         PRESETS: named sets of options; "faithful" repeats the published code, defects included.
         sparse_phase: the method assumes a training phase that drives unimportant channels to zero; without it the
@@ -86,6 +88,26 @@ class Criterion:
     def rounding(self) -> Rounding | None:
         """(channels, removed fraction) -> kept channels, where the method fixes widths itself; None where not."""
         return None
+
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        """The scopes that a budget may have, the published one first; pools and searched widths are walked together."""
+        if self.native_ranking == "widths":
+            return ("global",)
+        local = self.native_ranking == "local"
+        return ("local", "global", "isomorphic") if local else ("global", "local", "isomorphic")
+
+    def scope_of(self, asked: str) -> Scope:
+        """What a budget's scope means for this criterion; one that it cannot have is refused."""
+        if asked == "auto":
+            return self.scopes[0]
+        for scope in self.scopes:
+            if scope == asked:
+                return scope
+        raise VssError(
+            f"prune.budget.scope is {asked}, which criterion {self.name!r} cannot have: how much goes from where is "
+            "part of its method; leave it at auto, or take another criterion."
+        )
 
     def options(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -188,7 +210,23 @@ def normalized(value: Tensor, how: Normalize) -> Tensor:
         return value / (value.square().sum().sqrt() + 1e-12)
     if how == "rank":
         return rank_in_group(value)
+    if how == "lamp":
+        return lamp(value)
     return value
+
+
+def lamp(value: Tensor) -> Tensor:
+    """(C,) each of the scores, which are squares, over the sum of those from it upwards; the largest is 1.
+
+    Source: Lee et al., Layer-Adaptive Sparsity for the Magnitude-based Pruning, ICLR 2021, equation 3.
+    """
+    import torch
+
+    order = torch.argsort(value, stable=True)
+    upwards = value[order].flip(0).cumsum(dim=0).flip(0)
+    found = torch.empty_like(value)
+    found[order] = value[order] / (upwards + 1e-300)
+    return found
 
 
 def rank_in_group(value: Tensor) -> Tensor:
@@ -198,6 +236,23 @@ def rank_in_group(value: Tensor) -> Tensor:
     ranks = torch.empty_like(value)
     ranks[torch.argsort(value, stable=True)] = torch.arange(1, len(value) + 1, dtype=value.dtype, device=value.device)
     return ranks / len(value)
+
+
+def in_backbone(layer: str) -> bool:
+    """Whether a layer is in the first of the two pools of SIRFP and DCFP."""
+    return layer.startswith("backbone")
+
+
+def pooled(scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Ranks in (0, 1] within two pools, backbone and all else, so that each loses the same fraction."""
+    import torch
+
+    ranked: dict[str, Tensor] = {}
+    for names in ([n for n in scores if in_backbone(n)], [n for n in scores if not in_backbone(n)]):
+        if names:
+            joint = rank_in_group(torch.cat([scores[name] for name in names]))
+            ranked.update(zip(names, torch.split(joint, [len(scores[name]) for name in names]), strict=True))
+    return {name: ranked[name] for name in scores}
 
 
 def _checked(criterion: Criterion, group: Group, raw: Tensor) -> Tensor:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
 from vss.core.errors import VssError
-from vss.prune.criteria.base import CRITERIA, Align, Criterion, normalized, rounding_of
+from vss.prune.criteria.base import CRITERIA, Align, Criterion, Scope, normalized, pooled, rounding_of
 from vss.prune.stats.needs import BatchNormMode, Need
 
 if TYPE_CHECKING:
@@ -105,6 +105,66 @@ class TaylorFo(Criterion):
 
     def __call__(self, group: Group, stats: Stats) -> Tensor:
         return stats.collected(self.requests()[0], group)
+
+
+@CRITERIA.register("obd", aliases=["fisher", "group_hessian"])
+@dataclass(frozen=True, kw_only=True)
+class Obd(Criterion):
+    """Half the sum of F w^2 over all weights that leave with a channel, F the diagonal of Fisher's matrix in place of
+    the Hessian's: what the loss gains, to second order and without cross terms, when they go.
+
+    Ranked globally without normalisation, a loss being comparable. F is the mean square of batch gradients, so that of
+    single images wants `prune.batch_size` 1; of larger batches scores are smaller and noisier, of about one order.
+    """
+
+    needs = ("fisher",)
+    native_ranking = "global"
+    source = "LeCun et al., Optimal Brain Damage, NIPS 1989; with Fisher: Theis et al., 2018 (arXiv 1801.05787)"
+
+    def __call__(self, group: Group, stats: Stats) -> Tensor:
+        return stats.collected(self.requests()[0], group) / 2
+
+
+@CRITERIA.register("dcfp", aliases=["eic"])
+@dataclass(frozen=True, kw_only=True)
+class Dcfp(Criterion):
+    """|g_gamma| of a group's norm layers, averaged over the batches in which shrinking gamma lowers the loss.
+
+    Keeping one sign of the gradient keeps frequent classes, whose gradients dominate, from deciding alone. Ranked in
+    two pools as published, layers whose name begins with "backbone" and all others, each losing the same fraction.
+    Groups without a norm layer are not scored by the method and go last; a network without any is refused.
+
+    Args:
+        ema: decay of a moving average over batches, as published; None takes the plain mean over the batches that
+            count.
+        batch_norm: "train" uses each batch's own statistics, as the published code does.
+    """
+
+    needs = ("gated_gradient",)
+    native_ranking = "pools"
+    source = "Wang et al., DCFP: Distribution Calibrated Filter Pruning for Long-tail Semantic Segmentation, TCSVT 2024"
+    PRESETS = {"faithful": {"ema": 0.99, "batch_norm": "train"}}  # noqa: RUF012
+
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    batch_norm: BatchNormMode = "eval"
+
+    def requests(self) -> tuple[Need, ...]:
+        return (Need.of("gated_gradient", ema=self.ema),)
+
+    def batch_norm_mode(self) -> BatchNormMode:
+        return self.batch_norm
+
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        return ("global",)
+
+    def compare(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        return pooled(scores)
+
+    def __call__(self, group: Group, stats: Stats) -> Tensor | None:
+        from vss.prune.stats.taps import norm_slots
+
+        return stats.collected(self.requests()[0], group) if norm_slots(stats.model, group) else None
 
 
 @CRITERIA.register("defect", aliases=["c2", "ours_c2", "defect_aware"])
@@ -206,6 +266,7 @@ class Fgp(Criterion):
     """
 
     needs = ("class_support",)
+    native_ranking = "global"
     source = "Lv et al., FGP: Feature-Gradient-Prune, 2024 (arXiv 2411.12781)"
     PRESETS = {"faithful": {"site": "conv", "masks": "predicted"}}  # noqa: RUF012
 

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
-from vss.prune.criteria.base import CRITERIA, Criterion, normalized, rank_in_group
+from vss.prune.criteria.base import (
+    CRITERIA,
+    Criterion,
+    Scope,
+    in_backbone,
+    normalized,
+    pooled,
+    rank_in_group,
+)
 from vss.prune.stats.needs import BatchNormMode, Need
 
 if TYPE_CHECKING:
@@ -122,6 +130,10 @@ class Sirfp(Criterion):
     def batch_norm_mode(self) -> BatchNormMode:
         return self.batch_norm
 
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        return super().scopes if self.pool == "global" else ("global",)
+
     def _similarity(self) -> Need:
         return Need.of("similarity", site=self.site, metric=self.metric, per_image=self.per_image, ema=self.ema)
 
@@ -173,24 +185,9 @@ class Sirfp(Criterion):
         return self.lam if self.lam_head is None or in_backbone(group.id) else self.lam_head
 
     def compare(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
-        import torch
-
-        if self.pool == "global":
-            return scores
         if self.pool == "group":
             return {name: rank_in_group(value) for name, value in scores.items()}
-        pools = [[n for n in scores if in_backbone(n)], [n for n in scores if not in_backbone(n)]]
-        ranked: dict[str, Tensor] = {}
-        for names in pools:
-            if names:
-                joint = rank_in_group(torch.cat([scores[name] for name in names]))
-                parts = torch.split(joint, [len(scores[name]) for name in names])
-                ranked.update(zip(names, parts, strict=True))
-        return {name: ranked[name] for name in scores}
-
-
-def in_backbone(layer: str) -> bool:
-    return layer.startswith("backbone")
+        return pooled(scores) if self.pool == "backbone_head" else scores
 
 
 def _by_norm(group: Group, stats: Stats) -> Tensor:

@@ -80,6 +80,22 @@ class L2(_Norm):
         return self._sums(group, stats, 2).sqrt()
 
 
+@CRITERIA.register("lamp")
+@dataclass(frozen=True, kw_only=True)
+class Lamp(_Norm):
+    """The squared norm over the sum of those from it upwards in its group: how much of what is left a channel is.
+
+    Published for single weights, with one global ranking; here of filters, whose last one of a group never goes first.
+    """
+
+    normalize = "lamp"
+    native_ranking = "global"
+    source = "Lee et al., Layer-Adaptive Sparsity for the Magnitude-based Pruning, ICLR 2021"
+
+    def __call__(self, group: Group, stats: Stats) -> Tensor:
+        return self._sums(group, stats, 2)
+
+
 def filters(group: Group, stats: Stats, *, fold_bn: bool, member_rms: bool) -> list[Tensor]:
     """(C, D) float64 filters of each producer, optionally folded, then divided by the RMS of the producer."""
     rows = stats.rows(group, fold_bn=fold_bn)
@@ -166,6 +182,37 @@ def reduce_members(rows: list[Tensor], how: Literal["mean", "sum", "max"]) -> Te
     if how == "max":
         return stacked.amax(dim=1)
     return stacked.sum(dim=1) if how == "sum" else stacked.mean(dim=1)
+
+
+@CRITERIA.register("wanda", aliases=["activation_norm"])
+@dataclass(frozen=True, kw_only=True)
+class Wanda(Criterion):
+    """Norm of a channel's activations times the absolute weights that read it, added over its consumers.
+
+    Published for single weights, |w| times the norm of its input, compared within a layer; a channel's score adds those
+    of the weights that go with it. A global ranking compares scores after division by the group's mean.
+
+    Args:
+        site: where the activations are looked at: "stream" (after the activation), "bn_out", "conv" or "mixed".
+    """
+
+    needs = ("mean",)
+    normalize = "mean"
+    source = "Sun et al., A Simple and Effective Pruning Approach for Large Language Models (Wanda), ICLR 2024"
+
+    site: Literal["stream", "bn_out", "conv", "mixed"] = "stream"
+
+    def requests(self) -> tuple[Need, ...]:
+        return (Need.of("mean", site=self.site, power=2),)
+
+    def __call__(self, group: Group, stats: Stats) -> Tensor | None:
+        from vss.prune.stats.taps import slot_values
+
+        readers = [slot for slot in group.by_role("consumer") if stats.tensor(slot.tensor).ndim > 1]
+        if not readers:
+            return None
+        rows = [slot_values(stats.tensor(slot.tensor), slot, group.channels) for slot in readers]
+        return stats.collected(self.requests()[0], group).sqrt() * sum(r.double().abs().sum(dim=1) for r in rows)
 
 
 @CRITERIA.register("slimming", aliases=["network_slimming"])

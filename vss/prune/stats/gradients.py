@@ -262,6 +262,16 @@ class WeightGradient(Collector):
         return dict(self._reduced("abs_product", means))
 
 
+@COLLECTORS.register("fisher")
+class Fisher(WeightGradient):
+    """(C,) mean over batches of the sum of (w * g)^2 over all weights that leave with a channel: filters, norm layers,
+    biases, and what reads it. g is the batch's gradient: a diagonal of Fisher's matrix wants batches of one image."""
+
+    def __init__(self, model: nn.Module, groups: list[Group]) -> None:
+        super().__init__(model, groups, reduce="sum_of_squares")
+        self.slots = {group.id: [s for s in group.slots if s.tensor in self.parameters] for group in groups}
+
+
 @dataclass
 class _Seen:
     """One look at a tap in the forward at hand: sums over positions of max(A, 0), max(-A, 0) and of dy/dA."""

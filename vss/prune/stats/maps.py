@@ -35,11 +35,17 @@ Resize = Literal["area", "bilinear"]
 
 @COLLECTORS.register("mean")
 class MapMean(TapCollector):
-    """(C,) mean value of each channel over images and positions; members of a group are averaged."""
+    """(C,) mean of each channel, or with `power` 2 of its square, over images and positions; members of a group are
+    averaged."""
+
+    def __init__(self, model: nn.Module, groups: list[Group], *, site: str, power: Literal[1, 2] = 1) -> None:
+        super().__init__(model, groups, site=site)
+        self.power = power
 
     def see(self, group: Group, number: int, tap: Tap, x: Tensor) -> None:
-        maps = tap.maps(x.detach())
-        self.average[group.id].add(maps.double().sum(dim=(0, 2, 3)), maps.shape[0] * maps.shape[2] * maps.shape[3])
+        maps = tap.maps(x.detach()).double()
+        maps = maps.square() if self.power == 2 else maps
+        self.average[group.id].add(maps.sum(dim=(0, 2, 3)), maps.shape[0] * maps.shape[2] * maps.shape[3])
 
 
 @COLLECTORS.register("positions")

@@ -47,6 +47,7 @@ READS = {
     "gate_examples": LOSS,
     "gated_gradient": LOSS,
     "weight_gradient": LOSS,
+    "fisher": LOSS,
     "class_support": Reads(labels=True, outputs=True),
 }
 """Of the collectors here; those of other packages say it themselves."""

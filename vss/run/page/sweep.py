@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 KIND, SCHEMA = "vss.sweep_results", 1
+OTHER_MACS = "not at equal MACs"  # how the labels of such runs begin
 COSTS = ("macs_g", "params_m", "latency_ms_p50")
 MAIN = ("macs_g", "params_m", "latency_ms_p50", "speedup")
 
@@ -42,6 +43,7 @@ def render(results: Mapping[str, Any], root: Path) -> str:
         json=_embedded(_shown(results)),
         head=headline(results),
         sections=_sections(results),
+        two_way=two_way(results),
         panels=pictures,
         missing=missing(results),
         environment=block(environment),
@@ -79,6 +81,7 @@ def _shown(results: Mapping[str, Any]) -> dict[str, Any]:
     digits = {key: 2 for key in results["columns"] if "_pct" in key}
     return {key: results[key] for key in keys} | {
         "costs": costs, "main": main, "labels": labels | extra, "digits": digits, "latency_note": note,
+        "other_macs": OTHER_MACS,
     }  # fmt: skip
 
 
@@ -87,6 +90,7 @@ def _sections(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     axis = "Criteria" if "criterion" in results["axes"] else "Variants"
     found = {
         "ranking": (f"{axis} ranked", bool(results["ranking"]["rows"])),
+        "effects": ("Criteria by variants", two_way(results) is not None),
         "tradeoff": ("Trade-offs", bool(groups)),
         "table": ("Every run", bool(results["rows"])),
         "classes": ("IoU per class", any(group["iou_pct"] for group in groups)),
@@ -112,6 +116,8 @@ def headline(results: Mapping[str, Any]) -> dict[str, Any]:
         sentences.append(
             f"{case['name']}: not at equal MACs, from {low} % ({case['low']}) to {high} % ({case['high']}) kept."
         )
+    if said := spread_over(results.get("effects"), results["title"]):
+        sentences.append(said)
     if failed:
         sentences.append(f"Failed: {', '.join(row['id'] for row in failed)}.")
     tiles = [(f"{len(done)} of {len(rows)}", "runs done"), (str(len(results["groups"])), "networks compared")]
@@ -120,6 +126,42 @@ def headline(results: Mapping[str, Any]) -> dict[str, Any]:
         tiles.append((signed(best[1], 2), f"points, least mean loss: {best[0]}"))
     sentences += [f"{figure} is missing." for figure, _ in missing(results) if figure.startswith("Latency")]
     return {"headline": text, "sentences": sentences, "tiles": tiles, "tone": "bad" if failed else "good"}
+
+
+def two_way(results: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Mean scores of every criterion (rows) under every variant (columns), with their intervals; None where the sweep
+    does not vary these two alone, or in seeds. A star marks a mean that holds a run of other MACs."""
+    cells = {(g["coords"].get("criterion"), g["coords"].get("variant")): g for g in results["groups"]}
+    rows, columns = ([name for name in dict.fromkeys(key[i] for key in cells)] for i in (0, 1))
+    others = {(g["coords"].get("network"), g["coords"].get("budget")) for g in results["groups"]}
+    if None in rows or None in columns or min(len(rows), len(columns)) < 2 or len(others) > 1:
+        return None
+
+    def text(group: Mapping[str, Any] | None) -> str:
+        value = group and group["values"].get(results["metric"])
+        if not group or not value:
+            return ""
+        star = "*" if any(label.startswith(OTHER_MACS) for label in group["labels"]) else ""
+        half = f" ± {number(value['half'], 2)}" if value["half"] is not None else ""
+        return f"{number(value['mean'], 2)}{half}{star}"
+
+    table = [[row, *(text(cells.get((row, column))) for column in columns)] for row in rows]
+    starred = any(cell.endswith("*") for row in table for cell in row[1:])
+    sentence = spread_over(results.get("effects"), results["title"])
+    sentence += f" *: holds runs that are {OTHER_MACS}, see the table of runs." if starred else ""
+    return {"columns": columns, "rows": table, "sentence": sentence}
+
+
+def spread_over(effects: Mapping[str, Any] | None, title: str) -> str:
+    """What the scores' spread goes with, in a sentence."""
+    if not effects:
+        return ""
+    shares = [(each["name"], each["share"], each.get("friedman_p")) for each in [*effects["axes"], *effects["pairs"]]]
+    said = [f"{name} {number(100 * share, 1)} %" + (f" (p = {p:.3g})" if p is not None else "")
+            for name, share, p in shares]  # fmt: skip
+    left = f"; left out, as some combinations are missing: {', '.join(effects['left_out'])}"
+    rest = f"rest {number(100 * effects['rest'], 1)} %{left if effects['left_out'] else ''}"
+    return f"Of the spread of {title} over {effects['cells']} runs: {', '.join(said)}, {rest}. p: Friedman."
 
 
 LEVEL = 0.05
