@@ -110,6 +110,31 @@ def test_what_cannot_be_is_a_sentence(tmp_path: Path) -> None:
     assert report["outputs"]["logits"]["shape"] == ["batch", 5, 8, 8]
 
 
+class Unprintable(nn.Module):
+    """A layer of another library that fails at being printed; or at being traced, by an error that is not torch's."""
+
+    def __init__(self, *, fails: bool) -> None:
+        super().__init__()
+        self.fails = fails
+
+    def __repr__(self) -> str:
+        raise KeyError("alpha")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fails and torch.compiler.is_exporting():
+            raise KeyError("not while traced")
+        return x * 2
+
+
+@pytest.mark.parametrize("asked", [{"size": (16, 24)}, {"example": torch.randn(2, 3, 16, 24)}], ids=["size", "example"])
+def test_a_layer_that_cannot_be_printed_is_exported(asked: dict[str, Any], tmp_path: Path) -> None:
+    net = nn.Sequential(body(3), Unprintable(fails=False)).eval()
+    assert export(net, tmp_path / "net.onnx", **asked)["parity"]["max_rel"] < 1e-4
+    with pytest.raises(VssError, match=r"cannot be exported to ONNX opset .* traced"):
+        export(nn.Sequential(body(3), Unprintable(fails=True)).eval(), tmp_path / "other.onnx", **asked)
+    assert not (tmp_path / "other.onnx").exists()
+
+
 class Twice(nn.Module):
     """Its first block is registered again behind the head."""
 

@@ -338,13 +338,14 @@ def _write(
     with _quiet():
         try:
             trace()
-        except torch.onnx.OnnxExporterError as error:
+        except Exception as error:  # the exporter passes on whatever code of another library raises
             LOG.info("%s: traced again with attention in parts (%s)", name, str(error.__cause__ or error)[:200])
             try:
                 with sdpa_kernel(SDPBackend.MATH):
                     trace()
-            except torch.onnx.OnnxExporterError:
-                why = str(error.__cause__ or error).strip().splitlines()[0]
+            except Exception:
+                cause = error.__cause__ or error
+                why = (str(cause).strip().splitlines() or [""])[0] or type(cause).__name__
                 raise VssError(f"{name} cannot be exported to ONNX opset {opset} ({why}).") from error
 
 

@@ -65,6 +65,10 @@ class AnyGraph(nn.Module):
         names = [("logits" if only.ndim == 4 else "output")] if single else list(named)
         self.names = [f"{name}_out" if name in self.inputs else name for name in names]  # a file has each name once
 
+    def __repr__(self) -> str:
+        """As `SegGraph`'s."""
+        return f"{type(self).__name__}({type(self.model).__name__})"
+
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The tensors of `inputs`, in order. Returns those of `names`, in order."""
         left = iter(tensors)

@@ -64,6 +64,10 @@ class SegGraph(nn.Module):
             self.register_buffer("scale", (1 / (255 * std)).float().view(1, 3, 1, 1), persistent=False)
             self.register_buffer("shift", (-mean / std).float().view(1, 3, 1, 1), persistent=False)
 
+    def __repr__(self) -> str:
+        """Its own name alone: torch's exporter prints what it traces, and a layer of another library may fail at it."""
+        return f"{type(self).__name__}({type(self.model).__name__})"
+
     def outputs(self, sides: tuple[Any, Any]) -> dict[str, tuple[str, tuple[Any, ...]]]:
         """Name -> (dtype, shape without N) of every output, in order; `sides` are H and W of the image."""
         if self.defect:
