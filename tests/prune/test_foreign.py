@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from vss.core.errors import VssError
 from vss.prune import Groups, Plan, apply_plan, count, find_groups, make_plan, masked, verify
+from vss.prune.probe import SIZED
 
 from .nets import Residual, randomise
 
@@ -106,6 +107,28 @@ def test_a_global_context_block_is_cut() -> None:
     net, x = around(GlobalContext()), torch.randn(1, 3, 8, 8)
     assert [g.id for g in find_groups(net, x)] == ["0", "2.t.0", "3"]
     proven(net, x)
+
+
+class Scrambled(nn.Module):
+    """x + what attention over positions gives, read as channels without being turned back, as in MAnet."""
+
+    def __init__(self, c: int = 32) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Conv2d(c, 8, 1), nn.Conv2d(c, 8, 1), nn.Conv2d(c, c, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).flatten(2) for layer in (self.q, self.k, self.v))
+        return x + ((q.transpose(1, 2) @ k).softmax(-1) @ v.transpose(1, 2)).reshape(x.shape)
+
+
+def test_channels_that_belong_together_at_one_size_alone_stay() -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.AvgPool2d(16), around(Scrambled())).eval(), torch.randn(1, 3, 32, 32)
+    groups = find_groups(net, x)
+    assert [(g.id, g.channels) for g in groups] == [("1.2.q", 8), ("1.3", 16)]
+    assert reasons(groups)["1.0"] == reasons(groups)["1.2.v"] == SIZED
+    plan, small = proven(net, x)
+    assert verify(net, small, plan, [(64, 32), (32, 96)])["masked_max_rel"] < 1e-4
 
 
 class Skip(nn.Module):

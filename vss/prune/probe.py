@@ -12,7 +12,7 @@ import logging
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 
 import torch
@@ -20,20 +20,33 @@ from torch import Tensor, nn
 
 from vss.core.closeness import alike, duplicate
 from vss.core.errors import SHOWN, VssError, one_line
-from vss.core.example import Example, Forward, default_forward, drawn, image_of, inputs_of, logits_of, on, paired
+from vss.core.example import (
+    Example,
+    Forward,
+    at_size,
+    default_forward,
+    drawn,
+    image_of,
+    inputs_of,
+    logits_of,
+    on,
+    paired,
+)
 from vss.prune.apply import TOLERANCE, check_slots, cut_by, masked_by
 from vss.prune.plan import Group, PlanGroup
 
 LOG = logging.getLogger(__name__)
 MOST_COUNTS = 3  # of one group
 IMAGE_RANGE, ASLEEP = 128.0, 1e-3
+TALLER = (32, 64)  # by so many rows the second size is larger: the first of these that the network takes
 EVERY_S = 10.0  # between two lines of progress
 DIFFERS = "removing its channels is not the same as zeroing them: the network reorders or mixes them"
+SIZED = "which of its channels belong together depends on the size of the image"
 TIME = "the time for planning was used up before it was tried; give more by time_limit_s"
 
 
 class Probe:
-    """Cuts of one network, tried on the caller's example, on noise, and on noise of the range of images.
+    """Cuts of one network, tried on the example, on noise, and on noise of the range of images and of another size.
 
     The network's parameters that are all zero or next to it (a layer scale, a gain that training begins at zero) are
     drawn anew, since they hide what is behind them. Where the network runs in training mode, so must the cut one.
@@ -54,11 +67,10 @@ class Probe:
         noise = drawn(example, generator)
         self.images: list[Example] = [noise]
         if image_of(example).is_floating_point():
-            loud = drawn(example, torch.Generator().manual_seed(0), IMAGE_RANGE)
+            loud = (_loud(each) for each in (*_taller(example), example))
+            self.images += [first] if (first := next(filter(self.takes, loud), None)) is not None else []
             varied = any(bool((value != value.reshape(-1)[0]).any()) for value in inputs_of(example) if value.numel())
-            self.images += [
-                image for image, wanted in ((loud, True), (example, varied)) if wanted and self.takes(image)
-            ]
+            self.images += [example] if varied and self.takes(example) else []
         self.pair = paired(noise)
         self.trains = self._trains(self.model) == ""
 
@@ -73,8 +85,11 @@ class Probe:
         return logits_of(self.forward(net, x))
 
     def takes(self, x: Example) -> bool:
-        """Whether the network gives finite values for it."""
-        return all(bool(torch.isfinite(value).all()) for value in self.outputs(self.model, x))
+        """Whether the network runs on it and gives finite values."""
+        try:
+            return all(bool(torch.isfinite(value).all()) for value in self.outputs(self.model, x))
+        except Exception:  # whatever the forward of a foreign network raises
+            return False
 
     def faults(self, chosen: Sequence[PlanGroup]) -> dict[str, str]:
         """Group id -> why it cannot be cut so; empty where all can. Halves until the culprits are found."""
@@ -124,13 +139,19 @@ class Probe:
         if not all(torch.isfinite(value).all() for value in self.outputs(mask, self.images[0])):
             raise VssError("the network gives NaN or infinite outputs on a random image; check its weights.")
         try:
-            same = all(alike(mask, small, image, self.outputs, TOLERANCE) for image in self.images)
+            differs = next((x for x in self.images if not alike(mask, small, x, self.outputs, TOLERANCE)), None)
         except Exception as error:
-            return f"the network does not run in float64 without some of its channels ({short(error)})"
-        if not same:
-            return DIFFERS
+            return f"the network does not run in float64, or at another size, without some channels ({short(error)})"
+        if differs is not None:
+            return SIZED if self._by_size(mask, small, differs) else DIFFERS
         wrong = self._trains(small) if self.trains else ""
         return f"the network does not train without some of its channels ({wrong})" if wrong else None
+
+    def _by_size(self, mask: nn.Module, small: nn.Module, x: Example) -> bool:
+        """Whether two networks that differ on `x` do so for its size alone."""
+        noise = self.images[0]
+        other = image_of(x).shape != image_of(noise).shape
+        return other and alike(mask, small, _loud(noise), self.outputs, TOLERANCE)
 
     def counted(self, group: Group) -> Group | None:
         """The group with the whole numbers, such as `num_heads`, that have to shrink with it; None where none help."""
@@ -155,6 +176,19 @@ class Probe:
         if time.monotonic() - self.spoke > EVERY_S:
             self.spoke = time.monotonic()
             LOG.info("planning: a cut of %d groups is tried, %.0f s are left", count, self.deadline - self.spoke)
+
+
+def _loud(example: Example) -> Example:
+    """Noise of the range of images."""
+    return drawn(example, torch.Generator().manual_seed(0), IMAGE_RANGE)
+
+
+def _taller(example: Example) -> Iterator[Example]:
+    """The example at other sizes, without values."""
+    image = image_of(example)
+    if image.ndim > 2:
+        height, width = image.shape[-2:]
+        yield from (at_size(example, (height + more, width), len(image)) for more in TALLER)
 
 
 def short(error: Exception) -> str:
