@@ -2,8 +2,8 @@
 
 CamVid as VOC, colours, COCO polygons and flat folders with lists; KolektorSDD (resized, `ksdd1_230`) as flat folders
 without the masks of sound images and as anomaly folders. Of each: pixels of every class, IoU of every class against the
-original arrangement, and with `--ckpt` what a checkpoint scores on its test split. COCO polygons are the outlines of
-the regions of each class, halfway between pixel centres (contourpy); all else keeps every pixel.
+original arrangement, with `--ckpt` and `--defect-ckpt` what a checkpoint scores on the test split. COCO polygons are
+the outlines of the regions of each class, halfway between pixel centres (contourpy); all else keeps every pixel.
 
     python benchmarks/bench_layouts.py --camvid CAMVID --ksdd KSDD1_230 --write
 """
@@ -198,7 +198,7 @@ def score(data: SegData, ckpt: Path) -> dict[str, float]:
     recipe, preprocess = recipe_around(ckpt, data_root=str(data.root), dataset=data.name, recipe=Recipe())
     project = Project(recipe, data, preprocess)
     found = project.score_net(project.load(ckpt), split="test")
-    return {key: value for key, value in found.items() if key in ("miou_pct", "pixel_acc_pct", "ap_pct") and value}
+    return {key: found[key] for key in ("miou_pct", "pixel_acc_pct", "ap_pct", "fn", "fp") if key in found}
 
 
 def main() -> None:
@@ -206,24 +206,24 @@ def main() -> None:
     parser.add_argument("--camvid", type=Path, required=True)
     parser.add_argument("--ksdd", type=Path, required=True)
     parser.add_argument("--ckpt", type=Path, help="checkpoint of CamVid")
+    parser.add_argument("--defect-ckpt", type=Path, help="checkpoint of KolektorSDD")
     parser.add_argument("--limit", type=int, default=1 << 30, help="images of a split, evenly over it")
     parser.add_argument("--write", action="store_true", help="keep the file")
     given = parser.parse_args()
     sources = {"camvid": open_data("camvid", given.camvid), "ksdd": open_data("ksdd2", given.ksdd)}
     sources = {name: limited(data, given.limit) for name, data in sources.items()}
-    rows: dict[str, Any] = {}
-    if given.ckpt:
-        rows["camvid"] = score(sources["camvid"], given.ckpt)
-        print("camvid", rows["camvid"], flush=True)
+    ckpts = {name: path for name, path in (("camvid", given.ckpt), ("ksdd", given.defect_ckpt)) if path}
+    rows: dict[str, Any] = {name: score(sources[name], path) for name, path in ckpts.items()}
+    print(rows, flush=True)
     for name, (source, layout, arrange) in CASES.items():
         with tempfile.TemporaryDirectory(prefix="vss-layouts-") as folder:
             options = DataOptions.model_validate(arrange(sources[source], Path(folder)))
             start = time.perf_counter()
             data = open_data(layout, folder, options)
             rows[name] = row_of(sources[source], data, time.perf_counter() - start)
-            if given.ckpt and source == "camvid":
-                rows[name] |= score(data, given.ckpt)
-            print(name, {key: value for key, value in rows[name].items() if key != "class_pixels"}, flush=True)
+            if source in ckpts:
+                rows[name] |= score(data, ckpts[source])
+            print(name, {k: v for k, v in rows[name].items() if k not in ("class_pixels", "iou")}, flush=True)
     if given.write:
         print("wrote", write("layouts", "cpu", facts("cpu"), {"rows": rows}))
 

@@ -143,6 +143,9 @@ def test_what_is_no_set_is_refused_before_anything_is_written(tmp_path: Path) ->
     Image.new("L", (20, 24), 9).save(bad / "labels/2_mask.png")
     refused(cli("init", bad, "--save", recipe), "2_mask.png holds label values 9")
     refused(cli("init", tmp_path / "bad", "--save", tmp_path / "own"), "give NAME.yaml")
+    (bad / "labels/2_mask.png").unlink()
+    (bad / "imgs/2.png").unlink()
+    refused(cli("init", bad, "--save", recipe, "--label-map", "tree=ignore,car=ignore"), "there is one class alone")
     refused(cli("init", tmp_path / "nowhere", "--save", recipe), "does not exist")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "empty", "two"]
 

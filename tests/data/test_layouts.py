@@ -211,6 +211,12 @@ COCO_FAULTS = {
     "annotations.0.image_id": (77, "is of image 77, which the file does not list"),
     "annotations.0.segmentation": ([], "has no segmentation (a box alone teaches no pixels)"),
     "annotations.0.segmentation.0": ([1, 1, 2, 2], "has 2 points; expected 3 or more"),
+    "annotations.0.segmentation ": ({"size": [24, 20], "counts": [3, 5, 2]}, "add up to 10 pixels, its image has 480"),
+    "annotations.1.segmentation": ({"size": [24, 20], "counts": "@@@zz"}, "holds a rle that cannot be drawn"),
+    "annotations.1.segmentation ": (
+        {"size": [20, 24], "counts": [480]},
+        "are of [20, 24] pixels, its image of [24, 20]",
+    ),
     "images.0.file_name": ("absent.png", "lists the image absent.png, which is not there"),
     "images.0.width": (21, "is 24x21 and its image 0.png is 24x20"),
     "categories.1.name": ("car", "lists 2 categories, 1 of different names"),
@@ -223,7 +229,7 @@ COCO_FAULTS = {
 def test_faults_in_a_coco_file(place: str, tmp_path: Path) -> None:
     sets.save(tmp_path / "images/0.png", sets.image(0))
     content = sets.coco_content(range(1))
-    *above, last = [int(part) if part.isdecimal() else part for part in place.split(".")]
+    *above, last = [int(part) if part.isdecimal() else part for part in place.strip().split(".")]
     inner: object = content
     for part in above:
         inner = inner[part]  # type: ignore[index]
@@ -234,13 +240,16 @@ def test_faults_in_a_coco_file(place: str, tmp_path: Path) -> None:
 
 
 @coco_tools
-def test_a_category_without_an_image_is_said(tmp_path: Path) -> None:
+def test_a_category_without_an_image_and_an_image_that_no_file_lists_are_said(tmp_path: Path) -> None:
     sets.coco(tmp_path)
     for path in (tmp_path / "annotations").iterdir():
         content = json.loads(path.read_text())
         content["categories"].append({"id": 100, "name": "ghost"})
         path.write_text(json.dumps(content))
-    assert any("1 class that no mask" in note and "ghost" in note for note in check(tmp_path)["warnings"])
+    sets.save(tmp_path / "train2017/99.png", sets.image(99))
+    notes = check(tmp_path)["warnings"]
+    assert any("1 class that no mask" in note and "ghost" in note for note in notes)
+    assert f"1 image that no file lists, not used: {tmp_path / 'train2017/99.png'}" in notes
 
 
 def test_faults_in_a_labelme_file(tmp_path: Path) -> None:

@@ -59,6 +59,10 @@ def test_forgotten_labels_are_refused(tmp_path: Path) -> None:
     assert "one class alone, 'a' of 3" in both(make(tmp_path, ("a", "b", "c"), train=[[0]], val=[[0, 1, 2]]))
 
 
+def test_one_class_alone_is_refused(tmp_path: Path) -> None:
+    assert "there is one class alone, 'a', so that nothing can be learned" in both(make(tmp_path, ("a",), train=[[0]]))
+
+
 def test_labels_from_1_to_k_are_refused_with_the_hint(tmp_path: Path) -> None:
     text = both(make(tmp_path, ("a", "b", "c"), train=[[1, 2, 3, 255]]))
     assert "The values run from 1 to 3, as if shifted by one" in text

@@ -144,6 +144,16 @@ def backend_of(name: str) -> str:
     return name
 
 
+def pairs_in(text: str) -> list[str]:
+    """`a=b,c=d` as two pairs; a comma within a name is part of it.
+
+    >>> pairs_in("car=ignore,tree=plant"), pairs_in("road, route=road")
+    (['car=ignore', 'tree=plant'], ['road, route=road'])
+    """
+    parts = text.split(",")
+    return parts if all("=" in part for part in parts) else [text]
+
+
 def named_or(flag: str) -> Callable[[list[str]], Any]:
     """A reader of one word (a file, a ready table), or of name=value as often as there are some."""
     return lambda texts: texts[0] if len(texts) == 1 and "=" not in texts[0] else options_of(texts, flag)
@@ -153,7 +163,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "build.backend": backend_of,
     "data.size": size_of,
     "data.classes": lambda texts: [name.strip() for text in texts for name in text.split(",")],
-    "data.label_map": named_or("--label-map"),
+    "data.label_map": lambda texts: named_or("--label-map")([pair for text in texts for pair in pairs_in(text)]),
     "data.colors": named_or("--colors"),
     "data.split": lambda texts: options_of([part for text in texts for part in text.split(",")], "--data-split"),
     "bench.cores": cores_of,

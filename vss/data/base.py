@@ -179,11 +179,15 @@ class Pair:
 
 @dataclass(frozen=True)
 class Orphans:
-    """Files of a data root that belong to no pair; `strays` are copies such as `NAME (copy).png`."""
+    """Files of a data root that belong to no pair.
+
+    `strays` are copies such as `NAME (copy).png`. `unlisted` lie among images that a file lists.
+    """
 
     images_without_mask: tuple[Path, ...] = ()
     masks_without_image: tuple[Path, ...] = ()
     strays: tuple[Path, ...] = ()
+    unlisted: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

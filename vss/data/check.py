@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from vss.core.config_data import DataOptions
-from vss.core.errors import VssError, counted
+from vss.core.errors import VssError, counted, steadily
 from vss.data.base import Pair, SegData, UnknownLabelsError
 from vss.data.counts import ClassCounts
 from vss.data.doubts import doubts, mixed_depths, refusals, shifted
@@ -177,6 +177,7 @@ def _warnings(
     warnings = _summaries(
         ("mask without an image, not used", "masks without an image, not used", report["masks_without_image"]),
         ("stray copy, not used", "stray copies, not used", report["strays"]),
+        ("image that no file lists, not used", "images that no file lists, not used", report["images_unlisted"]),
         ("near duplicate over splits", "near duplicates over splits", near),
     )
     if data.splits:
@@ -196,17 +197,17 @@ def check(
     """Read every image and mask and report, as a JSON-able dict.
 
     Keys: `dataset root classes protocol`; `not_layouts` (name -> why not); `splits`, per split: `pairs`, `sizes`
-    (`distinct height width common`),
-    `classes` (per name: `pixels pixels_pct images`), `ignored_pct`; the lists `images_without_mask masks_without_image
-    strays corrupt size_mismatches unknown_labels duplicates` (and `near_duplicates` with `near`); `problems` and
-    `warnings` (sentences); `ok` (no problem). With a folder, `name` is the dataset, or else the layout is guessed.
-    Raises `VssError` for a folder of no known layout.
+    (`distinct height width common`), `classes` (per name: `pixels pixels_pct images`), `ignored_pct`; the lists
+    `images_without_mask masks_without_image strays images_unlisted corrupt size_mismatches unknown_labels duplicates`
+    (and `near_duplicates` with `near`); `problems` and `warnings` (sentences); `ok` (no problem). With a folder, `name`
+    is the dataset, or else the layout is guessed. Raises `VssError` for a folder of no known layout.
     """
     if not isinstance(data, SegData):
         data = open_root(name or AUTO, data, options)
     jobs = [(split, pair) for split, pairs in data.splits.items() for pair in pairs]
     opened: SegData = data
-    findings = list(thread_map(lambda job: inspect(opened, *job), jobs, workers, progress))
+    found = thread_map(lambda job: inspect(opened, *job), jobs, workers, progress)
+    findings = list(steadily(found, "looking at images and masks", len(jobs)))
     by_split = {split: [found for found in findings if found.split == split] for split in data.splits}
     counts = {split: _counts(data, found) for split, found in by_split.items()}
     report: dict[str, Any] = {
@@ -219,6 +220,7 @@ def check(
         "images_without_mask": [str(path) for path in data.orphans.images_without_mask],
         "masks_without_image": [str(path) for path in data.orphans.masks_without_image],
         "strays": [str(path) for path in data.orphans.strays],
+        "images_unlisted": [str(path) for path in data.orphans.unlisted],
         "corrupt": [sentence for found in findings for sentence in found.corrupt],
         "size_mismatches": [str(found.pair.mask) for found in findings if found.mismatch],
         "unknown_labels": [{"mask": str(f.pair.mask), "values": f.unknown} for f in findings if f.bad_mask],

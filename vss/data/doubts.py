@@ -99,6 +99,11 @@ def refusals(data: SegData, found: Mapping[str, ClassCounts]) -> list[str]:
     if apart := _one_or_255(data, found):
         sentences.append(apart)
     train = found.get("train")
+    if train and data.num_classes == 1:
+        sentences.append(
+            f"there is one class alone, {shown(data.class_names[0])}, so that nothing can be learned: two or more are "
+            "needed, of which one may be what is nothing else (data.classes, data.label_map)"
+        )
     if train and data.num_classes > 1 and (train.pixels > 0).sum() == 1:
         name = data.class_names[int(train.pixels.argmax())]
         sentences.append(

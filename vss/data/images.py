@@ -31,7 +31,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from vss.core.errors import VssError
+from vss.core.errors import VssError, steadily
 from vss.core.files import sha256_json
 from vss.data import pixels
 from vss.data.pixels import READ_ERRORS, ImageKindError
@@ -55,7 +55,6 @@ SCALED = {"L;2": 85, "L;4": 17}
 SCHEMA = 1
 SETTLED = 2.0  # seconds; the coarsest clock of a file system in use (FAT)
 CHUNK = 500  # names in one question; SQLite takes 999 in every version
-MANY = 1000  # files from which reading them all is worth a line
 MAX_VALUES = 1024  # a mask of more different values is counted each time
 TABLES = """
 CREATE TABLE IF NOT EXISTS digests (path TEXT PRIMARY KEY, facts TEXT NOT NULL, sha256 TEXT NOT NULL);
@@ -263,9 +262,8 @@ class Memory:
         result = {name: self.known[name][1] for name, now in zip(names, facts, strict=True)
                   if self.known.get(name, ("", ""))[0] == now}  # fmt: skip
         missing = [name for name in dict.fromkeys(names) if name not in result]
-        if len(missing) > MANY:
-            log.info("reading %d files once, to know their contents", len(missing))
-        found = dict(zip(missing, thread_map(_digest, map(Path, missing)), strict=True))
+        read = steadily(thread_map(_digest, map(Path, missing)), "reading files, to know their contents", len(missing))
+        found = dict(zip(missing, read, strict=True))
         keep = {name: pair for name, pair in found.items() if pair[0]}
         self.known |= keep
         self._tell("digests", [(name, *pair) for name, pair in keep.items()])
@@ -289,9 +287,8 @@ class Memory:
             with contextlib.suppress(ValueError, TypeError):  # a damaged row is counted again
                 self.counted[key] = (np.dtype(dtype).name, {int(v): int(n) for v, n in json.loads(text)})
         missing = {key: mask for key, mask in zip(keys, masks, strict=True) if key not in self.counted}
-        if len(missing) > MANY:
-            log.info("reading %d masks once, to count their labels", len(missing))
-        found = dict(zip(missing, thread_map(_count, missing.values()), strict=True))
+        read = steadily(thread_map(_count, missing.values()), "reading masks, to count their labels", len(missing))
+        found = dict(zip(missing, read, strict=True))
         keep = {key: counts for key, counts in found.items() if len(counts[1]) <= MAX_VALUES}
         self.counted |= keep
         self._tell("counts", [(k, dtype, json.dumps(list(table.items()))) for k, (dtype, table) in keep.items()])

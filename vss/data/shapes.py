@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,7 +62,11 @@ def coco(root: Path, options: DataOptions) -> SegData:
         for file in by_split[split]:
             file.add(root, images, masks)
         matcher.add(split, images=images, masks=masks)
-    return _drawn("coco", root, (BACKGROUND, *names), matcher)
+    data = _drawn("coco", root, (BACKGROUND, *names), matcher)
+    used = {pair.image for pairs in data.splits.values() for pair in pairs}
+    folders = sorted({path.parent for path in used})
+    unlisted = tuple(path for folder in folders for path in list_images(folder) if path not in used)
+    return dataclasses.replace(data, orphans=dataclasses.replace(data.orphans, unlisted=unlisted))
 
 
 def split_of(path: Path, root: Path) -> str:
@@ -198,6 +203,10 @@ class CocoFile:
                 if list(outline["size"]) != [height, width]:
                     raise VssError(f"the run lengths of {name} in {self.path} are of {shown(outline['size'])} pixels, "
                                    f"its image of {[height, width]} (height, width); export both again.")  # fmt: skip
+                runs = outline["counts"]
+                if isinstance(runs, list) and sum(runs) != height * width:
+                    raise VssError(f"the run lengths of {name} in {self.path} add up to {sum(runs)} pixels, its image "
+                                   f"has {height * width}; export the file again.")  # fmt: skip
                 shapes.append(Shape(value, "rle", outline))
                 continue
             polygons = [np.asarray(polygon, np.float64) for polygon in outline]
