@@ -344,7 +344,7 @@ def work(arguments: argparse.Namespace, table: Table, every: dict[str, Net]) -> 
     packages = {name: importlib.metadata.version(name) for name in ("torch", "torch-pruning")}
 
     def one(name: str) -> None:
-        row = table.rows.get(name, {"net": name, "family": every[name].family, "side": every[name].side})
+        row = table.rows.get(name, {}) | {"net": name, "family": every[name].family, "side": every[name].side}
         for side in ("vss", "torch_pruning"):
             old = row.get(side)
             due = old is None or arguments.again or (arguments.failed and old["status"] != "ok")

@@ -74,7 +74,7 @@ def torchvision_nets() -> Iterator[tuple[str, Net]]:
         yield f"torchvision {name}", Net("torchvision", lambda name=name: models.get_model(
             name, weights=None, num_classes=CLASSES))  # fmt: skip
     yield "torchvision inception_v3", Net("torchvision", lambda: models.get_model(
-        "inception_v3", weights=None, init_weights=False, num_classes=CLASSES), 128)  # fmt: skip
+        "inception_v3", weights=None, init_weights=False, num_classes=CLASSES), 299)  # fmt: skip
     for name, side in (("swin_t", 64), ("swin_v2_t", 64), ("maxvit_t", 224), ("vit_b_32", 224)):
         yield f"torchvision {name}", Net("torchvision", lambda name=name: models.get_model(
             name, weights=None, num_classes=CLASSES), side)  # fmt: skip
