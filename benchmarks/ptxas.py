@@ -44,14 +44,16 @@ def readable(names: list[str]) -> list[str]:
 
 
 def rows_of(source: Path, nvcc: str, architectures: list[int]) -> list[dict[str, Any]]:
-    targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
-    with tempfile.TemporaryDirectory() as folder:
-        command = [nvcc, "-std=c++17", "-O3", *targets, "-Xptxas", "-v", "-c", str(source), "-o", f"{folder}/kernel.o"]
-        done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{source.name} does not compile: {done.stderr.strip().splitlines()[-1]}")
+    said = ""
+    for architecture in architectures:  # device code alone
+        with tempfile.TemporaryDirectory() as folder:
+            command = [nvcc, "-std=c++17", "-O3", f"-arch=sm_{architecture}", "-Xptxas", "-v", "-cubin", str(source)]
+            done = subprocess.run([*command, "-o", f"{folder}/kernel.cubin"], capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{source.name} does not compile: {done.stderr.strip().splitlines()[-1]}")
+        said += done.stderr
     rows: list[dict[str, Any]] = []
-    for line in done.stderr.splitlines():
+    for line in said.splitlines():
         if found := ENTRY.search(line):
             rows.append({"source": source.name, "kernel": found["name"], "architecture": int(found["arch"])})
         elif found := STACK.search(line):

@@ -9,8 +9,6 @@
 namespace vss {
 namespace {
 
-constexpr unsigned kAll = 0xffffffffu;
-
 using Sums = MomentSums<float>;
 using Totals = MomentSums<double>;
 
@@ -66,12 +64,7 @@ __global__ void __launch_bounds__(kMomentThreads)
     const uint32_t map = blockIdx.x / splits, split = blockIdx.x % splits;
     Totals total{};
     total.add(walk(p, plan, a, g, map / channels, map % channels, split, static_cast<int>(threadIdx.x)));
-    for (int step = 16; step > 0; step /= 2) {
-        total.product += __shfl_down_sync(kAll, total.product, step);
-        total.abs_product += __shfl_down_sync(kAll, total.abs_product, step);
-        total.abs_activation += __shfl_down_sync(kAll, total.abs_activation, step);
-        total.gradient += __shfl_down_sync(kAll, total.gradient, step);
-    }
+    add_lanes(total);
     __shared__ Totals partial[kMomentWarps];
     if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = total;
     __syncthreads();
@@ -116,8 +109,8 @@ Status channel_moments_cuda(const ChannelMomentsParams& p, CUstream_st* stream) 
     });
     if (status != Status::ok || plan.splits == 1) return status;
     const int64_t maps = p.batch * p.channels;
-    return launch(add_parts<Totals>, ceil_div(maps, kAddThreads), kAddThreads, stream,
-                  static_cast<const Totals*>(parts), maps, static_cast<int>(plan.splits), p.moments);
+    return launch(add_parts<Totals>, ceil_div(maps, kAddMaps), kAddThreads, stream, static_cast<const Totals*>(parts),
+                  maps, static_cast<int>(plan.splits), p.moments);
 }
 
 }  // namespace vss

@@ -39,6 +39,12 @@ struct MomentSums {
         abs_activation += part.abs_activation, gradient += part.gradient;
     }
 
+    VSS_CALLS_EITHER
+    template <typename Visit>
+    VSS_HD void each(const Visit& visit) {
+        visit(product), visit(abs_product), visit(abs_activation), visit(gradient);
+    }
+
     VSS_HD void store(float* moments) const {
         moments[kProductSum] = static_cast<float>(product);
         moments[kAbsProductSum] = static_cast<float>(abs_product);

@@ -71,16 +71,33 @@ Status launch(void (*kernel)(Given...), int64_t blocks, int threads, CUstream_st
     return {of_an_earlier_kernel(error) ? Status::earlier_failed : Status::launch_failed, cudaGetErrorString(error)};
 }
 
-constexpr int kAddThreads = 256;
+constexpr unsigned kAll = 0xffffffffu;
 
-// out[map] = the columns of the sum of parts[0][map], parts[1][map] and so on; in this order, so reproducible.
+// Adds what the lanes of a warp hold, all of which take part; lane 0 has the sum.
+template <typename Sums>
+__device__ __forceinline__ void add_lanes(Sums& sums) {
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) {
+        Sums other = sums;
+        other.each([step](auto& value) { value = __shfl_down_sync(kAll, value, step); });
+        sums.add(other);
+    }
+}
+
+constexpr int kAddThreads = 256;
+constexpr int kAddMaps = kAddThreads / 32;  // of a block
+
+// out[map] = the columns of the sum of parts[0][map], parts[1][map] and so on, by a warp; in an order that is always
+// the same, so reproducible.
 template <typename Sums>
 __global__ void __launch_bounds__(kAddThreads) add_parts(const Sums* parts, int64_t maps, int count, float* out) {
-    const int64_t map = blockIdx.x * int64_t{kAddThreads} + threadIdx.x;
+    const int64_t map = blockIdx.x * int64_t{kAddMaps} + threadIdx.x / 32;
+    const int lane = threadIdx.x % 32;
     if (map >= maps) return;
     Sums sum{};
-    for (int part = 0; part < count; ++part) sum.add(parts[part * maps + map]);
-    sum.store(out + map * Sums::kColumns);
+    for (int part = lane; part < count; part += 32) sum.add(parts[part * maps + map]);
+    add_lanes(sum);
+    if (lane == 0) sum.store(out + map * Sums::kColumns);
 }
 
 }  // namespace vss

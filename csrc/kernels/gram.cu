@@ -1,8 +1,10 @@
 // CUDA: 64x64 tiles of the lower triangle on tensor cores, 32 positions a step. While a step is multiplied, the values
 // of the next are on their way into registers; from there they go, scaled and as floats, into the other half of shared
 // memory (a copy past the registers could neither scale nor widen them). Each float is split into two TF32 parts and
-// three products are summed; the fourth is below 2^-22 of the product. Where the triangle has too few tiles to fill the
-// device, positions are split among blocks; partial tiles are summed in a fixed order, so results are reproducible.
+// three products are summed; the fourth is below 2^-22 of the product. Tensor cores cut off what does not fit into a
+// sum instead of rounding it, so they sum one step alone, and the sums of steps are added with rounding. Where the
+// triangle has too few tiles to fill the device, positions are split among blocks; partial tiles are summed in a fixed
+// order, so results are reproducible.
 #include <mma.h>
 
 #include "common.cuh"
@@ -101,8 +103,11 @@ __device__ __forceinline__ const float* at(const float* rows, int channel, int p
 // Adds the product of 32 channels of `left` from `row` on and 32 of `right` from `column` on.
 template <bool ByChannel>
 __device__ __forceinline__ void multiply(const float* left, int row, const float* right, int column,
-                                         Sums (&sums)[2][2]) {
+                                         Sums (&total)[2][2]) {
     constexpr int kPitch = ByChannel ? kGramPitchByChannel : kGramPitch;
+    Sums sums[2][2];
+    for (auto& line : sums)
+        for (auto& sum : line) wmma::fill_fragment(sum, 0.0f);
 #pragma unroll 1
     for (int k = 0; k < kGramDepth; k += 8) {
         Left<ByChannel> left_high[2], left_low[2];
@@ -124,10 +129,19 @@ __device__ __forceinline__ void multiply(const float* left, int row, const float
             }
         }
     }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+#pragma unroll
+            for (int e = 0; e < Sums::num_elements; ++e) total[i][j].x[e] += sums[i][j].x[e];
+        }
+    }
 }
 
 template <typename T, bool ByChannel>
-__global__ void __launch_bounds__(kGramThreads, 3) partial_tiles(GramParams p, const T* maps, GramPlan plan) {
+__global__ void __launch_bounds__(kGramThreads, kGramResident)
+    partial_tiles(GramParams p, const T* maps, GramPlan plan) {
     __shared__ __align__(128) float panels[2][2][kGramPanel];  // by step and side
     __shared__ Scales scales[2];                               // by side
     const auto pairs = static_cast<uint32_t>(plan.pairs);
@@ -141,6 +155,7 @@ __global__ void __launch_bounds__(kGramThreads, 3) partial_tiles(GramParams p, c
                 static_cast<int32_t>(begin / plan.steps_per_image),
                 {pair.i * kGramTile, pair.j * kGramTile}};
     const int position = gram_slot<ByChannel>(thread, 0).position;
+    const Walk start(position, kGramWalk<ByChannel>, plan.width, p.stride_h, p.stride_w);
     Walk walk(place.first + position, kGramWalk<ByChannel>, plan.width, p.stride_h, p.stride_w);
     Fetched fetched;
 
@@ -168,10 +183,7 @@ __global__ void __launch_bounds__(kGramThreads, 3) partial_tiles(GramParams p, c
         if (more) {
             place.first += kGramDepth;
             crosses = place.first >= plan.positions;
-            if (crosses) {
-                place.first = 0, ++place.n;
-                walk = Walk(position, kGramWalk<ByChannel>, plan.width, p.stride_h, p.stride_w);
-            }
+            if (crosses) place.first = 0, ++place.n, walk = start;
             fetch<ByChannel>(p, plan, maps, place, both, walk, fetched);
         }
         multiply<ByChannel>(panels[half][0], row, panels[half][both ? 1 : 0], column, sums);

@@ -21,7 +21,8 @@ struct GramParams {
 int64_t gram_workspace(const GramParams& p);
 int64_t gram_workspace_cuda(const GramParams& p);
 
-// Products and sums are float32; on CUDA a factor counts with 22 of its 24 bits, so a product is off by 2^-21 at most.
+// Products and sums are float32. On CUDA a factor counts with 22 of its 24 bits, so a product is off by 2^-21 of itself
+// at most, and sums of 32 positions are cut off to float32, not rounded.
 Status gram_cpu(const GramParams& p);
 Status gram_cuda(const GramParams& p, CUstream_st* stream);
 

@@ -7,10 +7,11 @@
 
 namespace vss {
 
-constexpr int kGramTile = 64;        // channels of a tile's side
-constexpr int kGramDepth = 32;       // positions of a step
-constexpr int kGramThreads = 128;    // four warps, each a quarter of the tile
-constexpr int kGramBlocks = 396;     // blocks to aim for: three for each of 132 multiprocessors
+constexpr int kGramTile = 64;      // channels of a tile's side
+constexpr int kGramDepth = 32;     // positions of a step
+constexpr int kGramThreads = 128;  // four warps, each a quarter of the tile
+constexpr int kGramResident = 2;   // blocks of a multiprocessor at a time
+constexpr int kGramBlocks = 132 * kGramResident;
 constexpr int kGramFewestSteps = 8;  // of a block
 constexpr int kGramTileSize = kGramTile * kGramTile;
 constexpr int kGramFetches = kGramTile * kGramDepth / kGramThreads;  // values of a panel that a thread fetches a step
@@ -41,7 +42,10 @@ VSS_HD GramPlan gram_plan(const GramParams& p) {
     plan.width = dense_width(p.height, p.width, p.stride_h, p.stride_w);
     plan.steps_per_image = ceil_div(plan.positions, kGramDepth);
     plan.steps = p.batch * plan.steps_per_image;
-    const int64_t wanted = ceil_div(kGramBlocks, plan.pairs), most = ceil_div(plan.steps, kGramFewestSteps);
+    // As many blocks as are resident, and none that would run after all others; where that leaves many idle, four times
+    // as many.
+    const int64_t wanted = (plan.pairs * 6 <= kGramBlocks ? kGramBlocks : 4 * kGramBlocks) / plan.pairs,
+                  most = ceil_div(plan.steps, kGramFewestSteps);
     plan.splits = wanted < most ? wanted : most;
     plan.splits = plan.splits < 1 ? 1 : plan.splits;
     return plan;

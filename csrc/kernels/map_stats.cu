@@ -11,8 +11,6 @@
 namespace vss {
 namespace {
 
-constexpr unsigned kAll = 0xffffffffu;
-
 using Sums = MapSums<float>;
 using Totals = MapSums<double>;
 
@@ -83,13 +81,7 @@ __global__ void __launch_bounds__(kStatsThreads, 4)
     }
     Totals total{};
     total.add(sums);
-    for (int step = 16; step > 0; step /= 2) {
-        total.positive += __shfl_down_sync(kAll, total.positive, step);
-        total.negative += __shfl_down_sync(kAll, total.negative, step);
-        total.square += __shfl_down_sync(kAll, total.square, step);
-        total.edge += __shfl_down_sync(kAll, total.edge, step);
-        total.edge_square += __shfl_down_sync(kAll, total.edge_square, step);
-    }
+    add_lanes(total);
     __shared__ Totals partial[kStatsWarps];
     if (threadIdx.x % 32 == 0) partial[warp] = total;
     __syncthreads();
@@ -210,8 +202,8 @@ Status map_stats_cuda(const MapStatsParams& p, CUstream_st* stream) {
     });
     if (status != Status::ok || plan.splits == 1) return status;
     const int64_t maps = p.batch * p.channels;
-    return launch(add_parts<Totals>, ceil_div(maps, kAddThreads), kAddThreads, stream,
-                  static_cast<const Totals*>(parts), maps, static_cast<int>(plan.splits), p.stats);
+    return launch(add_parts<Totals>, ceil_div(maps, kAddMaps), kAddThreads, stream, static_cast<const Totals*>(parts),
+                  maps, static_cast<int>(plan.splits), p.stats);
 }
 
 }  // namespace vss

@@ -39,6 +39,12 @@ struct MapSums {
         edge += part.edge, edge_square += part.edge_square;
     }
 
+    VSS_CALLS_EITHER
+    template <typename Visit>
+    VSS_HD void each(const Visit& visit) {
+        visit(positive), visit(negative), visit(square), visit(edge), visit(edge_square);
+    }
+
     VSS_HD void store(float* stats) const {
         stats[kAbsSum] = static_cast<float>(positive + negative);
         stats[kSum] = static_cast<float>(positive - negative);

@@ -9,8 +9,6 @@
 namespace vss {
 namespace {
 
-constexpr unsigned kAll = 0xffffffffu;
-
 __device__ __forceinline__ float term(Reduce mode, float weight, float grad) {
     switch (mode) {
         case Reduce::l1:

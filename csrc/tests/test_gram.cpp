@@ -83,6 +83,30 @@ void check_precision() {
     }
 }
 
+// Sums of many steps in one block: what tensor cores cut off must not add up.
+void check_long_split() {
+    constexpr int64_t kPositions = 16384;
+    std::vector<float> values = vss::test::normal(2 * kPositions, 31), total(4), space(kGramTileSize);
+    for (float& value : values) value = std::fabs(value);
+    GramParams p{};
+    p.maps = values.data(), p.batch = 1, p.channels = 2, p.height = 1, p.width = kPositions;
+    p.stride_n = 2 * kPositions, p.stride_c = p.stride_h = kPositions, p.stride_w = 1;
+    p.total = total.data(), p.workspace = space.data();
+    GramPlan plan = gram_plan(p);
+    plan.splits = 1;
+    vss::test::order = vss::test::Order::up;
+    const auto* maps = static_cast<const float*>(p.maps);
+    check(launch(partial_tiles<float, false>, 1, kGramThreads, nullptr, p, maps, plan) == Status::ok, "status");
+    check(launch(add_tiles, kSumBlocks, kSumThreads, nullptr, p, plan) == Status::ok, "status");
+    for (int64_t i = 0; i < 2; ++i) {
+        double exact = 0.0;
+        for (int64_t at = 0; at < kPositions; ++at)
+            exact += double{values[static_cast<size_t>(i * kPositions + at)]} * values[static_cast<size_t>(at)];
+        const double error = std::fabs(total[static_cast<size_t>(i * 2)] - exact) / exact;
+        check(error <= 2e-6, "the sum of a long split", i, std::llround(error * 1e9));
+    }
+}
+
 template <bool ByChannel>
 void check_slots() {
     std::vector<int> writes(kGramPanel), values(kGramTile * kGramDepth);
@@ -113,6 +137,9 @@ void check_plan(int64_t batch, int64_t channels, int64_t height, int64_t width) 
     p.batch = batch, p.channels = channels, p.height = height, p.width = width;
     const GramPlan plan = gram_plan(p);
     check(gram_first_step(plan, 0) == 0 && gram_first_step(plan, plan.splits) == plan.steps, "splits cover all steps");
+    const int64_t blocks = plan.pairs * plan.splits;
+    check(plan.splits == 1 || blocks <= kGramBlocks * (plan.pairs * 6 <= kGramBlocks ? 1 : 4), "blocks", channels,
+          blocks);
     for (int64_t split = 0; split < plan.splits; ++split)
         check(gram_first_step(plan, split) < gram_first_step(plan, split + 1), "a split without steps", split);
 }
@@ -122,6 +149,7 @@ void check_plan(int64_t batch, int64_t channels, int64_t height, int64_t width) 
 int main() {
     for (const Row& row : kRows) run(row);
     check_precision();
+    check_long_split();
     check_slots<false>();
     check_slots<true>();
     for (const int64_t channels : {1, 64, 65, 512, 4096})

@@ -153,9 +153,9 @@ def gram_accumulate(total: Tensor, x: Tensor, *, norms: Tensor | None = None, me
     norms: (B, C) float32, what every map is divided by; nothing is added to it, so it must not hold 0
     means: (C,) float32, subtracted before: with channel means over all images the result serves Pearson correlation
 
-    Y_b[c, p] = (x[b, c, p] - means[c]) / norms[b, c]. Products and sums are float32; on CUDA, where a factor counts
-    with 22 of its 24 bits, a product is off by 2^-21 of itself at most. Only one triangle is computed, and neither a
-    copy of x nor a matrix per image exists.
+    Y_b[c, p] = (x[b, c, p] - means[c]) / norms[b, c]. Products and sums are float32. On CUDA a factor counts with 22 of
+    its 24 bits, so a product is off by 2^-21 of itself at most, and sums of 32 positions are cut off to float32, not
+    rounded. Only one triangle is computed, and neither a copy of x nor a matrix per image exists.
     """
     torch.ops.vss.gram_accumulate(total, x, norms, means)
 

@@ -2,6 +2,7 @@
 // all of the work; the others pass through.
 #pragma once
 
+#include <cmath>
 #include <cstring>
 
 #include "cuda_runtime.h"
@@ -62,14 +63,21 @@ void store_matrix_sync(float* to, const Fragment& f, unsigned pitch, layout_t) {
             to[i * static_cast<int>(pitch) + j] = f.x[i * Fragment::columns + j];
 }
 
+// The float next to a sum on the side of zero: tensor cores do not round.
+inline float cut_off(double sum) {
+    const auto nearest = static_cast<float>(sum);
+    return std::fabs(nearest) > std::fabs(sum) ? std::nextafter(nearest, 0.0f) : nearest;
+}
+
 template <typename Sums, typename Left, typename Right>
 void mma_sync(Sums& d, const Left& a, const Right& b, const Sums& c) {
     if (!first_lane()) return;
     for (int i = 0; i < Sums::rows; ++i)
         for (int j = 0; j < Sums::columns; ++j) {
-            float sum = c.x[i * Sums::columns + j];
-            for (int k = 0; k < Left::columns; ++k) sum += a.x[i * Left::columns + k] * b.x[k * Right::columns + j];
-            d.x[i * Sums::columns + j] = sum;
+            double sum = c.x[i * Sums::columns + j];
+            for (int k = 0; k < Left::columns; ++k)
+                sum += double{a.x[i * Left::columns + k]} * b.x[k * Right::columns + j];
+            d.x[i * Sums::columns + j] = cut_off(sum);
         }
 }
 
