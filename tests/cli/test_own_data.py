@@ -117,3 +117,16 @@ def test_polygons_and_sound_images_train_by_flags(tmp_path: Path) -> None:
     assert cli(*words).returncode == 0
     refused(cli(*words, "--missing-mask", "refuse"), "3.png has no mask")
     refused(cli(*words, "--label-map", "tree=bush"), "data.classes leaves out 'bush'")
+
+
+def test_training_and_runs_refuse_images_that_two_splits_hold_before_anything_is_written(tmp_path: Path) -> None:
+    root, recipe, out = tmp_path / "set", tmp_path / "own.yaml", tmp_path / "out"
+    sets.split_folders(root)
+    (root / "test/images/10.png").write_bytes((root / "train/images/3.png").read_bytes())
+    said = "1 training image is in another split as well, by content (train/3 = test/10)"
+    refused(cli("train", "--dataset", "flat", "--data-root", root, *TRAIN, "--save", out), said)
+    recipe.write_text(dump(RECIPE | {"data": {"dataset": "flat", "root": str(root), "size": [16, 16]}}))
+    refused(cli("run", recipe, "--out", out), said, "--data-split train=0.7")
+    refused(cli("data", "check", root), "1 problem")
+    refused(cli("init", root, "--save", tmp_path / "new.yaml"), "1 image that is in more than one split")
+    assert not list(out.rglob("*.safetensors")) and not (tmp_path / "new.yaml").exists()

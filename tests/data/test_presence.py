@@ -137,6 +137,9 @@ def test_a_training_image_in_another_split_is_refused_by_content(tmp_path: Path)
     assert check_labels(data, {"test": data.pairs("test")}) == []
     mended = open_data("masks", tmp_path, DataOptions(split={"train": 0.5, "val": 0.25, "test": 0.25}))
     assert check_labels(mended, mended.splits) == []
+    (images / "test/test0.png").unlink()
+    with pytest.raises(VssError, match=r"test0.png cannot be read \(No such file or directory\); put it back"):
+        check_labels(data, {"train": data.pairs("train")})
 
 
 def test_only_files_of_a_size_that_two_splits_have_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,7 +218,8 @@ def _settled(facts: str) -> bool:
     return max(modified, changed) / 1e9 < time.time() - SETTLED
 
 
-def _gone(path: Path, error: OSError) -> BadSampleError:
+def gone(path: Path, error: OSError) -> BadSampleError:
+    """What to say of a file that was there when its folder was listed."""
     return BadSampleError(f"{path} cannot be read ({error.strerror or error}); put it back or remove it.")
 
 
@@ -230,7 +231,7 @@ def _digest(path: Path) -> tuple[str, str]:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         return (before if facts_of(path) == before and _settled(before) else ""), digest
     except OSError as error:
-        raise _gone(path, error) from error
+        raise gone(path, error) from error
 
 
 @functools.lru_cache(maxsize=4)
@@ -256,7 +257,7 @@ class Memory:
         try:
             facts = [facts_of(path) for path in paths]
         except OSError as error:
-            raise _gone(Path(error.filename), error) from error
+            raise gone(Path(error.filename), error) from error
         asked = [name for name, now in zip(names, facts, strict=True) if self.known.get(name, ("", ""))[0] != now]
         self.known |= {row[0]: (row[1], row[2]) for row in self._ask("path, facts, sha256", "digests", "path", asked)}
         result = {name: self.known[name][1] for name, now in zip(names, facts, strict=True)

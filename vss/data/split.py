@@ -15,7 +15,7 @@ from vss.core.errors import VssError, counted, listed
 from vss.data.base import Pair, SegData, read_lines
 from vss.data.classes import found_file
 from vss.data.counts import count_classes
-from vss.data.images import sha256_files
+from vss.data.images import gone, sha256_files
 from vss.data.layouts import SPLITS
 
 FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
@@ -99,12 +99,17 @@ def share_out(pairs: Sequence[Pair], present: np.ndarray, shares: Mapping[str, f
 def shared_images(splits: Mapping[str, Sequence[Pair]]) -> list[list[tuple[str, Pair]]]:
     """(split, pair) of images whose files are equal and that lie in more than one split, by contents.
 
-    Only files of a size that two splits have are read, and what was read is remembered, see `vss.data.images`.
+    Only files of a size that two splits have are read, and what was read is remembered, see `vss.data.images`: a
+    training reads all of them anyway, for the key of its step. Raises `BadSampleError` for a file that is gone.
     """
     by_size: dict[int, list[tuple[str, Pair]]] = {}
     for split, pairs in splits.items():
         for pair in pairs:
-            by_size.setdefault(pair.image.stat().st_size, []).append((split, pair))
+            try:
+                size = pair.image.stat().st_size
+            except OSError as error:
+                raise gone(pair.image, error) from error
+            by_size.setdefault(size, []).append((split, pair))
     alike = [member for group in by_size.values() if len({split for split, _ in group}) > 1 for member in group]
     equal: dict[str, list[tuple[str, Pair]]] = {}
     for member, digest in zip(alike, sha256_files([pair.image for _, pair in alike]), strict=True):
