@@ -58,7 +58,7 @@ from vss.train.losses import SegLoss  # noqa: E402
 LOG = logging.getLogger("matrix")
 METHODS = (
     "l1", "l2", "random", "taylor", "slimming", "fpgm", "fgp", "sirfp", "dmcp", "fn", "hw_l1", "defect", "corr",
-    "taylor_fo",
+    "taylor_fo", "obd", "dcfp", "lamp", "wanda",
 )  # fmt: skip
 MODELS = (
     "resnet18_seg", "unet", "segdecnet", "lraspp_mobilenet_v3_large", "segnet", "resnet50_seg", "fcn_resnet50",
@@ -158,7 +158,7 @@ def batch_norms(net: nn.Module) -> bool:
 
 def may_be_silent(method: str, net: nn.Module) -> bool:
     """Whether the network has no layer of the kind that the method scores."""
-    if method == "slimming":
+    if method in ("slimming", "dcfp"):
         return not batch_norms(net)
     return method == "fn" and not any(isinstance(module, FeatureNorm) for module in net.modules())
 
