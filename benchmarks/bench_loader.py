@@ -1,9 +1,9 @@
 """What reading a sample costs, beside torchvision's own decoding and resizing, and what a large set takes of memory.
 
-Times: one process, one image and its mask, interleaved with torchvision (`decode_image`, `resize` with antialiasing,
-masks to the nearest pixel); JPEG of CamVid and PNG of Cityscapes, and CamVid's masks as index files, colours and COCO
-polygons at their own size. Memory: `--count` images of 2048x1024 (a small Cityscapes, hard-linked), opened, checked as
-training checks them, and read once in batches, in a process of its own; a tenth as many beside.
+Times are of the CPU: one process, one image and its mask, interleaved with torchvision (`decode_image`, `resize` with
+antialiasing, masks to the nearest pixel); JPEG of CamVid and PNG of Cityscapes, and CamVid's masks as index files,
+colours and COCO polygons at their own size. Memory: `--count` images of 2048x1024 (a small Cityscapes, hard-linked),
+opened, checked as training checks them, and read once in batches, in a process of its own; a tenth as many beside.
 
     python benchmarks/bench_loader.py --camvid CAMVID --cityscapes CITYSCAPES --write
 """
@@ -33,7 +33,7 @@ from vss.core.config import DataOptions
 from vss.data import Augment, Preprocess, SegData, SegSplit, check_labels, make_loader, open_data
 from vss.data.base import Pair
 
-ROUNDS = 7
+ROUNDS = 5
 BATCH = 4
 
 
@@ -46,15 +46,15 @@ def torchvision_sample(pair: Pair, size: tuple[int, int]) -> tuple[torch.Tensor,
 
 
 def interleaved(calls: dict[str, Callable[[int], object]], count: int) -> dict[str, Any]:
-    """ms a sample of every call: median over rounds of `count` samples each; ratios of one round, over the first."""
+    """CPU ms a sample of every call: medians over rounds of `count` samples; ratios of one round, over the first."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(ROUNDS + 1):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start = time.process_time()
             for index in range(count):
                 call(index)
             if number:  # the first one warms up
-                times[name].append((time.perf_counter() - start) / count * 1e3)
+                times[name].append((time.process_time() - start) / count * 1e3)
     first = next(iter(calls))
     row: dict[str, Any] = {f"{name}_ms_p50": statistics.median(values) for name, values in times.items()}
     for name, values in times.items():
