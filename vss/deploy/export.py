@@ -338,11 +338,15 @@ def _write(
     with _quiet():
         try:
             trace()
+        except OSError:  # a full disk says so itself
+            raise
         except Exception as error:  # the exporter passes on whatever code of another library raises
             LOG.info("%s: traced again with attention in parts (%s)", name, str(error.__cause__ or error)[:200])
             try:
                 with sdpa_kernel(SDPBackend.MATH):
                     trace()
+            except OSError:
+                raise
             except Exception:
                 cause = error.__cause__ or error
                 why = (str(cause).strip().splitlines() or [""])[0] or type(cause).__name__
