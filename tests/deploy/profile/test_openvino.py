@@ -15,7 +15,7 @@ from vss.deploy.profile.subject import open_subject
 from vss.deploy.profile.units import Graph, Reading, lookup_shape, read_engine
 
 pytestmark = needs_openvino
-AROUND = {"Transpose:permute", "Reorder:add", "Reorder:conv2d_10", "TopK:other"}
+AROUND = {"Transpose:permute", "Reorder:add", "Reorder:conv2d_10", "TopK:conv2d_10"}
 """What is no layer of the network: pixels to a blocked layout, and the labels."""
 
 
@@ -37,7 +37,7 @@ def test_units_are_the_same_at_every_width(precision: str, net: Any, preprocess:
     assert all(lookup_shape(unit, shapes) for unit in whole.units)
     ran = {unit: whole.kernels[unit][0] for unit in layers}
     assert ran == dict.fromkeys(layers, precision) | {"classifier": "fp32"}
-    assert whole.kernels["classifier"][1].endswith("_f32") and whole.kernels["TopK:other"][0] == "fp32"
+    assert whole.kernels["classifier"][1].endswith("_f32") and whole.kernels["TopK:conv2d_10"][0] == "fp32"
     for reading in (whole, narrow):
         assert 0.5 * reading.total < sum(reading.units.values()) <= 1.001 * reading.total
 

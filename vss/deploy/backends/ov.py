@@ -223,8 +223,7 @@ class OpenVINOSession(Session):
         rows = []
         for op in self._counted(feed).get_runtime_model().get_ordered_ops():
             about, known = _facts(op), _nodes(op, made)
-            sides = [each.get_source_output().get_node() for each in op.inputs()]
-            before = [name for each in sides for name in _nodes(each, made)[-1:]]
+            before = [name for each in op.inputs() for name in _source(each, made)]
             sides = [each.get_node() for output in op.outputs() for each in output.get_target_inputs()]
             after = [*known[-1:], *(name for each in sides for name in _nodes(each, made)[-1:])]
             rows.append({
@@ -311,6 +310,13 @@ def _nodes(op: Any, made: Mapping[str, str]) -> list[str]:
     known by its own name alone."""
     found = [name for name in _facts(op).get(ORIGINAL, "").split(",") if name in made]
     return found or [name for name in [op.get_friendly_name().removesuffix("_original")] if name in made]
+
+
+def _source(port: Any, made: Mapping[str, str]) -> list[str]:
+    """The last ONNX node before an input, past layers that only lay it out anew; none, or one."""
+    op = port.get_source_output().get_node()
+    found = _nodes(op, made)[-1:]
+    return found or (_source(op.input(0), made) if _facts(op)["layerType"] in ("Reorder", "Reshape") else [])
 
 
 def _facts(op: Any) -> dict[str, str]:
