@@ -64,8 +64,8 @@ def digest(result: Any, args: tuple[Any, ...]) -> str:
 
 class Side:
     def __init__(self, source: Path, threads: int) -> None:
-        command = [sys.executable, __file__, str(source.resolve()), "--serve", "--threads", str(threads)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.command = [sys.executable, __file__, str(source.resolve()), "--serve", "--threads", str(threads)]
+        self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def __call__(self, line: str = "") -> dict[str, Any]:
         assert self.process.stdin is not None and self.process.stdout is not None
@@ -73,7 +73,7 @@ class Side:
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
-            raise SystemExit(f"{' '.join(self.process.args)} ended; its message is above")  # type: ignore[arg-type]
+            raise SystemExit(f"{' '.join(self.command)} ended; its message is above")
         return dict(json.loads(answer))
 
 

@@ -1,10 +1,16 @@
-"""Small networks, each with one thing that makes grouping hard."""
+"""Small networks, each with one thing that makes grouping hard, and the proof of a cut of any."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from vss.prune import Groups, Plan, apply_plan, make_plan, verify
+
+HALF = {"kind": "channels", "keep": 0.5, "scope": "local"}
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -166,3 +172,22 @@ class Unfolded(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         windows = F.unfold(F.relu(self.a(x)), 3, padding=1).transpose(1, 2)
         return self.head(F.relu(self.fc(windows))).transpose(1, 2).unflatten(2, x.shape[-2:])
+
+
+def around(block: nn.Module) -> nn.Module:
+    head = [nn.Conv2d(32, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 5, 1)]
+    return nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), block, *head).eval()
+
+
+def proven(
+    net: nn.Module, example: Any, budget: dict[str, Any] | None = None, **options: Any
+) -> tuple[Plan, nn.Module]:
+    """Plan, cut, and prove the cut on the example."""
+    plan = make_plan(net, example, budget=budget or HALF, **options)
+    small = apply_plan(net, plan)
+    assert verify(net, small, plan, example=example, **options)["masked_max_rel"] < 1e-4
+    return plan, small
+
+
+def reasons(groups: Groups) -> dict[str, str]:
+    return {lock.layer: lock.reason for lock in groups.locked}

@@ -3,132 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vss.core.errors import VssError
-from vss.prune import Groups, Plan, apply_plan, count, find_groups, make_plan, masked, verify
-from vss.prune.probe import SIZED
+from vss.prune import apply_plan, count, find_groups, make_plan, masked, verify
 
-from .nets import Residual, randomise
-
-HALF = {"kind": "channels", "keep": 0.5, "scope": "local"}
-
-
-def proven(
-    net: nn.Module, example: Any, budget: dict[str, Any] | None = None, **options: Any
-) -> tuple[Plan, nn.Module]:
-    """Plan, cut, and prove the cut on the example."""
-    plan = make_plan(net, example, budget=budget or HALF, **options)
-    small = apply_plan(net, plan)
-    assert verify(net, small, plan, example=example, **options)["masked_max_rel"] < 1e-4
-    return plan, small
-
-
-def reasons(groups: Groups) -> dict[str, str]:
-    return {lock.layer: lock.reason for lock in groups.locked}
-
-
-class Attention(nn.Module):
-    """x + attention over positions, from 1x1 convolutions, by one of several spellings."""
-
-    def __init__(self, how: Callable[[Tensor, Tensor, Tensor], Tensor], c: int = 32, heads: int = 1) -> None:
-        super().__init__()
-        self.q, self.k, self.v, self.out = (
-            nn.Conv2d(c, 8, 1),
-            nn.Conv2d(c, 8, 1),
-            nn.Conv2d(c, 16, 1),
-            nn.Conv2d(16, c, 1),
-        )
-        self.how, self.heads = how, heads
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (layer(x).flatten(2).unflatten(1, (self.heads, -1)).squeeze(1) for layer in (self.q, self.k, self.v))
-        return x + self.out(self.how(q, k, v).reshape(len(x), -1, *x.shape[2:]))
-
-
-def einsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return torch.einsum("bnm,bcm->bcn", torch.einsum("bcn,bcm->bnm", q, k).softmax(-1), v)
-
-
-def product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return v @ (q.transpose(1, 2) @ k).softmax(-1).transpose(1, 2)
-
-
-def fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    turned = (each.transpose(-1, -2) for each in (q, k, v))
-    return F.scaled_dot_product_attention(*turned, scale=0.3).transpose(-1, -2)
-
-
-class GlobalContext(nn.Module):
-    def __init__(self, c: int = 32) -> None:
-        super().__init__()
-        self.mask = nn.Conv2d(c, 1, 1)
-        self.t = nn.Sequential(nn.Conv2d(c, 4, 1), nn.ReLU(), nn.Conv2d(4, c, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, c, h, w = x.shape
-        weights = self.mask(x).view(b, 1, h * w).softmax(2).unsqueeze(-1)
-        return x + self.t((x.view(b, c, h * w).unsqueeze(1) @ weights).view(b, c, 1, 1))
-
-
-def around(block: nn.Module) -> nn.Module:
-    head = [nn.Conv2d(32, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 5, 1)]
-    return nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), block, *head).eval()
-
-
-@pytest.mark.parametrize("how", [einsum, product, fused])
-def test_attention_is_cut_within_its_head(how: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
-    net, x = around(Attention(how)), torch.randn(1, 3, 8, 8)
-    start = time.process_time()
-    groups = find_groups(net, x)
-    assert time.process_time() - start < 10
-    assert [(g.id, g.channels) for g in groups] == [("0", 32), ("2.q", 8), ("2.v", 16), ("3", 16)]
-    assert groups["2.q"].module_names("producer") == ["2.q", "2.k"]
-    proven(net, x)
-
-
-def test_attention_with_heads_written_into_it_loses_channels_of_all_heads_alike() -> None:
-    net, x = around(Attention(fused, heads=4)), torch.randn(1, 3, 8, 8)
-    groups = find_groups(net, x)
-    assert [(g.id, g.channels) for g in groups] == [("0", 32), ("2.q", 2), ("2.v", 4), ("3", 16)]
-    _, small = proven(net, x)
-    block: Any = small[2]  # type: ignore[index]
-    assert (block.q.out_channels, block.k.out_channels, block.v.out_channels) == (4, 4, 8)
-
-
-def test_a_global_context_block_is_cut() -> None:
-    net, x = around(GlobalContext()), torch.randn(1, 3, 8, 8)
-    assert [g.id for g in find_groups(net, x)] == ["0", "2.t.0", "3"]
-    proven(net, x)
-
-
-class Scrambled(nn.Module):
-    """x + what attention over positions gives, read as channels without being turned back, as in MAnet."""
-
-    def __init__(self, c: int = 32) -> None:
-        super().__init__()
-        self.q, self.k, self.v = nn.Conv2d(c, 8, 1), nn.Conv2d(c, 8, 1), nn.Conv2d(c, c, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (layer(x).flatten(2) for layer in (self.q, self.k, self.v))
-        return x + ((q.transpose(1, 2) @ k).softmax(-1) @ v.transpose(1, 2)).reshape(x.shape)
-
-
-def test_channels_that_belong_together_at_one_size_alone_stay() -> None:
-    torch.manual_seed(0)
-    net, x = nn.Sequential(nn.AvgPool2d(16), around(Scrambled())).eval(), torch.randn(1, 3, 32, 32)
-    groups = find_groups(net, x)
-    assert [(g.id, g.channels) for g in groups] == [("1.2.q", 8), ("1.3", 16)]
-    assert reasons(groups)["1.0"] == reasons(groups)["1.2.v"] == SIZED
-    plan, small = proven(net, x)
-    assert verify(net, small, plan, [(64, 32), (32, 96)])["masked_max_rel"] < 1e-4
+from .nets import HALF, Residual, around, proven, randomise, reasons
 
 
 class Skip(nn.Module):

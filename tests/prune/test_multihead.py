@@ -102,7 +102,7 @@ def test_heads_shrink_as_a_number_and_keep_their_scale() -> None:
     assert (first.channels, first.unit) == (WIDTH, WIDTH // HEADS)
     assert second.counts == ("blocks.1.attention.num_heads",)
     plan = make_plan(net, image, budget=Budget(kind="channels", keep=0.5, scope="local"))
-    attention: Any = apply_plan(net, plan).blocks[0].attention  # type: ignore[index,union-attr]
+    attention: Any = apply_plan(net, plan).get_submodule("blocks.0.attention")
     assert (attention.num_heads, attention.head_dim) == (HEADS // 2, WIDTH // HEADS)
 
 

@@ -12,7 +12,7 @@ from vss import models
 from vss.core.config import Budget, PruneConfig, Recipe
 from vss.core.errors import VssError
 from vss.core.yaml12 import parse
-from vss.prune import CRITERIA, CostModel, find_groups, make_criterion, make_plan
+from vss.prune import CRITERIA, CostModel, Plan, find_groups, make_criterion, make_plan
 from vss.prune.budget import borrowed, search, sets_of
 from vss.prune.criteria.base import Scope
 from vss.run.inputs import require_criterion
@@ -122,9 +122,9 @@ def test_a_plan_that_is_named_counts_by_its_content(tmp_path: Path) -> None:
     first = make_plan(unet(), X, budget={"kind": "macs", "keep": 0.5})
     second = make_plan(unet(), X, budget={"kind": "macs", "keep": 0.6})
 
-    def key(folder: str, plan: object) -> object:
+    def key(folder: str, plan: Plan) -> object:
         (tmp_path / folder).mkdir(exist_ok=True)
-        plan.save(tmp_path / folder / "plan.json")  # type: ignore[attr-defined]
+        plan.save(tmp_path / folder / "plan.json")
         keys = {"prune": {"widths": str(tmp_path / folder / "plan.json")}}
         return depends(Recipe.model_validate(keys), "prune")
 

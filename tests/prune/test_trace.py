@@ -28,6 +28,7 @@ from .nets import (
     Twice,
     Unfolded,
     randomise,
+    reasons,
 )
 
 X = torch.zeros(2, 3, 32, 48)
@@ -35,10 +36,6 @@ X = torch.zeros(2, 3, 32, 48)
 
 def slots(groups: Groups, name: str) -> set[tuple[str, int, int, int, str]]:
     return {(s.tensor, s.dim, s.offset, s.block, s.role) for s in groups[name].slots}
-
-
-def reasons(groups: Groups) -> dict[str, str]:
-    return {lock.layer: lock.reason for lock in groups.locked}
 
 
 @pytest.fixture(scope="module")

@@ -321,36 +321,37 @@ def _write(
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    def trace() -> None:
-        torch.onnx.export(
-            graph,
-            inputs,
-            str(path),
-            dynamo=True,
-            opset_version=opset,
-            input_names=input_names,
-            output_names=output_names,
-            dynamic_shapes=dims,
-            external_data=False,
-            verbose=False,
-        )
-
-    with _quiet():
+    def trace() -> Exception | None:
+        """What ended it, if anything: the exporter passes on whatever code of another library raises."""
         try:
-            trace()
+            torch.onnx.export(
+                graph,
+                inputs,
+                str(path),
+                dynamo=True,
+                opset_version=opset,
+                input_names=input_names,
+                output_names=output_names,
+                dynamic_shapes=dims,
+                external_data=False,
+                verbose=False,
+            )
         except OSError:  # a full disk says so itself
             raise
-        except Exception as error:  # the exporter passes on whatever code of another library raises
-            LOG.info("%s: traced again with attention in parts (%s)", name, str(error.__cause__ or error)[:200])
-            try:
-                with sdpa_kernel(SDPBackend.MATH):
-                    trace()
-            except OSError:
-                raise
-            except Exception:
-                cause = error.__cause__ or error
-                why = (str(cause).strip().splitlines() or [""])[0] or type(cause).__name__
-                raise VssError(f"{name} cannot be exported to ONNX opset {opset} ({why}).") from error
+        except Exception as error:
+            return error
+        return None
+
+    with _quiet():
+        if (error := trace()) is None:
+            return
+        cause = error.__cause__ or error
+        LOG.info("%s: traced again with attention in parts (%s)", name, str(cause)[:200])
+        with sdpa_kernel(SDPBackend.MATH):
+            again = trace()
+        if again is not None:
+            why = (str(cause).strip().splitlines() or [""])[0] or type(cause).__name__
+            raise VssError(f"{name} cannot be exported to ONNX opset {opset} ({why}).") from error
 
 
 @contextmanager

@@ -212,7 +212,7 @@ def flat_argmax(model: Any) -> Any:
     The labels are the same to the bit. Convolutions leave maps with the channels last, and there OpenVINO's TopK takes
     several times as long as on rows of one channel each; the reshape makes it lay them out so.
     """
-    ops = importlib.import_module("openvino.opset13")
+    ops = module("openvino.opset13")
     for node in model.get_ordered_ops():
         if node.get_type_name() != "TopK" or node.get_axis() != 1 or node.input_value(0).partial_shape.rank != 4:
             continue
