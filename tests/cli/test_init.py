@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -26,46 +24,7 @@ SHORT = [
     "gate.max_ap_drop=null", "gate.max_drop=100",
 ]  # fmt: skip
 UNET, SEGDECNET = "model.options={width: 4, depth: 0}", "model.options={widths: [4, 4, 4, 4, 16]}"
-
-
-def plain(root: Path) -> None:
-    for i in range(sets.COUNT):
-        sets.save(root / f"images/{sets.split_of(i)}/{i}.png", sets.image(i))
-        sets.save(root / f"masks/{sets.split_of(i)}/{i}.png", sets.mask(i))
-    (root / "classes.txt").write_text("\n".join(sets.NAMES))
-
-
-def camvid(root: Path) -> None:
-    for i in range(sets.COUNT):
-        sets.save(root / f"{sets.split_of(i)}/{i}.png", sets.image(i))
-        sets.save(root / f"{sets.split_of(i)}annot/{i}.png", sets.mask(i))
-
-
-def cityscapes(root: Path) -> None:
-    """labelIds; the test split has none, as published."""
-    for i in range(sets.COUNT):
-        split, name = sets.split_of(i), f"city/city_{i:06d}_000019"
-        sets.save(root / f"leftImg8bit/{split}/{name}_leftImg8bit.png", sets.image(i))
-        if split != "test":
-            sets.save(root / f"gtFine/{split}/{name}_gtFine_labelIds.png", sets.mask(i) + 7)
-
-
-def ksdd2(root: Path) -> None:
-    """No val, as published."""
-    for i in range(sets.COUNT):
-        split = "test" if sets.split_of(i) == "test" else "train"
-        sets.save(root / f"{split}/{i}.png", sets.image(i))
-        truth = np.where(sets.mask(i) == 2, 255, 0).astype(np.uint8)
-        sets.save(root / f"{split}/{i}_GT.png", truth)
-
-
-FORMS: dict[str, Callable[[Path], None]] = {
-    **{name: make for name, (_, make) in sets.LAYOUTS.items()},
-    "anomaly": sets.anomaly, "masks": plain, "camvid": camvid, "cityscapes": cityscapes, "ksdd2": ksdd2,
-}  # fmt: skip
-
-
-RUN = {*{layout: form for form, (layout, _) in sets.LAYOUTS.items()}.values(), *FORMS.keys() - sets.LAYOUTS} - {"ksdd2"}
+RUN = {*{layout: form for form, (layout, _) in sets.EVERY.items()}.values()} - {"ksdd2"}
 """One form of each layout; `ksdd2` is run by the goldens."""
 
 
@@ -76,17 +35,16 @@ def finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", sets.EVERY)
 def test_every_form_has_a_recipe_and_every_layout_ends_in_a_report(form: str, tmp_path: Path) -> None:
     root, recipe, out = tmp_path / form, tmp_path / "own.yaml", tmp_path / "out"
-    FORMS[form](root)
+    layout, write = sets.EVERY[form]
+    write(root)
     done = cli("init", root, "--save", recipe)
     assert done.returncode == 0, done.stderr[-2000:]
     made, text = load_recipe(str(recipe)), recipe.read_text()
     decides = form in ("anomaly", "ksdd2")
-    assert (
-        f"layout: {made.data.dataset}" in done.stdout and made.data.dataset == sets.LAYOUTS.get(form, (form, None))[0]
-    )
+    assert f"layout: {layout}" in done.stdout and made.data.dataset == layout
     assert made.model.name == ("segdecnet" if decides else "unet")
     assert made.split == ("val" if form == "cityscapes" else "test")
     lines = [line.strip() for line in text.splitlines()]

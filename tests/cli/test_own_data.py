@@ -14,6 +14,8 @@ from tests.data import sets
 from vss.core.config import DataOptions
 from vss.core.yaml12 import dump
 from vss.data import count_classes, open_data
+from vss.data.layouts import LAYOUTS
+from vss.data.readers import CAMVID_NAMES, CITYSCAPES
 from vss.run.page.folder import overlay
 from vss.train.header import header
 
@@ -30,6 +32,48 @@ RECIPE = {
     "panels": 1,
 }
 TRAIN = ["--epochs", 1, "--batch-size", 4, "--input-size", "16,16", "--option", "width=8", "--option", "depth=0"]
+
+
+CHECKED: dict[str, tuple[list[str], dict[str, int], dict[str, int]]] = {
+    "masks": (list(sets.NAMES), {"train": 8, "val": 2, "test": 2}, dict(zip(sets.NAMES, sets.PIXELS, strict=True))),
+    "camvid": (
+        list(CAMVID_NAMES), {"train": 8, "val": 2, "test": 2},
+        dict(zip(CAMVID_NAMES, [*sets.PIXELS, *[0] * 8], strict=True)),
+    ),
+    "cityscapes": (
+        [name for name, _, _ in CITYSCAPES], {"train": 8, "val": 2},
+        {"road": sum(int((sets.mask(i) == 0).sum()) for i in range(10)),
+         "sidewalk": sum(int((sets.mask(i) == 1).sum()) for i in range(10)), "building": 0},
+    ),
+    "ksdd2": (["background", "defect"], {"train": 8, "val": 2, "test": 2},
+              {"background": sum(sets.PIXELS[:2]), "defect": sets.TREE}),
+    "anomaly": (["background", "defect"], {"train": 8, "val": 2, "test": 2}, {"defect": 6 * (4 + 5 + 6)}),
+}  # fmt: skip
+"""Form -> (classes, pairs of every split, pixels over all splits), where they are not those of `sets.LAYOUTS`."""
+
+
+@pytest.mark.parametrize("form", sets.EVERY)
+def test_check_names_layout_classes_and_counts_of_every_form(form: str, tmp_path: Path) -> None:
+    """The pixels are those that `sets.mask` draws, whatever holds them on disk."""
+    root, report = tmp_path / form, tmp_path / "check.json"
+    layout, write = sets.EVERY[form]
+    write(root)
+    flags = ["--data-split", "train=0.7,val=0.15,test=0.15"] if form == "anomaly" else []
+    if flags:
+        refused(cli("data", "check", root), "2 problems; mend before training")
+    done = cli("data", "check", root, "--report", report, *flags)
+    assert done.returncode == 0, done.stderr
+    names, pairs, pixels = CHECKED.get(form, CHECKED["masks"])
+    text = " ".join(done.stdout.split())
+    assert text.startswith(f"layout: {layout} read as: {form} (") and text.endswith(f"ok: {layout}")
+    assert all(f" not {other}: " in text for other in LAYOUTS if other != layout) and f" not {layout}: " not in text
+    size = f"all {sets.HEIGHT}x{sets.WIDTH} (height x width)"
+    assert all(f"{split}: {number} pairs, {size}" in text for split, number in pairs.items())
+    found = json.loads(report.read_text())
+    assert found["dataset"] == layout and sorted(found["classes"]) == sorted(names) and all(n in text for n in names)
+    assert {split: part["pairs"] for split, part in found["splits"].items()} == pairs
+    total = {name: sum(part["classes"][name]["pixels"] for part in found["splits"].values()) for name in pixels}
+    assert total == pixels
 
 
 def test_colours_run_to_a_report_and_the_checkpoint_knows_how_they_were_read(tmp_path: Path) -> None:

@@ -221,3 +221,41 @@ def anomaly(root: Path, *, supervised: bool = False) -> None:
         save(root / split / kind / f"{i:03d}.png", image(i))
         if kind != "good":
             save(root / "ground_truth" / kind / f"{i:03d}_mask.png", np.where(mask(i) == 1, 255, 0).astype(np.uint8))
+
+
+def plain(root: Path) -> None:
+    for i in range(COUNT):
+        save(root / f"images/{split_of(i)}/{i}.png", image(i))
+        save(root / f"masks/{split_of(i)}/{i}.png", mask(i))
+    (root / "classes.txt").write_text("\n".join(NAMES))
+
+
+def camvid(root: Path) -> None:
+    for i in range(COUNT):
+        save(root / f"{split_of(i)}/{i}.png", image(i))
+        save(root / f"{split_of(i)}annot/{i}.png", mask(i))
+
+
+def cityscapes(root: Path) -> None:
+    """labelIds; the test split has none, as published."""
+    for i in range(COUNT):
+        split, name = split_of(i), f"city/city_{i:06d}_000019"
+        save(root / f"leftImg8bit/{split}/{name}_leftImg8bit.png", image(i))
+        if split != "test":
+            save(root / f"gtFine/{split}/{name}_gtFine_labelIds.png", mask(i) + 7)
+
+
+def ksdd2(root: Path) -> None:
+    """No val, as published."""
+    for i in range(COUNT):
+        split = "test" if split_of(i) == "test" else "train"
+        save(root / f"{split}/{i}.png", image(i))
+        truth = np.where(mask(i) == 2, 255, 0).astype(np.uint8)
+        save(root / f"{split}/{i}_GT.png", truth)
+
+
+EVERY: dict[str, tuple[str, Callable[[Path], None]]] = LAYOUTS | {
+    "anomaly": ("anomaly", anomaly), "masks": ("masks", plain), "camvid": ("camvid", camvid),
+    "cityscapes": ("cityscapes", cityscapes), "ksdd2": ("ksdd2", ksdd2),
+}  # fmt: skip
+"""The same with those whose classes or splits are not those of `LAYOUTS`."""
