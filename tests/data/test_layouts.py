@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from vss.data import SegData, count_classes, guess_layout, open_data
 from vss.data.base import Pair
 from vss.data.check import check
 from vss.data.layouts import LAYOUTS
-from vss.data.masks import ColourFile, Drawn, Shape
+from vss.data.masks import ColourFile, Drawn, Shape, runs_of
 from vss.data.readers import DATASETS
 
 coco_tools = pytest.mark.skipif(not find_spec("pycocotools"), reason="needs pycocotools: pip install vss[coco]")
@@ -37,7 +39,7 @@ def sentence(root: Path, name: str = "auto", **options: object) -> str:
         for found in data.splits.values():
             count_classes(data, found)
     text = str(caught.value)
-    assert "\n" not in text and text.endswith(".") and caught.value.exit_code == 2
+    assert "\n" not in text and text.endswith(".") and "VssError" not in text and caught.value.exit_code == 2
     return text
 
 
@@ -212,7 +214,11 @@ COCO_FAULTS = {
     "annotations.0.segmentation": ([], "has no segmentation (a box alone teaches no pixels)"),
     "annotations.0.segmentation.0": ([1, 1, 2, 2], "has 2 points; expected 3 or more"),
     "annotations.0.segmentation ": ({"size": [24, 20], "counts": [3, 5, 2]}, "add up to 10 pixels, its image has 480"),
-    "annotations.1.segmentation": ({"size": [24, 20], "counts": "@@@zz"}, "holds a rle that cannot be drawn"),
+    "annotations.0.segmentation  ": ({"size": [24, 20], "counts": [500, -20]}, "hold a run of 500 pixels"),
+    "annotations.0.segmentation   ": ({"size": [24, 20], "counts": [-3, 483]}, "hold a run of -3 pixels"),
+    "annotations.0.segmentation    ": ({"size": [24, 20], "counts": [3.5, 476.5]}, "neither a list of whole numbers"),
+    "annotations.0.segmentation.0 ": ([1, 1, 5, 1, 5], "is [1.0, 1.0, 5.0, 1.0, ...]; expected x,y,x,y"),
+    "annotations.1.segmentation": ({"size": [24, 20], "counts": "@@@zz"}, "cannot be read (their text is damaged)"),
     "annotations.1.segmentation ": (
         {"size": [20, 24], "counts": [480]},
         "are of [20, 24] pixels, its image of [24, 20]",
@@ -220,6 +226,7 @@ COCO_FAULTS = {
     "images.0.file_name": ("absent.png", "lists the image absent.png, which is not there"),
     "images.0.width": (21, "is 24x21 and its image 0.png is 24x20"),
     "categories.1.name": ("car", "lists 2 categories, 1 of different names"),
+    "categories.1.id": (1, "lists 2 categories of 1 different ids"),
     "categories": (None, "is no COCO file (TypeError"),
 }
 
@@ -237,6 +244,59 @@ def test_faults_in_a_coco_file(place: str, tmp_path: Path) -> None:
     inner[last] = value  # type: ignore[index]
     sets.dump(tmp_path / "annotations.json", content)
     assert said in sentence(tmp_path, split={"train": 1.0})
+
+
+def test_run_lengths_are_those_that_pycocotools_wrote_and_short_ones_are_refused(tmp_path: Path) -> None:
+    """It decodes a text that ends early to pixels of memory that nobody wrote."""
+    tools = pytest.importorskip("pycocotools.mask")
+    random = np.random.default_rng(0)
+    for share in (0.0, 0.001, 0.1, 0.5, 1.0):
+        array = (random.random((173, 211)) < share).astype(np.uint8, order="F")
+        flat = array.ravel(order="F").tolist()
+        runs = [(value, len(list(group))) for value, group in itertools.groupby(flat)]
+        expected = [0] * runs[0][0] + [count for _, count in runs]
+        assert runs_of(tools.encode(array)["counts"].decode()).tolist() == expected
+    sets.save(tmp_path / "images/0.png", sets.image(0))
+    content = sets.coco_content(range(1))
+    text = tools.encode(np.asfortranarray(sets.mask(0) == 1).astype(np.uint8))["counts"].decode()
+    for end in range(len(text)):
+        content["annotations"][0] |= {"id": 77, "segmentation": {"size": [24, 20], "counts": text[:end]}}
+        sets.dump(tmp_path / "annotations.json", content)
+        assert f"the run lengths of annotation 77 of 0.png in {tmp_path / 'annotations.json'} " in sentence(tmp_path)
+
+
+def test_without_pycocotools_a_folder_of_coco_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets.coco(tmp_path)
+    monkeypatch.setitem(sys.modules, "pycocotools.mask", None)
+    with pytest.raises(VssError, match=r'reading COCO files needs pycocotools.mask .* run: pip install "vss\[coco\]"$'):
+        open_data("coco", tmp_path)
+
+
+@coco_tools
+def test_annotations_without_an_area_are_ordered_by_their_own(tmp_path: Path) -> None:
+    sets.save(tmp_path / "images/0.png", sets.image(0))
+    content = sets.coco_content(range(1))
+    small, large = content["annotations"]
+    large["segmentation"] = [sets.polygon((0, 0, 20, 24))]
+    content["annotations"] = [{k: v for k, v in each.items() if k != "area"} for each in (small, large)]
+    sets.dump(tmp_path / "annotations.json", content)
+    data = open_data("coco", tmp_path, DataOptions(split={"train": 1.0}))
+    assert pixels(data) == [0, 24, 24 * 20 - 24]
+
+
+@coco_tools
+def test_a_panoptic_file_has_one_annotation_of_every_image_and_segments_once(tmp_path: Path) -> None:
+    sets.panoptic(tmp_path)
+    path = tmp_path / "annotations/panoptic.json"
+    content = json.loads(path.read_text())
+    first, *rest = content["annotations"]
+    sets.dump(path, content | {"annotations": rest})
+    assert "has 0 annotations of the image 0.png; a panoptic file has one of each" in sentence(tmp_path)
+    twice = first | {"segments_info": [*first["segments_info"], first["segments_info"][0]]}
+    sets.dump(path, content | {"annotations": [twice, *rest]})
+    assert "lists a segment of the mask 0.png twice" in sentence(tmp_path)
 
 
 @coco_tools
@@ -257,10 +317,15 @@ def test_faults_in_a_labelme_file(tmp_path: Path) -> None:
     path = tmp_path / "0.json"
     content = json.loads(path.read_text())
     shape = content["shapes"][0]
+    picture = json.loads((tmp_path / "2.json").read_text())["shapes"][0]["mask"]
     for change, said in (
         ({"shape_type": "line"}, "holds a line ('car'), which covers no area"),
         ({"points": [[1, 1], [50, 1], [3, 3]]}, "reaches the point 50,1, outside its image of 20x24"),
         ({"points": [[1, 1], [5, 1]]}, "holds a polygon that cannot be drawn"),
+        (
+            {"shape_type": "mask", "mask": picture, "points": [[1, 1], [5, 9]]},
+            "picture is of (6, 6) pixels and its box of (5, 9)",
+        ),
     ):
         path.write_text(json.dumps(content | {"shapes": [shape | change]}))
         assert said in sentence(tmp_path, split={"train": 1.0})

@@ -202,12 +202,33 @@ def polygon_region(polygons: Sequence[np.ndarray], height: int, width: int) -> t
 
 
 def run_region(runs: Mapping[str, Any], height: int, width: int) -> np.ndarray:
-    """(H, W) bool of run lengths as COCO has them, compressed or not, by pycocotools."""
+    """(H, W) bool of run lengths as COCO has them, compressed or not, by pycocotools.
+
+    They must add up to the image (`runs_of`): of pixels beyond their end pycocotools gives what the memory held.
+    """
     tools = need("pycocotools.mask", "reading COCO files")
     region = tools.decode(tools.frPyObjects(runs, height, width) if isinstance(runs["counts"], list) else runs)
-    if region.shape != (height, width):
-        raise ValueError(f"its size is {region.shape}, that of the image {(height, width)}")
     return np.asarray(region.view(bool))
+
+
+def runs_of(counts: Any) -> np.ndarray:
+    """(n,) int64: pixels outside and inside by turns, of a list of COCO or its text (`rleFrString` in maskApi.c).
+
+    Raises `ValueError` for what is neither.
+    """
+    if isinstance(counts, list) and set(map(type, counts)) == {int}:
+        return np.array(counts, np.int64)
+    if not isinstance(counts, str):
+        raise ValueError("they are neither a list of whole numbers nor a text")
+    digits = np.frombuffer(counts.encode("ascii", "replace"), np.uint8).astype(np.int64) - 48
+    last = (digits & 32) == 0
+    first = np.flatnonzero(np.append(True, last[:-1]))
+    shift = 5 * (np.arange(len(digits)) - np.repeat(first, np.diff(first, append=len(digits))))
+    if not digits.size or digits.min() < 0 or digits.max() > 63 or not last[-1] or shift.max() > 30:
+        raise ValueError("their text is damaged")
+    runs = np.add.reduceat((digits & 31) << shift, first) - ((digits[last] & 16) << shift[last] + 1)
+    runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])  # differences to the last but one
+    return runs
 
 
 def labelme_region(shape: Shape, height: int, width: int) -> np.ndarray:
@@ -215,9 +236,12 @@ def labelme_region(shape: Shape, height: int, width: int) -> np.ndarray:
     region = Image.new("1", (width, height))
     draw = ImageDraw.Draw(region)
     if shape.kind == "mask":
-        (left, top), text = shape.data
+        (left, top), (right, bottom), text = shape.data
         with Image.open(io.BytesIO(base64.b64decode(text, validate=True))) as part:
             pixels.refuse_frames(part)
+            box = round(right) - round(left) + 1, round(bottom) - round(top) + 1
+            if part.size != box:
+                raise ValueError(f"its picture is of {part.size} pixels and its box of {box}, width and height")
             region.paste(1, (round(left), round(top)), part.convert("1", dither=Image.Dither.NONE))
         return np.array(region)
     points = [(float(x), float(y)) for x, y in shape.data]

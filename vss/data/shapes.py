@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vss.core.config_data import DataOptions
-from vss.core.errors import VssError, counted, shown
+from vss.core.errors import VssError, counted, need, shown
 from vss.core.files import parse_json, read_text
 from vss.data.base import (
     IGNORE,
@@ -27,7 +27,7 @@ from vss.data.base import (
 from vss.data.folders import names_in
 from vss.data.images import Mask
 from vss.data.layouts import SPLIT_NAMES, coco_files, labelme_files, require_layout
-from vss.data.masks import CROWD, Drawn, PanopticFile, Shape
+from vss.data.masks import CROWD, Drawn, PanopticFile, Shape, runs_of
 from vss.data.pixels import list_images
 from vss.data.split import ALL
 
@@ -124,11 +124,20 @@ class CocoFile:
             categories = {int(each["id"]): str(each["name"]) for each in content["categories"]}
             file = cls(path, list(content["images"]), categories)
             known = {each["id"] for each in file.images}
+            for kind, listed, ids in (
+                ("images", file.images, known),
+                ("categories", content["categories"], categories),
+            ):
+                if len(ids) < len(listed):
+                    raise VssError(f"{path} lists {len(listed)} {kind} of {len(ids)} different ids; give each an id of "
+                                   "its own.")  # fmt: skip
             for each in content["annotations"]:
                 if each["image_id"] not in known:
                     raise VssError(f"an annotation in {path} is of image {each['image_id']}, which the file does not "
                                    "list; export it again.")  # fmt: skip
                 file.annotations[each["image_id"]].append(each)
+        except VssError:
+            raise
         except (KeyError, TypeError, ValueError) as error:
             raise VssError(f"{path} is no COCO file ({type(error).__name__} {error}); export it again.") from error
         names = [folded(name) for name in categories.values()]
@@ -143,6 +152,9 @@ class CocoFile:
         values = dict.fromkeys(self.categories, 0) | {key: value for value, key in enumerate(named, start=1)}
         places = _places(root, self.path)
         folders = {folder: {path.name: path for path in list_images(folder)} for folder in places}
+        panoptic = any("segments_info" in each for found in self.annotations.values() for each in found)
+        if not panoptic:
+            need("pycocotools.mask", "reading COCO files")  # at once, and not when the first mask is drawn
         for image in self.images:
             try:
                 name, width, height = str(image["file_name"]), int(image["width"]), int(image["height"])
@@ -152,11 +164,15 @@ class CocoFile:
                 if key in images:
                     raise VssError(f"{self.path} lists the image {name} twice; list it once.")
                 images[key] = path
-                panoptic = next((each for each in found if "segments_info" in each), None)
                 if panoptic:
-                    masks[key] = self._panoptic(panoptic, values)
+                    if len(found) != 1:
+                        raise VssError(f"{self.path} has {counted(len(found), 'annotation')} of the image {name}; a "
+                                       "panoptic file has one of each.")  # fmt: skip
+                    masks[key] = self._panoptic(found[0], values)
                 else:
                     masks[key] = Drawn(self.path, name, height, width, self._shapes(found, values, name, width, height))
+            except VssError:
+                raise
             except (KeyError, TypeError, ValueError) as error:
                 raise VssError(
                     f"{self.path} describes the image {shown(image)} wrongly ({type(error).__name__} {error}); export "
@@ -186,38 +202,57 @@ class CocoFile:
         path = next((folder / name for folder in folders if (folder / name).is_file()), None)
         if path is None:
             raise VssError(f"{self.path} lists the mask {name}, which is not in {folders[0]}; put it there.")
-        return PanopticFile(path, {int(s["id"]): self._category(s, values, name) for s in each["segments_info"]})
+        segments = {int(s["id"]): self._category(s, values, name) for s in each["segments_info"]}
+        if len(segments) < len(each["segments_info"]):
+            raise VssError(f"{self.path} lists a segment of the mask {name} twice; export the file again.")
+        return PanopticFile(path, segments)
 
     def _shapes(
         self, found: list[dict[str, Any]], values: Mapping[int, int], name: str, width: int, height: int
     ) -> tuple[Shape, ...]:
         """Larger annotations first, crowds before all."""
-        order = sorted(found, key=lambda each: (not each.get("iscrowd"), -float(each.get("area") or 0)))
         shapes = []
-        for each in order:
+        for each in found:
             value, outline = self._category(each, values, name), each.get("segmentation")
+            what = f"annotation {shown(each.get('id'))} of {name} in {self.path}"
             if not outline:
-                raise VssError(f"an annotation of {name} in {self.path} has no segmentation (a box alone teaches no "
-                               "pixels); export polygons or masks.")  # fmt: skip
-            if isinstance(outline, dict):
-                if list(outline["size"]) != [height, width]:
-                    raise VssError(f"the run lengths of {name} in {self.path} are of {shown(outline['size'])} pixels, "
-                                   f"its image of {[height, width]} (height, width); export both again.")  # fmt: skip
-                runs = outline["counts"]
-                if isinstance(runs, list) and sum(runs) != height * width:
-                    raise VssError(f"the run lengths of {name} in {self.path} add up to {sum(runs)} pixels, its image "
-                                   f"has {height * width}; export the file again.")  # fmt: skip
-                shapes.append(Shape(value, "rle", outline))
-                continue
-            polygons = [np.asarray(polygon, np.float64) for polygon in outline]
-            for polygon in polygons:
-                points = polygon.reshape(-1, 2)
-                refuse_outside(points, width, height, f"a polygon of {name} in {self.path}")
-                if len(points) < 3:
-                    raise VssError(f"a polygon of {name} in {self.path} has {counted(len(points), 'point')}; expected "
-                                   "3 or more.")  # fmt: skip
-            shapes.append(Shape(value, "polygons", polygons))
-        return tuple(shapes)
+                raise VssError(f"{what} has no segmentation (a box alone teaches no pixels); export polygons or masks.")
+            read = _runs if isinstance(outline, dict) else _polygons
+            shape, area = read(value, outline, width, height, what)
+            shapes.append((bool(each.get("iscrowd")), float(each.get("area") or area), shape))
+        return tuple(shape for _, _, shape in sorted(shapes, key=lambda one: (not one[0], -one[1])))
+
+
+def _runs(value: int, outline: Mapping[str, Any], width: int, height: int, what: str) -> tuple[Shape, float]:
+    """The shape of run lengths, and its pixels."""
+    if list(outline["size"]) != [height, width]:
+        raise VssError(f"the run lengths of {what} are of {shown(outline['size'])} pixels, its image of "
+                       f"{[height, width]} (height, width); export both again.")  # fmt: skip
+    try:
+        runs = runs_of(outline["counts"])
+    except ValueError as error:
+        raise VssError(f"the run lengths of {what} cannot be read ({error}); export the file again.") from error
+    total = height * width
+    wrong = runs[(runs < 0) | (runs > total)]
+    if len(wrong) or runs.sum() != total:
+        said = f"hold a run of {wrong[0]}" if len(wrong) else f"add up to {runs.sum()}"
+        raise VssError(f"the run lengths of {what} {said} pixels, its image has {total}; export the file again.")
+    return Shape(value, "rle", outline), float(runs[1::2].sum())
+
+
+def _polygons(value: int, outline: Any, width: int, height: int, what: str) -> tuple[Shape, float]:
+    """The shape of polygons, and the area that they enclose."""
+    polygons, area = [np.asarray(polygon, np.float64) for polygon in outline], 0.0
+    for polygon in polygons:
+        if polygon.size % 2:
+            raise VssError(f"a polygon of {what} is {shown(polygon.tolist())}; expected x,y,x,y and so on.")
+        points = polygon.reshape(-1, 2)
+        refuse_outside(points, width, height, f"a polygon of {what}")
+        if len(points) < 3:
+            raise VssError(f"a polygon of {what} has {counted(len(points), 'point')}; expected 3 or more.")
+        x, y = points.T
+        area += abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2
+    return Shape(value, "polygons", polygons), area
 
 
 def refuse_outside(points: np.ndarray, width: int, height: int, what: str) -> None:
@@ -298,6 +333,8 @@ def _labelme_content(path: Path) -> tuple[list[tuple[str, str, Any]], int, int]:
     try:
         width, height = int(content["imageWidth"]), int(content["imageHeight"])
         return list(_labelme_shapes(path, content["shapes"], width, height)), width, height
+    except VssError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise VssError(f"{path} is no labelme file ({type(error).__name__} {error}); save it again.") from error
 
@@ -314,5 +351,4 @@ def _labelme_shapes(
         if kind != "circle":
             refuse_outside(points, width, height, f"a {kind} in {path}")
         label = BACKGROUND if label == LABELME_BACKGROUND else label
-        data = [points[0].tolist(), str(shape["mask"])] if kind == "mask" else points.tolist()
-        yield label, kind, data
+        yield label, kind, [*points.tolist(), *([str(shape["mask"])] if kind == "mask" else [])]
