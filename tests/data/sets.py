@@ -6,13 +6,20 @@ import base64
 import io
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from vss.core.config import DataOptions
+from vss.core.errors import VssError
+from vss.data import SegData, count_classes, open_data
 from vss.data.base import generic_palette
+
+coco_tools = pytest.mark.skipif(not find_spec("pycocotools"), reason="needs pycocotools: pip install vss[coco]")
 
 HEIGHT, WIDTH, COUNT = 24, 20, 12
 NAMES = ("background", "car", "tree")
@@ -259,3 +266,22 @@ EVERY: dict[str, tuple[str, Callable[[Path], None]]] = LAYOUTS | {
     "cityscapes": ("cityscapes", cityscapes), "ksdd2": ("ksdd2", ksdd2),
 }  # fmt: skip
 """The same with those whose classes or splits are not those of `LAYOUTS`."""
+
+
+# What reading one comes to.
+
+
+def pixels(data: SegData) -> list[int]:
+    pairs = [pair for found in data.splits.values() for pair in found]
+    return [int(count) for count in count_classes(data, pairs).pixels]
+
+
+def sentence(root: Path, name: str = "auto", **options: object) -> str:
+    """By what the folder is refused; one sentence."""
+    with pytest.raises(VssError) as caught:
+        data = open_data(name, root, DataOptions.model_validate(options))
+        for found in data.splits.values():
+            count_classes(data, found)
+    text = str(caught.value)
+    assert "\n" not in text and text.endswith(".") and "VssError" not in text and caught.value.exit_code == 2
+    return text

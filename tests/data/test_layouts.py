@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import json
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,33 +10,19 @@ from PIL import Image
 
 from tests.command import cli, refused
 from tests.data import sets
+from tests.data.sets import pixels, sentence
 from vss.core.config import DataOptions
-from vss.core.errors import VssError
 from vss.data import SegData, count_classes, guess_layout, open_data
 from vss.data.base import Pair
 from vss.data.check import check
+from vss.data.classes import GROUPS
 from vss.data.layouts import LAYOUTS
-from vss.data.masks import ColourFile, Drawn, Shape, runs_of
-from vss.data.readers import DATASETS
+from vss.data.masks import ColourFile
+from vss.data.readers import CAMVID_NAMES, DATASETS
 
-coco_tools = pytest.mark.skipif(not find_spec("pycocotools"), reason="needs pycocotools: pip install vss[coco]")
-FORMS = [pytest.param(form, marks=coco_tools if name == "coco" else ()) for form, (name, _) in sets.LAYOUTS.items()]
-
-
-def pixels(data: SegData) -> list[int]:
-    pairs = [pair for found in data.splits.values() for pair in found]
-    return [int(count) for count in count_classes(data, pairs).pixels]
-
-
-def sentence(root: Path, name: str = "auto", **options: object) -> str:
-    """By what the folder is refused; one sentence."""
-    with pytest.raises(VssError) as caught:
-        data = open_data(name, root, DataOptions.model_validate(options))
-        for found in data.splits.values():
-            count_classes(data, found)
-    text = str(caught.value)
-    assert "\n" not in text and text.endswith(".") and "VssError" not in text and caught.value.exit_code == 2
-    return text
+FORMS = [
+    pytest.param(form, marks=sets.coco_tools if name == "coco" else ()) for form, (name, _) in sets.LAYOUTS.items()
+]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -106,59 +88,6 @@ def test_masks_of_0_and_255_need_no_list_of_classes(tmp_path: Path) -> None:
     assert "hold the values 0, 100, 200, 255, and nothing says which classes" in sentence(tmp_path)
 
 
-@coco_tools
-def test_coco_run_lengths_crowds_and_what_overlaps(tmp_path: Path) -> None:
-    from pycocotools import mask as tools
-
-    sets.save(tmp_path / "images/0.png", sets.image(0))
-    content = sets.coco_content(range(1))
-    car, tree = content["annotations"]
-    code = tools.encode(np.asfortranarray(sets.mask(0) == 1).astype(np.uint8))
-    car["segmentation"] = {"size": code["size"], "counts": code["counts"].decode()}
-    crowd = np.zeros((sets.HEIGHT, sets.WIDTH), np.uint8)
-    crowd[:, :10] = 1
-    runs = [0, *[int(n) for n in (10 * sets.HEIGHT, 10 * sets.HEIGHT)]]
-    content["annotations"] += [
-        tree | {"segmentation": {"size": [sets.HEIGHT, sets.WIDTH], "counts": runs}, "iscrowd": 1, "area": 240},
-        tree | {"category_id": 1, "segmentation": [sets.polygon((5, 12, 7, 14))], "area": 4},
-    ]
-    sets.dump(tmp_path / "annotations.json", content)
-    data = open_data("coco", tmp_path, DataOptions(split={"train": 1.0}))
-    expected = np.where(crowd, 255, 0) * (sets.mask(0) == 0) + sets.mask(0)
-    expected[12:14, 5:7] = 1
-    assert (data.read(data.splits["train"][0])[1] == expected).all()
-
-
-@coco_tools
-def test_polygons_cover_the_pixels_that_pycocotools_gives_on_the_whole_image() -> None:
-    """Also of tenths of a pixel, which lie between its points, and outside the image."""
-    from pycocotools import mask as tools
-
-    random, height, width = np.random.default_rng(0), 30, 40
-    for round_ in range(400):
-        parts = []
-        for corners in random.integers(3, 9, int(random.integers(1, 4))):
-            middle, reach = random.uniform(0, (width, height)), random.choice([2, 10, 60])
-            points = np.clip(middle + random.uniform(-reach, reach, (corners, 2)), -2, (width + 2, height + 2))
-            parts.append(points.round(round_ % 3).ravel())
-        expected = tools.decode(tools.merge(tools.frPyObjects([part.tolist() for part in parts], height, width)))
-        drawn = Drawn(Path("a.json"), "a.png", height, width, (Shape(7, "polygons", parts),))
-        assert (drawn.stored() == 7 * expected).all(), parts
-
-
-def test_a_mask_that_is_no_file_is_hashed_by_what_it_holds(tmp_path: Path) -> None:
-    from vss.data.images import sha256_files
-
-    sets.labelme(tmp_path)
-    pair = open_data("labelme", tmp_path, DataOptions(split={"train": 1.0})).splits["train"][0]
-    before = sha256_files([pair.mask])
-    content = json.loads((tmp_path / "0.json").read_text())
-    content["shapes"][0]["points"][0][0] += 1
-    (tmp_path / "0.json").write_text(json.dumps(content))
-    after = open_data("labelme", tmp_path, DataOptions(split={"train": 1.0})).splits["train"][0]
-    assert after.id == pair.id and sha256_files([after.mask]) != before
-
-
 # Bad input: one sentence each.
 
 
@@ -196,6 +125,32 @@ def test_colours_in_no_table_are_counted(tmp_path: Path) -> None:
     assert "masks of" in sentence(tmp_path) and "--colors FILE (data.colors)" in sentence(tmp_path)
 
 
+def test_a_void_colour_is_ignored_or_becomes_what_the_map_says(tmp_path: Path) -> None:
+    sets.rgb(tmp_path)
+    table = tmp_path / "label_colors.txt"
+    table.write_text(table.read_text().replace("background", "Void"))
+    for wanted in ({}, {"void": "ignore"}):
+        data = open_data("colours", tmp_path, DataOptions(label_map=wanted))
+        assert data.class_names == ("car", "tree") and pixels(data) == sets.PIXELS[1:]
+    data = open_data("colours", tmp_path, DataOptions(label_map={"Void": "tree"}))
+    assert data.class_names == ("car", "tree") and pixels(data) == [sets.CAR, sets.PIXELS[0] + sets.TREE]
+
+
+def test_the_colours_of_camvid_become_its_eleven_groups(tmp_path: Path) -> None:
+    """The published `label_colors.txt` names 32 classes; of each a pixel."""
+    olds = [old for group in GROUPS["camvid11"].values() for old in group]
+    colours = {name: (number, 255 - number, 7) for number, name in enumerate([*sorted(olds), "Void"])}
+    for name in ("a", "b"):
+        sets.save(tmp_path / f"701_StillsRaw_full/{name}.png", sets.image(len(name))[:1, :16].repeat(2, 1))
+        sets.save(tmp_path / f"LabeledApproved_full/{name}_L.png", np.array([list(colours.values())], np.uint8))
+    (tmp_path / "label_colors.txt").write_text("".join(f"{r} {g} {b}\t\t{n}\n" for n, (r, g, b) in colours.items()))
+    data = open_data("colours", tmp_path, DataOptions(label_map="camvid11", split={"train": 1.0}))
+    assert len(olds) == 31 and set(data.class_names) == set(CAMVID_NAMES)
+    assert dict(zip(data.class_names, pixels(data), strict=True)) == {
+        k: 2 * len(v) for k, v in GROUPS["camvid11"].items()
+    }
+
+
 def test_a_colour_mask_reads_the_same_from_a_palette(tmp_path: Path) -> None:
     path = tmp_path / "mask.png"
     sets.save(path, sets.colours(sets.mask(0)))
@@ -205,133 +160,6 @@ def test_a_colour_mask_reads_the_same_from_a_palette(tmp_path: Path) -> None:
     picture.save(path)
     assert picture.mode == "P"
     assert (ColourFile(path).stored() == before).all() and len(np.unique(before)) == 3
-
-
-COCO_FAULTS = {
-    "annotations.0.segmentation.0.4": (40, "reaches the point 40,8, outside its image of 20x24"),
-    "annotations.0.category_id": (5, "is of category 5, which the file does not list"),
-    "annotations.0.image_id": (77, "is of image 77, which the file does not list"),
-    "annotations.0.segmentation": ([], "has no segmentation (a box alone teaches no pixels)"),
-    "annotations.0.segmentation.0": ([1, 1, 2, 2], "has 2 points; expected 3 or more"),
-    "annotations.0.segmentation ": ({"size": [24, 20], "counts": [3, 5, 2]}, "add up to 10 pixels, its image has 480"),
-    "annotations.0.segmentation  ": ({"size": [24, 20], "counts": [500, -20]}, "hold a run of 500 pixels"),
-    "annotations.0.segmentation   ": ({"size": [24, 20], "counts": [-3, 483]}, "hold a run of -3 pixels"),
-    "annotations.0.segmentation    ": ({"size": [24, 20], "counts": [3.5, 476.5]}, "neither a list of whole numbers"),
-    "annotations.0.segmentation.0 ": ([1, 1, 5, 1, 5], "is [1.0, 1.0, 5.0, 1.0, ...]; expected x,y,x,y"),
-    "annotations.1.segmentation": ({"size": [24, 20], "counts": "@@@zz"}, "cannot be read (their text is damaged)"),
-    "annotations.1.segmentation ": (
-        {"size": [20, 24], "counts": [480]},
-        "are of [20, 24] pixels, its image of [24, 20]",
-    ),
-    "images.0.file_name": ("absent.png", "lists the image absent.png, which is not there"),
-    "images.0.width": (21, "is 24x21 and its image 0.png is 24x20"),
-    "categories.1.name": ("car", "lists 2 categories, 1 of different names"),
-    "categories.1.id": (1, "lists 2 categories of 1 different ids"),
-    "categories": (None, "is no COCO file (TypeError"),
-}
-
-
-@coco_tools
-@pytest.mark.parametrize("place", COCO_FAULTS)
-def test_faults_in_a_coco_file(place: str, tmp_path: Path) -> None:
-    sets.save(tmp_path / "images/0.png", sets.image(0))
-    content = sets.coco_content(range(1))
-    *above, last = [int(part) if part.isdecimal() else part for part in place.strip().split(".")]
-    inner: object = content
-    for part in above:
-        inner = inner[part]  # type: ignore[index]
-    value, said = COCO_FAULTS[place]
-    inner[last] = value  # type: ignore[index]
-    sets.dump(tmp_path / "annotations.json", content)
-    assert said in sentence(tmp_path, split={"train": 1.0})
-
-
-def test_run_lengths_are_those_that_pycocotools_wrote_and_short_ones_are_refused(tmp_path: Path) -> None:
-    """It decodes a text that ends early to pixels of memory that nobody wrote."""
-    tools = pytest.importorskip("pycocotools.mask")
-    random = np.random.default_rng(0)
-    for share in (0.0, 0.001, 0.1, 0.5, 1.0):
-        array = (random.random((173, 211)) < share).astype(np.uint8, order="F")
-        flat = array.ravel(order="F").tolist()
-        runs = [(value, len(list(group))) for value, group in itertools.groupby(flat)]
-        expected = [0] * runs[0][0] + [count for _, count in runs]
-        assert runs_of(tools.encode(array)["counts"].decode()).tolist() == expected
-    sets.save(tmp_path / "images/0.png", sets.image(0))
-    content = sets.coco_content(range(1))
-    text = tools.encode(np.asfortranarray(sets.mask(0) == 1).astype(np.uint8))["counts"].decode()
-    for end in range(len(text)):
-        content["annotations"][0] |= {"id": 77, "segmentation": {"size": [24, 20], "counts": text[:end]}}
-        sets.dump(tmp_path / "annotations.json", content)
-        assert f"the run lengths of annotation 77 of 0.png in {tmp_path / 'annotations.json'} " in sentence(tmp_path)
-
-
-def test_without_pycocotools_a_folder_of_coco_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sets.coco(tmp_path)
-    monkeypatch.setitem(sys.modules, "pycocotools.mask", None)
-    with pytest.raises(VssError, match=r'reading COCO files needs pycocotools.mask .* run: pip install "vss\[coco\]"$'):
-        open_data("coco", tmp_path)
-
-
-@coco_tools
-def test_annotations_without_an_area_are_ordered_by_their_own(tmp_path: Path) -> None:
-    sets.save(tmp_path / "images/0.png", sets.image(0))
-    content = sets.coco_content(range(1))
-    small, large = content["annotations"]
-    large["segmentation"] = [sets.polygon((0, 0, 20, 24))]
-    content["annotations"] = [{k: v for k, v in each.items() if k != "area"} for each in (small, large)]
-    sets.dump(tmp_path / "annotations.json", content)
-    data = open_data("coco", tmp_path, DataOptions(split={"train": 1.0}))
-    assert pixels(data) == [0, 24, 24 * 20 - 24]
-
-
-@coco_tools
-def test_a_panoptic_file_has_one_annotation_of_every_image_and_segments_once(tmp_path: Path) -> None:
-    sets.panoptic(tmp_path)
-    path = tmp_path / "annotations/panoptic.json"
-    content = json.loads(path.read_text())
-    first, *rest = content["annotations"]
-    sets.dump(path, content | {"annotations": rest})
-    assert "has 0 annotations of the image 0.png; a panoptic file has one of each" in sentence(tmp_path)
-    twice = first | {"segments_info": [*first["segments_info"], first["segments_info"][0]]}
-    sets.dump(path, content | {"annotations": [twice, *rest]})
-    assert "lists a segment of the mask 0.png twice" in sentence(tmp_path)
-
-
-@coco_tools
-def test_a_category_without_an_image_and_an_image_that_no_file_lists_are_said(tmp_path: Path) -> None:
-    sets.coco(tmp_path)
-    for path in (tmp_path / "annotations").iterdir():
-        content = json.loads(path.read_text())
-        content["categories"].append({"id": 100, "name": "ghost"})
-        path.write_text(json.dumps(content))
-    sets.save(tmp_path / "train2017/99.png", sets.image(99))
-    notes = check(tmp_path)["warnings"]
-    assert any("1 class that no mask" in note and "ghost" in note for note in notes)
-    assert f"1 image that no file lists, not used: {tmp_path / 'train2017/99.png'}" in notes
-
-
-def test_faults_in_a_labelme_file(tmp_path: Path) -> None:
-    sets.labelme(tmp_path)
-    path = tmp_path / "0.json"
-    content = json.loads(path.read_text())
-    shape = content["shapes"][0]
-    picture = json.loads((tmp_path / "2.json").read_text())["shapes"][0]["mask"]
-    for change, said in (
-        ({"shape_type": "line"}, "holds a line ('car'), which covers no area"),
-        ({"points": [[1, 1], [50, 1], [3, 3]]}, "reaches the point 50,1, outside its image of 20x24"),
-        ({"points": [[1, 1], [5, 1]]}, "holds a polygon that cannot be drawn"),
-        (
-            {"shape_type": "mask", "mask": picture, "points": [[1, 1], [5, 9]]},
-            "picture is of (6, 6) pixels and its box of (5, 9)",
-        ),
-    ):
-        path.write_text(json.dumps(content | {"shapes": [shape | change]}))
-        assert said in sentence(tmp_path, split={"train": 1.0})
-    path.unlink()
-    assert "0.png has no mask" in sentence(tmp_path)
-    assert len(open_data("labelme", tmp_path, DataOptions(missing_mask="sound")).splits["train"]) == 8
 
 
 def test_masks_of_another_size_and_lists_of_what_is_not_there(tmp_path: Path) -> None:

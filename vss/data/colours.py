@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -72,9 +72,16 @@ def _csv_rows(path: Path, lines: list[str]) -> Iterator[tuple[int, str, list[int
         yield number, cells[0], [int(cell) for cell in cells[1:]]
 
 
-def colours_of(table: Mapping[str, Colour]) -> tuple[tuple[str, ...], np.ndarray, ValueTable]:
-    """(class names, palette, what decodes a `ColourFile`); a class of `VOID_NAMES` is ignored where two others are."""
-    names = [name for name in table if folded(name) not in VOID_NAMES]
+def colours_of(
+    table: Mapping[str, Colour], mapped: Collection[int | str] = ()
+) -> tuple[tuple[str, ...], np.ndarray, ValueTable]:
+    """(class names, palette, what decodes a `ColourFile`).
+
+    A class of `VOID_NAMES` is ignored where two others are, unless it is one of the `mapped`, of which
+    `data.label_map` says what they are.
+    """
+    said = {folded(str(name)) for name in mapped}
+    names = [name for name in table if folded(name) not in VOID_NAMES - said]
     if len(names) < 2:
         names = list(table)
     if len(names) > IGNORE:

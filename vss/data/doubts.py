@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from vss.core.errors import VssError, counted, listed, shown
-from vss.data.base import Pair, SegData
+from vss.data.base import Pair, SegData, folded
+from vss.data.colours import VOID_NAMES
 from vss.data.counts import ClassCounts, count_classes
 from vss.data.images import count_values
 from vss.data.layouts import SPLITS
@@ -149,7 +150,7 @@ def doubts(data: SegData, found: Mapping[str, ClassCounts]) -> list[str]:
     sentences = []
     nowhere = set(range(data.num_classes)).difference(*held.values())
     if nowhere:
-        sentences.append(_lacking(data, list(held), nowhere))
+        sentences.append(_lacking(data, list(held), nowhere) + _covered(data, nowhere))
     foreign = _foreign(data, held) if train else []
     sentences += foreign
     if sentences:
@@ -158,6 +159,12 @@ def doubts(data: SegData, found: Mapping[str, ClassCounts]) -> list[str]:
         missing = set(range(data.num_classes)) - classes - nowhere
         if missing and split != "train" and not (foreign and _offset(train, classes)):
             sentences.append(_lacking(data, [split], missing))
+    void = [name for name in data.class_names if folded(name) in VOID_NAMES]
+    if void and data.num_classes > 2:
+        sentences.append(
+            f"{listed([shown(name) for name in void])} counts as any class does; where it means nothing, give "
+            f"--label-map {void[0]}=ignore (data.label_map)"
+        )
     for split, classes in held.items():
         if data.numbered and classes == set(range(1, data.num_classes)) and data.num_classes in found[split].values:
             sentences.append(
@@ -181,6 +188,13 @@ def _lacking(data: SegData, splits: Sequence[str], missing: set[int]) -> str:
     names = [data.class_names[index] for index in sorted(missing)]
     some = ", ".join(names[:3]) + (" and more" if len(names) > 3 else "")
     return f"{counted(len(names), 'class', 'classes')} that no {_masks(splits)} holds: {some}"
+
+
+def _covered(data: SegData, nowhere: set[int]) -> str:
+    """The way out where every pixel belongs to a shape, and `background` was made for those that do not."""
+    if data.numbered or nowhere != {0} or folded(data.class_names[0]) != "background":
+        return ""
+    return ": every pixel is of another one; --label-map background=ignore (data.label_map) leaves it out"
 
 
 def _offset(train: set[int], classes: set[int]) -> int:

@@ -191,7 +191,7 @@ def _assembled(name: str, root: Path, options: DataOptions, matcher: Matcher, co
         if isinstance(given, str):
             given = found_file(given, root, "data.colors")
         table = given if isinstance(given, dict) else read_colours(given)
-        names, palette, decode = colours_of(table)
+        names, palette, decode = colours_of(table, options.label_map if isinstance(options.label_map, dict) else ())
         kept = {"colors": {name: list(colour) for name, colour in table.items()}}
         said = f"{counted(len(names), 'class', 'classes')} by colour"
     else:
