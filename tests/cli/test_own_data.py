@@ -136,6 +136,26 @@ def test_a_page_of_overlays_shows_every_class_and_every_finding(tmp_path: Path) 
     assert "background, car, tree" in text
 
 
+def test_every_bad_mask_is_named_and_the_rest_shown_where_images_cannot_be_shared_out(tmp_path: Path) -> None:
+    root, page = tmp_path / "rgb", tmp_path / "page.html"
+    sets.rgb(root)
+    for i in (3, 5):
+        wrong = sets.colours(sets.mask(i))
+        wrong[0, : i + 4] = (1, 2, 3)
+        sets.save(root / f"LabeledApproved_full/{i}_L.png", wrong)
+    done = cli("data", "check", root)
+    refused(done, "rgb has 1 problem; mend before training")
+    text = " ".join(done.stdout.split())
+    assert (
+        "all: 12 pairs" in text
+        and "problem: 2 masks with labels outside the classes" in text
+        and "no split" not in text
+    )
+    assert all(f"{i}_L.png holds 1 colour (1,2,3 in {i + 4} pixels)" in text for i in (3, 5))
+    done = cli("data", "view", root, "--save", page)
+    assert done.returncode == 0 and page.read_text().count('alt="mask on') == 10, done.stderr
+
+
 def test_an_overlay_is_grey_under_the_colour_of_the_class() -> None:
     image = Image.fromarray(np.full((2, 2, 3), 100, np.uint8))
     mask = np.array([[0, 1], [255, 1]], np.uint8)

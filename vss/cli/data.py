@@ -24,7 +24,8 @@ def layouts() -> None:
         out.print(Text(name, style="bold"), highlight=False)
         drawing = LAYOUTS[name].drawing if name in LAYOUTS else "registered by a package of yours"
         out.print(Text("\n".join(f"  {line}" for line in drawing.splitlines())), highlight=False)
-    out.print("all of them: --missing-mask, --label-map, --ignore-index, --classes, --data-split", highlight=False)
+    flags = "--missing-mask, --label-map, --ignore-index, --classes, --data-split; masks in colours: --colors"
+    out.print(f"all of them: {flags}", highlight=False)
 
 
 @takes(given=recipe_keys("data.dataset", "model.name", *READING))
@@ -102,10 +103,11 @@ def view(
 ) -> None:
     """Write a page of overlays: masks on images, shares of the classes, sizes, and what the check finds."""
     from vss.data.check import check as check_folder
-    from vss.data.readers import AUTO, open_root
+    from vss.data.check import open_to_look
+    from vss.data.readers import AUTO
     from vss.run.page.folder import write_data_page
 
-    data = open_root(given.get("data.dataset", AUTO), root, recipe_of(given).data)
+    data = open_to_look(given.get("data.dataset", AUTO), root, recipe_of(given).data)
     figures = check_folder(data)
     out.print(f"wrote {write_data_page(data, figures, target_of(save), images=images)}", highlight=False)
 

@@ -19,7 +19,8 @@ from vss.data.counts import ClassCounts
 from vss.data.doubts import doubts, mixed_depths, refusals, shifted
 from vss.data.images import BadSampleError, Progress, open_rgb, read_stored_mask, thread_map
 from vss.data.layouts import DRAWINGS, absent_split, others_lack
-from vss.data.readers import AUTO, open_root
+from vss.data.readers import AUTO, as_found, open_root
+from vss.data.split import ALL
 
 NEAR_BITS = 2
 """Two images are near duplicates when their 64-bit difference hashes differ in at most this many bits."""
@@ -167,6 +168,8 @@ def _problems(
 
 
 def _absent(data: SegData, *splits: str) -> list[str]:
+    if ALL in data.splits:  # they are made once the masks can be read
+        return []
     return [absent_split(data.name, split, data.splits) for split in splits if split not in data.splits]
 
 
@@ -183,6 +186,14 @@ def _warnings(
     if data.splits:
         warnings += _absent(data, "test")
     return warnings + mixed_depths((f.pair, f.dtype) for f in findings if f.dtype) + doubts(data, counts)
+
+
+def open_to_look(name: str, root: Path | str, options: DataOptions | None = None) -> SegData:
+    """As `open_root`; images that a bad mask keeps from being shared out over splits are given as they lie."""
+    try:
+        return open_root(name, root, options)
+    except BadSampleError:
+        return as_found(name, root, options or DataOptions())
 
 
 def check(
@@ -203,7 +214,7 @@ def check(
     is the dataset, or else the layout is guessed. Raises `VssError` for a folder of no known layout.
     """
     if not isinstance(data, SegData):
-        data = open_root(name or AUTO, data, options)
+        data = open_to_look(name or AUTO, data, options)
     jobs = [(split, pair) for split, pairs in data.splits.items() for pair in pairs]
     opened: SegData = data
     found = thread_map(lambda job: inspect(opened, *job), jobs, workers, progress)

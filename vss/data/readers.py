@@ -317,10 +317,10 @@ def require_root(name: str, root: Path | str) -> Path:
     root = Path(root)
     if name != AUTO:
         DATASETS.canonical(name)
-    if not root.exists():
-        raise VssError(f"data root {root} does not exist; give the folder that holds the {name!r} data.")
     if not root.is_dir():
-        raise VssError(f"data root {root} is a file; give the folder that holds the {name!r} data.")
+        what = "is a file" if root.exists() else "does not exist"
+        which = "images and masks" if name == AUTO else f"the {name!r} data"
+        raise VssError(f"data root {root} {what}; give the folder that holds {which}.")
     return root
 
 
