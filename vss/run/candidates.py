@@ -289,7 +289,7 @@ def speed(
     seconds: float,
     network: ModelConfig | None = None,
 ) -> str | None:
-    """Add latency, images and pixels a second and the speed-up to both rows, timed in turns in one run.
+    """Add latency, images and pixels a second and the speed-up to both rows, timed interleaved in one run.
 
     Returns:
         None, or the sentence that says why the machine is too noisy; the rows have no times then.

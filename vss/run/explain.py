@@ -1,6 +1,6 @@
 """Why a cut network is, or is not, as much faster as its MACs fell: unit by unit, from measurements.
 
-Both engines are profiled in turns, and with them the uncut network cut to the same widths rounded up and down to
+Both engines are profiled interleaved, and with them the uncut network cut to the same widths rounded up and down to
 multiples of 4, 8 and 16, so nothing is guessed: a layer that does clearly more work per millisecond at one of those had
 a bad width. The time that is lost is what a unit takes above its old time divided by the whole network's MAC reduction.
 """

@@ -201,7 +201,7 @@ def inline(svg: str) -> str:
 PRUNED, BASELINE = "engine pruned", "engine baseline"
 CUT = (PRUNED, "pruned", "finetuned")
 NOBODY = (
-    "No network that is not pruned is as fast here; name small ones in the recipe's `references` to see whether to "
+    "No network that is not pruned is as fast here; name small ones in references of the recipe to see whether to "
     "prune at all."
 )
 
@@ -234,7 +234,7 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def points_of(report: Mapping[str, Any]) -> list[Point]:
-    """Rows that were timed in turns with the pruned engine: times of another run do not compare.
+    """Rows that were timed interleaved with the pruned engine: times of another run do not compare.
 
     The unpruned network counts with the score that it has after as much training as the others, where the run has such
     a control; its engine takes the same time.
@@ -289,7 +289,7 @@ def trade_off(report: Mapping[str, Any]) -> TradeOff | None:
     """Against latency, or against MACs where fewer than two engines were timed."""
     points, (_, name) = points_of(report), score_of(report)
     if len(points) >= 2:
-        sentence, note = worth(points, name), "Engines timed in turns in one run."
+        sentence, note = worth(points, name), "Engines timed interleaved in one run."
         return TradeOff(_against(points, name, "latency", "latency p50", "ms"), sentence, note)
     points = _by_macs(report)
     if len({point.ms for point in points}) < 2:
