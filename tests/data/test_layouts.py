@@ -122,7 +122,20 @@ def test_colours_in_no_table_are_counted(tmp_path: Path) -> None:
     (tmp_path / "label_colors.txt").write_text("1 2 3 a\n1 2 3 b\n")
     assert "gives 'a' and 'b' one colour" in sentence(tmp_path)
     (tmp_path / "label_colors.txt").unlink()
-    assert "masks of" in sentence(tmp_path) and "--colors FILE (data.colors)" in sentence(tmp_path)
+    text = sentence(tmp_path)
+    assert "0_L.png holds 0,128,1; 10,10,10; 127,0,0), and" in text and "--colors FILE (data.colors)" in text
+
+
+def test_colours_without_a_table_or_a_pair_and_of_a_lossy_kind_are_refused(tmp_path: Path) -> None:
+    sets.rgb(tmp_path)
+    (tmp_path / "label_colors.txt").unlink()
+    for path in (tmp_path / "LabeledApproved_full").iterdir():
+        path.rename(path.with_name(f"other_{path.name}"))
+    assert "are in colours, and nothing says which" in sentence(tmp_path)
+    for path in (tmp_path / "LabeledApproved_full").iterdir():
+        Image.open(path).save(path.with_name(f"{path.name.removeprefix('other_').removesuffix('_L.png')}.jpg"))
+        path.unlink()
+    assert "0.jpg is a JPEG file, which does not keep colours" in sentence(tmp_path)
 
 
 def test_a_void_colour_is_ignored_or_becomes_what_the_map_says(tmp_path: Path) -> None:

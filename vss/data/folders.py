@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from vss.core.config_data import DataOptions
@@ -29,7 +30,7 @@ from vss.data.base import (
 )
 from vss.data.classes import found_file, given_names
 from vss.data.colours import colours_of, read_colours
-from vss.data.images import BadSampleError, Mask, count_values, thread_map
+from vss.data.images import BadSampleError, Mask, count_values, read_stored_mask, thread_map
 from vss.data.layouts import (
     MASK_SUFFIXES,
     SOUND_NAMES,
@@ -40,7 +41,7 @@ from vss.data.layouts import (
     require_layout,
     split_folders,
 )
-from vss.data.masks import ColourFile, Sound
+from vss.data.masks import ColourFile, Sound, unpacked
 from vss.data.pixels import READ_ERRORS, list_images
 from vss.data.split import ALL, listed_pairs
 
@@ -177,6 +178,15 @@ def flat(root: Path, options: DataOptions) -> SegData:
     return _by_lists(_assembled("flat", root, options, matcher, coloured), [root, root / "splits"], options)
 
 
+def _held(matcher: Matcher) -> str:
+    """The colours of the first mask of a pair, for a sentence. Raises `BadSampleError` for one that holds none."""
+    masks = [pair.mask for pairs in matcher.splits.values() for pair in pairs if not isinstance(pair.mask, Sound)]
+    if not masks:
+        return ""
+    held = [unpacked(value) for value in np.unique(read_stored_mask(masks[0])).tolist()]
+    return f" ({masks[0]} holds {'; '.join(held[:6])}{' and more' if held[6:] else ''})"
+
+
 def _assembled(name: str, root: Path, options: DataOptions, matcher: Matcher, coloured: bool) -> SegData:
     """The data set of matched files, of colours or indices."""
     decode: LabelTable | ValueTable
@@ -185,8 +195,8 @@ def _assembled(name: str, root: Path, options: DataOptions, matcher: Matcher, co
         given = options.colors or colour_table(root)
         if not given:
             raise VssError(
-                f"the masks of {root} are in colours, and nothing says which classes these are; write label_colors.txt "
-                "(R G B NAME, one a line) into it, or give --colors FILE (data.colors)."
+                f"the masks of {root} are in colours{_held(matcher)}, and nothing says which classes these are; write "
+                "label_colors.txt (R G B NAME, one a line) into it, or give --colors FILE (data.colors)."
             )
         if isinstance(given, str):
             given = found_file(given, root, "data.colors")
