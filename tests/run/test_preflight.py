@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from vss import models
 from vss.core.config import Recipe, load_recipe, recipes
 from vss.core.errors import VssError
-from vss.run.job import run
+from vss.prune import make_plan
+from vss.run.job import check_run, run
 from vss.run.project import Project, with_size
+from vss.sweep.prune import PruneExperiment
 from vss.train import checkpoint
 
 TINY: dict[str, Any] = {
@@ -91,6 +94,23 @@ def test_refused_before_the_folder_is_made(
     with pytest.raises(VssError, match=sentence):
         run(load_recipe(str(base), [(key, value)]), tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_widths_of_another_network_are_refused_before_the_training(street_root: Path, tmp_path: Path) -> None:
+    plan = make_plan(models.build("unet", 11, width=8, depth=2), torch.zeros(1, 3, 48, 64))
+    plan.save(tmp_path / "plan.json")
+    data, prune = TINY["data"] | {"root": str(street_root)}, {"widths": str(tmp_path / "plan.json")}
+    recipe = Recipe.model_validate(TINY | {"data": data, "prune": prune})
+    with pytest.raises(VssError, match=r"prune\.widths is .*plan\.json, a plan of another network: .* has 8 channels"):
+        run(recipe, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+    sweep = PruneExperiment()
+    with pytest.raises(VssError, match="a plan of another network"):
+        sweep.preflight(recipe, here=True)
+    fitting = recipe.model_copy(update={"model": recipe.model.model_copy(update={"options": {"width": 8, "depth": 2}})})
+    check_run(Project.open(fitting))
+    own = fitting.model_copy(update={"prune": fitting.prune.model_copy(update={"widths": "taylor"})})
+    assert sweep.preflight_inputs(own) != sweep.preflight_inputs(fitting)
 
 
 def test_a_size_that_is_left_open_fits_the_network(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from vss.data import write_defects
 from vss.run.report import Engine
 from vss.sweep import Grid, Settings, Store, TrialDirs, sweep
 from vss.sweep import results as tables
-from vss.sweep.prune import EngineExperiment, job_of
+from vss.sweep.engine import EngineExperiment
+from vss.sweep.prune import job_of
 from vss.train import checkpoint
 
 from .conftest import Here
@@ -88,7 +89,7 @@ def test_a_gate_that_fails_is_a_label_and_ships_nothing(finished: Store, monkeyp
     found: dict[str, Any] = {"row": {}, "labels": ["first"]}
     record = (place.folder / "steps" / "engine-finetuned.json").read_text()
     stored = Engine.of(job.step.result("engine-finetuned"))
-    monkeypatch.setattr("vss.sweep.prune.make_engine", lambda *_: stored)
+    monkeypatch.setattr("vss.sweep.engine.make_engine", lambda *_: stored)
     EngineExperiment().finish_trial(job, place, shared, found)
     assert found["row"]["ships"] == 0 and found["labels"] == ["first", "lost worse"]
     assert (place.folder / "steps" / "engine-finetuned.json").read_text() == record

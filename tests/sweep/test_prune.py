@@ -16,9 +16,10 @@ from vss.prune import Plan, count
 from vss.run import pruning
 from vss.run.project import Project
 from vss.sweep import Grid, Settings, Store, sweep
+from vss.sweep.engine import EngineExperiment
 from vss.sweep.grid import benchmark_grid, finetune_grid
-from vss.sweep.prune import EngineExperiment, PruneExperiment
-from vss.sweep.run import checked
+from vss.sweep.prune import PruneExperiment
+from vss.sweep.run import checked, named
 from vss.train import checkpoint
 
 from .conftest import Here
@@ -130,6 +131,16 @@ def test_what_a_run_refuses_is_refused_before_the_first_training(street_root: Pa
         "every": "val_every",
     }.items():
         assert all(words in faults[cell.id] for cell in cells if cell.coords["variant"] == name)
+
+
+def test_a_scope_that_a_criterion_cannot_have_is_named_without_any_data() -> None:
+    variants = [{"name": scope, "set": {"prune.budget.scope": scope}} for scope in ("local", "isomorphic", "auto")]
+    cells = grid(Path("no data"), criteria=["l1", "dcfp"], variants=variants).trials()
+    faults = {cell.id: cell.fault for cell in named(cells, PruneExperiment())}
+    assert [name for name, fault in faults.items() if fault] == [
+        f"dcfp--macs_0.5--0--{scope}" for scope in ("local", "isomorphic")
+    ]
+    assert "prune.budget.scope is local, which criterion 'dcfp' cannot have" in faults["dcfp--macs_0.5--0--local"]
 
 
 def test_engines_of_a_sweep_are_of_one_runtime() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.stats import friedmanchisquare
 
-from vss.sweep.results import _unequal, effects, holm, ranking, summary
+from vss.sweep.results import _unequal, effects, holm, ranking, summary, write_csv
 
 
 def test_interval_of_a_mean_by_the_t_table() -> None:
@@ -85,7 +87,7 @@ def test_choices_that_lack_a_combination_are_left_out_by_name() -> None:
     assert level is not None and [axis["friedman_p"] for axis in level["axes"]] == [None, None, None]
 
 
-def test_trials_of_other_macs_are_named_and_labelled() -> None:
+def test_trials_of_other_macs_are_named_and_labelled(tmp_path: Path) -> None:
     kept = {"a": 0.5, "b": 0.495, "c": 0.505, "d": 0.488, "e": 0.511}  # the last two are 2.4 % and 2.2 % off
     rows = [{"id": name, "coords": {"criterion": name}, "values": {"macs_kept": v}} for name, v in kept.items()]
     rows[3]["labels"] = ["naive"]
@@ -96,3 +98,8 @@ def test_trials_of_other_macs_are_named_and_labelled() -> None:
         ["not at equal MACs: +2.2 % from the median"],
     ]  # fmt: skip
     assert _unequal(rows[:2]) == []
+    groups = [{"name": row["id"], "values": {}, "labels": row.get("labels", [])} for row in rows]
+    found = {"axes": [], "columns": [], "baselines": [], "groups": groups}
+    with write_csv(found, tmp_path / "table.csv").open() as file:
+        lines = {row["name"]: row["labels"] for row in csv.DictReader(file)}
+    assert lines["a"] == "" and lines["d"] == "naive; not at equal MACs: -2.4 % from the median"

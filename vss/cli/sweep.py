@@ -176,13 +176,16 @@ def _run_trials(
 ) -> None:
     from vss.sweep import Settings
     from vss.sweep import sweep as run_sweep
-    from vss.sweep.run import Summary
+    from vss.sweep.experiment import experiment
+    from vss.sweep.grid import AXES
+    from vss.sweep.run import Summary, named
 
     if dry_run:
-        trials = grid.trials()
-        print_table([{"name": trial.id, **trial.coords, "fault": trial.fault or None} for trial in trials],
-                    {"name": "trial", "network": "network", "criterion": "criterion", "budget": "budget",
-                     "seed": "seed", "variant": "variant", "fault": "cannot be run"}, grid.name)  # fmt: skip
+        trials = named(grid.trials(), experiment(grid.study, grid.plugins))
+        heads = {"name": "trial", **{axis: axis for axis in AXES.values()}, "fault": "cannot be run"}
+        print_table(
+            [{"name": trial.id, **trial.coords, "fault": trial.fault or None} for trial in trials], heads, grid.name
+        )
         out.print(f"{len(trials)} trials")
         return
     summary, settings = Summary(), Settings(**executor)

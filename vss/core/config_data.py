@@ -41,6 +41,12 @@ class DataOptions(Section):
         "a line, for train, val and test; a split of the folder without a fraction stays as it is; none: the folder's "
         "own, or 0.7, 0.15 and 0.15",
     )
+    fold: str | None = Field(
+        default=None,
+        pattern=r"^[0-9]{1,3}/[0-9]{1,3}$",
+        description="K/N, for cross-validation: val is part K of N of the images of train and val together (by a hash "
+        "of their names, classes spread evenly), train the rest; null: as they are",
+    )
     missing_mask: Literal["refuse", "sound"] = Field(
         default="refuse", description="what an image without a mask is: a fault, or one of value 0 throughout"
     )
@@ -72,6 +78,14 @@ class DataOptions(Section):
         if parts and "train" not in self.split:
             raise ValueError("split names no train; give a fraction or file for it")
         return self
+
+    @field_validator("fold")
+    @classmethod
+    def _a_part(cls, value: str | None) -> str | None:
+        number, count = map(int, (value or "1/2").split("/"))
+        if not (count >= 2 and 1 <= number <= count):
+            raise ValueError(f"fold is {value}; expected K/N with N of 2 or more and K from 1 to N, such as 1/5")
+        return value
 
     def given(self) -> dict[str, Any]:
         """The options that were set, JSON-able; what a checkpoint keeps."""

@@ -26,14 +26,52 @@ ALL = "all"
 
 
 def with_splits(data: SegData, options: DataOptions) -> SegData:
-    """The data set with the splits of the options, or with `FRACTIONS` where it has none.
+    """The data set with the splits and the fold of the options; `FRACTIONS` share out one that has no splits.
 
     Fractions share out the images of the splits that they name, and of those that no run would use; a split of the
     folder that they do not name, such as a published test split, stays as it is.
     """
-    wanted = dict(options.split) or (dict(FRACTIONS) if list(data.splits) == [ALL] else {})
-    if not wanted:
-        return data
+    wanted: Mapping[str, float | str] = {**options.split} or ({**FRACTIONS} if list(data.splits) == [ALL] else {})
+    shared = _shared_out(data, wanted) if wanted else data
+    return with_fold(shared, options.fold) if options.fold else shared
+
+
+def with_fold(data: SegData, fold: str) -> SegData:
+    """Train and val together, shared out again: val is part K of N equal ones, `fold` being "K/N", train is the rest.
+
+    A pure function of names and contents: every image is in the val of exactly one of the N folds.
+    """
+    number, count = map(int, fold.split("/"))
+    found = [(split, pair) for split in ("train", "val") for pair in data.splits.get(split, [])]
+    twice = len({pair.id for _, pair in found}) < len(found)
+    pairs = [dataclasses.replace(pair, id=f"{split}/{pair.id}") if twice else pair for split, pair in found]
+    pairs.sort(key=lambda pair: pair.id)
+    present = count_classes(data, pairs).rows > 0
+    parts = share_out(pairs, present, {str(index): 1 / count for index in range(1, count + 1)})
+    val = parts[str(number)]
+    if not all(parts.values()):
+        raise VssError(
+            f"data.fold is {fold} and {data.root} has {counted(len(pairs), 'image')} in train and val, which do not "
+            f"make {count} parts; give fewer folds."
+        )
+    chosen = {pair.id for pair in val}
+    others = {split: found for split, found in data.splits.items() if split not in ("train", "val")}
+    splits = {"train": [pair for pair in pairs if pair.id not in chosen], "val": val, **others}
+    after, before = (counts_of(each) for each in (splits, data.splits))
+    protocol = data.protocol.replace(f"{before} images", f"{after} images, val part {number} of {count}")
+    return dataclasses.replace(data, splits=splits, protocol=protocol)
+
+
+def counts_of(splits: Mapping[str, Sequence[Pair]]) -> str:
+    """As a protocol counts images.
+
+    >>> counts_of({"train": [], "val": []})
+    '0 train, 0 val'
+    """
+    return ", ".join(f"{len(pairs)} {name}" for name, pairs in splits.items())
+
+
+def _shared_out(data: SegData, wanted: Mapping[str, float | str]) -> SegData:
     files = {name: part for name, part in wanted.items() if isinstance(part, str)}
     stays = {} if files else {s: found for s, found in data.splits.items() if s in SPLITS and s not in wanted}
     shared = {split: found for split, found in data.splits.items() if split not in stays}
@@ -49,7 +87,7 @@ def with_splits(data: SegData, options: DataOptions) -> SegData:
     present = count_classes(data, pairs).rows > 0  # a bad mask is refused: without it others would be shared out
     found = share_out(pairs, present, shares) | stays
     splits = {split: found[split] for split in SPLITS if split in found}
-    after, before = (", ".join(f"{len(e)} {name}" for name, e in each.items()) for each in (splits, data.splits))
+    after, before = (counts_of(each) for each in (splits, data.splits))
     how = f"split by a hash of their names{', but for ' + listed(list(stays)) if stays else ''}"
     protocol = data.protocol.replace(f"{before} images", f"{after} images {how}")
     return dataclasses.replace(data, splits=splits, protocol=protocol)
@@ -64,9 +102,9 @@ def share_out(pairs: Sequence[Pair], present: np.ndarray, shares: Mapping[str, f
 
     Args:
         present: (n, K) bool.
-        shares: split -> fraction, together 1.
+        shares: split, or part of another name, -> fraction, together 1.
     """
-    names = [split for split in SPLITS if split in shares]
+    names = [split for split in SPLITS if split in shares] or list(shares)
     weights = np.array([shares[name] for name in names])
     groups: dict[str, list[int]] = {}
     for index, digest in enumerate(sha256_files([pair.image for pair in pairs])):

@@ -274,6 +274,12 @@ def search(
 
 def borrowed(plan: Plan, source: str, groups: list[Group], scores: dict[str, Tensor]) -> dict[str, Tensor]:
     """The best channels of each group by the scores, as many as `plan` (called `source`) keeps of it."""
+    require_lender(plan, source, groups)
+    return _pick(groups, scores, [len(each.kept) for group in groups for each in plan.groups if each.id == group.id])
+
+
+def require_lender(plan: Plan, source: str, groups: Iterable[Group]) -> None:
+    """Refuse a plan, called `source`, of another network than that of the groups."""
     theirs, ours = {g.id: g.channels for g in plan.groups}, {g.id: g.channels for g in groups}
     other = next((name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)), None)
     if other is not None:
@@ -281,7 +287,6 @@ def borrowed(plan: Plan, source: str, groups: list[Group], scores: dict[str, Ten
             f"prune.widths is {source}, a plan of another network: {other} has {theirs.get(other, 'no')} channels "
             f"there and {ours.get(other, 'none')} to choose from here; name a plan of this network and prune.keep."
         )
-    return _pick(groups, scores, [len(each.kept) for group in groups for each in plan.groups if each.id == group.id])
 
 
 def _pick(groups: list[Group], scores: dict[str, Tensor], counts: list[int]) -> dict[str, Tensor]:

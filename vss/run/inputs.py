@@ -144,13 +144,19 @@ def recipe_around(
 
 def with_options(recipe: Recipe, checkpoint: Path | str | None) -> Recipe:
     """The recipe, its data read as that of the checkpoint was, unless it says otherwise."""
-    kept = header(checkpoint).info.get("data") if checkpoint else None
-    if not kept:
-        return recipe
+    kept = (header(checkpoint).info.get("data") if checkpoint else None) or {}
     if not isinstance(kept, dict):
         raise VssError(
             f"checkpoint {checkpoint} is damaged: its header says nothing of how data is read; copy it again."
         )
+    fold = recipe.data.fold
+    if checkpoint and fold and fold != kept.get("fold") and not recipe.model.replace_head:
+        raise VssError(
+            f"data.fold is {fold} and {checkpoint} was trained on {kept.get('fold') or 'no'} fold, so images of that "
+            "part are among those it learnt from; leave data.fold away, or train a network by it."
+        )
+    if not kept:
+        return recipe
     options = parse(DataOptions, kept | recipe.data.said(), source=f"the header of {checkpoint}")
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=dict(options))})
 

@@ -20,7 +20,8 @@ from vss.data.counts import choose_calibration
 from vss.deploy.backends import AUTO, BACKENDS, available, build_spec, main_of, of_tensorrt, others_of
 from vss.deploy.bench import pinned
 from vss.deploy.export import writes_plugins
-from vss.prune import Statistics, find_groups
+from vss.prune import Plan, Statistics, find_groups
+from vss.prune.budget import require_lender
 from vss.run import pruning, runner
 from vss.run.engines import built_beside, make_engine, opened, time_engines, typed_engines, unpruned
 from vss.run.inputs import read_list
@@ -351,7 +352,9 @@ def check_network(project: Project, model: torch.nn.Module) -> None:
             raise unknown("layer of precision.keep", layer, layers.keys() - {""})
     for section in ("train", "finetune"):
         layers_named(model, getattr(project.recipe, section).freeze, f"layer of {section}.freeze")
-    if config.keep:
-        find_groups(model, torch.zeros(1, 3, *project.preprocess.size), keep=config.keep)
+    if config.keep or config.lender:
+        groups = find_groups(model, torch.zeros(1, 3, *project.preprocess.size), keep=config.keep)
+        if config.lender:
+            require_lender(Plan.load(config.lender), config.lender, groups)
     if config.latency:
         LatencyGoal.check(project, model, config)

@@ -77,6 +77,11 @@ class Experiment(ABC):
             {"row": {metric: value}}, and where it applies "stage", "iou_pct", "groups", "labels", "curves", "steps".
         """
 
+    def over_folds(self, trials: list[tuple[Recipe, TrialDirs]]) -> Json | None:
+        """What the trials of all folds of a cross-validation say together, where the experiment knows: see
+        `vss.sweep.folds`."""
+        return None
+
     def time(self, recipe: Recipe, dirs: TrialDirs, seconds: float) -> Json:
         """Latency of a trial's network, as more of its row; nothing else runs meanwhile."""
         return {}
@@ -87,7 +92,7 @@ class Experiment(ABC):
 
 
 EXPERIMENTS: Registry[Experiment] = Registry("experiment")
-BUILT_IN = {"prune": "vss.sweep.prune", "engine": "vss.sweep.prune"}
+BUILT_IN = {"prune": "vss.sweep.prune", "engine": "vss.sweep.engine"}
 
 
 def experiment(name: str, plugins: Iterable[str] = ()) -> Experiment:

@@ -1,7 +1,7 @@
 """A grid: what is varied, over what recipe. Every trial of it is a whole recipe with a name.
 
-An axis is a list of choices, each a name with overrides of the recipe. Networks, criteria, budgets and seeds have short
-forms; `variants` takes overrides of any kind, so a grid is not bound to one task:
+An axis is a list of choices, each a name with overrides of the recipe. All but one have short forms; `variants` takes
+overrides of any kind, so a grid is not bound to one task:
 
     name: small
     recipe: camvid_unet
@@ -10,6 +10,7 @@ forms; `variants` takes overrides of any kind, so a grid is not bound to one tas
     criteria: [l1, taylor, "sirfp:faithful"]
     budgets: [0.5, "params:0.3"]
     seeds: [0, 1]
+    folds: 5          # of cross-validation: 1/5, 2/5, ...
 """
 
 from __future__ import annotations
@@ -29,7 +30,12 @@ from vss.core.files import safe_name
 from vss.core.report import read_report
 from vss.core.yaml12 import Section, overridden, parse, parse_yaml, read_yaml
 
-AXES = {"networks": "network", "criteria": "criterion", "budgets": "budget", "seeds": "seed", "variants": "variant"}
+AXES = {
+    "networks": "network", "criteria": "criterion", "budgets": "budget", "seeds": "seed", "folds": "fold",
+    "variants": "variant",
+}  # fmt: skip
+REPEATS = ("seed", "fold")
+"""Axes over which figures are averaged."""
 
 
 class Choice(Section):
@@ -50,6 +56,7 @@ class Grid(Section):
     criteria: tuple[Choice, ...] = ()
     budgets: tuple[Choice, ...] = ()
     seeds: tuple[Choice, ...] = ()
+    folds: tuple[Choice, ...] = Field(default=(), description="a number N for 1/N to N/N, or some of them")
     variants: tuple[Choice, ...] = ()
     metric: str | None = Field(default=None, description="what trials are compared by; null: that of the task")
     latency_seconds: float = Field(default=2.0, ge=0, description="to time each network when all is done; 0: not")
@@ -60,6 +67,8 @@ class Grid(Section):
     @field_validator(*AXES, mode="before")
     @classmethod
     def _short_forms(cls, value: Any, info: Any) -> Any:
+        if info.field_name == "folds" and isinstance(value, int):
+            value = [f"{number}/{value}" for number in range(1, value + 1)] or [f"1/{value}"]
         items = value if isinstance(value, list | tuple) else [value]
         return [_SHORT[info.field_name](item) if isinstance(item, str | int | float) else item for item in items]
 
@@ -146,6 +155,7 @@ _SHORT: dict[str, Callable[[Any], dict[str, Any]]] = {
     "criteria": _criterion,
     "budgets": _budget,
     "seeds": lambda item: {"name": str(item), "set": {"seed": item}},
+    "folds": lambda item: {"name": f"fold {item}", "set": {"data.fold": item}},
     "variants": lambda item: {"name": str(item)},
 }
 

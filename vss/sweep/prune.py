@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -23,19 +22,19 @@ from vss.core.config import PruneConfig, Recipe
 from vss.core.errors import VssError
 from vss.core.files import atomic, locked, read_array, safe_name, sha256_json
 from vss.deploy import BACKENDS, bench
-from vss.deploy.backends import AUTO, available, main_of, open_options
 from vss.deploy.bench import unsteady
 from vss.prune import CRITERIA, Statistics, collect, find_groups
 from vss.run import pruning, runner
-from vss.run.engines import make_engine, unpruned
 from vss.run.inputs import require_criterion, require_network
 from vss.run.job import Job, check_run
+from vss.run.network import task_name
 from vss.run.project import Project
-from vss.run.report import Engine, Score
+from vss.run.report import Score
 from vss.run.runner import Runner
 from vss.run.tracking import to_tensorboard
 from vss.sweep.experiment import EXPERIMENTS, Experiment, Json, TrialDirs
-from vss.train.evaluate import engine_predictor
+from vss.train.header import header
+from vss.train.tasks import TASKS, task_of
 from vss.train.tasks.base import spread, write_panels
 
 log = logging.getLogger(__name__)
@@ -44,7 +43,6 @@ Mode = Literal["eval", "train"]
 SEPARATOR = "|"
 PATIENCE = 4
 """An unstable latency is measured for up to so many times as long."""
-ENGINES = {"baseline": "engine/baseline.engine.onnx", "trial": "engine/finetuned.engine.onnx"}
 
 
 class PruneExperiment(Experiment):
@@ -68,9 +66,10 @@ class PruneExperiment(Experiment):
         check_run(Project.open(recipe), engines="engine" in self.shared_steps, here=here)
 
     def preflight_inputs(self, recipe: Recipe) -> Json:
-        """All but criterion and budget, which `check` has seen."""
+        """All but criterion and budget, which `check` has seen, where no plan or time is to be looked at."""
         found = recipe.model_dump(mode="json", exclude={"name", "prune"})
-        return found | {"prune": recipe.prune.model_dump(mode="json") if recipe.prune.latency else recipe.prune.keep}
+        whole = recipe.prune.latency or recipe.prune.lender
+        return found | {"prune": recipe.prune.model_dump(mode="json") if whole else recipe.prune.keep}
 
     def stage(self, recipes: list[Recipe], dirs: TrialDirs) -> Json:
         """The trained network, its scores, and one calibration pass per calibration set for all criteria."""
@@ -102,6 +101,22 @@ class PruneExperiment(Experiment):
 
     def finish_trial(self, job: Job, dirs: TrialDirs, shared: Json, found: Json) -> None:
         """What a derived experiment adds to a trial."""
+
+    def over_folds(self, trials: list[tuple[Recipe, TrialDirs]]) -> Json | None:
+        """Out-of-fold decisions of the last network of every trial beside those of its baseline."""
+        recipe, first = trials[0]
+        kind = TASKS[task_of(task_name(recipe.model, header(first.shared / "baseline.safetensors").model))]
+        names = self.scored(recipe)
+        arrays = {
+            name: [read_array((each.folder if name == names[-1] else each.shared) / f"scores/{name}.npy")
+                   for _, each in trials]
+            for name in names
+        }  # fmt: skip
+        return kind.over_folds(recipe, arrays)
+
+    def scored(self, recipe: Recipe) -> tuple[str, ...]:
+        """Names of the scores of the stage's networks, and at last that of a trial's network."""
+        return "baseline", "finetuned" if recipe.finetune.epochs else "pruned"
 
     def _calibrate(self, job: Job, name: str, configs: list[PruneConfig]) -> dict[str, str]:
         """Write `statistics-NAME.safetensors`; returns what could not be had, with the reasons."""
@@ -165,7 +180,7 @@ class PruneExperiment(Experiment):
         sessions = {name: backend.open(project.load(path), **options) for name, path in paths.items()}
         image = np.random.default_rng(0).standard_normal((1, 3, *size)).astype(np.float32)
         feeds = {name: {"image": image} for name in sessions}
-        row = _interleaved(recipe, sessions, feeds, seconds)
+        row = interleaved(recipe, sessions, feeds, seconds)
         return row | ({"pixels_per_s": row["fps"] * size[0] * size[1]} if "fps" in row else {})
 
     def pictures(self, recipe: Recipe, dirs: TrialDirs, extra: Json) -> Json:
@@ -241,73 +256,7 @@ def _link(target: Path, link: Path) -> None:
         link.symlink_to(relative)
 
 
-class EngineExperiment(PruneExperiment):
-    """The same, and every network is also exported, built, evaluated, gated and timed."""
-
-    shared_steps = ("train", "evaluate", "finetune", "engine")
-
-    def check(self, recipe: Recipe) -> None:
-        """Engines are made of fine-tuned networks."""
-        super().check(recipe)
-        if not recipe.finetune.epochs:
-            raise VssError("the experiment 'engine' fine-tunes every network; set finetune.epochs to 1 or more.")
-        if recipe.build.backend == AUTO:
-            raise VssError("build.backend is auto, and engines of a sweep are compared in one runtime; name it.")
-
-    def stage_inputs(self, recipe: Recipe) -> Json:
-        """The control and the engine of the baseline are shared as well."""
-        return super().stage_inputs(recipe) | {"control": recipe.control}
-
-    def finish_stage(self, job: Job, found: Json) -> None:
-        """The row also has `engine_*` and, with a control, `control_*` figures."""
-        keys = found["row_keys"]
-        found["row"] |= _named("engine", make_engine(job, "baseline", "train"), keys)
-        if job.recipe.control:
-            job.finetune("control", "baseline.safetensors", "train")
-            found["row"] |= _named("control", job.score("control", "control"), keys)
-
-    def finish_trial(self, job: Job, dirs: TrialDirs, shared: Json, found: Json) -> None:
-        """The row also has `engine_*` figures and `ships`: 1 where the engine passes all gates of the recipe, else 0;
-        the labels say which it does not."""
-        engine = make_engine(job, "finetuned", "finetune")
-        steps = {"finetuned": "evaluate-finetuned", "engine": "engine-finetuned"}
-        results = {name: _result(job, dirs, step) for name, step in steps.items()}
-        common = TrialDirs(dirs.shared, dirs.shared, dirs.computed)
-        results |= {name: _result(job, common, f"evaluate-{name}") for name in unpruned(job.recipe)}
-        failed = [verdict for verdict in job.project.task.verdicts(results) if verdict["passed"] is False]
-        found["row"] |= _named("engine", engine, shared["row_keys"]) | {"ships": int(not failed)}
-        found["row"]["engine_mib"] = engine.size_mib
-        found["labels"] = [*found["labels"], *(f"{verdict['what']} {verdict['sentence']}" for verdict in failed)]
-
-    def time(self, recipe: Recipe, dirs: TrialDirs, seconds: float) -> Json:
-        """Latency of the trial's engine and of the baseline's, interleaved, on an image of the reported split."""
-        project, runtime = Project.open(recipe), main_of(recipe.build)
-        paths = {"baseline": dirs.shared / ENGINES["baseline"], "trial": dirs.folder / ENGINES["trial"]}
-        image = torch.as_tensor(project.split(recipe.split)[0]["image"])[None]
-        with ExitStack() as stack:
-            sessions = {
-                name: stack.enter_context(available(runtime).open(path, **open_options(recipe.build, runtime)))
-                for name, path in paths.items()
-            }
-            feeds = {name: engine_predictor(each, project.preprocess).feed(image) for name, each in sessions.items()}
-            return _interleaved(recipe, sessions, feeds, seconds)
-
-
-EXPERIMENTS.add("engine", EngineExperiment())
-
-
-def _named(prefix: str, step: Score | Engine, keys: Iterable[str]) -> Json:
-    return {f"{prefix}_{key}": step.metrics[key] for key in keys}
-
-
-def _result(job: Job, dirs: TrialDirs, step: str) -> Json:
-    """Scores of a finished step of a trial or a stage, with the array by image."""
-    metrics: Json = Runner(dirs.folder, lambda *_: None).result(step)["metrics"]
-    images = read_array(dirs.folder / "scores" / f"{step.removeprefix('evaluate-')}.npy")
-    return metrics | {job.project.task.per_image: images}
-
-
-def _interleaved(recipe: Recipe, sessions: dict[str, Any], feeds: dict[str, Any], seconds: float) -> Json:
+def interleaved(recipe: Recipe, sessions: dict[str, Any], feeds: dict[str, Any], seconds: float) -> Json:
     """Times of the session `trial` beside those of `baseline`; of a noisy machine how noisy it was."""
     found = bench(
         sessions,

@@ -19,7 +19,8 @@ from vss.run import tracking
 from vss.run.page.sweep import OTHER_MACS
 from vss.run.tracking import Tracked
 from vss.sweep.experiment import Json
-from vss.sweep.grid import Trial
+from vss.sweep.folds import over_folds
+from vss.sweep.grid import REPEATS, Trial
 from vss.sweep.store import Store
 
 KIND, SCHEMA = "vss.sweep_results", 1
@@ -164,8 +165,9 @@ def gather(store: Store) -> Json:
 
     Returns:
         JSON of kind `vss.sweep_results`: `metric`, `title`, `columns` (keys of `values` in table order), `axes`,
-        `rows` (a trial each), `groups` (trials that differ in the seed alone, each value with its interval),
-        `baselines`, `ranking`, `effects`, `unequal` (budgets whose trials do not cost the same), and how it was made.
+        `rows` (a trial each), `groups` (trials that differ in seed or fold alone, each value with its interval),
+        `baselines`, `ranking`, `effects`, `unequal` (budgets whose trials do not cost the same), `over_folds` (see
+        `vss.sweep.folds`), and how it was made.
     """
     trials = store.trials()
     stages = {trial.id: store.stage_of(trial) for trial in trials if not trial.fault}
@@ -195,6 +197,7 @@ def gather(store: Store) -> Json:
         "ranking": ranking(_blocks(good, metric)),
         "effects": effects(good, metric),
         "unequal": unequal,
+        "over_folds": over_folds(store, trials, {row["id"] for row in good}),
         "computed_steps": len(store.computed()),
         "repeated_steps": len(store.repeated()),
         **_panels(store),
@@ -243,14 +246,14 @@ def _columns(rows: list[Json], metric: str, scores: list[str]) -> list[str]:
 
 
 def _groups(rows: list[Json]) -> list[Json]:
-    """Trials that differ in the seed alone, together."""
+    """Trials that differ in seed or fold alone, together."""
     table: dict[str, list[Json]] = {}
     for row in rows:
-        table.setdefault(" · ".join(v for axis, v in row["coords"].items() if axis != "seed"), []).append(row)
+        table.setdefault(" · ".join(v for axis, v in row["coords"].items() if axis not in REPEATS), []).append(row)
     return [
         {
             "name": name,
-            "coords": {axis: value for axis, value in members[0]["coords"].items() if axis != "seed"},
+            "coords": {axis: value for axis, value in members[0]["coords"].items() if axis not in REPEATS},
             "cells": [row["id"] for row in members],
             **_over_seeds([row["values"] for row in members], [row.get("iou_pct") for row in members]),
             "widths": members[0].get("groups", []),
@@ -335,17 +338,19 @@ def _panels(store: Store) -> Json:
 
 
 def write_csv(results: Mapping[str, Any], path: Path) -> Path:
-    """One line for every baseline and every group of trials that differ in the seed alone.
+    """One line for every baseline and every group of trials that differ in seed or fold alone.
 
     Columns: `name`, the axes, `sparsity_pct` (parameters that went), then `FIRST` and every other figure, each a mean
-    and, with two seeds or more, the half-width of its 95 % interval (`KEY_half`).
+    and, with two seeds or more, the half-width of its 95 % interval (`KEY_half`); at last `labels`, such as that a mean
+    holds a run of other MACs, where there are any.
     """
     rows = table(results)
-    axes = [axis for axis in results["axes"] if axis != "seed"]
+    axes = [axis for axis in results["axes"] if axis not in REPEATS]
     columns = sorted(results["columns"], key=lambda key: FIRST.index(key) if key in FIRST else len(FIRST))
     halves = [key for key in columns if any(f"{key}_half" in row for row in rows)]
     heads = ["name", *axes, "seeds", "sparsity_pct"]
     heads += [name for key in columns for name in ([key, f"{key}_half"] if key in halves else [key])]
+    heads += ["labels"] if any(row["labels"] for row in rows) else []
     with atomic(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, heads, extrasaction="ignore", restval="")
         writer.writeheader()
@@ -360,6 +365,7 @@ def table(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         for group in results[kind]:
             values = group["values"]
             row: dict[str, Any] = {"name": group["name"], "kind": kind, **group.get("coords", {})}
+            row["labels"] = "; ".join(group.get("labels", []))
             row["seeds"] = max((value["n"] for value in values.values()), default=0)
             row |= {key: value["mean"] for key, value in values.items()}
             row |= {f"{key}_half": value["half"] for key, value in values.items() if value["half"] is not None}

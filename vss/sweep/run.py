@@ -21,7 +21,7 @@ from vss.run.page.sweep import write_chart, write_page
 from vss.sweep import results
 from vss.sweep.executors import Executor, Settings
 from vss.sweep.experiment import Experiment, Json, experiment
-from vss.sweep.grid import Grid, Trial
+from vss.sweep.grid import REPEATS, Grid, Trial
 from vss.sweep.store import Store
 from vss.sweep.tasks import Outcome, Task
 
@@ -116,22 +116,31 @@ def checked(trials: list[Trial], work: Experiment, *, here: bool) -> list[Trial]
     """The trials, those that can be known to be impossible with their `fault`; a `VssError` where all of them are."""
     known: dict[str, str] = {}
     found = []
-    for trial in trials:
+    for trial in named(trials, work):
         fault = trial.fault
-        try:
-            if not fault:
-                recipe = trial.recipe()
-                work.check(recipe)
-                key = sha256_json(work.preflight_inputs(recipe))
-                if key not in known:
-                    known[key] = _fault(work, recipe, here=here)
-                fault = known[key]
-        except VssError as error:
-            fault = str(error)
+        if not fault:
+            recipe = trial.recipe()
+            key = sha256_json(work.preflight_inputs(recipe))
+            if key not in known:
+                known[key] = _fault(work, recipe, here=here)
+            fault = known[key]
         found.append(replace(trial, fault=fault))
     if all(trial.fault for trial in found):
         more = "" if len({trial.fault for trial in found}) == 1 else f" ({found[0].id}; the others have faults as well)"
         raise VssError(f"no trial of the sweep can be run: {found[0].fault}{more}")
+    return found
+
+
+def named(trials: Iterable[Trial], work: Experiment) -> list[Trial]:
+    """The trials, those that name what there is not, or what does not go together, with their `fault`."""
+    found = []
+    for trial in trials:
+        try:
+            if not trial.fault:
+                work.check(trial.recipe())
+            found.append(trial)
+        except VssError as error:
+            found.append(replace(trial, fault=str(error)))
     return found
 
 
@@ -336,8 +345,8 @@ class Driver:
         for trial in self._done():
             networks.setdefault(trial.coords.get("network", self.store.grid.name), []).append(trial)
         for network, trials in networks.items():
-            seed, budget = trials[0].coords.get("seed"), trials[-1].coords.get("budget")
-            same = [t for t in trials if (t.coords.get("seed"), t.coords.get("budget")) == (seed, budget)]
+            repeat, budget = _repeat(trials[0]), trials[-1].coords.get("budget")
+            same = [t for t in trials if (_repeat(t), t.coords.get("budget")) == (repeat, budget)]
             chosen = [{"id": trial.id, "title": _title(trial)} for trial in same[:PICTURED] or trials[:1]]
             extra = {"trials": chosen, "name": network, "panels": self.store.grid.panels}
             outcome = self._alone("pictures", trials[0], extra)
@@ -374,6 +383,10 @@ def _latency(result: Json) -> str:
         return f"{result['latency_ms_p50']:.2f} ms"
     spread = f"spread {result['latency_spread_pct']:.1f} %, " if "latency_spread_pct" in result else ""
     return f"latency left out: {spread}the machine is too noisy; the same command measures it again"
+
+
+def _repeat(trial: Trial) -> list[str | None]:
+    return [trial.coords.get(axis) for axis in REPEATS]
 
 
 def _title(trial: Trial) -> str:

@@ -44,6 +44,8 @@ def render(results: Mapping[str, Any], root: Path) -> str:
         head=headline(results),
         sections=_sections(results),
         two_way=two_way(results),
+        folds=folds(results),
+        fold_heads=FOLD_HEADS,
         panels=pictures,
         missing=missing(results),
         environment=block(environment),
@@ -91,6 +93,7 @@ def _sections(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = {
         "ranking": (f"{axis} ranked", bool(results["ranking"]["rows"])),
         "effects": ("Criteria by variants", two_way(results) is not None),
+        "folds": ("Cross-validation", bool(results.get("over_folds"))),
         "tradeoff": ("Trade-offs", bool(groups)),
         "table": ("Every run", bool(results["rows"])),
         "classes": ("IoU per class", any(group["iou_pct"] for group in groups)),
@@ -150,6 +153,30 @@ def two_way(results: Mapping[str, Any]) -> dict[str, Any] | None:
     sentence = spread_over(results.get("effects"), results["title"])
     sentence += f" *: holds runs that are {OTHER_MACS}, see the table of runs." if starred else ""
     return {"columns": columns, "rows": table, "sentence": sentence}
+
+
+FOLD_HEADS = (
+    "network", "seed", "defects", "missed before", "after", "false alarms before", "after", "AP before", "after",
+    "ship rule",
+)  # fmt: skip
+
+
+def folds(results: Mapping[str, Any]) -> list[list[str]]:
+    """Rows under `FOLD_HEADS` of networks that were cross-validated; behind AP the verdicts that did not pass."""
+    found = []
+    for case in results.get("over_folds", []):
+        if "missing" in case:
+            told = f"folds {', '.join(case['missing'])} are not done"
+            found.append([case["name"], case["seed"], *[""] * (len(FOLD_HEADS) - 3), told])
+            continue
+        rows, checks = list(case["rows"].values()), case["checks"]
+        before, after = rows[0], rows[-1]
+        counts = [str(row[key]) for key in ("fn", "fp") for row in (before, after)]
+        scores = [number(row["ap_pct"], 2) for row in (before, after)]
+        failed = [f"{check['what']} {check['sentence']}" for check in checks if not check["passed"]]
+        verdict = "; ".join(failed) or ("passed" if checks else "no limits are set")
+        found.append([case["name"], case["seed"], str(after["positives"]), *counts, *scores, verdict])
+    return found
 
 
 def spread_over(effects: Mapping[str, Any] | None, title: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -175,6 +175,20 @@ class Task(ABC):
             f"a limit on missed defects or on average precision came, and {self.recipe.model.name!r} segments; use "
             "the limit on the drop from the baseline."
         )
+
+    @classmethod
+    def over_folds(cls, recipe: Recipe, arrays: Mapping[str, Sequence[np.ndarray]]) -> Figures | None:
+        """What the validation parts of all folds of a cross-validation say together; None where scores by image are of
+        the reported split alone.
+
+        Args:
+            recipe: for its limits and rule.
+            arrays: name -> `per_image` of every fold, unpruned networks first, the pruned one last.
+
+        Returns:
+            `rows`: figures by name, and `checks`: verdicts of the ship rule.
+        """
+        return None
 
     def drop_interval(self, before: Figures, after: Figures) -> list[float] | None:
         """95 % bootstrap interval of the drop of `metric` between two results of `evaluate` on the same images, in

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from vss.core.config import FitConfig
+from vss.core.config import FitConfig, Recipe
 from vss.core.errors import VssError
 from vss.core.files import atomic
 from vss.data import Augment, DefectSplit, SegSplit, Targets, choose_annotated, labels_of, make_loader, read_split_file
 from vss.train.details import decision_curves
 from vss.train.evaluate import Predictor, torch_predictor
+from vss.train.folds import drops, out_of_fold
 from vss.train.gate import gate
 from vss.train.losses import DefectLearner
 from vss.train.metrics import (
@@ -67,8 +68,10 @@ class DefectTask(Task):
         for name, pairs in self.data.splits.items():
             labels = labels_of(self.data, pairs)
             counts.append(f"{name} {len(labels)} ({int(labels.sum())} defective)")
+        number, _, parts = (self.recipe.data.fold or "").partition("/")
+        val = f"part {number} of {parts} of train and val" if parts else "carved from train"
         return (
-            f"{self.data.root.resolve().name} ({self.data.name} layout), {', '.join(counts)}; val is carved from train "
+            f"{self.data.root.resolve().name} ({self.data.name} layout), {', '.join(counts)}; val is {val} "
             "by a hash of the ids, defective and sound alike; images are resized to one size; average precision over "
             "images without interpolation; the threshold is chosen on val; 95 % intervals: stratified bootstrap over "
             "images, Wilson for rates of misses"
@@ -93,7 +96,7 @@ class DefectTask(Task):
                 what = "only defective" if labels.all() else "no defective"
                 raise VssError(
                     f"split {name!r} of {data.root} has {what} images ({len(labels)} in all); expected both kinds: "
-                    "add images, or raise data.limit where it is set."
+                    "add images, raise data.limit or give fewer folds (data.fold) where they are set."
                 )
         self.targets  # noqa: B018  (a bad split file or dilation is refused now)
 
@@ -224,16 +227,29 @@ class DefectTask(Task):
 
         The verdict on average precision has the 95 % bootstrap interval of the drop over the same validation images.
         """
+        spans = {"ap_pct": ap_drop_interval(before, after, part=0)} if "max_ap_drop" in limits else {}
+        return ship_checks(before["val"], after["val"], limits, f"on validation, against {name}", spans)
+
+    @classmethod
+    def over_folds(cls, recipe: Recipe, arrays: Mapping[str, Sequence[np.ndarray]]) -> Figures:
+        """Decisions of `vss.train.folds.out_of_fold`, and the ship rule on them, with intervals."""
+        config = recipe.defect
+        options: dict[str, Any] = {"rule": config.threshold, "max_fnr_pct": config.max_fnr_pct}
+        found = {
+            name: out_of_fold([table[table[:, 0] == 0][:, 1:] for table in tables], **options)
+            for name, tables in arrays.items()
+        }
+        *starts, last = found
+        limits = {key: limit for key in LIMITS if (limit := getattr(recipe.gate, key)) is not None}
         checks = []
-        if "max_fnr_increase" in limits:
-            limit: dict[str, Any] = {"max_drop": limits["max_fnr_increase"], "lower_is_better": True}
-            what = f"missed defects on validation, against {name}"
-            checks.append({"what": what, **gate(before["val"], after["val"], metric="fnr_pct", **limit)})
-        if "max_ap_drop" in limits:
-            span, most = ap_drop_interval(before, after, part=0), limits["max_ap_drop"]
-            verdict = gate(before["val"], after["val"], metric="ap_pct", max_drop=most, interval=span)
-            checks.append({"what": f"average precision on validation, against {name}", **verdict})
-        return checks
+        for name in starts:
+            spans, where = drops(found[name], found[last]), f"over all folds, against {name}"
+            checks += ship_checks(found[name], found[last], limits, where, spans)
+        rows = {
+            name: {key: value for key, value in figures.items() if not isinstance(value, np.ndarray)}
+            for name, figures in found.items()
+        }
+        return {"rows": rows, "checks": checks}
 
     # -- artefacts ----------------------------------------------------------------------------------------------------
 
@@ -263,6 +279,21 @@ class DefectTask(Task):
 
 
 SIDES = ((0, "low"), (1, "high"))
+LIMITS = ("max_fnr_increase", "max_ap_drop")
+
+
+def ship_checks(
+    before: Figures, after: Figures, limits: Mapping[str, float], where: str, spans: Mapping[str, list[float]]
+) -> list[Figures]:
+    """Verdicts on misses and average precision, those that `limits` has; `spans`: intervals of the drops by metric."""
+    rules = (("max_fnr_increase", "missed defects", "fnr_pct"), ("max_ap_drop", "average precision", "ap_pct"))
+    checks = []
+    for key, what, metric in rules:
+        if key in limits:
+            options: dict[str, Any] = {"max_drop": limits[key], "interval": spans.get(metric)}
+            verdict = gate(before, after, metric=metric, lower_is_better=metric == "fnr_pct", **options)
+            checks.append({"what": f"{what} {where}", **verdict})
+    return checks
 
 
 def ap_drop_interval(before: Figures, after: Figures, *, part: int) -> list[float]:
