@@ -148,6 +148,20 @@ def memory_rows(source: SegData, count: int, size: tuple[int, int]) -> list[dict
     return rows
 
 
+def times(camvid: SegData, cityscapes: SegData, count: int) -> dict[str, Any]:
+    """The rows of samples and of masks."""
+    samples: dict[str, Any] = {}
+    for name, data, size in (
+        ("camvid JPEG 480x360", camvid, (112, 160)), ("camvid JPEG 480x360, own size", camvid, (360, 480)),
+        ("cityscapes PNG 2048x1024", cityscapes, (512, 1024)),
+    ):  # fmt: skip
+        samples[name] = sample_row(data, size, count)
+        print(name, samples[name], flush=True)
+    masks = mask_row(camvid, count)
+    print("masks", masks, flush=True)
+    return {"samples": samples, "masks": masks}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--camvid", type=Path)
@@ -155,6 +169,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2000, help="images of the large set")
     parser.add_argument("--samples", type=int, default=24, help="images that are timed")
     parser.add_argument("--size", default="512,1024", help="H,W of the large set's samples")
+    parser.add_argument("--memory-only", action="store_true", help="leave the times out: a result of its own")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--write", action="store_true", help="keep the file")
     given = parser.parse_args()
@@ -163,19 +178,13 @@ def main() -> None:
         print(json.dumps(memory_of(given.child, (height, width))))
         return
     torch.set_num_threads(1)
-    camvid, cityscapes = open_data("camvid", given.camvid), open_data("cityscapes", given.cityscapes)
-    body: dict[str, Any] = {"samples": {}}
-    for name, data, size in (
-        ("camvid JPEG 480x360", camvid, (112, 160)), ("camvid JPEG 480x360, own size", camvid, (360, 480)),
-        ("cityscapes PNG 2048x1024", cityscapes, (512, 1024)),
-    ):  # fmt: skip
-        body["samples"][name] = sample_row(data, size, given.samples)
-        print(name, body["samples"][name], flush=True)
-    body["masks"] = mask_row(camvid, given.samples)
-    print("masks", body["masks"], flush=True)
+    cityscapes = open_data("cityscapes", given.cityscapes)
+    body: dict[str, Any] = (
+        {} if given.memory_only else times(open_data("camvid", given.camvid), cityscapes, given.samples)
+    )
     body["memory"] = memory_rows(cityscapes, given.count, (height, width))
     if given.write:
-        print("wrote", write("loader", "cpu", facts("cpu"), body))
+        print("wrote", write("loader-memory" if given.memory_only else "loader", "cpu", facts("cpu"), body))
 
 
 if __name__ == "__main__":
