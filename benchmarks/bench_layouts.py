@@ -6,6 +6,8 @@ original arrangement, with `--ckpt` and `--defect-ckpt` what a checkpoint scores
 the outlines of the regions of each class, halfway between pixel centres (contourpy); all else keeps every pixel.
 
     python benchmarks/bench_layouts.py --camvid CAMVID --ksdd KSDD1_230 --write
+
+One of the two sets alone has a result of its own, `layouts-ksdd`.
 """
 
 from __future__ import annotations
@@ -203,19 +205,22 @@ def score(data: SegData, ckpt: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--camvid", type=Path, required=True)
-    parser.add_argument("--ksdd", type=Path, required=True)
+    parser.add_argument("--camvid", type=Path)
+    parser.add_argument("--ksdd", type=Path)
     parser.add_argument("--ckpt", type=Path, help="checkpoint of CamVid")
     parser.add_argument("--defect-ckpt", type=Path, help="checkpoint of KolektorSDD")
     parser.add_argument("--limit", type=int, default=1 << 30, help="images of a split, evenly over it")
     parser.add_argument("--write", action="store_true", help="keep the file")
     given = parser.parse_args()
-    sources = {"camvid": open_data("camvid", given.camvid), "ksdd": open_data("ksdd2", given.ksdd)}
-    sources = {name: limited(data, given.limit) for name, data in sources.items()}
+    roots = {name: root for name, root in (("camvid", given.camvid), ("ksdd", given.ksdd)) if root}
+    layouts = {"camvid": "camvid", "ksdd": "ksdd2"}
+    sources = {name: limited(open_data(layouts[name], root), given.limit) for name, root in roots.items()}
     ckpts = {name: path for name, path in (("camvid", given.ckpt), ("ksdd", given.defect_ckpt)) if path}
     rows: dict[str, Any] = {name: score(sources[name], path) for name, path in ckpts.items()}
     print(rows, flush=True)
     for name, (source, layout, arrange) in CASES.items():
+        if source not in sources:
+            continue
         with tempfile.TemporaryDirectory(prefix="vss-layouts-") as folder:
             options = DataOptions.model_validate(arrange(sources[source], Path(folder)))
             start = time.perf_counter()
@@ -225,7 +230,8 @@ def main() -> None:
                 rows[name] |= score(data, ckpts[source])
             print(name, {k: v for k, v in rows[name].items() if k not in ("class_pixels", "iou")}, flush=True)
     if given.write:
-        print("wrote", write("layouts", "cpu", facts("cpu"), {"rows": rows}))
+        suite = "layouts" if len(sources) == len(layouts) else f"layouts-{'-'.join(sources)}"
+        print("wrote", write(suite, "cpu", facts("cpu"), {"rows": rows}))
 
 
 if __name__ == "__main__":
