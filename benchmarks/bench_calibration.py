@@ -33,7 +33,7 @@ from vss.prune.criteria import parse_methods
 from vss.run.quality import Subject
 
 LOG = logging.getLogger("bench_calibration")
-CRITERIA = "taylor,taylor_fo,obd,dcfp,wanda,sirfp,sirfp:faithful,fgp,corr"
+CRITERIA = "taylor,taylor_fo,obd,dcfp,wanda,sirfp"
 WHOLE, SIZES = 160, (8, 40, 160)
 Scores = dict[str, Tensor]
 
@@ -77,6 +77,7 @@ def compare(arguments: argparse.Namespace, batch_size: int, seed: int) -> dict[t
     truth, found = whole.scores(criteria), {}
     for size, subjects in draws.items():
         scores = [each.scores(criteria) for each in subjects]
+        LOG.info("seed %d, batches of %d: %d draws of %d images scored", seed, batch_size, len(subjects), size)
         for name in criteria:
             own = [each[name] for each in scores]
             found[name, size] = {
