@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vss.core.errors import EVERY_S, VssError, duration
+from vss.core.errors import EVERY_S, VssError, counted, duration
 
 try:
     import lightning as L
@@ -143,7 +143,8 @@ class Lines(Callback):
         self.start, self.first = time.monotonic(), trainer.current_epoch
         begun = f", of which {self.first} are done" if self.first else ""
         place = f"{trainer.world_size} x {trainer.strategy.root_device.type}, {trainer.precision}"
-        self._say(trainer, f"{self.config.epochs} epochs of {trainer.num_training_batches} steps{begun}, on {place}")
+        epochs, steps = counted(self.config.epochs, "epoch"), counted(int(trainer.num_training_batches), "step")
+        self._say(trainer, f"{epochs} of {steps}{begun}, on {place}")
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.told = time.monotonic()
