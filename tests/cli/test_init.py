@@ -60,6 +60,7 @@ def test_every_form_has_a_recipe_and_every_layout_ends_in_a_report(form: str, tm
     assert [row["name"] for row in report["rows"] if 0 <= row[score] <= 100] == [
         "baseline", "pruned", "finetuned", "engine baseline", "engine pruned",
     ]  # fmt: skip
+    assert not decides or "; splits are made by a hash of the ids" in report["protocol"]
     assert finite(report["rows"]) and (out / "report.html").stat().st_size > 20_000
 
 

@@ -68,14 +68,23 @@ class DefectTask(Task):
         for name, pairs in self.data.splits.items():
             labels = labels_of(self.data, pairs)
             counts.append(f"{name} {len(labels)} ({int(labels.sum())} defective)")
-        number, _, parts = (self.recipe.data.fold or "").partition("/")
-        val = f"part {number} of {parts} of train and val" if parts else "carved from train"
         return (
-            f"{self.data.root.resolve().name} ({self.data.name} layout), {', '.join(counts)}; val is {val} "
-            "by a hash of the ids, defective and sound alike; images are resized to one size; average precision over "
-            "images without interpolation; the threshold is chosen on val; 95 % intervals: stratified bootstrap over "
-            "images, Wilson for rates of misses"
+            f"{self.data.root.resolve().name} ({self.data.name} layout), {', '.join(counts)}; {self._shared_out()}; "
+            "images are resized to one size; average precision over images without interpolation; the threshold is "
+            "chosen on val; 95 % intervals: stratified bootstrap over images, Wilson for rates of misses"
         )
+
+    def _shared_out(self) -> str:
+        """Where the splits come from."""
+        number, _, parts = (self.recipe.data.fold or "").partition("/")
+        by_hash = "by a hash of the ids, defective and sound alike"
+        if parts:
+            return f"val is part {number} of {parts} of train and val {by_hash}"
+        if "split by a hash" in self.data.protocol:  # as `vss.data.split.with_splits` says
+            return f"splits are made {by_hash}"
+        if self.data.name == "ksdd2" and not (self.data.root / "val").is_dir():
+            return f"val is carved from train {by_hash}"
+        return "splits are those of the data"
 
     def check(self) -> None:
         """Two classes, both kinds of image in every split that is used, no augmentation that could lose a defect."""
