@@ -31,7 +31,9 @@ def with_splits(data: SegData, options: DataOptions) -> SegData:
     Fractions share out the images of the splits that they name, and of those that no run would use; a split of the
     folder that they do not name, such as a published test split, stays as it is.
     """
-    wanted: Mapping[str, float | str] = {**options.split} or ({**FRACTIONS} if list(data.splits) == [ALL] else {})
+    wanted: dict[str, float | str] = {str(split): part for split, part in options.split.items()}
+    if not wanted and list(data.splits) == [ALL]:
+        wanted = {**FRACTIONS}
     shared = _shared_out(data, wanted) if wanted else data
     return with_fold(shared, options.fold) if options.fold else shared
 
