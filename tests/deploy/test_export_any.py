@@ -160,3 +160,20 @@ def test_weights_are_named_as_in_a_plan(asked: dict[str, Any], tmp_path: Path) -
     SlicedVariants(tmp_path / "net.onnx", groups).write([5, 3], tmp_path / "cut.onnx")
     small = cut(net, groups, {"a": torch.arange(5), "b": torch.arange(3)})
     assert np.allclose(run(tmp_path / "cut.onnx", image=x)["logits"], small(x).detach().numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("asked", [{"size": (16, 24)}, {"example": torch.randn(2, 3, 16, 24)}], ids=["size", "example"])
+def test_parametrised_weights_are_plain_ones_in_the_file(asked: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = (
+        nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 5, 1)).eval(),
+        torch.randn(2, 3, 16, 24),
+    )
+    nn.utils.parametrizations.orthogonal(net[0])
+    nn.utils.parametrizations.weight_norm(net[2])
+    wanted = net(x)
+    export(net, tmp_path / "net.onnx", **asked)
+    named = {each.name for each in onnx.load(tmp_path / "net.onnx").graph.initializer}
+    assert named == {f"model.{layer}.{leaf}" for layer in "02" for leaf in ("weight", "bias")}
+    assert np.allclose(run(tmp_path / "net.onnx", image=x)["logits"], wanted.detach().numpy(), atol=1e-5)
+    assert torch.equal(net(x), wanted) and nn.utils.parametrize.is_parametrized(net[0])  # untouched

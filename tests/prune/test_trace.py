@@ -327,6 +327,7 @@ def test_a_gate_of_one_channel_is_no_partner_of_what_it_scales() -> None:
 PARAMETRISED = {
     "weight_norm": nn.utils.parametrizations.weight_norm,
     "spectral_norm": nn.utils.parametrizations.spectral_norm,
+    "weight_norm of all": lambda layer: nn.utils.parametrizations.weight_norm(layer, dim=None),
     "old weight_norm": nn.utils.weight_norm,
     "old spectral_norm": nn.utils.spectral_norm,
     "mask": lambda layer: nn.utils.prune.l1_unstructured(layer, "weight", 0.3),

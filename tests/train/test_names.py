@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import vss
 from vss.core.errors import VssError
 from vss.models import wrap
 from vss.prune import apply_plan, make_plan
+from vss.train import names
 from vss.train.header import header
 
 X = torch.zeros(1, 3, 16, 16)
@@ -71,6 +73,27 @@ def test_every_wrapping_comes_back_in_every_other(outer: Any, fresh: Any, small:
     assert torch.equal(again(X + 1), small(X + 1))
     plans = vss.save(again, tmp_path / "b.safetensors") and header(tmp_path / "b.safetensors").plans
     assert [each["groups"][0]["kept"] for each in plans] == [list(small.plans[0].groups[0].kept)]  # type: ignore[union-attr, index]
+
+
+@pytest.mark.parametrize("outer", OUTER)
+@pytest.mark.parametrize("fresh", [bare, wrapped, nn.DataParallel])
+def test_what_is_cut_inside_its_wrapping_is_saved_with_its_plans(outer: Any, fresh: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = outer(Net()).eval()
+    for rounds in (1, 2):
+        net = apply_plan(net, make_plan(net, X, budget={"kind": "channels", "keep": 0.7}))
+        vss.save(net, tmp_path / "small.safetensors")
+        again: Any = vss.load(tmp_path / "small.safetensors", model=fresh(Holder(Net()) if outer is Holder else Net()))
+        assert torch.equal(again(X + 1), names.inner(net)(X + 1)) and len(again.plans) == rounds
+
+
+@pytest.mark.parametrize("outer", [wrapped, nn.DataParallel, compiled])
+def test_what_was_cut_is_wrapped_and_cut_again(outer: Any, small: nn.Module, tmp_path: Path) -> None:
+    net = outer(copy.deepcopy(small)).eval()
+    twice = apply_plan(net, make_plan(net, X))
+    vss.save(twice, tmp_path / "twice.safetensors")
+    again: Any = vss.load(tmp_path / "twice.safetensors", model=Net())
+    assert torch.equal(again(X + 1), names.inner(twice)(X + 1)) and len(again.plans) == 2
 
 
 def test_a_part_that_was_cut_and_a_whole_that_was_cut_again(small: nn.Module, tmp_path: Path) -> None:

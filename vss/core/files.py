@@ -290,11 +290,14 @@ def sha256_json(data: Any) -> str:
 
 
 def sha256_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Hex SHA-256 over names, dtypes, shapes and bytes of a state dict, independent of its order and device."""
+    """Hex SHA-256 over names, dtypes, shapes and bytes of a state dict, independent of its order and device.
+
+    What is no tensor in it (the extra state of a module) does not count.
+    """
     import torch
 
     digest = hashlib.sha256()
-    for name in sorted(tensors):
+    for name in sorted(name for name, value in tensors.items() if isinstance(value, torch.Tensor)):
         value = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import warnings
@@ -12,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vss.core import __version__
-from vss.core.errors import VssError, need
+from vss.core.errors import VssError, need, one_line
 from vss.core.files import atomic, sha256_file, sha256_tensors
 from vss.core.layers import WRAPPED
+from vss.core.networks import settled
 from vss.deploy import onnx_file
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _export_images(
     from vss.ops.onnx_nodes import plugin_nodes
 
     onnx, _ = need("onnx", "export"), need("onnxscript", "export by torch.onnx")
-    wrapped = SegGraph(copy.deepcopy(model).cpu().eval(), **ends).eval()
+    wrapped = SegGraph(settled(model), **ends).eval()
     with atomic(path) as temporary:
         with plugin_nodes(plugins):
             _trace(wrapped, temporary, size, opset, dynamic_size, batch)
@@ -137,7 +137,7 @@ def _seg_model(model: nn.Module, size: tuple[int, int]) -> tuple[nn.Module, dict
     if own or hasattr(model, "forward_logits"):
         return model, surgeon.weight_names(model)
     wrapped = as_seg_model(model, size)
-    return wrapped, surgeon.weight_names(wrapped, WRAPPED)
+    return wrapped, surgeon.weight_names(settled(wrapped), WRAPPED)
 
 
 def _batches(batch: int | None, asked: Sequence[int]) -> Sequence[int]:
@@ -205,7 +205,7 @@ def writes_plugins(model: Any, size: tuple[int, int]) -> bool:
     from vss.ops.onnx_nodes import plugin_nodes
 
     with plugin_nodes(), _quiet():
-        graph = SegGraph(copy.deepcopy(model).cpu().eval()).eval()
+        graph = SegGraph(settled(model)).eval()
         traced = torch.export.export(graph, (torch.zeros(EXAMPLE_BATCH, graph.channels, *size),))
     return any("onnx_symbolic" in str(node.target) for node in traced.graph.nodes)
 
@@ -300,6 +300,17 @@ def _trace(
         multiple, first = graph.model.size_multiple, 1 if graph.nhwc else 2
         dims |= {first + axis: multiple * torch.export.Dim(name) for axis, name in enumerate(("height", "width"))}
     image = torch.zeros(batch or EXAMPLE_BATCH, *shape, dtype=dtype)
+    try:
+        with torch.no_grad():
+            graph(image)
+    except VssError:
+        raise
+    except Exception as error:  # whatever a network of a user's raises
+        raise VssError(
+            f"{graph.model.name} does not take images of {height} x {width} in {graph.channels} channels "
+            f"({type(error).__name__}: {one_line(str(error)).rstrip('.')}); give another size (--input-size), or in "
+            "Python example= for a module with inputs of its own."
+        ) from error
     _write(graph, (image,), path, opset, ["image"], list(graph.outputs(size)), {"image": dims}, graph.model.name)
 
 

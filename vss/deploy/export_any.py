@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vss.core.closeness import relative_difference
 from vss.core.errors import VssError, one_line
 from vss.core.example import Example, Forward, call, mapped, named_tensors
+from vss.core.networks import settled
 from vss.deploy.backends import BACKENDS
 from vss.deploy.graph import Declared
 from vss.deploy.parity import CLOSE, Tolerance
@@ -184,6 +185,6 @@ def _difference(wanted: Tensor, got: Tensor) -> float:
 
 def open_graph(model: nn.Module, example: Example, forward: Forward | None) -> AnyGraph:
     """A copy of the network on the CPU, in evaluation mode, with its names."""
-    network = copy.deepcopy(model).cpu().eval()
+    network = settled(model)
     example = mapped(example, lambda value: value.detach().cpu())
     return AnyGraph(network, example, forward).eval()

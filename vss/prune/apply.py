@@ -13,6 +13,7 @@ from vss.core.closeness import duplicate, evaluating
 from vss.core.errors import SHOWN, VssError, one_line
 from vss.core.example import default_forward, input_channels, own_attribute
 from vss.core.files import sha256_tensors
+from vss.core.networks import eager
 from vss.prune.attention import NarrowAttention
 from vss.prune.plan import Group, Plan, PlanGroup
 
@@ -24,6 +25,7 @@ SIZED = (Conv, nn.Linear, nn.modules.batchnorm._NormBase, nn.GroupNorm)
 TOLERANCE = 1e-4  # of masked against cut outputs, relative to their spread
 
 
+@eager
 def apply_plan(model: nn.Module, plan: Plan, *, check_weights: bool = True) -> nn.Module:
     """Return a smaller copy of `model`; the original is untouched. The copy's `plans` says how it was cut.
 
@@ -36,8 +38,7 @@ def apply_plan(model: nn.Module, plan: Plan, *, check_weights: bool = True) -> n
     """
     check_plan(model, plan, check_weights=check_weights)
     small = cut_by(model, plan.groups)
-    marked: Any = small
-    marked.plans = (*getattr(model, "plans", ()), plan)
+    vars(small)["plans"] = (*vars(model).get("plans", ()), plan)  # its own, not those of what it wraps
     misfit = _misfit(small) if check_weights else ""
     if misfit and not _misfit(model):
         raise VssError(

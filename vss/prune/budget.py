@@ -64,7 +64,8 @@ class CostModel:
         finally:
             for hook in hooks:
                 hook.remove()
-        shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        state = model.state_dict().items()
+        shapes = {name: tuple(value.shape) for name, value in state if isinstance(value, Tensor)}
         for name in positions.keys() - shapes:  # of a parametrised layer, whose weight is computed
             layer: Any = model.get_submodule(name.rpartition(".")[0])
             shapes[name] = tuple(layer.weight.shape)

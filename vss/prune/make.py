@@ -17,6 +17,7 @@ from vss.core.config import Budget
 from vss.core.errors import VssError
 from vss.core.example import Example, Forward, default_forward, image_of, own_attribute
 from vss.core.files import sha256_tensors
+from vss.core.networks import eager, refuse_unready
 from vss.core.yaml12 import parse
 from vss.prune.apply import BatchNorm, name_of
 from vss.prune.budget import CostModel, Rounding, Unreachable, search
@@ -32,6 +33,7 @@ Choose = Callable[[list[Group], dict[str, Tensor], Rounding | None], dict[str, T
 """(groups, scores by group id, width rule of the criterion) -> kept channel numbers by group id, ascending int64."""
 
 
+@eager
 def make_plan(
     model: nn.Module,
     example: Example,
@@ -143,8 +145,9 @@ def _plan(
 
 def _check_finite(model: nn.Module) -> None:
     """Scores of a network with NaN weights mean nothing, and a backward pass would spread them to every layer."""
+    refuse_unready(model)
     for name, value in model.state_dict().items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
+        if isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
             raise VssError(f"the weights hold NaN or infinity in {name}; give a checkpoint that was not damaged.")
 
 

@@ -60,7 +60,7 @@ def layer_normalised(follower: Follower, given: Given, outputs: list[Tensor]) ->
 def convolved(follower: Follower, given: Given, outputs: list[Tensor]) -> None:
     """(N, I, ...) * weight (O, I / groups, ...), transposed (I, O / groups, ...)."""
     value, weight, bias = given["input"], given["weight"], given.get("bias")
-    groups, transposed, out = given["groups"], given.get("transposed", False), outputs[0]
+    groups, transposed, out = given.get("groups", 1), given.get("transposed", False), outputs[0]
     follower.freeze(value, range(2, value.ndim), FIXED)
     makes, takes = (1, 0) if transposed else (0, 1)
     if groups == 1:

@@ -22,12 +22,14 @@ from vss.core.example import (
     on,
     own_attribute,
 )
+from vss.core.networks import eager
 from vss.prune.apply import TOLERANCE, masked
 from vss.prune.plan import Plan
 
 Figures = tuple[float, float, float]
 
 
+@eager
 def verify(
     model: nn.Module,
     small: nn.Module,

@@ -22,6 +22,7 @@ from vss.core.closeness import duplicate
 from vss.core.errors import VssError, unknown
 from vss.core.example import Example, Forward, call, default_forward, image_of, logits_of, on, paired
 from vss.core.layers import first_names, layers_named
+from vss.core.networks import eager, refuse_unready
 from vss.prune.apply import BatchNorm, Conv
 from vss.prune.follow import Follower, TimeUp
 from vss.prune.grouping import Key
@@ -37,6 +38,7 @@ UNSEEN = "the network does not use it, or by an operation that cannot be followe
 TIME_LIMIT_S = 300.0
 
 
+@eager
 def find_groups(
     model: nn.Module,
     example: Example,
@@ -68,6 +70,7 @@ def find_groups(
     """
     if time_limit_s <= 0:
         raise VssError(f"time_limit_s is {time_limit_s}; expected seconds above 0.")
+    refuse_unready(model)
     deadline = time.monotonic() + time_limit_s
     net = duplicate(model).cpu().eval()
     layers = _Layers(net, keep)
@@ -80,6 +83,8 @@ def find_groups(
         layers.declare(follower)
     except TimeUp:
         return Groups((), tuple(layers.left_over(set(), {}, TIME)))
+    if not book.spans:
+        return Groups((), ())
     probe = Probe(model, example, forward, deadline - time.monotonic())
     good, why = Search(book, layers.roles(follower), layers.order, probe).run()
     why |= layers.parametrised
@@ -266,7 +271,7 @@ def _width(module: Any) -> int:
         return int(module.out_channels)
     if isinstance(module, nn.Linear):
         return int(module.out_features)
-    return max(len(value) for value in module.parameters(recurse=False))
+    return max(len(value) for value in module.parameters(recurse=False) if value.ndim)
 
 
 def declared_channels(module: Any) -> dict[str, int]:

@@ -25,13 +25,14 @@ from vss.core.closeness import NETWORK
 from vss.core.errors import NotFinite, VssError, shown
 from vss.core.files import atomic, require_checkpoint, sha256_tensors
 from vss.core.layers import repeated
+from vss.core.networks import refuse_unready
 from vss.models import SegModel
 from vss.models.factory import Factory
 from vss.models.weights import head_of, refuse_misfits
 from vss.prune import Plan, apply_plan
 from vss.prune.apply import name_of
 from vss.train import names
-from vss.train.header import KIND, SCHEMA, Header, read_header
+from vss.train.header import KIND, SCHEMA, Header, not_registered, read_header
 
 SLACK = 1 << 20
 """Elements that making a network may take besides twice its tensors."""
@@ -69,14 +70,20 @@ def save(
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    model = names.inner(model)
+    outer, model = model, names.inner(model)
+    refuse_unready(model)
+    odd = next((name for name, value in model.state_dict().items() if not isinstance(value, torch.Tensor)), None)
+    if odd:
+        raise VssError(
+            f"{odd} is no tensor (the extra state of a module), and a file without code holds tensors alone."
+        )
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     meta = {
         "kind": KIND,
         "schema": SCHEMA,
         "vss": __version__,
         **_identity(model),
-        "plans": [plan.to_dict() for plan in names.plans_of(model)],
+        "plans": [plan.to_dict() for plan in names.plans_of(outer)],
         "preprocess": preprocess,
         "classes": list(classes),
         "info": info or {},
@@ -169,11 +176,7 @@ def uncut_shapes(path: Path | str) -> dict[str, list[int]]:
 def _built(path: Path, meta: Header, uncut: dict[str, list[int]]) -> nn.Module:
     """The registered network of a checkpoint, before its cuts."""
     if meta.num_classes is None or meta.model not in models.MODELS:
-        raise VssError(
-            f"{path} holds a {shown(meta.model)}, which is not registered; give an unpruned instance: "
-            "vss.load(path, model=...), name what builds it with --model-from MODULE:NAME (model.factory), or load its "
-            "package with --plugin."
-        )
+        raise not_registered(path, meta.model)
     entry: Any = models.MODELS[meta.model]
     if isinstance(entry, Factory):
         if meta.options not in entry.given:

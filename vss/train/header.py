@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from vss.core.errors import VssError, fault
+from vss.core.errors import VssError, fault, shown
 from vss.core.files import parse_json, require_checkpoint
 from vss.data.preprocess import Preprocess
 
@@ -48,6 +48,14 @@ def header(path: Path | str) -> Header:
             return read_header(Path(path), file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise VssError(f"checkpoint {path} is truncated or damaged ({error}); copy it again or retrain.") from error
+
+
+def not_registered(path: Path | str, name: str) -> VssError:
+    """The error for a checkpoint of a network that nobody has said how to build."""
+    return VssError(
+        f"{path} holds a {shown(name)}, which is not registered; give an unpruned instance: vss.load(path, model=...), "
+        "name what builds it with --model-from MODULE:NAME (model.factory), or load its package with --plugin."
+    )
 
 
 def read_header(path: Path, header: dict[str, str]) -> Header:

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
 from torch import nn
+from torch.fx import GraphModule
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
@@ -39,25 +40,35 @@ def inner(model: nn.Module) -> nn.Module:
 def class_of(model: nn.Module) -> str:
     """The class of a network, of a wrapped one that of what is wrapped."""
     model = inner(model)
-    return type(inner(model.net) if isinstance(model, Wrapped) else model).__name__
+    model = inner(model.net) if isinstance(model, Wrapped) else model
+    return "GraphModule" if isinstance(model, GraphModule) else type(model).__name__  # a copy loses the class's name
 
 
-def plans_of(model: nn.Module) -> tuple[Plan, ...]:
-    """How a network was cut, by the plans of all its parts and in its own names: a part was cut before the whole.
+def plans_of(outer: nn.Module) -> tuple[Plan, ...]:
+    """How a network was cut, by the plans of what wraps it and of all its parts, in the names of the one inside.
+
+    A part was cut before the whole.
 
     Raises:
         VssError: its tensors are not what the plans leave, so that no file of it could be loaded.
     """
+    model = inner(outer)
+    around = next(path for path, part in outer.named_modules() if part is model)
     found: list[tuple[int, Plan]] = []
-    for path, part in model.named_modules():
-        prefix = f"{path}." if path else ""
-        for plan in vars(part).get("plans", ()) if isinstance(vars(part).get("plans"), tuple) else ():
+    for path, part in outer.named_modules():
+        own = vars(part).get("plans")
+        for plan in own if isinstance(own, tuple) else ():
             if isinstance(plan, Plan):
-                named = plan if not path else plan.renamed(adding(prefix), name_of(model))
-                found.append((-len(path.split(".")) if path else 0, named))
+                rename = _between(f"{path}.".lstrip("."), f"{around}.".lstrip("."))
+                found.append((-len(path.split(".")) if path else 0, plan.renamed(rename, name_of(model))))
     plans = tuple(plan for _, plan in sorted(found, key=lambda each: each[0]))
     _check_left(model, plans)
     return plans
+
+
+def _between(path: str, around: str) -> Rename:
+    """Names below `path` as names below `around`."""
+    return lambda name: (path + name).removeprefix(around)
 
 
 def _check_left(model: nn.Module, plans: Sequence[Plan]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import math
@@ -19,6 +18,7 @@ from torch import nn
 from vss.core.closeness import relative_difference
 from vss.core.errors import NotFinite, VssError, need, unknown
 from vss.core.files import atomic, sha256_file
+from vss.core.networks import settled
 from vss.deploy.backends import BACKENDS
 from vss.deploy.backends.base import Int8
 from vss.deploy.export import export
@@ -228,7 +228,7 @@ def export_as(
 
 def graph_of(model: nn.Module, **options: Any) -> SegGraph:
     """What was exported: a copy of the network on the CPU with its pre- and post-processing."""
-    return SegGraph(copy.deepcopy(model).cpu().eval(), **options).eval()
+    return SegGraph(settled(model), **options).eval()
 
 
 def retype(
