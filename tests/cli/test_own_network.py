@@ -38,6 +38,16 @@ class Mine(nn.Module):
 
 def build(classes, width=4):
     return Mine(classes, width)
+
+class Pair(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.inside = net
+    def forward(self, left, right):
+        return self.inside((left + right) / 2)
+
+def pair(classes=11):
+    return Pair(Mine(classes, 4))
 """
 FIT = {"epochs": 1, "batch_size": 4, "lr": 0.05, "precision": "32-true", "accelerator": "cpu"}
 NETWORK = {"factory": "reader_nets:build", "options": {"width": 8}}
@@ -108,6 +118,46 @@ def test_every_command_takes_the_factory(run: Path, street_root: Path, words: li
     done = cli(*words, *OWN)
     assert done.returncode == 0, done.stderr[-2000:]
     refused(cli(*words, "--model-from", "reader_nets:no"), "function of module 'reader_nets' 'no'")
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["prune --macs 0.5 --dry-run", "finetune --epochs 1", "evaluate", "export", "bench", "quality --criteria l1"],
+)
+def test_a_checkpoint_says_that_somebody_has_to_name_its_function(
+    run: Path, street_root: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MODELS, "_items", {name: each for name, each in MODELS._items.items() if ":" not in name})
+    data = [] if command in ("export", "bench") else ["--data-root", street_root]
+    done = cli(*command.split(), "--ckpt", "out/finetuned.safetensors", *data)
+    refused(done, "holds a 'reader_nets:build', which is not registered", "--model-from MODULE:NAME")
+
+
+def test_a_network_of_two_images_is_for_python(run: Path) -> None:
+    import reader_nets  # type: ignore[import-not-found]
+
+    vss.save(reader_nets.pair(), run.parent / "pair.safetensors")
+    words = ["export", "--ckpt", "pair.safetensors", "--model-from", "reader_nets:pair", "--save", "pair.onnx"]
+    done = cli(*words, "--input-size", "48,64")
+    refused(done, "does not take images of 48 x 64 in 3 channels", "argument: 'right'", "in Python example=")
+    assert not (run.parent / "pair.onnx").exists()
+
+
+def test_weights_of_another_number_of_classes_are_pruned_with_a_new_head(
+    run: Path, street_root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import reader_nets
+
+    torch.save(reader_nets.build(7, 8).state_dict(), run.parent / "seven.pth")
+    data = ["--data-root", street_root, "--dataset", "camvid", "--input-size", "48,64"]
+    words = ["prune", "--weights", "seven.pth", *data, "--criterion", "l1", "--macs", 0.5, *OWN]
+    refused(cli(*words, "--dry-run"), "is of 7 classes and the network of 11", "--replace-head")
+    for save in ("one", "two"):
+        done = cli(*words, "--replace-head", "--save", save)
+        assert done.returncode == 0 and "the head starts anew" in caplog.text, done.stderr[-2000:]
+        caplog.clear()
+    one, two = (header(run.parent / save / "pruned.safetensors") for save in ("one", "two"))
+    assert one.num_classes == 11 and one.weights_sha256 == two.weights_sha256
 
 
 def test_a_file_names_its_layers_as_the_plan_does(run: Path) -> None:

@@ -38,7 +38,8 @@ class Mine(nn.Module):
     def forward(self, x):
         assert x.shape[-1] % 8 == 0, "sides are multiples of 8"
         out = self.head(self.a(x))
-        return {"tensor": out, "dict": {"logits": out}, "object": Out(out), "text": "none"}[self.kind]
+        many = {"tensor": out, "dict": {"logits": out}, "object": Out(out), "text": "none", "labels": out.argmax(1)}
+        return many[self.kind]
 
 def build(num_classes, *, width=16, kind="tensor"):
     return Mine(num_classes, width, kind)
@@ -53,6 +54,7 @@ def defect():
 net = Mine()
 number = lambda: 3
 def broken(): raise RuntimeError("no licence")
+def leaves(): raise SystemExit(2)
 """
 
 
@@ -60,6 +62,7 @@ def broken(): raise RuntimeError("no licence")
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The user's module in the working folder, and a registry that forgets it again."""
     (tmp_path / "own_nets.py").write_text(SOURCE)
+    (tmp_path / "own_script.py").write_text("import argparse; argparse.ArgumentParser().parse_args(['--epochs'])")
     monkeypatch.chdir(tmp_path)
     MODELS.names()
     monkeypatch.setattr(MODELS, "_items", dict(MODELS._items))
@@ -125,6 +128,8 @@ def test_a_checkpoint_alone_imports_nothing_and_passes_nothing_on(mine: Path) ->
         ("own_nets:net", "is a Mine; expected a function or class"),
         ("own_nets:number", "returns a int; expected a torch.nn.Module"),
         ("own_nets:broken", r"raises RuntimeError when it is called with .*no licence"),
+        ("own_nets:leaves", r"raises SystemExit when it is called with .* 2\."),
+        ("own_script:build", r"\(SystemExit: 2\); it ends the program when it is imported: .*__main__"),
         ("own_nets:defect", "builds a network of task 'defect'; name its class"),
     ],
 )
@@ -141,6 +146,8 @@ def test_options_and_outputs(mine: Path) -> None:
         assert vss.models.build(name, 4, kind=kind)(torch.zeros(1, 3, 16, 16)).shape == (1, 4, 16, 16)
     with pytest.raises(VssError, match=r"returns a str; expected a tensor, .*forward="):
         network.try_size(vss.models.build(name, 4, kind="text"), (16, 16))
+    with pytest.raises(VssError, match=r"gives torch.int64 \(1, 8, 8\) and no map of scores .*forward="):
+        network.try_size(vss.models.build(name, 4, kind="labels"), (16, 16))
     with pytest.raises(VssError, match=r"does not take images of 16x12 in RGB .*multiples of 8.*--input-size"):
         network.try_size(vss.models.build(name, 4), (16, 12))
     with pytest.raises(VssError, match="both say which network"):

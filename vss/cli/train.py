@@ -242,7 +242,9 @@ CUT = ("prune.budget.ratios", "prune.widths", "prune.keep", *ASKED, "prune.steps
 
 
 @takes(
-    given=recipe_keys(*SCORED, *CUT, "build.backend", *DATA, "data.size", "seed"), budget=budget_of, network=network_of
+    given=recipe_keys(*SCORED, *CUT, "model.replace_head", "build.backend", *DATA, "data.size", "seed"),
+    budget=budget_of,
+    network=network_of,
 )
 def prune(
     ctx: typer.Context,

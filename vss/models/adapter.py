@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vss.core.errors import VssError, one_line
+from vss.core.errors import VssError, listed, one_line
 from vss.core.example import input_channels
 from vss.models.base import SegModel
 
@@ -76,15 +76,20 @@ def _outputs(found: Any, output: str | int | None, name: str) -> tuple[str | int
             f"{name} returns a {type(found).__name__}; expected a tensor, or a mapping, sequence or plain object of "
             "tensors: give another forward, which returns the logits (forward=lambda net, x: ... in Python)."
         )
-    table = {key: value for key, value in table.items() if isinstance(value, Tensor) and value.ndim == 4}
-    usual = next((key for key in ("out", "logits") if key in table), next(iter(table), 0))
-    main = output if output is not None else usual
-    if main not in table:
+    maps = {key: value for key, value in table.items() if isinstance(value, Tensor) and value.ndim == 4}
+    if not maps:
+        given = [f"{value.dtype} {tuple(value.shape)}" for value in table.values() if isinstance(value, Tensor)]
         raise VssError(
-            f"{name} has no output map {main!r}; it gives {', '.join(map(repr, table)) or 'none'} of (N, K, h, w): say "
-            "which is meant with wrap(..., output=...), or give another forward."
+            f"{name} gives {listed(given) if given else 'no tensor'} and no map of scores (N, K, h, w); give another "
+            "forward, which returns the logits (forward=lambda net, x: ... in Python)."
         )
-    return main, table
+    main = output if output is not None else next((key for key in ("out", "logits") if key in maps), next(iter(maps)))
+    if main not in maps:
+        raise VssError(
+            f"{name} has no output map {main!r}; it gives {', '.join(map(repr, maps))} of (N, K, h, w): say which is "
+            "meant with wrap(..., output=...)."
+        )
+    return main, maps
 
 
 SIZES = ((64, 64), (224, 224), (256, 256), (512, 512))

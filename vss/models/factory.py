@@ -55,7 +55,7 @@ class Factory:
         try:
             with _working_folder():
                 net = self.function(**arguments)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise VssError(
                 f"{self.target} raises {type(error).__name__} when it is called with {shown(arguments)}: "
                 f"{one_line(str(error)).rstrip('.')}."
@@ -123,9 +123,11 @@ def _resolved(target: str) -> Callable[..., Any]:
         )
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module raises
+    except (Exception, SystemExit) as error:  # whatever the user's module raises
         absent = isinstance(error, ModuleNotFoundError) and (error.name or "") in module_name
         advice = "; install it, put its folder on PYTHONPATH or work in that folder" if absent else ""
+        if isinstance(error, SystemExit):
+            advice = "; it ends the program when it is imported: put that behind if __name__ == '__main__'"
         reason = f"{type(error).__name__}: {one_line(str(error)).rstrip('.')}"
         raise VssError(f"module {module_name!r} of factory {target} cannot be imported ({reason}){advice}.") from error
     for part in path.split("."):

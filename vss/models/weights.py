@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import pickle
+import re
 import struct
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
@@ -51,7 +52,9 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise VssError(f"{path} is truncated or no safetensors file ({error}); copy it again.") from error
     except DAMAGED as error:  # what torch's reader is led to by damaged bytes; it has no common class for them
-        reason = one_line((str(error) or type(error).__name__).splitlines()[0])
+        code = re.search(r"GLOBAL (\S+) was", str(error))
+        said = str(error).rpartition("WeightsUnpickler error: ")[2].partition("\n")[0]
+        reason = f"it holds code, {code[1]}" if code else one_line(f"{type(error).__name__}: {said}").rstrip(": ")
         raise VssError(
             f"{path} cannot be read as weights alone ({reason}); expected a state dict saved by "
             "torch.save or safetensors: re-save model.state_dict() from the code that made it."

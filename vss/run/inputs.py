@@ -19,7 +19,7 @@ from vss.models import MODELS, factory
 from vss.prune.criteria import CRITERIA, Criterion, make_criterion
 from vss.prune.latency import Target
 from vss.prune.plan import Plan
-from vss.train.header import Header, header
+from vss.train.header import Header, header, not_registered
 
 CHECKPOINT = ".safetensors"
 ONNX_FIRST = b"\x08"
@@ -95,11 +95,14 @@ def require_network(config: ModelConfig) -> None:
 
 
 def require_foreign(config: ModelConfig, paths: Iterable[Path]) -> None:
-    """Import the factory that was given for checkpoints; one that none of them needs is refused."""
+    """Import the factory that was given for checkpoints; refuse one that none of them needs, and a lack of one."""
+    names = {path: header(path).model for path in paths if path.suffix == CHECKPOINT}
     if not config.factory:
+        for path, name in names.items():
+            if name not in MODELS:
+                raise not_registered(path, name)
         return
     factory.use(config.factory, config.options)
-    names = {path: header(path).model for path in paths if path.suffix == CHECKPOINT}
     if all(name in MODELS and name != config.factory for name in names.values()):
         held = "; ".join(f"{path} holds a {name!r}" for path, name in names.items()) or "there is no checkpoint"
         raise VssError(f"--model-from is for networks that are not registered, and {held}; leave it off.")

@@ -21,16 +21,17 @@ GUESS = 7
 """Classes of a network that is built to see which of its tensors depend on their number."""
 
 
-def read(path: Path | str, config: ModelConfig, *, classes: int | None = None) -> Checkpoint:
+def read(path: Path | str, config: ModelConfig, *, classes: int | None = None, seed: int = 0) -> Checkpoint:
     """A checkpoint, loaded into what the factory of `config` builds unless it is of a registered network.
 
     `classes`: their number, where it is known and the file does not say it; with `config.replace_head` that of the
-    network in place of the file's.
+    network in place of the file's, whose new head is drawn by `seed`.
     """
     saved = header(path)
     foreign = config.factory and (saved.model == config.factory or saved.model not in models.MODELS)
     if not foreign and not config.replace_head:
         return checkpoint.read(path)
+    torch.manual_seed(seed)
     count = classes if config.replace_head else saved.num_classes or len(saved.classes) or classes
     if foreign:
         model = _made(path, str(config.factory), config.options, count)
@@ -62,7 +63,7 @@ def task_name(config: ModelConfig, saved_model: str = "") -> str:
 def build(config: ModelConfig, classes: int, size: tuple[int, int], seed: int) -> Any:
     """The unpruned network of a recipe, seeded, or the one in its checkpoint; it takes images of `size`."""
     if config.checkpoint:
-        return read(config.checkpoint, config, classes=classes).model
+        return read(config.checkpoint, config, classes=classes, seed=seed).model
     torch.manual_seed(seed)
     model = models.build(config.name, classes, **config.options)
     models.check_multiple(config.name, size, model.size_multiple)
@@ -79,7 +80,7 @@ def build(config: ModelConfig, classes: int, size: tuple[int, int], seed: int) -
 
 @torch.no_grad()
 def try_size(model: Any, size: tuple[int, int]) -> None:
-    """Refuse a network of a factory that does not take images of `size` (H, W), or gives no map of classes."""
+    """Refuse a network of a factory that does not take RGB images of `size` (H, W), or gives no map of classes."""
     training = model.training
     image = torch.zeros(1, 3, *size)
     try:

@@ -92,7 +92,7 @@ class Project:
         config = self.recipe.model
         if str(path) != config.checkpoint:  # what was written here has its head already
             config = config.model_copy(update={"replace_head": False})
-        return network.read(path, config, classes=len(self.task.classes))
+        return network.read(path, config, classes=len(self.task.classes), seed=self.recipe.seed)
 
     def load(self, path: Path | str) -> Any:
         """The network of a checkpoint, see `read`."""
