@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vss.core.config_data import IGNORED, DataOptions
-from vss.core.errors import VssError, listed, shown, unknown
+from vss.core.errors import VssError, counted, listed, shown, unknown
 from vss.data.base import (
     IGNORE,
     LabelTable,
@@ -100,7 +100,7 @@ def with_classes(data: SegData, options: DataOptions) -> SegData:
         class_names=tuple(order),
         palette=_palette(data, order),
         decode=table,
-        protocol=data.protocol + f", classes by {_said(options)}",
+        protocol=data.protocol + f", {counted(len(order), 'class', 'classes')} by {_said(options)}",
     )
 
 
