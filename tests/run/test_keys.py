@@ -79,7 +79,7 @@ def others(annotation: Any, value: Any) -> Iterator[Any]:
     elif annotation is Path:
         yield "another"
     elif annotation is str:
-        yield from ("l1", "another")
+        yield from ("l1", "another", "1/2")
     elif isinstance(annotation, type) and issubclass(annotation, Section):
         yield LATENCY["prune"]["latency"] if annotation is config.LatencyConfig else {"name": "segnet"}
 
