@@ -16,6 +16,7 @@ import vss
 from vss.core.errors import VssError
 from vss.prune import Budget, apply_plan, find_groups, make_plan, verify
 from vss.prune.probe import SIZED
+from vss.prune.products import GROUPED
 
 from .nets import around, proven, reasons
 
@@ -212,3 +213,38 @@ def test_channels_that_belong_together_at_one_size_alone_stay() -> None:
     assert reasons(groups)["1.0"] == reasons(groups)["1.2.v"] == SIZED
     plan, small = proven(net, x)
     assert verify(net, small, plan, [(64, 32), (32, 96)])["masked_max_rel"] < 1e-4
+
+
+class Grouped(nn.Module):
+    """Two heads of queries share one of keys and values, and the call counts them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.out = nn.Linear(CHANNELS, HEADS * WIDTH), nn.Linear(HEADS * WIDTH, CHANNELS)
+        self.k, self.v = (nn.Linear(CHANNELS, HEADS // 2 * WIDTH) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        sizes = zip((self.q, self.k, self.v), (HEADS, HEADS // 2, HEADS // 2), strict=True)
+        q, k, v = (layer(x).unflatten(-1, (heads, WIDTH)).transpose(1, 2) for layer, heads in sizes)
+        seen = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        return self.out(seen.transpose(1, 2).flatten(2))
+
+
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.mixed, self.last = nn.Conv2d(3, CHANNELS, 3, padding=1), Grouped(), nn.Conv2d(CHANNELS, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        mixed = self.mixed(x.flatten(2).transpose(1, 2)).transpose(1, 2)
+        return self.last(x + mixed.unflatten(2, x.shape[2:]))
+
+
+def test_grouped_queries_stay_and_the_rest_is_offered() -> None:
+    net, x = Tokens().eval(), torch.randn(1, 3, SIDE, SIDE)
+    groups = find_groups(net, x)
+    assert [group.id for group in groups] == ["first"]
+    assert {"mixed.q", "mixed.k", "mixed.v"} <= {lock.layer for lock in groups.locked if lock.reason == GROUPED}
+    plan = make_plan(net, x, criterion="l1", budget={"kind": "channels", "keep": 0.5})
+    assert verify(net, apply_plan(net, plan), plan, [(SIDE, SIDE), (12, 12)])["masked_max_rel"] < 1e-5

@@ -149,6 +149,9 @@ def contracted(follower: Follower, first: Tensor, second: Tensor, one: int, othe
         follower.meet(first, one, second, other)
 
 
+GROUPED = "several heads of queries share one of keys and values in a call that counts them"
+
+
 @rule("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
       "_scaled_dot_product_efficient_attention", "_scaled_dot_product_attention_math",
       "scaled_dot_product_attention")  # fmt: skip
@@ -156,6 +159,11 @@ def attended(follower: Follower, given: Given, outputs: list[Tensor]) -> None:
     """query (B, heads, n, d), key (B, heads, m, d), value (B, heads, m, e), a mask or bias -> (B, heads, n, e)."""
     query, key, value = given["query"], given["key"], given["value"]
     mask = given.get("attn_mask", given.get("attn_bias"))
+    if any(len({*sizes} - {1}) > 1 for sizes in zip(query.shape[:-2], key.shape[:-2], strict=True)):
+        for each in (query, key, value):
+            follower.freeze(each, list(range(each.ndim)), GROUPED)
+        follower.put(outputs[0], [])
+        return
     follower.freeze(query, [query.ndim - 2], FIXED)
     follower.freeze(key, [key.ndim - 2], MIXED.format("softmax"))
     follower.freeze(value, [value.ndim - 2], MIXED.format("softmax"))
