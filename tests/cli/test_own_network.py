@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Iterator
@@ -87,6 +88,12 @@ def run(street_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     sys.modules.pop("reader_nets", None)
 
 
+@pytest.fixture
+def nets(run: Path) -> Any:
+    """The reader's module."""
+    return importlib.import_module("reader_nets")
+
+
 def test_a_run_ends_in_a_report_of_the_cut_network(run: Path) -> None:
     report = json.loads((run / "report.json").read_text())
     rows = {row["name"]: row for row in report["rows"]}
@@ -133,10 +140,8 @@ def test_a_checkpoint_says_that_somebody_has_to_name_its_function(
     refused(done, "holds a 'reader_nets:build', which is not registered", "--model-from MODULE:NAME")
 
 
-def test_a_network_of_two_images_is_for_python(run: Path) -> None:
-    import reader_nets  # type: ignore[import-not-found]
-
-    vss.save(reader_nets.pair(), run.parent / "pair.safetensors")
+def test_a_network_of_two_images_is_for_python(run: Path, nets: Any) -> None:
+    vss.save(nets.pair(), run.parent / "pair.safetensors")
     words = ["export", "--ckpt", "pair.safetensors", "--model-from", "reader_nets:pair", "--save", "pair.onnx"]
     done = cli(*words, "--input-size", "48,64")
     refused(done, "does not take images of 48 x 64 in 3 channels", "argument: 'right'", "in Python example=")
@@ -144,11 +149,9 @@ def test_a_network_of_two_images_is_for_python(run: Path) -> None:
 
 
 def test_weights_of_another_number_of_classes_are_pruned_with_a_new_head(
-    run: Path, street_root: Path, caplog: pytest.LogCaptureFixture
+    run: Path, nets: Any, street_root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import reader_nets
-
-    torch.save(reader_nets.build(7, 8).state_dict(), run.parent / "seven.pth")
+    torch.save(nets.build(7, 8).state_dict(), run.parent / "seven.pth")
     data = ["--data-root", street_root, "--dataset", "camvid", "--input-size", "48,64"]
     words = ["prune", "--weights", "seven.pth", *data, "--criterion", "l1", "--macs", 0.5, *OWN]
     refused(cli(*words, "--dry-run"), "is of 7 classes and the network of 11", "--replace-head")
@@ -179,13 +182,11 @@ def test_a_sweep_with_workers(run: Path, street_root: Path) -> None:
     assert done.returncode == 0 and "1 of 1 trials done" in done.stdout, done.stdout[-1000:]
 
 
-def test_what_is_cut_again_is_loaded_in_python(run: Path, street_root: Path) -> None:
-    import reader_nets  # type: ignore[import-not-found]
-
+def test_what_is_cut_again_is_loaded_in_python(run: Path, nets: Any, street_root: Path) -> None:
     words = ["--macs", 0.8, "--criterion", "l1", "--data-root", street_root, "--save", "again"]
     done = cli("prune", "--ckpt", "out/finetuned.safetensors", *words, *OWN)
     assert done.returncode == 0, done.stderr[-2000:]
-    fresh = vss.models.wrap(reader_nets.build(11, 8), num_classes=11, name="reader_nets:build")
+    fresh = vss.models.wrap(nets.build(11, 8), num_classes=11, name="reader_nets:build")
     net: Any = vss.load(run.parent / "again" / "pruned.safetensors", model=fresh)
     assert len(net.plans) == 2 and net(torch.zeros(1, 3, 48, 64)).shape == (1, 11, 48, 64)
 

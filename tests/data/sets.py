@@ -6,7 +6,6 @@ import base64
 import io
 import json
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ from vss.core.config import DataOptions
 from vss.core.errors import VssError
 from vss.data import SegData, count_classes, open_data
 from vss.data.base import generic_palette
-
-coco_tools = pytest.mark.skipif(not find_spec("pycocotools"), reason="needs pycocotools: pip install vss[coco]")
 
 HEIGHT, WIDTH, COUNT = 24, 20, 12
 NAMES = ("background", "car", "tree")

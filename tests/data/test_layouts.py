@@ -20,12 +20,8 @@ from vss.data.layouts import LAYOUTS
 from vss.data.masks import ColourFile
 from vss.data.readers import CAMVID_NAMES, DATASETS
 
-FORMS = [
-    pytest.param(form, marks=sets.coco_tools if name == "coco" else ()) for form, (name, _) in sets.LAYOUTS.items()
-]
 
-
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", sets.LAYOUTS)
 def test_each_form_is_recognised_and_read(form: str, tmp_path: Path) -> None:
     layout, write = sets.LAYOUTS[form]
     write(tmp_path)

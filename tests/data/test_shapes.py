@@ -6,13 +6,15 @@ import itertools
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from pycocotools import mask as tools
 
 from tests.command import cli
 from tests.data import sets
-from tests.data.sets import coco_tools, pixels, sentence
+from tests.data.sets import pixels, sentence
 from vss.core.config import DataOptions
 from vss.core.errors import VssError
 from vss.data import open_data
@@ -20,10 +22,7 @@ from vss.data.check import check
 from vss.data.masks import Drawn, Shape, runs_of
 
 
-@coco_tools
 def test_coco_run_lengths_crowds_and_what_overlaps(tmp_path: Path) -> None:
-    from pycocotools import mask as tools
-
     sets.save(tmp_path / "images/0.png", sets.image(0))
     content = sets.coco_content(range(1))
     car, tree = content["annotations"]
@@ -43,11 +42,8 @@ def test_coco_run_lengths_crowds_and_what_overlaps(tmp_path: Path) -> None:
     assert (data.read(data.splits["train"][0])[1] == expected).all()
 
 
-@coco_tools
 def test_polygons_cover_the_pixels_that_pycocotools_gives_on_the_whole_image() -> None:
     """Also of tenths of a pixel, which lie between its points, and outside the image."""
-    from pycocotools import mask as tools
-
     random, height, width = np.random.default_rng(0), 30, 40
     for round_ in range(400):
         parts = []
@@ -97,24 +93,22 @@ COCO_FAULTS = {
 }
 
 
-@coco_tools
 @pytest.mark.parametrize("place", COCO_FAULTS)
 def test_faults_in_a_coco_file(place: str, tmp_path: Path) -> None:
     sets.save(tmp_path / "images/0.png", sets.image(0))
     content = sets.coco_content(range(1))
     *above, last = [int(part) if part.isdecimal() else part for part in place.strip().split(".")]
-    inner: object = content
+    inner: Any = content
     for part in above:
-        inner = inner[part]  # type: ignore[index]
+        inner = inner[part]
     value, said = COCO_FAULTS[place]
-    inner[last] = value  # type: ignore[index]
+    inner[last] = value
     sets.dump(tmp_path / "annotations.json", content)
     assert said in sentence(tmp_path, split={"train": 1.0})
 
 
 def test_run_lengths_are_those_that_pycocotools_wrote_and_short_ones_are_refused(tmp_path: Path) -> None:
     """It decodes a text that ends early to pixels of memory that nobody wrote."""
-    tools = pytest.importorskip("pycocotools.mask")
     random = np.random.default_rng(0)
     for share in (0.0, 0.001, 0.1, 0.5, 1.0):
         array = (random.random((173, 211)) < share).astype(np.uint8, order="F")
@@ -140,7 +134,6 @@ def test_without_pycocotools_a_folder_of_coco_says_what_to_install(
         open_data("coco", tmp_path)
 
 
-@coco_tools
 def test_annotations_without_an_area_are_ordered_by_their_own(tmp_path: Path) -> None:
     sets.save(tmp_path / "images/0.png", sets.image(0))
     content = sets.coco_content(range(1))
@@ -152,7 +145,6 @@ def test_annotations_without_an_area_are_ordered_by_their_own(tmp_path: Path) ->
     assert pixels(data) == [0, 24, 24 * 20 - 24]
 
 
-@coco_tools
 def test_a_panoptic_file_has_one_annotation_of_every_image_and_segments_once(tmp_path: Path) -> None:
     sets.panoptic(tmp_path)
     path = tmp_path / "annotations/panoptic.json"
@@ -165,7 +157,6 @@ def test_a_panoptic_file_has_one_annotation_of_every_image_and_segments_once(tmp
     assert "lists a segment of the mask 0.png twice" in sentence(tmp_path)
 
 
-@coco_tools
 def test_a_category_without_an_image_and_an_image_that_no_file_lists_are_said(tmp_path: Path) -> None:
     sets.coco(tmp_path)
     for path in (tmp_path / "annotations").iterdir():
@@ -178,7 +169,6 @@ def test_a_category_without_an_image_and_an_image_that_no_file_lists_are_said(tm
     assert f"1 image that no file lists, not used: {tmp_path / 'train2017/99.png'}" in notes
 
 
-@coco_tools
 def test_a_category_of_no_meaning_and_a_background_without_a_pixel_are_said_with_the_way_out(tmp_path: Path) -> None:
     sets.coco(tmp_path)
     for path in (tmp_path / "annotations").iterdir():

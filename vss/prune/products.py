@@ -10,6 +10,8 @@ from vss.prune.follow import FIXED, MIXED, Follower, kept_without, merged, point
 from vss.prune.labels import axes_of
 from vss.prune.moves import Given, first_of
 
+GROUPED = "several heads of queries share one of keys and values in a call that counts them"
+
 
 @rule("native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
       "_batch_norm_with_update", "batch_norm", "_batch_norm_no_update", "miopen_batch_norm")  # fmt: skip
@@ -149,9 +151,6 @@ def contracted(follower: Follower, first: Tensor, second: Tensor, one: int, othe
         follower.meet(first, one, second, other)
 
 
-GROUPED = "several heads of queries share one of keys and values in a call that counts them"
-
-
 @rule("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
       "_scaled_dot_product_efficient_attention", "_scaled_dot_product_attention_math",
       "scaled_dot_product_attention")  # fmt: skip
@@ -161,7 +160,7 @@ def attended(follower: Follower, given: Given, outputs: list[Tensor]) -> None:
     mask = given.get("attn_mask", given.get("attn_bias"))
     if any(len({*sizes} - {1}) > 1 for sizes in zip(query.shape[:-2], key.shape[:-2], strict=True)):
         for each in (query, key, value):
-            follower.freeze(each, list(range(each.ndim)), GROUPED)
+            follower.freeze(each, range(each.ndim), GROUPED)
         follower.put(outputs[0], [])
         return
     follower.freeze(query, [query.ndim - 2], FIXED)
