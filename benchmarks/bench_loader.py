@@ -4,6 +4,7 @@ Times are of the CPU: one process, one image and its mask, interleaved with torc
 antialiasing, masks to the nearest pixel); JPEG of CamVid and PNG of Cityscapes, and CamVid's masks as index files,
 colours and COCO polygons at their own size. Memory: `--count` images of 2048x1024 (a small Cityscapes, hard-linked),
 opened, checked as training checks them, and read once in batches, in a process of its own; a tenth as many beside.
+Cityscapes is also read after `vss data import --fit`, from files that were shrunk once.
 
     python benchmarks/bench_loader.py --camvid CAMVID --cityscapes CITYSCAPES --write
 """
@@ -32,6 +33,7 @@ from torchvision.transforms.v2.functional import resize
 from vss.core.config import DataOptions
 from vss.data import Augment, Preprocess, SegData, SegSplit, check_labels, make_loader, open_data
 from vss.data.base import Pair
+from vss.data.importing import import_data
 
 ROUNDS = 5
 BATCH = 4
@@ -151,12 +153,19 @@ def memory_rows(source: SegData, count: int, size: tuple[int, int]) -> list[dict
 def times(camvid: SegData, cityscapes: SegData, count: int) -> dict[str, Any]:
     """The rows of samples and of masks."""
     samples: dict[str, Any] = {}
-    for name, data, size in (
-        ("camvid JPEG 480x360", camvid, (112, 160)), ("camvid JPEG 480x360, own size", camvid, (360, 480)),
-        ("cityscapes PNG 2048x1024", cityscapes, (512, 1024)),
-    ):  # fmt: skip
-        samples[name] = sample_row(data, size, count)
-        print(name, samples[name], flush=True)
+    with tempfile.TemporaryDirectory(prefix="vss-shrunk-") as folder:
+        largest, exact = Path(folder) / "largest", Path(folder) / "exact"
+        few = limited(cityscapes, count)
+        import_data(few, largest, fit=(768, 1536))  # 1.5 times the size, as much as training scales
+        import_data(few, exact, fit=(512, 1024))
+        for name, data, size in (
+            ("camvid JPEG 480x360", camvid, (112, 160)), ("camvid JPEG 480x360, own size", camvid, (360, 480)),
+            ("cityscapes PNG 2048x1024", cityscapes, (512, 1024)),
+            ("cityscapes shrunk once to 1536x768", open_data("masks", largest), (512, 1024)),
+            ("cityscapes shrunk once to 1024x512", open_data("masks", exact), (512, 1024)),
+        ):  # fmt: skip
+            samples[name] = sample_row(data, size, count)
+            print(name, samples[name], flush=True)
     masks = mask_row(camvid, count)
     print("masks", masks, flush=True)
     return {"samples": samples, "masks": masks}

@@ -13,7 +13,8 @@ from tests.command import cli, refused
 from tests.data import sets
 from vss.core.config import DataOptions
 from vss.core.yaml12 import dump
-from vss.data import count_classes, open_data
+from vss.data import Preprocess, SegSplit, count_classes, open_data
+from vss.data.images import read_header
 from vss.data.layouts import LAYOUTS
 from vss.data.readers import CAMVID_NAMES, CITYSCAPES
 from vss.run.page.folder import overlay
@@ -122,6 +123,27 @@ def test_import_writes_the_plain_layout_once(tmp_path: Path) -> None:
     (root / "0.png").write_bytes(b"no image")
     refused(cli("data", "import", root, tmp_path / "other"), "0.png cannot be read")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["labelme", "plain"]
+
+
+def test_images_shrunk_once_are_those_that_training_would_resize(tmp_path: Path) -> None:
+    """Wide and tall images keep their shape and fit; pixels and labels are those of the preprocessing, to the bit."""
+    root, to, rng = tmp_path / "flat", tmp_path / "small", np.random.default_rng(0)
+    sets.split_folders(root)
+    for split, wide in (("train", True), ("val", False)):
+        for pair in open_data("flat", root).pairs(split):
+            shape = (48, 100) if wide else (100, 48)
+            sets.save(pair.image, rng.integers(0, 256, (*shape, 3), np.uint8))
+            sets.save(Path(str(pair.mask)), rng.integers(0, 3, shape, np.uint8))
+    done = cli("data", "import", root, to, "--fit", "24,50")
+    assert done.returncode == 0 and "10 images shrunk" in done.stdout, done.stderr
+    before, after = open_data("flat", root), open_data("masks", to)
+    for split, size in {"train": (24, 50), "val": (24, 12), "test": sets.mask(0).shape}.items():
+        old, new = (SegSplit(data, split, Preprocess(size=size)) for data in (before, after))
+        for index, pair in enumerate(after.pairs(split)):
+            assert read_header(pair.image) == size and len(old) == len(new)
+            assert all((old[index][key] == new[index][key]).all() for key in ("image", "mask"))
+    refused(cli("data", "import", root, tmp_path / "other", "--fit", "24"), "--fit takes H,W")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["flat", "small"]
 
 
 def test_a_page_of_overlays_shows_every_class_and_every_finding(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from rich.text import Text
 from typer import Argument, Option
 
 from vss.cli.console import err, out, print_table, print_tagged, write_figures
-from vss.cli.options import READING, Given, ReportFile, recipe_keys, recipe_of, takes
+from vss.cli.options import READING, Given, ReportFile, recipe_keys, recipe_of, size_of, takes
 from vss.core.errors import VssError, counted, unknown
 from vss.core.files import file_at_work, target_of
 
@@ -82,15 +82,17 @@ def import_(
     root: Annotated[Path, Argument(help="folder of the data set", metavar="SRC")],
     to: Annotated[Path, Argument(help="folder to write, a new one", metavar="DST")],
     given: Given,
+    fit: Annotated[str, Option(help="shrink images and masks into H,W once, keeping their shape", metavar="H,W")] = "",
 ) -> None:
     """Write a data set in the plain layout, masks: hard links for images, masks as PNG of class indices."""
     from vss.data.importing import import_data, sentence
     from vss.data.readers import AUTO, open_data
 
+    size = size_of(fit, "--fit") if fit else None
     data = open_data(given.get("data.dataset", AUTO), root, recipe_of(given).data)
     with Progress(console=err, transient=True) as bar:
         task = bar.add_task("pairs", total=None)
-        done = import_data(data, to, progress=lambda n, total: bar.update(task, completed=n, total=total))
+        done = import_data(data, to, fit=size, progress=lambda n, total: bar.update(task, completed=n, total=total))
     out.print(sentence(data, done, to), highlight=False)
 
 

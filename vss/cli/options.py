@@ -112,10 +112,10 @@ def numbers_of(
     return list(values)
 
 
-def size_of(text: str) -> list[int]:
-    """Height and width of `--input-size`."""
+def size_of(text: str, flag: str = "--input-size") -> list[int]:
+    """Height and width, in this order."""
     form = f"H,W (for example 360,480), each from 1 to {MAX_SIDE} pixels,"
-    return numbers_of("--input-size", text, form, counts=[2], low=1, high=MAX_SIDE)
+    return numbers_of(flag, text, form, counts=[2], low=1, high=MAX_SIDE)
 
 
 def cores_of(text: str) -> list[int]:

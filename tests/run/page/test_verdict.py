@@ -114,6 +114,25 @@ def test_amber_says_what_is_open(report: dict[str, Any], changes: dict[str, Any]
     assert reason in found.reasons[0]
 
 
+def test_a_network_no_better_than_a_constant_answer_is_not_settled(report: dict[str, Any]) -> None:
+    """300 of 400 pixels are road and three classes occur: to call all of them road has IoU 0.75, 0, 0, so 25 %."""
+    report["classes"] = ["void", "road", "car", "tree"]
+    report["confusion"] = {"baseline": [[0] * 4, [0, 300, 0, 0], [0, 60, 0, 0], [0, 40, 0, 0]]}
+    assert verdict(report).tone == "good"
+    report["rows"][0]["miou_pct"] = 25.0
+    (reason,) = verdict(report).reasons
+    assert reason.startswith("The network before pruning has learnt nothing: mIoU 25.0 %, and to call every pixel road")
+
+
+@pytest.mark.parametrize(("low", "tone"), [(25.0, "warn"), (25.1, "good")])
+def test_defects_found_by_chance_are_not_settled(report: dict[str, Any], low: float, tone: str) -> None:
+    counts = {"tp": 3, "fn": 2, "fp": 4, "tn": 11}
+    report["rows"][0] |= {"ap_pct": 40.0, "ap_low_pct": low, **counts}
+    found = verdict(report)
+    assert found.tone == tone
+    assert found.reasons == [] or "from 25.0), and chance gives 25.0 %. Train it longer." in found.reasons[0]
+
+
 def test_the_head_answers_what_was_lost_within_noise_and_on_what(report: dict[str, Any]) -> None:
     report["rows"].append({"name": "control", "miou_pct": 60.0})
     report["gate"] = {

@@ -140,7 +140,26 @@ def _open_points(report: Mapping[str, Any], worth: str) -> list[str]:
             )
     if gate.get("checks") and not any(row["name"] == "control" for row in report.get("rows", [])):
         found.append("There is no unpruned control that was trained as long, which may be better than the baseline.")
-    return found + _open_times(report, worth)
+    return [*_by_chance(report), *found, *_open_times(report, worth)]
+
+
+def _by_chance(report: Mapping[str, Any]) -> list[str]:
+    """That the unpruned network is no better than a constant answer; gates judge losses, and it has none to lose."""
+    row: Row = next((row for row in report.get("rows", []) if row["name"] == "baseline"), {})
+    truth = [sum(counts) for counts in report.get("confusion", {}).get("baseline", [])]
+    if sum(truth) and row.get("miou_pct") is not None:
+        most = max(range(len(truth)), key=truth.__getitem__)
+        constant = 100 * truth[most] / sum(truth) / sum(count > 0 for count in truth)
+        if row["miou_pct"] <= constant:
+            what = f"mIoU {number(row['miou_pct'], 1)} %, and to call every pixel {report['classes'][most]} gives"
+            return [f"The network before pruning has learnt nothing: {what} {number(constant, 1)} %. Train it longer."]
+    if row.get("ap_low_pct") is not None:
+        share = 100 * (row["tp"] + row["fn"]) / sum(row[key] for key in ("tp", "fp", "fn", "tn"))
+        if row["ap_low_pct"] <= share:
+            low = f"95 % interval from {number(row['ap_low_pct'], 1)}"
+            what = f"AP {number(row['ap_pct'], 1)} % ({low}), and chance gives {number(share, 1)} %"
+            return [f"The network before pruning may have learnt nothing: {what}. Train it longer."]
+    return []
 
 
 def _open_times(report: Mapping[str, Any], worth: str) -> list[str]:
