@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vss import models
 from vss.core.errors import NotFinite, VssError
 from vss.core.files import sha256_tensors
+from vss.data import Preprocess
 from vss.prune import Plan, apply_plan, make_plan
 from vss.train import checkpoint
 
@@ -94,8 +95,9 @@ def test_everything_that_was_written_is_read(tmp_path: Path) -> None:
     assert found.weights_sha256 == sha256_tensors(net.state_dict()) == sha256_tensors(found.model.state_dict())
     assert (found.model.name, found.model.options, found.model.num_classes) == ("unet", {"width": 4, "depth": 2}, 5)
     assert os.listdir(tmp_path / "a") == ["net.safetensors"]
-    again = checkpoint.save(found.model, tmp_path / "b.safetensors", preprocess=preprocess)
-    assert checkpoint.read(again).weights_sha256 == found.weights_sha256
+    size = Preprocess(size=(16, 16), mean=(0.5, 0.5, 0.5))
+    again = checkpoint.read(checkpoint.save(found.model, tmp_path / "b.safetensors", preprocess=size))
+    assert again.weights_sha256 == found.weights_sha256 and again.preprocess == size.model_dump(mode="json")
 
 
 def test_a_loaded_network_is_pruned_further_by_a_plan_for_it(tmp_path: Path) -> None:

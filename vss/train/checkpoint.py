@@ -26,6 +26,7 @@ from vss.core.errors import NotFinite, VssError, shown
 from vss.core.files import atomic, require_checkpoint, sha256_tensors
 from vss.core.layers import repeated
 from vss.core.networks import refuse_unready
+from vss.data.preprocess import Preprocess
 from vss.models import SegModel
 from vss.models.factory import Factory
 from vss.models.weights import head_of, refuse_misfits
@@ -56,7 +57,7 @@ def save(
     model: nn.Module,
     path: Path | str,
     *,
-    preprocess: dict[str, Any] | None = None,
+    preprocess: Preprocess | dict[str, Any] | None = None,
     classes: tuple[str, ...] | list[str] = (),
     info: dict[str, Any] | None = None,
 ) -> Path:
@@ -84,7 +85,7 @@ def save(
         "vss": __version__,
         **_identity(model),
         "plans": [plan.to_dict() for plan in names.plans_of(outer)],
-        "preprocess": preprocess,
+        "preprocess": preprocess.model_dump(mode="json") if isinstance(preprocess, Preprocess) else preprocess,
         "classes": list(classes),
         "info": info or {},
         "weights_sha256": sha256_tensors(state),
