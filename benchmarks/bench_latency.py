@@ -307,6 +307,7 @@ def options_of() -> argparse.Namespace:
     parser.add_argument("--cores", default="0", help="numbers, with commas; one thread on each")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--write", action="store_true", help="keep it in benchmarks/results/<machine>/")
+    parser.add_argument("--tag", help="end of the name of that file, for checkpoints of another width")
     found = parser.parse_args()
     found.cores = [int(core) for core in found.cores.split(",")]
     found.checkpoint = dict(each.split("=", 1) for each in found.checkpoint)
@@ -355,7 +356,7 @@ def main() -> None:
     for part in arguments.part:
         {"targets": targets, "alignment": alignment, "error": error, "explain": explain}[part](run)
     if arguments.write:
-        name = "-".join(["latency", *(value for value in place.values() if value != "onnxruntime")])
+        name = "-".join(["latency", *(v for v in place.values() if v != "onnxruntime"), *filter(None, [arguments.tag])])
         target = ROOT / "benchmarks" / "results" / about["machine"] / f"{vss.__version__}--{name}.json"
         done = read_json(target, kind=KIND, schema=SCHEMA) if target.is_file() else {"key": None}
         if done["key"] == run.result["key"]:  # networks that other runs measured stay
