@@ -55,6 +55,7 @@ def end(capsys: pytest.CaptureFixture[str], error: BaseException | None, command
         (RecursionError("maximum"), 2, "nested too deeply"),
         (ModuleNotFoundError("No module named 'onnx'", name="onnx"), 2, "needs the package onnx"),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), 2, "no UTF-8"),
+        (UnicodeEncodeError("utf-8", "d/\udcff.png", 2, 3, "surrogates not allowed"), 2, r"'d/\udcff.png' is no UTF-8"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (None, 143, "interrupted"),
     ],

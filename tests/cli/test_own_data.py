@@ -146,6 +146,25 @@ def test_images_shrunk_once_are_those_that_training_would_resize(tmp_path: Path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["flat", "small"]
 
 
+@pytest.mark.parametrize("name", ["../out.png", "{root}/9.png"])
+def test_import_writes_nothing_outside_its_folder(tmp_path: Path, name: str) -> None:
+    """COCO files list images by paths; a whole path would be written over the image itself."""
+    root, to = tmp_path / "coco", tmp_path / "plain"
+    outside = root / "images" / name.format(root=tmp_path)
+    content = sets.coco_content(range(4))
+    content["images"][3]["file_name"] = name.format(root=tmp_path)
+    for i in range(3):
+        sets.save(root / f"images/{i}.png", sets.image(i))
+    sets.save(outside, sets.image(3))
+    sets.dump(root / "annotations.json", content)
+    before = outside.read_bytes()
+    for words in ([], ["--fit", "12,12"]):
+        refused(cli("data", "import", root, to, *words), "which leads out of a folder; list it by a name below")
+    assert outside.read_bytes() == before and not to.exists()
+    refused(cli("data", "import", root, root / "images/plain"), "would then hold every image twice")
+    assert not (root / "images/plain").exists()
+
+
 def test_a_page_of_overlays_shows_every_class_and_every_finding(tmp_path: Path) -> None:
     root, page = tmp_path / "flat", tmp_path / "page.html"
     sets.flat(root)

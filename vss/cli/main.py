@@ -133,7 +133,8 @@ def _sentence(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("vss"):
         return f"this needs the package {error.name}, which is not installed; `vss doctor` says how to get it."
     if isinstance(error, UnicodeError):
-        return f"a name or text is no UTF-8 ({text}); rename the file, or write it again as UTF-8."
+        what = shown(getattr(error, "object", "a name or text"))
+        return f"{what} is no UTF-8 ({text}); rename the file, or write it again as UTF-8."
     return ""
 
 

@@ -12,7 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
@@ -39,16 +39,25 @@ def import_data(
         `images`, and how many of them were `shrunk`, and `copied` since no link could be made.
 
     Raises:
-        VssError: a folder that exists, a pair that cannot be read, a class that a line cannot hold.
+        VssError: a folder that exists or lies in that of the data, a pair that cannot be read, a class that a line
+            cannot hold, an image whose name leads out of the folder (COCO files may hold such).
     """
     if to.exists():
         raise VssError(f"{to} exists already; name a new folder, or remove it first.")
+    if data.root.resolve() in to.resolve().parents:
+        raise VssError(f"{to} lies in {data.root}, which would then hold every image twice; name a folder outside it.")
     bad = [name for name in data.class_names if name != name.strip() or len(name.splitlines()) != 1]
     if bad:
         raise VssError(f"class {shown(bad[0])} cannot be a line of classes.txt; rename it by data.label_map.")
     jobs = [(split, pair) for split, pairs in data.splits.items() for pair in pairs]
     if not jobs:
         raise VssError(f"{data.root} holds no pair of image and mask; `vss data check` says why.")
+    for _, pair in jobs:
+        if pair.id.startswith("/") or ".." in PurePosixPath(pair.id).parts:
+            raise VssError(
+                f"the image {pair.image} is listed as {shown(pair.id)}, which leads out of a folder; list it by a name "
+                "below the folder of the images."
+            )
     with made_beside(to) as temporary:
         folder = temporary / "data"
         (folder / "images").mkdir(parents=True)
