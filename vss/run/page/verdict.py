@@ -144,21 +144,27 @@ def _open_points(report: Mapping[str, Any], worth: str) -> list[str]:
 
 
 def _by_chance(report: Mapping[str, Any]) -> list[str]:
-    """That the unpruned network is no better than a constant answer; gates judge losses, and it has none to lose."""
+    """That the unpruned network is no better than a constant answer; gates judge losses, and it has nothing to lose."""
+    matrix = report.get("confusion", {}).get("baseline", [])
+    truth = {index: sum(counts) for index, counts in enumerate(matrix) if sum(counts)}
+    if truth:  # a class that is only predicted, which other figures count as 0, has no part in either
+        found = [matrix[k][k] / (count + sum(row[k] for row in matrix) - matrix[k][k]) for k, count in truth.items()]
+        most = max(truth, key=truth.__getitem__)
+        reached, constant = (100 * part / len(truth) for part in (sum(found), truth[most] / sum(truth.values())))
+        if reached <= constant + 1e-9:
+            return [
+                f"The network before pruning scores no more than a constant answer: mIoU {number(reached, 1)} % over "
+                f"the classes of the truth, and to call every pixel {report['classes'][most]} gives "
+                f"{number(constant, 1)} %. Train it longer."
+            ]
     row: Row = next((row for row in report.get("rows", []) if row["name"] == "baseline"), {})
-    truth = [sum(counts) for counts in report.get("confusion", {}).get("baseline", [])]
-    if sum(truth) and row.get("miou_pct") is not None:
-        most = max(range(len(truth)), key=truth.__getitem__)
-        constant = 100 * truth[most] / sum(truth) / sum(count > 0 for count in truth)
-        if row["miou_pct"] <= constant:
-            what = f"mIoU {number(row['miou_pct'], 1)} %, and to call every pixel {report['classes'][most]} gives"
-            return [f"The network before pruning has learnt nothing: {what} {number(constant, 1)} %. Train it longer."]
     if row.get("ap_low_pct") is not None:
         share = 100 * (row["tp"] + row["fn"]) / sum(row[key] for key in ("tp", "fp", "fn", "tn"))
         if row["ap_low_pct"] <= share:
             low = f"95 % interval from {number(row['ap_low_pct'], 1)}"
             what = f"AP {number(row['ap_pct'], 1)} % ({low}), and chance gives {number(share, 1)} %"
-            return [f"The network before pruning may have learnt nothing: {what}. Train it longer."]
+            more = "Train it longer, or score more images."
+            return [f"The network before pruning may be no better than chance: {what}. {more}"]
     return []
 
 
