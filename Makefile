@@ -28,8 +28,9 @@ demo: venv
 	$(BIN)/vss run demo --out $(DEMO)/run --set data.root=$(DEMO)/street || test $$? = 3  # 3: too noisy to time, all else done
 	@echo "Open $(DEMO)/run/report.html"
 
+# Bytecode is kept where an image switches that off, too: dozens of processes would compile the same modules.
 test: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations 15 -m "not server"
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal --durations 15 -m "not server"
 
 # On a real Triton server (CPU), in an environment of its own that is kept in the user's cache.
 server-test: venv
