@@ -146,6 +146,6 @@ def test_the_head_answers_what_was_lost_within_noise_and_on_what(report: dict[st
     about = {"backend": "openvino", "version": "2026.4", "device": "cpu", "threads": 1}
     report["bench"]["engine"]["sessions"]["engine pruned"] = {"batch": 1, "describe": about}
     found = verdict(report)
-    told = "mIoU points against the unpruned control, trained as long; 95 %: \u22120.90 to +0.10, within noise"
+    told = "mIoU points against the unpruned control, trained as long; 95\u00a0%: \u22120.90 to +0.10, within noise"
     assert (found.tone, found.tiles[0]) == ("good", ("\u22120.50", told))
     assert "Timed on Xeon 8370C, OpenVINO 2026.4, 1 thread, 1 image at a time." in found.sentences

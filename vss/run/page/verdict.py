@@ -255,7 +255,7 @@ def _tiles(report: Mapping[str, Any], found: Facts) -> list[tuple[str, str]]:
     tiles = []
     for check in [check for check in checks if check["what"] != EQUAL and "candidate" in check]:
         told = f"{label(check['metric']).removesuffix(' (%)')} points against the {CHECKS[check['what']][1]}"
-        span = f"; 95 %: {_span(check)}, {within(check)}" if check.get("drop_interval") else ""
+        span = f"; 95\u00a0%: {_span(check)}, {within(check)}" if check.get("drop_interval") else ""
         tiles.append((signed(check["candidate"] - check["baseline"], 2), told + span))
     if found.mac_ratio:
         tiles.append((f"{signed((found.mac_ratio - 1) * 100, 0)} %", "MACs"))
