@@ -32,6 +32,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
+def pytest_configure() -> None:
+    """As `vss` does it."""
+    gc.set_threshold(10_000)
+
+
 def pytest_collection_finish() -> None:
     """What is imported and collected stays to the end: no garbage collection looks at it again."""
     gc.collect()
