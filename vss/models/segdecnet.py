@@ -141,5 +141,5 @@ class SegDecNet(DefectModel):
         if (height // 64) * (width // 64) < 2:
             raise VssError(
                 f"segdecnet needs an image of at least 64x128 pixels, got {height}x{width}: its last maps are 1/64 of "
-                "it, and FeatureNorm needs two positions or more."
+                "it, and FeatureNorm needs two positions or more; give a larger --input-size (data.size of a recipe)."
             )
