@@ -244,7 +244,7 @@ def make_loader(
     if drop_last and len(sampler) < batch_size:
         raise VssError(
             f"split {split.split!r} gives {len(sampler)} images per process, fewer than one batch of {batch_size}, and "
-            "incomplete batches are dropped; choose a smaller batch size."
+            "incomplete batches are dropped; give a smaller --batch-size (train.batch_size, finetune.batch_size)."
         )
     return DataLoader(
         split,
