@@ -182,9 +182,8 @@ def test_a_training_that_diverges_keeps_the_last_good_weights(street_root: Path,
 def test_the_last_epoch_is_always_validated(street_root: Path, tmp_path: Path) -> None:
     rows = fit(street_root, tmp_path, epochs=3, val_every=2)["curves"]
     assert [row["epoch"] for row in rows if "val_miou_pct" in row] == [1, 2]
-    with pytest.raises(VssError, match=r"train\.val_every is 5 and train\.epochs 4: .* be at most 4"):
-        fit(street_root, tmp_path / "never", epochs=4, val_every=5)
-    assert not (tmp_path / "never").exists()
+    rows = fit(street_root, tmp_path / "short", epochs=2, val_every=5)["curves"]
+    assert [row["epoch"] for row in rows if "val_miou_pct" in row] == [1]
 
 
 @pytest.mark.parametrize(

@@ -40,11 +40,6 @@ def check_settings(config: FitConfig) -> None:
     section = section_of(config)
     if config.epochs < 1:
         raise VssError(f"{section}.epochs is {config.epochs}, which trains nothing; give 1 or more.")
-    if config.val_every > config.epochs:
-        raise VssError(
-            f"{section}.val_every is {config.val_every} and {section}.epochs {config.epochs}: no epoch but the last "
-            f"would be validated; let {section}.val_every be at most {config.epochs}."
-        )
     trainer(config, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
 
 
