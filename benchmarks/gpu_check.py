@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 LEAST = (8, 0)
@@ -45,7 +46,10 @@ class Machine:
     ninja: bool = True
 
 
-def this_machine() -> Machine:
+def this_machine(cpu: bool) -> Machine:
+    """`cpu`: its version alone, for which torch is not imported."""
+    if cpu:
+        return Machine(version("torch"), None, False)
     import torch
 
     available = torch.cuda.is_available()
@@ -129,7 +133,7 @@ def main() -> None:
     if arguments.state:
         sys.stdout.write(state() + "\n")
         return
-    if found := problems(arguments.part, this_machine(), cpu=arguments.cpu, data=arguments.data):
+    if found := problems(arguments.part, this_machine(arguments.cpu), cpu=arguments.cpu, data=arguments.data):
         sys.stderr.write("\n".join(found) + "\n")
         raise SystemExit(2)
 

@@ -24,6 +24,7 @@ LONG = "not table_finds and not target_is_reached"
 OPTIONS = ("-q", "-p", "no:cacheprovider", "-o", "python_files=check_*.py", "-o", "addopts=")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("major", sorted(VERSIONS))
 def test_backend_against_the_real_bindings(major: int) -> None:
     try:
