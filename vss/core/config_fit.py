@@ -38,7 +38,9 @@ class FitConfig(Section):
         default=(), description="layers that are not trained, with what is below them; * stands for any part of a name"
     )
     freeze_norms: bool = Field(default=False, description="norm layers keep their statistics, scales and shifts")
-    val_every: int = Field(default=1, ge=1, description="epochs between validations; the last epoch is always validated")
+    val_every: int = Field(
+        default=1, ge=1, description="epochs between validations; the last epoch is always validated"
+    )
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = Field(
         default="auto", description="auto: bf16-mixed where the hardware has it, else 32-true"
     )
