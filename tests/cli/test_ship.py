@@ -43,6 +43,7 @@ def test_ship_verify_rebuild_and_tamper(run: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     done = vss("ship", run, "--to", bundle, "--name", "street-2", "--samples", "2", "--licence", "CC-BY-4.0")
     assert done.returncode == 0 and "onnxruntime and python servers" in done.stdout, done.stderr
+    assert "not settled: There is no unpruned control that was trained as long" in done.stdout
     assert "| weights | CC-BY-4.0 |" in (bundle / "MODEL_CARD.md").read_text()
     assert json.loads((bundle / "manifest.json").read_text())["name"] == "street-2"
     whole = vss("verify", bundle)

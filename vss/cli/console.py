@@ -111,6 +111,15 @@ def print_gates(gate: Mapping[str, Any]) -> None:
         print_tagged(out, f"{word:>10}", colour, text)
 
 
+def print_open(report: Mapping[str, Any]) -> None:
+    """What the page of a run whose gates passed calls not settled, and somebody has to decide."""
+    from vss.run.page import judged
+
+    found = judged(report)
+    for reason in found.reasons if found.tone == "warn" else []:
+        print_tagged(out, "not settled:", "yellow", reason)
+
+
 def print_step(name: str, status: str, seconds: float, detail: str) -> None:
     """One step of a run; those that went well are left out under `--quiet`."""
     if status in ("ok", "skipped") and not log.isEnabledFor(logging.INFO):

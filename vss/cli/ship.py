@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from vss.cli.console import out, print_table, write_figures
+from vss.cli.console import out, print_open, print_table, write_figures
 from vss.cli.options import Given, ReportFile, recipe_keys, takes
 from vss.core.errors import GateFailed, NotMeasured, VssError, counted
 from vss.core.files import file_at_work, target_of
@@ -39,7 +39,7 @@ def ship(
     data_licence: Annotated[str | None, Option(help="licence of the data, for the model card")] = None,
 ) -> None:
     """Write what an inference team runs: engine, runner, server repository, model card, hashes of everything."""
-    read_report(run / "report.json")
+    report = read_report(run / "report.json")
     from vss.ship import ship as make
 
     licences = {"weights": licence, "data": data_licence}
@@ -54,6 +54,7 @@ def ship(
     out.print(f"{manifest.name}: {files}, {size:.1f} MiB, {' and '.join(manifest.triton)} servers")
     if manifest.forced:
         out.print(manifest.forced)
+    print_open(report)
     out.print(f"wrote {to}; its README.md says how to run it")
 
 

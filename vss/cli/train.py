@@ -16,6 +16,7 @@ from vss.cli.console import (
     err,
     out,
     print_gates,
+    print_open,
     print_step,
     print_table,
     write_figures,
@@ -95,6 +96,7 @@ def run(
 def _print_result(report: dict[str, Any], name: str) -> None:
     print_table(report["rows"], COLUMNS, name)
     print_gates(report["gate"])
+    print_open(report)
 
 
 TRAIN = ("train.epochs", "train.batch_size", "train.lr", "train.devices", "train.num_nodes")

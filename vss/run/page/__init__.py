@@ -80,7 +80,7 @@ def context(report: Mapping[str, Any], root: Path, *, linked: bool = True) -> di
     machine = [facts.get("machine"), (facts.get("cpu") or {}).get("model"), *_devices(facts)]
     return {
         "report": report,
-        "verdict": _verdict(report),
+        "verdict": judged(report),
         "machine": " \N{MIDDLE DOT} ".join(dict.fromkeys(str(part) for part in machine if part)),
         "created": str(report.get("created") or "")[:16].replace("T", " "),
         "sections": sections,
@@ -88,7 +88,7 @@ def context(report: Mapping[str, Any], root: Path, *, linked: bool = True) -> di
     }
 
 
-def _verdict(report: Mapping[str, Any]) -> Verdict:
+def judged(report: Mapping[str, Any]) -> Verdict:
     """The head of the page, with what pruning is worth where unpruned networks were timed beside."""
     sentence = worth(points_of(report), score_of(report)[1])
     return verdict(report, "" if sentence == NOBODY else sentence)
