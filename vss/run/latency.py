@@ -2,9 +2,9 @@
 
 The prediction only proposes. What counts is the real engine interleaved with the uncut one; while its time is
 off the target by more than the tolerance, the predicted time that is asked for moves by the same factor, inside of the
-bracket that earlier engines have given. One process knows a ratio to 1 % and the next one finds another, since memory
-lies elsewhere and the machine is in another state: near the target both networks are made anew for two further runs,
-and the mean of the three counts.
+bracket that earlier engines have given. Runs differ by more than the interval of one says, since memory lies elsewhere
+and the machine is in another state: near the target both networks are made anew for two further runs, and the mean of
+the three counts.
 """
 
 from __future__ import annotations
