@@ -11,7 +11,7 @@ import pytest
 from vss.core.config import DataOptions, Recipe
 from vss.core.errors import VssError
 from vss.data import labels_of, open_data, write_defects
-from vss.run.page.sweep import FOLD_HEADS, folds
+from vss.run.page.sweep import folds, headline
 from vss.run.project import Project
 from vss.sweep import Grid, Store, results, sweep
 from vss.sweep.folds import over_folds
@@ -107,12 +107,22 @@ def test_trials_of_all_folds_are_judged_together(finished: Store) -> None:
     drop = case["rows"]["baseline"]["ap_pct"] - case["rows"]["pruned"]["ap_pct"]
     assert precision["drop"] == pytest.approx(drop) and precision["passed"] == (drop <= 3)
     assert precision["drop_interval"][0] <= drop <= precision["drop_interval"][1]
-    (row,) = folds({"over_folds": [case]})
-    assert len(row) == len(FOLD_HEADS) and row[0] == "l1" and row[2] == "11"
-    assert folds({"over_folds": [case | {"checks": [misses]}]})[0][-1] == "passed"
+    shown = folds({"over_folds": [case, case | {"name": "l2"}]})
+    counts = {stage: (row["fn"], row["fp"], row["ap_pct"]) for stage, row in case["rows"].items()}
+    assert [row[0] for row in shown["rows"]] == [*list(counts)[:-1], "l1", "l2"]  # what both share stands once
+    for row, (fn, fp, score) in zip(shown["rows"], counts.values(), strict=False):
+        assert row[1].startswith(f"{fn} of 11 (") and row[2] == f"{fp} of 22" and row[3] == f"{score:.2f}"
+    assert [name for name, _ in shown["verdicts"]] == ["l1"] * len(case["checks"]) + ["l2"] * len(case["checks"])
+    texts = [text for _, text in shown["verdicts"]]
+    assert all(check["sentence"] in text for check, text in zip(case["checks"] * 2, texts, strict=True))
+    assert folds({"over_folds": [case | {"checks": [], "seed": "3"}]})["verdicts"][0][0] == "l1 · seed 3"
+    found = results.read(finished.root)
+    judged = headline(found | {"over_folds": [case | {"checks": [misses, misses | {"passed": False}]}]})
+    assert judged["tone"] == "warn" and "l1 failed 1 of 2 checks of the ship rule over 3 folds." in judged["sentences"]
+    held = headline(found | {"over_folds": [case | {"checks": [misses], "seed": "3"}]})
     assert (
-        "failed"
-        in folds({"over_folds": [case | {"checks": [misses | {"passed": False, "sentence": "failed"}]}]})[0][-1]
+        held["tone"] == "good"
+        and "l1 · seed 3 passed all checks (1) of the ship rule over 3 folds." in held["sentences"]
     )
     assert "Cross-validation" in (finished.root / "report.html").read_text()
     (group,) = results.read(finished.root)["groups"]
@@ -123,6 +133,6 @@ def test_a_fold_that_is_missing_is_named_and_nothing_is_put_together(finished: S
     trials = finished.trials()
     (case,) = over_folds(finished, trials, {trial.id for trial in trials[1:]})
     assert case == {"name": "l1", "seed": "", "folds": 3, "missing": ["1/3"]}
-    assert folds({"over_folds": [case]})[0][-1] == "folds 1/3 are not done"
+    assert folds({"over_folds": [case]}) == {"rows": [], "verdicts": [["l1", "folds 1/3 are not done."]]}
     some = over_folds(finished, trials[:2], {trial.id for trial in trials})
     assert some[0]["missing"] == ["3/3"]

@@ -45,7 +45,6 @@ def render(results: Mapping[str, Any], root: Path) -> str:
         sections=_sections(results),
         two_way=two_way(results),
         folds=folds(results),
-        fold_heads=FOLD_HEADS,
         panels=pictures,
         missing=missing(results),
         environment=block(environment),
@@ -123,12 +122,19 @@ def headline(results: Mapping[str, Any]) -> dict[str, Any]:
         sentences.append(said)
     if failed:
         sentences.append(f"Failed: {', '.join(row['id'] for row in failed)}.")
+    judged = {_folded(case): case for case in results.get("over_folds", []) if case.get("checks")}
+    missed = {name: sum(not check["passed"] for check in case["checks"]) for name, case in judged.items()}
+    for name, case in judged.items():
+        count = len(case["checks"])
+        verdict = f"failed {missed[name]} of {count} checks" if missed[name] else f"passed all checks ({count})"
+        sentences.append(f"{name} {verdict} of the ship rule over {case['folds']} folds.")
     tiles = [(f"{len(done)} of {len(rows)}", "runs done"), (str(len(results["groups"])), "networks compared")]
     best = _best(results)
     if best:
         tiles.append((signed(best[1], 2), f"points, least mean loss: {best[0]}"))
     sentences += [f"{figure} is missing." for figure, _ in missing(results) if figure.startswith("Latency")]
-    return {"headline": text, "sentences": sentences, "tiles": tiles, "tone": "bad" if failed else "good"}
+    tone = "bad" if failed else "warn" if any(missed.values()) else "good"
+    return {"headline": text, "sentences": sentences, "tiles": tiles, "tone": tone}
 
 
 def two_way(results: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -155,28 +161,32 @@ def two_way(results: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"columns": columns, "rows": table, "sentence": sentence}
 
 
-FOLD_HEADS = (
-    "network", "seed", "defects", "missed before", "after", "false alarms before", "after", "AP before", "after",
-    "ship rule",
-)  # fmt: skip
-
-
-def folds(results: Mapping[str, Any]) -> list[list[str]]:
-    """Rows under `FOLD_HEADS` of networks that were cross-validated; behind AP the verdicts that did not pass."""
-    found = []
+def folds(results: Mapping[str, Any]) -> dict[str, list[list[str]]]:
+    """Cross-validation: `rows` of [network, missed defects, false alarms, AP], those that networks share only once, and
+    `verdicts` of [network, sentence]."""
+    rows: list[list[str]] = []
+    verdicts: list[list[str]] = []
     for case in results.get("over_folds", []):
+        name = _folded(case)
         if "missing" in case:
-            told = f"folds {', '.join(case['missing'])} are not done"
-            found.append([case["name"], case["seed"], *[""] * (len(FOLD_HEADS) - 3), told])
+            verdicts.append([name, f"folds {', '.join(case['missing'])} are not done."])
             continue
-        rows, checks = list(case["rows"].values()), case["checks"]
-        before, after = rows[0], rows[-1]
-        counts = [str(row[key]) for key in ("fn", "fp") for row in (before, after)]
-        scores = [number(row["ap_pct"], 2) for row in (before, after)]
-        failed = [f"{check['what']} {check['sentence']}" for check in checks if not check["passed"]]
-        verdict = "; ".join(failed) or ("passed" if checks else "no limits are set")
-        found.append([case["name"], case["seed"], str(after["positives"]), *counts, *scores, verdict])
-    return found
+        last = list(case["rows"])[-1]
+        for stage, row in case["rows"].items():
+            low, high = (number(end, 1) for end in row["fnr_interval_pct"])
+            missed = f"{row['fn']} of {row['positives']} ({low} to {high} %)"
+            alarms = f"{row['fp']} of {row['negatives']}"
+            own = _folded(case, "" if stage == last else stage)
+            line = [own, missed, alarms, number(row["ap_pct"], 2)]
+            rows += [line] if line not in rows else []
+        verdicts += [[name, f"{check['what']} {check['sentence']}"] for check in case["checks"]]
+        verdicts += [] if case["checks"] else [[name, "no limits are set (gate)."]]
+    return {"rows": rows, "verdicts": verdicts}
+
+
+def _folded(case: Mapping[str, Any], name: str = "") -> str:
+    """Name and seed of a network that was cross-validated."""
+    return " · ".join([name or case["name"], *([f"seed {case['seed']}"] if case["seed"] else [])])
 
 
 def spread_over(effects: Mapping[str, Any] | None, title: str) -> str:
