@@ -158,6 +158,14 @@ def test_a_first_place_is_named_only_where_the_tests_say_so(
     assert found["headline"] == text and "mean rank is that of" in found["sentences"][0]
 
 
+def test_budgets_at_other_macs_are_named_and_a_gain_is_no_loss(page: tuple[Path, dict[str, Any]]) -> None:
+    case = {"name": "", "low": "a", "low_kept": 0.488, "high": "b", "high_kept": 0.4996}
+    group = {"name": "l1", "coords": {"criterion": "l1"}, "labels": [], "values": {"miou_pct_change": {"mean": 3.22}}}
+    found = headline(page[1] | {"unequal": [case], "groups": [group]})
+    assert "All runs: not at equal MACs, from 48.8 % (a) to 50.0 % (b) kept." in found["sentences"]
+    assert ("+3.22", "points, best mean change: l1") in found["tiles"]
+
+
 def test_missing_latencies_are_named(page: tuple[Path, dict[str, Any]]) -> None:
     rows = [{**row, "values": dict(row["values"])} for row in page[1]["rows"]]
     del rows[0]["values"]["latency_ms_p50"], rows[1]["values"]["latency_ms_p50"]

@@ -115,9 +115,8 @@ def headline(results: Mapping[str, Any]) -> dict[str, Any]:
     sentences = [told] if told else []
     for case in results["unequal"]:
         low, high = number(100 * case["low_kept"], 1), number(100 * case["high_kept"], 1)
-        sentences.append(
-            f"{case['name']}: not at equal MACs, from {low} % ({case['low']}) to {high} % ({case['high']}) kept."
-        )
+        ends = f"from {low} % ({case['low']}) to {high} % ({case['high']})"
+        sentences.append(f"{case['name'] or 'All runs'}: not at equal MACs, {ends} kept.")
     if said := spread_over(results.get("effects"), results["title"]):
         sentences.append(said)
     if failed:
@@ -131,7 +130,7 @@ def headline(results: Mapping[str, Any]) -> dict[str, Any]:
     tiles = [(f"{len(done)} of {len(rows)}", "runs done"), (str(len(results["groups"])), "networks compared")]
     best = _best(results)
     if best:
-        tiles.append((signed(best[1], 2), f"points, least mean loss: {best[0]}"))
+        tiles.append((signed(best[1], 2), f"points, best mean change: {best[0]}"))
     sentences += [f"{figure} is missing." for figure, _ in missing(results) if figure.startswith("Latency")]
     tone = "bad" if failed else "warn" if any(missed.values()) else "good"
     return {"headline": text, "sentences": sentences, "tiles": tiles, "tone": tone}
