@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 NATIVE := setup.py $(wildcard csrc/kernels/* csrc/torch/*)
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: venv demo test server-test docs lint format bench clean
+.PHONY: venv demo test server server-test docs lint format bench clean
 
 venv: $(VENV)/.native
 
@@ -32,9 +32,11 @@ demo: venv
 test: venv
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal --durations 15 -m "not server"
 
-# On a real Triton server (CPU), in an environment of its own that is kept in the user's cache.
-server-test: venv
+# A Triton server (CPU), in an environment of its own that is kept in the user's cache.
+server: venv
 	$(BIN)/vss serve --get-server
+
+server-test: server
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ship -m server
 
 # The pages of docs/ as a site; a link, anchor or page that is wrong fails it. The packages come on the first call.
