@@ -25,11 +25,11 @@ from vss import deploy, models
 from vss.core.environment import environment
 from vss.core.files import write_json
 from vss.data.preprocess import Preprocess
+from vss.deploy.backends import step_for
 from vss.deploy.backends.trt import verdict
 from vss.deploy.backends.trt_flavour import TENSORRT_RTX
 from vss.deploy.backends.trt_layers import summary
 from vss.deploy.profile.setting import Setting
-from vss.deploy.target import step_for
 from vss.prune import apply_plan, make_plan
 from vss.run.pruning import ops_of
 

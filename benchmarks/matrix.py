@@ -51,7 +51,7 @@ from vss.prune import (  # noqa: E402
 )
 from vss.prune import phases as dmcp  # noqa: E402
 from vss.prune.criteria import score_groups  # noqa: E402
-from vss.prune.stats import Stats  # noqa: E402
+from vss.prune.stats.base import Stats  # noqa: E402
 from vss.train import checkpoint  # noqa: E402
 from vss.train.losses import SegLoss  # noqa: E402
 

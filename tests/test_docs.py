@@ -193,7 +193,7 @@ def test_a_criterion(example: Any) -> None:
     assert plan.criterion["name"] == "peak" if isinstance(plan.criterion, dict) else plan.criterion == "peak"
     group = vss.prune.find_groups(net, images)["encoder.0.0.0"]
     peaks = net.state_dict()["encoder.0.0.0.weight"].abs().flatten(1).amax(1)
-    from vss.prune.stats import Stats
+    from vss.prune.stats.base import Stats
 
     scores = vss.prune.make_criterion("peak", power=200.0)(group, Stats(net))
     assert torch.equal(scores.argsort(), peaks.argsort())

@@ -149,7 +149,7 @@ def test_rooms_import_lower_floors_alone_and_nothing_goes_in_circles() -> None:
         ("vss.run.project", "def f() -> None:\n    from vss.run import pruning\n", "vss.run.project -> "),
         ("vss.sweep.grid", "from vss.ship import bundle\n", "sweep (floor 5) imports ship"),
         ("vss.ops.reference", "import vss\n", "the package itself"),
-        ("vss.models.table", 'MODELS.later("x", "vss.run.job:run")\n', "models (floor 2) imports run"),
+        ("vss.models.factory", 'MODELS.later("x", "vss.run.job:run")\n', "models (floor 2) imports run"),
         ("vss.ops", 'lazy_names(__name__, {"later": ["X"]})\n', "vss.ops -> vss.ops.later -> vss.ops"),
     ],
 )
@@ -168,7 +168,7 @@ def test_a_planted_import_is_found(module: str, planted: str, said: str) -> None
         ("from ..models import unet", "vss.prune.plan", {"vss.models.unet"}),
         ("def f():\n    from vss.cli import main", "vss.ops", {"vss.cli.main"}),
         ("import importlib\nimportlib.import_module('vss.run.job')", "vss.ops", {"vss.run.job"}),
-        ("MODELS.later('x', 'vss.models.unet:UNet', aliases=['y'])", "vss.models.table", {"vss.models.unet"}),
+        ("MODELS.later('x', 'vss.models.unet:UNet', aliases=['y'])", "vss.models.factory", {"vss.models.unet"}),
         (
             "find = lazy_names(__name__, {'base': ['Collector'], 'run': ['collect']})",
             "vss.prune.stats",

@@ -20,13 +20,13 @@ from tests.deploy.nets import conv_graph
 from vss.core.environment import cpu_flags
 from vss.core.files import sha256_file
 from vss.deploy import BACKENDS
+from vss.deploy.backends import int8_of
 from vss.deploy.backends.base import Int8
 from vss.deploy.quantize.layers import Net
 from vss.deploy.quantize.precision import Precision, convert
 from vss.deploy.quantize.qdq import insert, lower_ends, observed, place
 from vss.deploy.quantize.ranges import Ranges
 from vss.deploy.quantize.sensitivity import first_diverging, relative_error
-from vss.deploy.target import int8_of
 
 OV = BACKENDS["openvino"]
 AMX = "amx_int8" in cpu_flags()

@@ -13,7 +13,7 @@ from torchvision.models import resnet18
 
 from vss.core.errors import VssError
 from vss.models import load_backbone, read_state_dict
-from vss.models.resnet_seg import ResNetFeatures
+from vss.models.torchvision import ResNetFeatures
 
 
 @pytest.fixture(scope="module")

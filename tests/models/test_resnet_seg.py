@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torchvision.models import resnet18
 
 from vss import models
-from vss.models.resnet_seg import ResNetFeatures, ResNetSeg
+from vss.models.torchvision import ResNetFeatures, ResNetSeg
 
 
 @torch.no_grad()

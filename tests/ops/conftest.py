@@ -31,13 +31,18 @@ def cuda_floor(op: str) -> Callable[..., Any]:
     return call
 
 
+def reference_of(op: str) -> Callable[..., Any]:
+    """The Python reference of an op."""
+    return getattr(ops.reference, op, None) or getattr(ops.reference_pruning, op)
+
+
 @pytest.fixture(params=FLOORS)
 def floor(request: pytest.FixtureRequest) -> Floors:
     """`floor(op)` is the function to test; it takes and gives tensors on the CPU. What is not there is skipped."""
 
     def pick(op: str) -> Callable[..., Any]:
         if request.param == "reference":
-            return getattr(ops.reference, op)
+            return reference_of(op)
         if request.param == "cuda":
             if ops.status()[op]["CUDA"] != "native":
                 pytest.skip("needs the extension vss._C with CUDA (VSS_CUDA=1 pip install --no-build-isolation -e .)")

@@ -98,4 +98,4 @@ def test_matrices_on_two_devices_are_refused(floor: Floors) -> None:
 
 def test_no_matrix_is_refused() -> None:
     with pytest.raises(ValueError, match="greedy_order: at least one similarity matrix is needed, got none"):
-        ops.reference.greedy_order([])
+        ops.reference_pruning.greedy_order([])

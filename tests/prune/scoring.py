@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from vss.core.example import logits_of
 from vss.prune import Groups, collect, make_criterion
 from vss.prune.criteria import score_groups
-from vss.prune.stats import Stats
+from vss.prune.stats.base import Stats
 
 Batch = tuple[Tensor, Tensor]
 

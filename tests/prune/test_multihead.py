@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import vss
 from vss import deploy
 from vss.prune import Budget, apply_plan, count, find_groups, make_plan, masked, verify
-from vss.prune.attention import NarrowAttention
+from vss.prune.apply import NarrowAttention
 
 WIDTH, HEADS, CLASSES = 32, 4, 5
 

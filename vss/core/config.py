@@ -9,15 +9,16 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from vss.core.config_data import DataConfig as DataConfig
-from vss.core.config_data import DataOptions as DataOptions
-from vss.core.config_fit import DefectConfig as DefectConfig
-from vss.core.config_fit import DmcpConfig as DmcpConfig
-from vss.core.config_fit import FinetuneConfig as FinetuneConfig
-from vss.core.config_fit import FitConfig as FitConfig
-from vss.core.config_fit import SparseConfig as SparseConfig
 from vss.core.errors import VssError, unknown
-from vss.core.yaml12 import Override, Section, overridden, parse, read_yaml
+from vss.core.sections import DataConfig as DataConfig
+from vss.core.sections import DataOptions as DataOptions
+from vss.core.sections import DefectConfig as DefectConfig
+from vss.core.sections import DmcpConfig as DmcpConfig
+from vss.core.sections import FinetuneConfig as FinetuneConfig
+from vss.core.sections import FitConfig as FitConfig
+from vss.core.sections import Section as Section
+from vss.core.sections import SparseConfig as SparseConfig
+from vss.core.yaml12 import Override, overridden, parse, read_yaml
 
 RECIPES = Path(__file__).parent.parent / "run" / "recipes"
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import copy
 import re
-import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ValidationError
 
 from vss.core.errors import SHOWN, VssError, fault, one_line, shown, unknown
 from vss.core.files import MAX_DEPTH, bounded, read_text
@@ -40,23 +39,6 @@ for _kind, (_pattern, _first) in _SCALARS.items():
     for _character in _first:
         _entry = (f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})\Z"))
         _RESOLVERS.setdefault(_character.strip("\0"), []).append(_entry)
-
-
-class Section(BaseModel):
-    """A part of a recipe; no unknown keys, no NaN or infinity, no truth value for a number."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _true_is_no_number(cls, value: Any, info: Any) -> Any:
-        if isinstance(value, bool) and not _takes_bool(cls.model_fields[info.field_name].annotation):
-            raise ValueError("Input should be no truth value")
-        return value
-
-
-def _takes_bool(annotation: Any) -> bool:
-    return annotation in (bool, Any) or any(_takes_bool(part) for part in typing.get_args(annotation))
 
 
 class Loader(yaml.SafeLoader):

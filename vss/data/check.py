@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vss.core.config_data import DataOptions
 from vss.core.errors import VssError, counted, steadily
+from vss.core.sections import DataOptions
 from vss.data.base import Pair, SegData, UnknownLabelsError
 from vss.data.counts import ClassCounts
 from vss.data.doubts import doubts, mixed_depths, refusals, shifted

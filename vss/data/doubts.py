@@ -10,7 +10,7 @@ import numpy as np
 
 from vss.core.errors import VssError, counted, listed, shown
 from vss.data.base import Pair, SegData, folded
-from vss.data.colours import VOID_NAMES
+from vss.data.classes import VOID_NAMES
 from vss.data.counts import ClassCounts, count_classes
 from vss.data.images import count_values
 from vss.data.layouts import SPLITS

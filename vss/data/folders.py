@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vss.core.config_data import DataOptions
 from vss.core.errors import VssError, counted
+from vss.core.sections import DataOptions
 from vss.data.base import (
     DEFECT_NAMES,
     DEFECT_PALETTE,
@@ -28,8 +28,7 @@ from vss.data.base import (
     read_class_names,
     read_lines,
 )
-from vss.data.classes import found_file, given_names
-from vss.data.colours import colours_of, read_colours
+from vss.data.classes import colours_of, found_file, given_names, read_colours
 from vss.data.images import BadSampleError, Mask, count_values, read_stored_mask, thread_map
 from vss.data.layouts import (
     MASK_SUFFIXES,

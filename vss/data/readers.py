@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vss.core.config_data import DataOptions
 from vss.core.errors import VssError, counted
 from vss.core.registry import Registry
+from vss.core.sections import DataOptions
 from vss.data.base import (
     DEFECT_NAMES,
     DEFECT_PALETTE,

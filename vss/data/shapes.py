@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from vss.core.config_data import DataOptions
 from vss.core.errors import VssError, counted, need, shown
 from vss.core.files import parse_json, read_text
+from vss.core.sections import DataOptions
 from vss.data.base import (
     IGNORE,
     LabelTable,

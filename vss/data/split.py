@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from vss.core.config_data import DataOptions
 from vss.core.errors import VssError, counted, listed
+from vss.core.sections import DataOptions
 from vss.data.base import Pair, SegData, read_lines
 from vss.data.classes import found_file
 from vss.data.counts import count_classes

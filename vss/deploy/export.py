@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vss.core import __version__
 from vss.core.errors import VssError, need, one_line
 from vss.core.files import atomic, sha256_file, sha256_tensors
-from vss.core.layers import WRAPPED
-from vss.core.networks import settled
+from vss.core.networks import WRAPPED, settled
 from vss.deploy import onnx_file
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vss.core.errors import VssError, need
-from vss.core.layers import repeated
+from vss.core.networks import repeated
 from vss.deploy.onnx_file import PREFIX
 from vss.ops.onnx_nodes import DOMAIN
 

@@ -1,4 +1,4 @@
-"""Networks by name: `build("unet", num_classes=11, width=16)`. A new network is one file here and one row in `table`.
+"""Networks by name: `build("unet", num_classes=11, width=16)`. A new network is one file here and one row in `factory`.
 
 A network that is not here takes part by `wrap(module, num_classes=...)`, or under a name of its own from a user's
 package (`MODELS.register`, see `vss.core.registry`).
@@ -7,7 +7,7 @@ package (`MODELS.register`, see `vss.core.registry`).
 from typing import TYPE_CHECKING
 
 from vss.core.registry import lazy_names
-from vss.models.table import MODELS, build
+from vss.models.factory import MODELS, build
 
 if TYPE_CHECKING:
     from vss.models.adapter import Wrapped, wrap

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from vss.core.errors import VssError, counted, listed, one_line
 from vss.core.files import require_file
-from vss.core.layers import repeated
+from vss.core.networks import repeated
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vss.ops import reference
+from vss.ops import reference, reference_pruning
 
 __all__ = [
     "MOMENTS",
@@ -34,6 +34,7 @@ __all__ = [
     "max_pool_indices",
     "max_unpool",
     "reference",
+    "reference_pruning",
     "seg_argmax",
     "status",
 ]
@@ -48,8 +49,8 @@ NAMES = (
     "max_unpool",
     "seg_argmax",
 )
-STATS = reference.STATS
-MOMENTS = reference.MOMENTS
+STATS = reference_pruning.STATS
+MOMENTS = reference_pruning.MOMENTS
 
 
 def _load() -> tuple[dict[str, Any] | None, str | None]:

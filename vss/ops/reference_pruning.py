@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vss.ops.define import check, check_extra, check_float, check_int32, check_maps, check_same_device, define
+from vss.ops.reference import check, check_extra, check_float, check_int32, check_maps, check_same_device, define
 
 # greedy_order ---------------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vss.prune.budget import CostModel, count
     from vss.prune.make import make_plan, recalibrate_bn
     from vss.prune.proof import verify
-    from vss.prune.stats import COLLECTORS, Statistics, collect
+    from vss.prune.stats.run import COLLECTORS, Statistics, collect
     from vss.prune.trace import find_groups
 
 __getattr__ = lazy_names(
@@ -25,7 +25,7 @@ __getattr__ = lazy_names(
         "apply": ["apply_plan", "cut", "masked"],
         "budget": ["CostModel", "count"],
         "make": ["make_plan", "recalibrate_bn"],
-        "stats": ["COLLECTORS", "Statistics", "collect"],
+        "stats.run": ["COLLECTORS", "Statistics", "collect"],
         "trace": ["find_groups"],
         "proof": ["verify"],
     },

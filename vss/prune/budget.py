@@ -23,7 +23,7 @@ from vss.core.closeness import evaluating
 from vss.core.config import Budget
 from vss.core.errors import VssError
 from vss.core.example import Example, Forward, call, image_of, input_channels
-from vss.core.layers import meant, refuse_unmeant
+from vss.core.networks import meant, refuse_unmeant
 from vss.prune.plan import Group, Plan
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vss.core.layers import first_names
+from vss.core.networks import first_names
 from vss.prune.labels import Book, axes_of
 from vss.prune.plan import Role
 

@@ -24,7 +24,9 @@ from vss.prune.budget import CostModel, Rounding, Unreachable, search
 from vss.prune.criteria import Criterion, make_criterion, score_groups
 from vss.prune.plan import Group, Groups, Plan
 from vss.prune.probe import Probe
-from vss.prune.stats import Batch, Loss, Statistics, Stats, collect
+from vss.prune.stats.base import Stats
+from vss.prune.stats.run import Loss, Statistics, collect
+from vss.prune.stats.taps import Batch
 from vss.prune.trace import TIME_LIMIT_S, find_groups
 
 LOG = logging.getLogger(__name__)

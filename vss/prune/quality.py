@@ -26,8 +26,8 @@ from vss.core.example import Forward, call, logits_of
 from vss.prune.apply import tensors_of, zero_channels
 from vss.prune.budget import top_channels
 from vss.prune.plan import Group
-from vss.prune.stats import Batch, Loss
-from vss.prune.stats.taps import images_of
+from vss.prune.stats.run import Loss
+from vss.prune.stats.taps import Batch, images_of
 
 Scores = Mapping[str, Tensor]
 

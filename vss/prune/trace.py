@@ -21,15 +21,13 @@ import vss.prune.products  # noqa: F401  both register rules
 from vss.core.closeness import duplicate
 from vss.core.errors import VssError, unknown
 from vss.core.example import Example, Forward, call, default_forward, image_of, logits_of, on, paired
-from vss.core.layers import first_names, layers_named
-from vss.core.networks import eager, refuse_unready
+from vss.core.networks import eager, first_names, layers_named, refuse_unready
 from vss.prune.apply import BatchNorm, Conv
 from vss.prune.follow import Follower, TimeUp
-from vss.prune.grouping import Key
 from vss.prune.labels import Book
 from vss.prune.plan import Groups, Locked, Role
 from vss.prune.probe import TIME, Probe, short
-from vss.prune.search import Search
+from vss.prune.search import Key, Search
 
 LOG = logging.getLogger(__name__)
 OUTPUT = "its channels are an output of the network"

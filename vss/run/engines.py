@@ -17,11 +17,10 @@ from vss.core.config import Recipe
 from vss.core.errors import NotFinite, VssError
 from vss.core.files import atomic
 from vss.deploy import Session, bench, bench_end_to_end, export
-from vss.deploy.backends import available, build_spec, inspected, main_of, of_tensorrt, open_options, others_of
+from vss.deploy.backends import available, build_spec, inspected, int8_of, main_of, of_tensorrt, open_options, others_of
 from vss.deploy.backends.trt_runner import read_about
 from vss.deploy.bench import noise, pinned
 from vss.deploy.quantize.precision import decide
-from vss.deploy.target import int8_of
 from vss.run import runner
 from vss.run.precision import PrecisionExporter, judge, refused
 from vss.run.project import Workspace, export_options

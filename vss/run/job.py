@@ -15,7 +15,7 @@ from vss import models
 from vss.core.config import ModelConfig, Recipe
 from vss.core.errors import GateFailed, VssError, listed, need, shown, unknown
 from vss.core.files import at_work, safe_name
-from vss.core.layers import layers_named
+from vss.core.networks import layers_named
 from vss.data.counts import choose_calibration
 from vss.deploy.backends import AUTO, BACKENDS, available, build_spec, main_of, of_tensorrt, others_of
 from vss.deploy.bench import pinned

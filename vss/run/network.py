@@ -10,7 +10,7 @@ import torch
 from vss import models
 from vss.core.config import ModelConfig
 from vss.core.errors import VssError, one_line
-from vss.core.layers import repeated
+from vss.core.networks import repeated
 from vss.models.weights import head_of
 from vss.train import checkpoint
 from vss.train.checkpoint import Checkpoint

@@ -14,7 +14,7 @@ from torch import nn
 
 from vss.core.config import DmcpConfig, FitConfig, PruneConfig, SparseConfig
 from vss.core.errors import VssError
-from vss.deploy import target
+from vss.deploy import backends as target
 from vss.deploy.backends import main_of, others_of
 from vss.prune import (
     CRITERIA,

@@ -16,7 +16,7 @@ from vss.prune import Budget, CostModel, Criterion, Group, collect, find_groups
 from vss.prune import quality as measures
 from vss.prune.budget import search
 from vss.prune.criteria import parse_methods, score_groups
-from vss.prune.stats import Stats
+from vss.prune.stats.base import Stats
 from vss.run.project import Project, project_of
 
 SHARES = {"overlap_25": 0.25, "overlap_50": 0.5}

@@ -28,7 +28,8 @@ from vss.core.config import ModelConfig, Recipe, load_recipe
 from vss.core.errors import VssError, shown, unknown
 from vss.core.files import safe_name
 from vss.core.report import read_report
-from vss.core.yaml12 import Section, overridden, parse, parse_yaml, read_yaml
+from vss.core.sections import Section
+from vss.core.yaml12 import overridden, parse, parse_yaml, read_yaml
 
 AXES = {
     "networks": "network", "criteria": "criterion", "budgets": "budget", "seeds": "seed", "folds": "fold",

@@ -24,8 +24,7 @@ from vss.core import __version__
 from vss.core.closeness import NETWORK
 from vss.core.errors import NotFinite, VssError, shown
 from vss.core.files import atomic, require_checkpoint, sha256_tensors
-from vss.core.layers import repeated
-from vss.core.networks import refuse_unready
+from vss.core.networks import refuse_unready, repeated
 from vss.data.preprocess import Preprocess
 from vss.models import SegModel
 from vss.models.factory import Factory

@@ -45,7 +45,9 @@ from vss.prune.phases import (
     uniform_width,
     untracked,
 )
-from vss.prune.stats import Batch, Loss, Stats, collect
+from vss.prune.stats.base import Stats
+from vss.prune.stats.run import Loss, collect
+from vss.prune.stats.taps import Batch
 from vss.train.fit import FitData, Phase, StepContext, fit
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from vss.prune import Group, Slot, collect, make_criterion
 from vss.prune.criteria import Criterion
-from vss.prune.stats import Loss, Stats
+from vss.prune.stats.base import Stats
+from vss.prune.stats.run import Loss
 
 
 class Filters(nn.Module):

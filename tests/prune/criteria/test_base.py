@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vss.core.errors import VssError
 from vss.prune import CRITERIA, Criterion, Group, Slot, make_criterion
 from vss.prune.criteria import score_groups
-from vss.prune.stats import Stats
+from vss.prune.stats.base import Stats
 
 GROUP = Group("layer", 3, (Slot("layer.weight", 0),))
 STATS = Stats(nn.Identity())

@@ -9,7 +9,7 @@ from torch import nn
 from vss.core.errors import VssError
 from vss.prune import CostModel, Groups, find_groups, make_criterion, make_plan
 from vss.prune.criteria import score_groups
-from vss.prune.stats import Stats
+from vss.prune.stats.base import Stats
 
 from ..nets import Chain, randomise
 from ..scoring import batches_of, mean_loss

@@ -13,7 +13,8 @@ from vss.prune import Budget, CostModel, Group, Slot, collect, find_groups, make
 from vss.prune.budget import search
 from vss.prune.criteria import score_groups
 from vss.prune.criteria.gradients import before_in_order, class_shares
-from vss.prune.stats import Need, Stats
+from vss.prune.stats import Need
+from vss.prune.stats.base import Stats
 
 from ..nets import Heads, MaxAvg, randomise
 from ..scoring import batches_of

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vss.core.errors import VssError
 from vss.prune import Group, apply_plan, find_groups, make_criterion, make_plan, verify
 from vss.prune.criteria import score_groups
-from vss.prune.stats import Stats
+from vss.prune.stats.base import Stats
 
 from ..nets import Residual, randomise
 from .feeds import FeatureNorm, Mixed, raw_scores

@@ -9,7 +9,7 @@ from torch import Tensor
 from vss.core.errors import VssError
 from vss.prune import find_groups, make_criterion
 from vss.prune.criteria.weights import distances
-from vss.prune.stats import Stats
+from vss.prune.stats.base import Stats
 
 from ..nets import randomise
 from .feeds import Mixed, filter_scores

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from vss.prune import CRITERIA, Criterion, Groups, apply_plan, collect, find_groups, make_criterion, make_plan
 from vss.prune.criteria import data_needs, score_groups
-from vss.prune.stats import Stats
+from vss.prune.stats.base import Stats
 
 from ..nets import randomise
 from .feeds import FeatureNorm, Mixed

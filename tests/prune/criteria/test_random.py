@@ -9,7 +9,7 @@ from scipy import stats as scipy_stats
 
 from vss.prune import Budget, CostModel, Group, Slot, make_criterion
 from vss.prune.budget import search
-from vss.prune.stats import Stats
+from vss.prune.stats.base import Stats
 
 
 def group(name: str, channels: int) -> Group:

@@ -12,7 +12,7 @@ from vss.core.errors import VssError
 from vss.prune import Budget, CostModel, Group, Slot, find_groups, make_criterion
 from vss.prune.budget import search
 from vss.prune.criteria import score_groups
-from vss.prune.stats import Stats
+from vss.prune.stats.base import Stats
 
 from ..nets import Chain, Residual, randomise
 from .feeds import Mixed

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vss.core.errors import VssError
 from vss.prune import Group, collect, find_groups, make_criterion
 from vss.prune.criteria import score_groups
-from vss.prune.stats import Stats
+from vss.prune.stats.base import Stats
 
 from ..nets import Chain, Heads, Residual, Twice, randomise
 from ..scoring import batches_of, mean_loss

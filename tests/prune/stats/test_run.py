@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from vss.core.errors import VssError
 from vss.prune import COLLECTORS, Groups, collect, find_groups
-from vss.prune.stats.needs import READS, Reads
+from vss.prune.stats import READS, Reads
 
 from ..nets import Heads, Residual, randomise
 from ..scoring import batches_of, mean_loss, scores_of

@@ -12,7 +12,7 @@ from torch import Tensor
 from vss.core.errors import VssError
 from vss.prune import CRITERIA, collect, find_groups
 from vss.prune.criteria import score_groups
-from vss.prune.stats import Stats
+from vss.prune.stats.base import Stats
 
 from ..criteria.test_invariants import batches_of, loss, make, net_for
 from ..scoring import scores_of

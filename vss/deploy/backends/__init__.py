@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vss.core.config import BuildConfig
-from vss.core.errors import VssError, need
+from vss.core.errors import VssError, listed, need
 from vss.core.files import parse_json, read_text
 from vss.core.registry import Registry, lazy_names
-from vss.deploy.backends.base import Backend, Binding, BuildSpec, Session
+from vss.deploy.backends.base import Backend, Binding, BuildSpec, Int8, Session
 from vss.deploy.backends.eager import TorchBackend
 from vss.deploy.backends.ort import OnnxRuntimeBackend, OnnxRuntimeSession
 from vss.deploy.backends.ov import OpenVINOBackend
@@ -36,12 +38,15 @@ __all__ = [
     "TorchSession",
     "available",
     "build_spec",
+    "float_ops",
     "inspected",
+    "int8_of",
     "main_of",
     "need",
     "of_tensorrt",
     "open_options",
     "others_of",
+    "step_for",
     "timed_plan",
 ]
 
@@ -120,3 +125,33 @@ def inspected(artefact: Path) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         raise VssError(f"{layers} holds a {type(found).__name__}; build the engine again.")
     return found
+
+
+# What an ONNX file does not say of the runtime that it is for.
+
+
+def float_ops(backend: str) -> dict[str, str]:
+    """Op -> why it stays in floating point on a runtime."""
+    runtime = BACKENDS[backend]
+    why = f"{getattr(runtime, 'title', backend)} runs it in floating point"
+    return dict.fromkeys(getattr(runtime, "float_ops", ()), why)
+
+
+def int8_of(backend: str) -> Int8:
+    """How a runtime wants INT8 written; "" is any."""
+    return getattr(BACKENDS[backend], "int8", Int8()) if backend else Int8()
+
+
+def step_for(backends: Iterable[str], precisions: Iterable[str], ops: Set[str]) -> tuple[int, str]:
+    """The least channels of which all widths are multiples so that no convolution of `ops` costs an extra kernel in any
+    engine, one a runtime and precision; and why."""
+    step, reasons, kinds = 1, list[str](), list(precisions)
+    for name in dict.fromkeys(map(BACKENDS.canonical, backends)):
+        runtime = BACKENDS[name]
+        steps = getattr(runtime, "steps", {})
+        wanted = {kind: math.lcm(*(n for op, n in steps.get(kind, {}).items() if op in ops)) for kind in kinds}
+        step = math.lcm(step, *wanted.values())
+        texts = [f"{n} in {listed(k for k in kinds if wanted[k] == n)}" for n in dict.fromkeys(wanted.values())]
+        why = getattr(runtime, "steps_why", "it says nothing of widths")
+        reasons.append(f"{name} wants {' and '.join(texts)}: {why}")
+    return step, "; ".join(reasons)

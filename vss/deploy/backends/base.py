@@ -14,7 +14,7 @@ from pydantic import Field
 from vss.core.closeness import ENGINE, refuse_not_finite
 from vss.core.config import BuildConfig, OpenVINOConfig
 from vss.core.errors import NotFinite, VssError, need
-from vss.core.yaml12 import Section
+from vss.core.sections import Section
 from vss.deploy.backends.trt_plan import BuildPlan
 from vss.deploy.onnx_file import stated
 
@@ -136,7 +136,14 @@ class BuildSpec(Section):
 
 
 class Backend(Protocol):
-    """A runtime, as the registry holds it. `vss.deploy.target` names fields that say what it does to an ONNX file."""
+    """A runtime, as the registry holds it.
+
+    Further fields say what it does to an ONNX file; one without them has no such rule:
+
+    - `steps`: precision -> op of a convolution -> channels of which its widths are multiples; `steps_why` says why;
+    - `float_ops`: ONNX ops that it runs in floating point, quantised or not;
+    - `int8`: types and bits of Q/DQ that it computes as written, see `Int8`.
+    """
 
     name: str
     title: str

@@ -19,7 +19,7 @@ from vss.core.closeness import relative_difference
 from vss.core.errors import NotFinite, VssError, need, unknown
 from vss.core.files import atomic, sha256_file
 from vss.core.networks import settled
-from vss.deploy.backends import BACKENDS
+from vss.deploy.backends import BACKENDS, float_ops, int8_of
 from vss.deploy.backends.base import Int8
 from vss.deploy.export import export
 from vss.deploy.graph import SegGraph
@@ -28,7 +28,6 @@ from vss.deploy.parity import Images, Tolerance, noise, parity
 from vss.deploy.quantize.layers import Net, check_names, kept_nodes, overflow, read_onnx, to_fp16
 from vss.deploy.quantize.qdq import Placement, insert, observed, place, tied
 from vss.deploy.quantize.ranges import Ranges
-from vss.deploy.target import float_ops, int8_of
 
 GRAPH_OPTIONS = ("preprocess", "labels", "labels_dtype")
 Measure = Callable[[Path, list[str]], Ranges]

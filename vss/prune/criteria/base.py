@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from vss.core.errors import VssError, unknown
 from vss.core.registry import Registry, checked_options
-from vss.prune.stats.needs import READS, BatchNormMode, Need, Reads
+from vss.prune.stats import READS, BatchNormMode, Need, Reads
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vss.prune.budget import Rounding
     from vss.prune.plan import Group
-    from vss.prune.stats import Stats
+    from vss.prune.stats.base import Stats
 
 Normalize = Literal["none", "mean", "max", "l2", "rank", "lamp"]
 Ranking = Literal["local", "global", "pools", "widths"]

@@ -9,14 +9,14 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
 from vss.core.errors import VssError
 from vss.prune.criteria.base import CRITERIA, Align, Criterion, Scope, normalized, pooled, rounding_of
-from vss.prune.stats.needs import BatchNormMode, Need
+from vss.prune.stats import BatchNormMode, Need
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vss.prune.budget import Rounding
     from vss.prune.plan import Group
-    from vss.prune.stats import Stats
+    from vss.prune.stats.base import Stats
 
 Variant = Literal["gate", "examples", "bn", "gamma", "filter_square", "filter_abs"]
 _PARTS = {"bn": "norm", "gamma": "gamma"}

@@ -17,13 +17,13 @@ from vss.prune.criteria.base import (
     pooled,
     rank_in_group,
 )
-from vss.prune.stats.needs import BatchNormMode, Need
+from vss.prune.stats import BatchNormMode, Need
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vss.prune.plan import Group
-    from vss.prune.stats import Stats
+    from vss.prune.stats.base import Stats
 
 _log = logging.getLogger(__name__)
 Redundancy = Literal["max", "mean"]

@@ -10,14 +10,14 @@ from pydantic import Field, PositiveInt
 
 from vss.core.errors import VssError, unknown
 from vss.prune.criteria.base import CRITERIA, Align, Criterion, make_criterion, rounding_of
-from vss.prune.stats.needs import Need
+from vss.prune.stats import Need
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vss.prune.budget import Rounding
     from vss.prune.plan import Group
-    from vss.prune.stats import Stats
+    from vss.prune.stats.base import Stats
 
 INDEX = "index"
 

@@ -6,37 +6,58 @@ run one backward to the images per class. Sums are float64, on the network's dev
 a distributed run. The network is in evaluation mode (batch norms use their running statistics), so that scores do not
 depend on how images are batched; weights, buffers, `.grad`, the training flags and the hooks are put back.
 
-A new collector stands in `maps` (what layers put out) or `gradients`.
+What criteria read, and what each statistic takes from the pass, stands here and is known without torch. A new collector
+stands in `maps` (what layers put out) or `gradients`.
 """
 
-from typing import TYPE_CHECKING
+from __future__ import annotations
 
-from vss.core.registry import lazy_names
-from vss.prune.stats.needs import BatchNormMode, Need
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
-if TYPE_CHECKING:
-    from vss.prune.stats.base import COLLECTORS, Collector, Stats, sum_over_processes
-    from vss.prune.stats.run import Loss, Statistics, collect
-    from vss.prune.stats.taps import Batch
+BatchNormMode = Literal["eval", "train"]
 
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "base": ["Collector", "Stats", "sum_over_processes"],
-        "run": ["COLLECTORS", "Loss", "Statistics", "collect"],
-        "taps": ["Batch"],
-    },
-)
 
-__all__ = [
-    "COLLECTORS",
-    "Batch",
-    "BatchNormMode",
-    "Collector",
-    "Loss",
-    "Need",
-    "Statistics",
-    "Stats",
-    "collect",
-    "sum_over_processes",
-]
+@dataclass(frozen=True)
+class Need:
+    """A collector and its options. Equal needs of several criteria are met by one collector.
+
+    >>> str(Need.of("texture", site="stream")), str(Need.of("gate"))
+    ('texture(site=stream)', 'gate')
+    """
+
+    name: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def of(cls, name: str, **options: Any) -> Need:
+        return cls(name, tuple(sorted(options.items())))
+
+    def __str__(self) -> str:
+        return f"{self.name}({','.join(f'{k}={v}' for k, v in self.options)})" if self.options else self.name
+
+
+class Reads(NamedTuple):
+    """What a collector takes from the calibration pass, as the attributes of `vss.prune.stats.Collector` say."""
+
+    gradients: bool = False
+    labels: bool = False
+    outputs: bool = False
+
+
+LOSS = Reads(gradients=True, labels=True)
+READS = {
+    "mean": Reads(),
+    "positions": Reads(),
+    "feature_norm_std": Reads(),
+    "texture": Reads(),
+    "similarity": Reads(),
+    "defect_activity": LOSS,
+    "gate": LOSS,
+    "gate_examples": LOSS,
+    "gated_gradient": LOSS,
+    "weight_gradient": LOSS,
+    "fisher": LOSS,
+    "class_support": Reads(labels=True, outputs=True),
+}
+"""Of the collectors here; those of other packages say it themselves."""

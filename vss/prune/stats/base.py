@@ -14,7 +14,7 @@ from vss.core.errors import VssError
 from vss.core.registry import Registry
 from vss.prune.apply import Conv, tensors_of
 from vss.prune.plan import Group, Slot
-from vss.prune.stats.needs import Need
+from vss.prune.stats import Need
 from vss.prune.stats.taps import Batch, Layout, Tap, folding, gather_channels, norm_slots, slot_values
 
 Mode = Literal["l1", "l2", "product", "abs_product"]

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from vss import ops
 from vss.core.errors import VssError, unknown
 from vss.prune.plan import Group, Slot
+from vss.prune.stats import READS
 from vss.prune.stats.base import (
     COLLECTORS,
     DTYPES,
@@ -27,7 +28,6 @@ from vss.prune.stats.base import (
     reduce_slots,
     sum_over_processes,
 )
-from vss.prune.stats.needs import READS
 from vss.prune.stats.taps import (
     Batch,
     Tap,

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from vss import ops
 from vss.core.errors import VssError, unknown
 from vss.prune.plan import Group
+from vss.prune.stats import READS
 from vss.prune.stats.base import (
     COLLECTORS,
     DTYPES,
@@ -23,7 +24,6 @@ from vss.prune.stats.base import (
     on_gradient,
     sum_over_processes,
 )
-from vss.prune.stats.needs import READS
 from vss.prune.stats.taps import Batch, Layout, Tap, norm_slots, require_labels
 
 EPS = 1e-3  # of SegDecNet's feature norm, where the layer does not say its own

@@ -14,10 +14,9 @@ from vss.core.errors import VssError
 from vss.core.example import Forward, default_forward, image_of, mapped
 from vss.prune.apply import BatchNorm
 from vss.prune.plan import Group
-from vss.prune.stats import gradients, maps  # noqa: F401  (registers)
+from vss.prune.stats import BatchNormMode, Need, gradients, maps  # noqa: F401  (registers)
 from vss.prune.stats.base import COLLECTORS as COLLECTORS
 from vss.prune.stats.base import Collector, max_over_processes, sum_over_processes
-from vss.prune.stats.needs import BatchNormMode, Need
 from vss.prune.stats.taps import Batch, Layout, images_of
 
 Loss = Callable[[nn.Module, Batch], Tensor]

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from vss.core.config import FinetuneConfig, FitConfig
 from vss.core.errors import VssError
-from vss.core.layers import layers_named
+from vss.core.networks import layers_named
 from vss.train.losses import Learner
 
 Loader = Callable[[int, int], DataLoader[Any]]  # (rank, world size) -> this process's loader

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from vss.core.errors import VssError
+from vss.deploy.backends import float_ops, int8_of, step_for
 from vss.deploy.backends.base import Int8
-from vss.deploy.target import float_ops, int8_of, step_for
 
 UNET, RESNET = {"Conv", "ConvTranspose"}, {"Conv"}
 
