@@ -294,9 +294,35 @@ class Matcher:
         lone = [masks[key] for key in sorted(masks.keys() - images.keys())]
         self.masks_without_image += [mask if isinstance(mask, Path) else Path(str(mask)) for mask in lone]
 
-    def orphans(self) -> Orphans:
-        """The files that found no partner."""
-        return Orphans(tuple(self.images_without_mask), tuple(self.masks_without_image), tuple(self.strays))
+    def data(
+        self,
+        name: str,
+        root: Path,
+        class_names: tuple[str, ...],
+        decode: LabelTable | ValueTable,
+        classes: str,
+        *,
+        palette: np.ndarray | None = None,
+        layout: str = "",
+        numbered: bool = True,
+        kept: dict[str, Any] | None = None,
+    ) -> SegData:
+        """The data set of what was collected; `classes` and `layout`, by default its name, go into its protocol."""
+        return SegData(
+            name=name,
+            root=root,
+            class_names=class_names,
+            palette=generic_palette(len(class_names)) if palette is None else palette,
+            splits=self.splits,
+            decode=decode,
+            protocol=(
+                f"{root.resolve().name} ({layout or name} layout): {classes}, {counts_of(self.splits)} images, "
+                "one confusion matrix over the whole split, at the stated resolution"
+            ),
+            orphans=Orphans(tuple(self.images_without_mask), tuple(self.masks_without_image), tuple(self.strays)),
+            numbered=numbered,
+            kept=kept or {},
+        )
 
 
 def by_stem(paths: Iterable[Path], key: Callable[[Path], str] = lambda path: path.stem) -> dict[str, Path]:
@@ -314,13 +340,13 @@ def by_stem(paths: Iterable[Path], key: Callable[[Path], str] = lambda path: pat
     return table
 
 
-def protocol_of(root: Path, layout: str, classes: str, splits: Mapping[str, Sequence[Pair]]) -> str:
-    """The sentence to print beside every number."""
-    counts = ", ".join(f"{len(pairs)} {split}" for split, pairs in splits.items())
-    return (
-        f"{root.resolve().name} ({layout} layout): {classes}, {counts} images, "
-        "one confusion matrix over the whole split, at the stated resolution"
-    )
+def counts_of(splits: Mapping[str, Sequence[Pair]]) -> str:
+    """As a protocol counts images.
+
+    >>> counts_of({"train": [], "val": []})
+    '0 train, 0 val'
+    """
+    return ", ".join(f"{len(pairs)} {name}" for name, pairs in splits.items())
 
 
 def read_lines(path: Path, expected: str) -> list[str]:

@@ -22,8 +22,7 @@ from vss.core.errors import VssError
 from vss.core.files import require_file
 from vss.data.base import IGNORE, Pair, SegData
 from vss.data.counts import count_classes
-from vss.data.preprocess import Preprocess
-from vss.data.transforms import Augment, Key, SegSplit
+from vss.data.transforms import Key, SegSplit
 
 DEFECT = 1
 
@@ -93,6 +92,7 @@ class Targets:
         return {"target": shrink(defect.float(), self.stride), "weight": shrink(weight, self.stride)}
 
 
+@dataclass(eq=False, repr=False)
 class DefectSplit(SegSplit):
     """A `SegSplit` whose samples also have `label`: float32, 1 for a defect.
 
@@ -100,19 +100,11 @@ class DefectSplit(SegSplit):
     the map is not to be taught; their mask is the dilated one.
     """
 
-    def __init__(
-        self,
-        data: SegData,
-        split: str,
-        preprocess: Preprocess,
-        augment: Augment | None = None,
-        seed: int = 0,
-        limit: int | None = None,
-        targets: Targets | None = None,
-    ) -> None:
-        super().__init__(data, split, preprocess, augment, seed, limit)
-        self.targets = targets
-        self.labels = labels_of(data, self.pairs)
+    targets: Targets | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.labels = labels_of(self.data, self.pairs)
 
     def read(self, pair: Pair) -> tuple[Image.Image, np.ndarray]:
         """As stored; in training the mask is dilated."""

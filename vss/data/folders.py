@@ -5,7 +5,6 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,13 +17,10 @@ from vss.data.base import (
     IGNORE,
     LabelTable,
     Matcher,
-    Pair,
     SegData,
-    ValueTable,
     binary_table,
     by_stem,
     generic_palette,
-    protocol_of,
     read_class_names,
     read_lines,
 )
@@ -42,7 +38,7 @@ from vss.data.layouts import (
 )
 from vss.data.masks import ColourFile, Sound, unpacked
 from vss.data.pixels import READ_ERRORS, list_images
-from vss.data.split import ALL, listed_pairs
+from vss.data.split import ALL, in_splits, listed_pairs
 
 BINARY = ("background", "foreground")
 COLOUR_MODES = ("RGB", "RGBA", "RGBX")
@@ -149,14 +145,7 @@ def _by_lists(data: SegData, folders: Sequence[Path], options: DataOptions) -> S
     if options.split or not lists:
         return data
     pairs = data.splits[ALL]
-    return _replaced(data, {split: listed_pairs(pairs, path) for split, path in lists.items()})
-
-
-def _replaced(data: SegData, splits: dict[str, list[Pair]]) -> SegData:
-    before, after = (
-        ", ".join(f"{len(pairs)} {split}" for split, pairs in each.items()) for each in (data.splits, splits)
-    )
-    return SegData(**{**vars(data), "splits": splits, "protocol": data.protocol.replace(before, after)})
+    return in_splits(data, {split: listed_pairs(pairs, path) for split, path in lists.items()})
 
 
 def flat(root: Path, options: DataOptions) -> SegData:
@@ -188,8 +177,7 @@ def _held(matcher: Matcher) -> str:
 
 def _assembled(name: str, root: Path, options: DataOptions, matcher: Matcher, coloured: bool) -> SegData:
     """The data set of matched files, of colours or indices."""
-    decode: LabelTable | ValueTable
-    kept: dict[str, Any] = {}
+    name = "colours" if coloured and name == "flat" else name
     if coloured:
         given = options.colors or colour_table(root)
         if not given:
@@ -203,26 +191,11 @@ def _assembled(name: str, root: Path, options: DataOptions, matcher: Matcher, co
         names, palette, decode = colours_of(table, options.label_map if isinstance(options.label_map, dict) else ())
         kept = {"colors": {name: list(colour) for name, colour in table.items()}}
         said = f"{counted(len(names), 'class', 'classes')} by colour"
-    else:
-        masks = [pair.mask for pairs in matcher.splits.values() for pair in pairs]
-        names, decode = indices_of(root, options, [mask for mask in masks if not isinstance(mask, Sound)])
-        palette = generic_palette(len(names))
-        said = f"{counted(len(names), 'class', 'classes')}, " + (
-            "255 ignored" if decode.pairs[IGNORE] == IGNORE else f"0 is {names[0]} and 255 {names[1]}"
-        )
-    name = "colours" if coloured and name == "flat" else name
-    return SegData(
-        name=name,
-        root=root,
-        class_names=names,
-        palette=palette,
-        splits=matcher.splits,
-        decode=decode,
-        protocol=protocol_of(root, name, said, matcher.splits),
-        orphans=matcher.orphans(),
-        numbered=not coloured,
-        kept=kept,
-    )
+        return matcher.data(name, root, names, decode, said, palette=palette, numbered=False, kept=kept)
+    masks = [pair.mask for pairs in matcher.splits.values() for pair in pairs]
+    names, indices = indices_of(root, options, [mask for mask in masks if not isinstance(mask, Sound)])
+    what = "255 ignored" if indices.pairs[IGNORE] == IGNORE else f"0 is {names[0]} and 255 {names[1]}"
+    return matcher.data(name, root, names, indices, f"{counted(len(names), 'class', 'classes')}, {what}")
 
 
 def voc(root: Path, options: DataOptions) -> SegData:
@@ -265,16 +238,8 @@ def ade20k(root: Path, options: DataOptions) -> SegData:
         images, masks = matched(folders[0][split], folders[1][split])
         matcher.add(split, images=images, masks=masks)
     table = {0: IGNORE, IGNORE: IGNORE} | {index + 1: index for index in range(len(names))}
-    return SegData(
-        name="ade20k",
-        root=root,
-        class_names=names,
-        palette=generic_palette(len(names)),
-        splits=matcher.splits,
-        decode=LabelTable.of(table, expected=f"0 (ignored) or 1..{len(names)}"),
-        protocol=protocol_of(root, "ade20k", f"{len(names)} classes, 0 ignored", matcher.splits),
-        orphans=matcher.orphans(),
-    )
+    decode = LabelTable.of(table, expected=f"0 (ignored) or 1..{len(names)}")
+    return matcher.data("ade20k", root, names, decode, f"{len(names)} classes, 0 ignored")
 
 
 def _object_names(root: Path) -> tuple[str, ...]:
@@ -308,13 +273,4 @@ def anomaly(root: Path, options: DataOptions) -> SegData:
             images |= {f"{path.name}/{key}": image for key, image in pictures.items()}
             masks |= {f"{path.name}/{key}": mask for key, mask in regions.items() if key in pictures}
         matcher.add(split, images=images, masks=masks)
-    return SegData(
-        name="anomaly",
-        root=root,
-        class_names=DEFECT_NAMES,
-        palette=DEFECT_PALETTE,
-        splits=matcher.splits,
-        decode=binary_table(),
-        protocol=protocol_of(root, "anomaly", "background and defect", matcher.splits),
-        orphans=matcher.orphans(),
-    )
+    return matcher.data("anomaly", root, DEFECT_NAMES, binary_table(), "background and defect", palette=DEFECT_PALETTE)

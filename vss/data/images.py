@@ -78,8 +78,11 @@ class BadSampleError(VssError):
 class MaskSource(ABC):
     """A mask that is no file of indices: colours, polygons, or none at all. It is as good as a path to one.
 
-    `str` names it in sentences. It goes to the processes that read images, so that it is small.
+    `str` names it in sentences. It goes to the processes that read images, so that it is small. `file` is the one whose
+    bytes matter, if any.
     """
+
+    file: Path | None
 
     @abstractmethod
     def stored(self) -> np.ndarray:
@@ -89,14 +92,9 @@ class MaskSource(ABC):
     def size(self) -> tuple[int, int]:
         """(H, W) without reading the pixels. Raises `BadSampleError`."""
 
-    @property
-    @abstractmethod
-    def file(self) -> Path | None:
-        """The file whose bytes matter, if any."""
-
-    @abstractmethod
     def about(self) -> Any:
         """JSON-able: what `stored` depends on beside the bytes of `file`."""
+        return None
 
 
 Mask = Path | MaskSource

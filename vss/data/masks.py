@@ -9,7 +9,7 @@ import base64
 import binascii
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,27 +53,25 @@ def _colours(path: Path) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class ColourFile(MaskSource):
-    """A mask of colours. Stored values are `packed`."""
+class _OneFile(MaskSource):
+    """A mask of the size of an image file."""
 
-    path: Path
+    file: Path
 
     def __str__(self) -> str:
-        return str(self.path)
-
-    def stored(self) -> np.ndarray:
-        rgb = _colours(self.path)
-        return rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
+        return str(self.file)
 
     def size(self) -> tuple[int, int]:
-        return read_header(self.path)
+        return read_header(self.file)
 
-    @property
-    def file(self) -> Path:
-        return self.path
 
-    def about(self) -> Any:
-        return None
+@dataclass(frozen=True)
+class ColourFile(_OneFile):
+    """A mask of colours. Stored values are `packed`."""
+
+    def stored(self) -> np.ndarray:
+        rgb = _colours(self.file)
+        return rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
 
 
 @dataclass(frozen=True)
@@ -83,13 +81,13 @@ class PanopticFile(ColourFile):
     segments: Mapping[int, int]  # number -> stored value
 
     def stored(self) -> np.ndarray:
-        rgb = _colours(self.path)
+        rgb = _colours(self.file)
         numbers, inverse = np.unique(rgb[..., 0] | rgb[..., 1] << 8 | rgb[..., 2] << 16, return_inverse=True)
         table = {0: CROWD, **self.segments}
         missing = [int(number) for number in numbers if int(number) not in table]
         if missing:
             raise BadSampleError(
-                f"mask {self.path} holds segment {missing[0]} ({len(missing)} such), which its JSON file does not "
+                f"mask {self.file} holds segment {missing[0]} ({len(missing)} such), which its JSON file does not "
                 "list; export both again."
             )
         values = np.array([table[int(number)] for number in numbers], np.uint8)
@@ -100,27 +98,15 @@ class PanopticFile(ColourFile):
 
 
 @dataclass(frozen=True)
-class Sound(MaskSource):
+class Sound(_OneFile):
     """The mask of an image that has none and needs none: 0 throughout."""
 
-    image: Path
-
     def __str__(self) -> str:
-        return f"(none) of {self.image}"
+        return f"(none) of {self.file}"
 
     def stored(self) -> np.ndarray:
-        image = open_rgb(self.image)
+        image = open_rgb(self.file)
         return np.zeros((image.height, image.width), np.uint8)
-
-    def size(self) -> tuple[int, int]:
-        return read_header(self.image)
-
-    @property
-    def file(self) -> Path:
-        return self.image
-
-    def about(self) -> Any:
-        return None
 
 
 class Shape(NamedTuple):
@@ -144,6 +130,7 @@ class Drawn(MaskSource):
     height: int
     width: int
     shapes: tuple[Shape, ...]
+    file: None = field(default=None, init=False)
 
     def __str__(self) -> str:
         return f"{self.path} ({self.image})"
@@ -171,10 +158,6 @@ class Drawn(MaskSource):
 
     def size(self) -> tuple[int, int]:
         return self.height, self.width
-
-    @property
-    def file(self) -> None:
-        return None
 
     def about(self) -> Any:
         return [self.height, self.width, [list(shape.plain()) for shape in self.shapes]]

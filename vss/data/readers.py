@@ -31,8 +31,6 @@ from vss.data.base import (
     binary_table,
     by_stem,
     check_sizes,
-    generic_palette,
-    protocol_of,
     read_class_names,
 )
 from vss.data.classes import with_classes
@@ -133,16 +131,9 @@ def camvid(root: Path, options: DataOptions) -> SegData:
         if (root / split).is_dir() or (root / f"{split}annot").is_dir():
             images, masks = by_stem(list_images(root / split)), by_stem(list_images(root / f"{split}annot"))
             matcher.add(split, images=images, masks=masks)
-    return SegData(
-        name="camvid",
-        root=root,
-        class_names=names,
-        palette=np.array(CAMVID_PALETTE, np.uint8),
-        splits=matcher.splits,
-        decode=camvid_table(),
-        protocol=protocol_of(root, "CamVid", "11 classes, void ignored", matcher.splits),
-        orphans=matcher.orphans(),
-    )
+    palette = np.array(CAMVID_PALETTE, np.uint8)
+    classes = "11 classes, void ignored"
+    return matcher.data("camvid", root, names, camvid_table(), classes, palette=palette, layout="CamVid")
 
 
 def _cityscapes_masks(root: Path, split: str, kind: str) -> dict[str, Path]:
@@ -195,16 +186,10 @@ def cityscapes(root: Path, options: DataOptions) -> SegData:
     if test and _is_placeholder(test[0], decode):
         log.info("%s: the masks of the test split are placeholders; the split is left out", root)
         del matcher.splits["test"]
-    return SegData(
-        name="cityscapes",
-        root=root,
-        class_names=tuple(name for name, _, _ in CITYSCAPES),
-        palette=np.array([colour for _, _, colour in CITYSCAPES], np.uint8),
-        splits=matcher.splits,
-        decode=decode,
-        protocol=protocol_of(root, "Cityscapes", f"19 train classes from {kind}, the rest ignored", matcher.splits),
-        orphans=matcher.orphans(),
-    )
+    names = tuple(name for name, _, _ in CITYSCAPES)
+    palette = np.array([colour for _, _, colour in CITYSCAPES], np.uint8)
+    classes = f"19 train classes from {kind}, the rest ignored"
+    return matcher.data("cityscapes", root, names, decode, classes, palette=palette, layout="Cityscapes")
 
 
 def _has_defect(pair: Pair) -> bool:
@@ -267,16 +252,8 @@ def ksdd2(root: Path, options: DataOptions) -> SegData:
         kept, val = carve_val(train, _defective(train))
         tail = {split: pairs for split, pairs in matcher.splits.items() if split != "train"}
         matcher.splits = {"train": kept, "val": val, **tail}
-    return SegData(
-        name="ksdd2",
-        root=root,
-        class_names=DEFECT_NAMES,
-        palette=DEFECT_PALETTE,
-        splits=matcher.splits,
-        decode=binary_table(),
-        protocol=protocol_of(root, "KSDD2", "background and defect, val carved from train by id", matcher.splits),
-        orphans=matcher.orphans(),
-    )
+    classes = "background and defect, val carved from train by id"
+    return matcher.data("ksdd2", root, DEFECT_NAMES, binary_table(), classes, palette=DEFECT_PALETTE, layout="KSDD2")
 
 
 def _by_relative_path(folder: Path) -> dict[str, Path]:
@@ -300,16 +277,8 @@ def masks(root: Path, options: DataOptions) -> SegData:
     for split in sorted(splits, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name)):
         images, annotations = (_by_relative_path(root / kind / split) for kind in ("images", "masks"))
         matcher.add(split, images=images, masks=annotations)
-    return SegData(
-        name="masks",
-        root=root,
-        class_names=names,
-        palette=generic_palette(len(names)),
-        splits=matcher.splits,
-        decode=LabelTable.identity(len(names)),
-        protocol=protocol_of(root, "masks", f"{counted(len(names), 'class', 'classes')}, 255 ignored", matcher.splits),
-        orphans=matcher.orphans(),
-    )
+    classes = f"{counted(len(names), 'class', 'classes')}, 255 ignored"
+    return matcher.data("masks", root, names, LabelTable.identity(len(names)), classes)
 
 
 def require_root(name: str, root: Path | str) -> Path:

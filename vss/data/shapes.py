@@ -21,8 +21,6 @@ from vss.data.base import (
     Matcher,
     SegData,
     folded,
-    generic_palette,
-    protocol_of,
 )
 from vss.data.folders import names_in
 from vss.data.images import Mask
@@ -94,17 +92,8 @@ def _drawn(name: str, root: Path, names: tuple[str, ...], matcher: Matcher) -> S
     if len(names) >= CROWD:
         raise VssError(f"{root} has {len(names)} classes; expected at most {CROWD - 1}.")
     expected = f"0..{len(names) - 1} or {CROWD} (ignored)"
-    return SegData(
-        name=name,
-        root=root,
-        class_names=names,
-        palette=generic_palette(len(names)),
-        splits=matcher.splits,
-        decode=LabelTable.of({i: i for i in range(len(names))} | {CROWD: IGNORE}, expected=expected),
-        protocol=protocol_of(root, name, counted(len(names), "class", "classes"), matcher.splits),
-        orphans=matcher.orphans(),
-        numbered=False,
-    )
+    decode = LabelTable.of({i: i for i in range(len(names))} | {CROWD: IGNORE}, expected=expected)
+    return matcher.data(name, root, names, decode, counted(len(names), "class", "classes"), numbered=False)
 
 
 @dataclass

@@ -12,7 +12,7 @@ import numpy as np
 
 from vss.core.errors import VssError, counted, listed
 from vss.core.sections import DataOptions
-from vss.data.base import Pair, SegData, read_lines
+from vss.data.base import Pair, SegData, counts_of, read_lines
 from vss.data.classes import found_file
 from vss.data.counts import count_classes
 from vss.data.images import gone, sha256_files
@@ -59,18 +59,14 @@ def with_fold(data: SegData, fold: str) -> SegData:
     chosen = {pair.id for pair in val}
     others = {split: found for split, found in data.splits.items() if split not in ("train", "val")}
     splits = {"train": [pair for pair in pairs if pair.id not in chosen], "val": val, **others}
+    return in_splits(data, splits, f", val part {number} of {count}")
+
+
+def in_splits(data: SegData, splits: dict[str, list[Pair]], how: str = "") -> SegData:
+    """The data set in other splits; its protocol counts them and says `how` they came about."""
     after, before = (counts_of(each) for each in (splits, data.splits))
-    protocol = data.protocol.replace(f"{before} images", f"{after} images, val part {number} of {count}")
+    protocol = data.protocol.replace(f"{before} images", f"{after} images{how}")
     return dataclasses.replace(data, splits=splits, protocol=protocol)
-
-
-def counts_of(splits: Mapping[str, Sequence[Pair]]) -> str:
-    """As a protocol counts images.
-
-    >>> counts_of({"train": [], "val": []})
-    '0 train, 0 val'
-    """
-    return ", ".join(f"{len(pairs)} {name}" for name, pairs in splits.items())
 
 
 def _shared_out(data: SegData, wanted: Mapping[str, float | str]) -> SegData:
@@ -89,10 +85,9 @@ def _shared_out(data: SegData, wanted: Mapping[str, float | str]) -> SegData:
     present = count_classes(data, pairs).rows > 0  # a bad mask is refused: without it others would be shared out
     found = share_out(pairs, present, shares) | stays
     splits = {split: found[split] for split in SPLITS if split in found}
-    after, before = (counts_of(each) for each in (splits, data.splits))
-    how = f"split by a hash of their names{', but for ' + listed(list(stays)) if stays else ''}"
-    protocol = data.protocol.replace(f"{before} images", f"{after} images {how}")
-    return dataclasses.replace(data, splits=splits, protocol=protocol)
+    return in_splits(
+        data, splits, f" split by a hash of their names{', but for ' + listed(list(stays)) if stays else ''}"
+    )
 
 
 def share_out(pairs: Sequence[Pair], present: np.ndarray, shares: Mapping[str, float]) -> dict[str, list[Pair]]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from vss.core.errors import VssError
-from vss.core.files import read_json, write_json
+from vss.core.files import made_beside, read_json, write_json
 from vss.data.images import Progress, thread_map
 from vss.data.readers import CAMVID_NAMES
 from vss.data.street import Point, draw_street, smooth_noise
@@ -156,35 +154,27 @@ def _write_set(
     if _is_there(root, manifest):
         log.info("%s holds this generated set already", root)
         return root
-    try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
-    except OSError as error:
-        raise VssError(f"{root} cannot be written ({error.strerror}); choose another place.") from error
 
     def write(job: tuple[str, int]) -> None:
         split, number = job
         rng = np.random.default_rng([manifest["seed"], streams[split], number])
         height, width = (int(rng.integers(low, high + 1)) for low, high in _ranges(size))
         for name, (pixels, options) in draw(rng, (height, width), split, number).items():
-            (partial / name).parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(partial / name, **options)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / name, **options)
 
-    try:
+    with made_beside(root) as temporary:
+        folder = temporary / "data"
+        folder.mkdir()
         jobs = [(split, number) for split, count in counts.items() for number in range(count)]
         for _ in thread_map(write, jobs, workers, progress):
             pass
         for name, text in (texts or {}).items():
-            (partial / name).write_text(text)
-        write_json(partial / MANIFEST, manifest)
-        partial.chmod(0o755)
+            (folder / name).write_text(text)
+        write_json(folder / MANIFEST, manifest)
         if root.exists():
             root.rmdir()
-        partial.rename(root)
-    except OSError as error:
-        raise VssError(f"{root} cannot be written ({error.strerror or error}); free some space.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        folder.rename(root)
     return root
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,7 @@ def _limited(pairs: list[Pair], limit: int | None) -> list[Pair]:
     return [pairs[index * len(pairs) // limit] for index in range(limit)]
 
 
+@dataclass(eq=False, repr=False)
 class SegSplit(Dataset[dict[str, Any]]):
     """One split as a torch Dataset of `{"image": (3, H, W) uint8, "mask": (H, W) int64, "index": int}`.
 
@@ -105,21 +107,19 @@ class SegSplit(Dataset[dict[str, Any]]):
     (seed, epoch, index). `limit` keeps that many pairs, spread evenly over the split.
     """
 
-    def __init__(
-        self,
-        data: SegData,
-        split: str,
-        preprocess: Preprocess,
-        augment: Augment | None = None,
-        seed: int = 0,
-        limit: int | None = None,
-    ) -> None:
-        if limit is not None and limit < 1:
-            raise VssError(f"limit is {limit}; expected 1 or more images, or no limit.")
-        self.data, self.split, self.preprocess, self.augment, self.seed = data, split, preprocess, augment, seed
-        self.pairs = _limited(data.pairs(split), limit)
+    data: SegData
+    split: str
+    preprocess: Preprocess
+    augment: Augment | None = None
+    seed: int = 0
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise VssError(f"limit is {self.limit}; expected 1 or more images, or no limit.")
+        self.pairs = _limited(self.data.pairs(self.split), self.limit)
         if not self.pairs:
-            raise VssError(f"split {split!r} of {data.root} is empty; expected images with masks: add them.")
+            raise VssError(f"split {self.split!r} of {self.data.root} is empty; expected images with masks: add them.")
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from vss.core.errors import VssError
-from vss.data.readers import generic_palette
+from vss.data.base import generic_palette
 from vss.run.page.panels import BROKEN_RGB, FIXED_RGB, VOID_RGB, WRONG_RGB, change, labels_of, panels
 
 

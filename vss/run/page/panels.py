@@ -47,7 +47,7 @@ def panels(report: Mapping[str, Any], root: Path) -> Panels:
     classes = report.get("classes", [])
     palette = report.get("palette")
     if not palette:
-        from vss.data.readers import generic_palette
+        from vss.data.base import generic_palette
 
         palette = generic_palette(max(len(classes), 2)).tolist()
     rows: list[tuple[str, str, list[Cell]]] = []
