@@ -109,7 +109,7 @@ class Subject:
         ranges = None
         if precision.kind == "int8":
             values = dict.fromkeys(observed(Net(read_onnx(source))), 1.0)
-            ranges = Ranges({"method": "minmax"}, sha256_file(source), values)
+            ranges = Ranges(method={"method": "minmax"}, onnx_sha256=sha256_file(source), values=values)
         convert(source, path, precision, ranges)
         return path
 

@@ -92,7 +92,7 @@ def test_ranges_come_back_from_their_file(path: Path, tmp_path: Path) -> None:
     tensors = observed(Net(read_onnx(path)))
     ranges = ranges_of(path, measure(path, feeds(), tensors), Method(), calibration={"sha256": "a" * 64, "images": 12})
     assert Ranges.load(ranges.save(tmp_path / "ranges.json")) == ranges
-    changed = Ranges(ranges.method, ranges.onnx_sha256, ranges.values | {"stem": 9.0}, ranges.calibration)
+    changed = ranges.model_copy(update={"values": ranges.values | {"stem": 9.0}})
     assert changed.sha256() != ranges.sha256() == Ranges.load(tmp_path / "ranges.json").sha256()
     (tmp_path / "bad.json").write_text((tmp_path / "ranges.json").read_text().replace('"stem": ', '"stem": -'))
     with pytest.raises(VssError, match=r"bad\.json was changed after it was written"):

@@ -135,7 +135,12 @@ def _tables(folder: Path) -> dict[str, Subject]:
         units = {"a": 0.01 * widths[0], "b": 0.001 * widths[0] * widths[1]}
         role: Any = "full" if number == 0 else "fit"
         table.samples.append(Sample(f"s{number}", role, widths, Reading(units, sum(units.values()) + 0.1)))
-    ranges = Ranges({"method": "minmax"}, SHA, {"x": 1.5, "y": 2.0}, {"sha256": SHA, "images": 3})
+    ranges = Ranges(
+        method={"method": "minmax"},
+        onnx_sha256=SHA,
+        values={"x": 1.5, "y": 2.0},
+        calibration={"sha256": SHA, "images": 3},
+    )
     choice = {"kind": "vss.choice", "schema": 1, "weights_sha256": SHA, "keep": ["a"], "facts": {"x": 1}}
     choice["kind"] = json.loads(Choice(SHA, ("a",), {}).save(folder / "c.json").read_text())["kind"]
     about = {

@@ -134,7 +134,11 @@ def test_an_int8_file_for_the_target_has_fewer_kernels(run: Path, tmp_path: Path
     """A quantised ConvTranspose runs in floating point and its weight is dequantised in every run."""
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx-cu13 (Linux x86_64)")
     plain = run / "engine" / "baseline.onnx"
-    ranges = Ranges({"method": "minmax"}, sha256_file(plain), dict.fromkeys(observed(Net(read_onnx(plain))), 1.0))
+    ranges = Ranges(
+        method={"method": "minmax"},
+        onnx_sha256=sha256_file(plain),
+        values=dict.fromkeys(observed(Net(read_onnx(plain))), 1.0),
+    )
     layers, facts = {}, {}
     for target in ("", "tensorrt_rtx"):
         path = tmp_path / f"{target or 'any'}.onnx"

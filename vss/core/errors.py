@@ -6,6 +6,7 @@ says what came, what was expected and what to do. The command line prints the se
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import logging
@@ -134,6 +135,19 @@ def steadily(items: Iterable[T], what: str, total: int, *, every: float = EVERY_
             told = now
             log.info("%s: %d of %d, %s left", what, done, total, duration((now - start) * (total - done) / done))
         yield item
+
+
+@contextlib.contextmanager
+def quiet(*names: str) -> Iterator[None]:
+    """Errors alone come through the loggers of these names."""
+    before = {name: logging.getLogger(name).level for name in names}
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def duration(seconds: float) -> str:

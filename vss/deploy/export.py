@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vss.core import __version__
-from vss.core.errors import VssError, need, one_line
+from vss.core.errors import VssError, need, one_line, quiet
 from vss.core.files import atomic, sha256_file, sha256_tensors
 from vss.core.networks import WRAPPED, settled
 from vss.deploy import onnx_file
@@ -367,18 +367,10 @@ def _write(
 @contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter deprecates and announces things that are no concern of a user: errors alone come through."""
-    loggers = [logging.getLogger(name) for name in NOISY]
-    before = [each.level for each in loggers]
-    for each in loggers:
-        each.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            for category in (DeprecationWarning, FutureWarning, UserWarning):
-                warnings.simplefilter("ignore", category)
-            yield
-    finally:
-        for each, level in zip(loggers, before, strict=True):
-            each.setLevel(level)
+    with quiet(*NOISY), warnings.catch_warnings():
+        for category in (DeprecationWarning, FutureWarning, UserWarning):
+            warnings.simplefilter("ignore", category)
+        yield
 
 
 def _parity_shapes(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
@@ -15,6 +16,7 @@ from vss.core.closeness import ENGINE, refuse_not_finite
 from vss.core.config import BuildConfig, OpenVINOConfig
 from vss.core.errors import NotFinite, VssError, need
 from vss.core.sections import Section
+from vss.deploy.backends import onnx_runner, trt_device
 from vss.deploy.backends.trt_plan import BuildPlan
 from vss.deploy.onnx_file import stated
 
@@ -81,6 +83,15 @@ class Session(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """What the runners refuse, which stand alone, as an error of this package."""
+    try:
+        yield
+    except (onnx_runner.EngineError, trt_device.EngineError) as error:
+        raise VssError(str(error)) from error
 
 
 def check_finite(session: Session, feed: Mapping[str, np.ndarray], what: str = "the engine") -> dict[str, np.ndarray]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -160,8 +162,13 @@ class OnnxRuntimeSession(Session):
         """The logits, from the same file opened beside; slow."""
         if "labels" not in self.outputs:
             return {}
-        levels = need("onnxruntime", "running ONNX files").GraphOptimizationLevel
-        return logits_of(self._path, feed, getattr(levels, OPTIMISATION[self._about["optimisation"]]))
+        model = need("onnx", "looking into ONNX files").load(str(self._path))
+        refuse_nan(model, self._path)
+        source = deciding(model.graph, "labels")
+        if source is None:
+            return {}
+        with tapped(model, [source], self._about["optimisation"]) as session:
+            return {source: session.run([source], dict(feed))[0]}
 
     def describe(self) -> dict[str, Any]:
         return dict(self._about)
@@ -207,25 +214,23 @@ def _ort_binding(value: Any) -> Binding:
     return Binding(tuple(side if isinstance(side, int) else None for side in value.shape), dtype)
 
 
-def logits_of(path: Path, feed: Mapping[str, np.ndarray], level: Any) -> dict[str, np.ndarray]:
-    """What an ONNX file chooses its labels by, on a feed; empty where no such choice is found.
-
-    Args:
-        path: the file; weights that are NaN are refused as they are.
-        feed: of its inputs.
-        level: `onnxruntime.GraphOptimizationLevel` that the engine runs at.
-    """
-    onnx, ort = need("onnx", "looking into ONNX files"), need("onnxruntime", "running ONNX files")
-    model = onnx.load(str(path))
-    refuse_nan(model, path)
-    source = deciding(model.graph, "labels")
-    if source is None:
-        return {}
-    model.graph.output.extend([onnx.ValueInfoProto(name=source)])
+@contextlib.contextmanager
+def tapped(model: Any, tensors: Sequence[str], optimisation: str) -> Iterator[Any]:
+    """An onnxruntime session, on the CPU, of a ModelProto that also gives these tensors."""
+    ort = need("onnxruntime", "running ONNX files")
     options = ort.SessionOptions()
-    options.log_severity_level, options.graph_optimization_level = 3, level
-    with tempfile.TemporaryDirectory(prefix="vss-probe-") as folder:
-        tapped = Path(folder) / "tapped.onnx"
-        onnx.save(model, str(tapped))
-        session = ort.InferenceSession(str(tapped), options, providers=["CPUExecutionProvider"])
-        return {source: session.run([source], dict(feed))[0]}
+    options.log_severity_level = 3
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, OPTIMISATION[optimisation])
+    with tempfile.TemporaryDirectory(prefix="vss-tapped-") as folder:
+        path = extended(model, tensors, Path(folder) / "tapped.onnx")
+        yield ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def extended(model: Any, tensors: Sequence[str], path: Path) -> Path:
+    """Write a model that also gives these tensors."""
+    onnx = need("onnx", "looking into ONNX files")
+    wider = copy.deepcopy(model)
+    own = {value.name for value in wider.graph.output}
+    wider.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in own)
+    onnx.save(wider, str(path))
+    return path

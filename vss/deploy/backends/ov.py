@@ -5,11 +5,10 @@ An artefact is the ONNX file with one more entry in its metadata, which names th
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,9 +21,8 @@ from vss.core.errors import VssError, need
 from vss.core.files import atomic, parse_json, sha256_file
 from vss.core.yaml12 import parse
 from vss.deploy import onnx_file
-from vss.deploy.backends.base import INT8_OF_CPUS, Binding, BuildSpec, Session, refuse_nan
+from vss.deploy.backends.base import INT8_OF_CPUS, Binding, BuildSpec, Session, refuse_nan, sentences
 from vss.deploy.backends.onnx_runner import (
-    EngineError,
     OpenVINOEngine,
     binding,
     check_device,
@@ -274,15 +272,6 @@ def said(about: Mapping[str, str], path: Path) -> OpenVINOConfig:
         return OpenVINOConfig()
     found: OpenVINOConfig = parse(OpenVINOConfig, stated, source=f"the metadata {RUNTIME} of {path}")
     return found
-
-
-@contextlib.contextmanager
-def sentences() -> Iterator[None]:
-    """What the runner refuses, as an error of this package."""
-    try:
-        yield
-    except EngineError as error:
-        raise VssError(str(error)) from error
 
 
 def _differences(sums: Sequence[float], unsure: float) -> list[float]:

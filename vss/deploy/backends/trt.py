@@ -28,7 +28,7 @@ from vss.core.files import atomic, file_at_work, sha256_file, write_json
 from vss.core.yaml12 import parse
 from vss.deploy import lint, onnx_file
 from vss.deploy.backends import trt_aot, trt_child
-from vss.deploy.backends.base import BuildSpec, Session
+from vss.deploy.backends.base import BuildSpec, Session, sentences
 from vss.deploy.backends.trt_device import Device, Driver, EngineError, sm
 from vss.deploy.backends.trt_flavour import FLAVOURS, TENSORRT_RTX, VERSION, Flavour, gpus
 from vss.deploy.backends.trt_layers import check_ends, check_types, convolutions, parse_layers, summary
@@ -133,10 +133,8 @@ class TensorRTBackend:
         """
         if spec.optimise is not None:
             raise VssError(f"optimise is for backend onnxruntime; {self.name} takes a BuildPlan.")
-        try:
+        with sentences():
             return self._build(Path(onnx), Path(out), spec.plan or BuildPlan())
-        except EngineError as error:
-            raise VssError(str(error)) from error
 
     def _build(self, onnx: Path, out: Path, plan: BuildPlan) -> Path:
         need("polygraphy", "building TensorRT engines")
@@ -231,10 +229,8 @@ class TensorRTBackend:
     def named(self, out: Path, plan: BuildPlan | None = None) -> Path:
         """`out` with what it runs on and the version: model--nvidia-l4-sm89-trt10.16.1.engine, or
         model--sm86-sm89-rtx1.7.1.116.engine."""
-        try:
+        with sentences():
             device, version = self._device(), self.about()["version"]
-        except EngineError as error:
-            raise VssError(str(error)) from error
         where = re.sub(r"\W+", "-", gpus(plan.targets if plan else ()))
         if device:
             where = f"{folder_name(device.name)}-{sm(device.capability)}"

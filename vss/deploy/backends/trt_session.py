@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vss.core.errors import VssError
-from vss.deploy.backends.base import Binding, Session
+from vss.deploy.backends.base import Binding, Session, sentences
 from vss.deploy.backends.trt_device import CudaPythonMemory, EngineError, PycudaMemory
 from vss.deploy.backends.trt_runner import Engine
 
@@ -106,38 +106,30 @@ class TensorRTSession(Session):
             raise VssError(f"memory is {memory!r}; expected one of {', '.join(memories)}.")
         self._options = {"memory": memory, "cuda_graph": bool(options.get("cuda_graph", False))}
         self._path = path
-        try:
+        with sentences():
             self._engine = ProfiledEngine(path, memory=memories[memory], **options)
-        except EngineError as error:
-            raise VssError(str(error)) from error
         self.inputs = {name: Binding(*each) for name, each in self._engine.inputs.items()}
         self.outputs = {name: Binding(*each) for name, each in self._engine.outputs.items()}
 
     def _run(self, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        try:
+        with sentences():
             return self._engine.run(feed)
-        except EngineError as error:
-            raise VssError(str(error)) from error
 
     def run_tensors(self, feed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run on tensors of the device; nothing passes through the host. Ordered with torch's current stream."""
         memory = self._engine.memory
         if not isinstance(memory, TorchMemory):
             raise VssError("run_tensors needs a session that was opened with memory='torch'.")
-        try:
+        with sentences():
             memory.after_current()
             shapes = self._engine.execute(feed)
             memory.before_current()
-        except EngineError as error:
-            raise VssError(str(error)) from error
         return {name: memory.tensor(name, shapes[name], each.dtype).clone() for name, each in self.outputs.items()}
 
     def profile(self, feed: Mapping[str, np.ndarray], runs: int) -> dict[str, list[float]]:
         """Milliseconds of every engine layer in each of some runs, by TensorRT's profiler; `run` is left as it was."""
-        try:
+        with sentences():
             return self._engine.profile(feed, runs)
-        except EngineError as error:
-            raise VssError(str(error)) from error
 
     def layers(self, feed: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
         """What the engine inspector says; it does not depend on a feed."""

@@ -300,7 +300,8 @@ class Setting:
         """Write the INT8 file; returns the facts of `convert`."""
         values = dict.fromkeys(observed(Net(read_onnx(source))), 1.0)
         precision = Precision("int8", elsewhere=BACKENDS[self.backend].beside_int8, target=self.backend)
-        return convert(source, out, precision, Ranges({"method": "minmax"}, sha256_file(source), values))
+        ranges = Ranges(method={"method": "minmax"}, onnx_sha256=sha256_file(source), values=values)
+        return convert(source, out, precision, ranges)
 
     def engine(self, onnx: Path, stem: Path) -> Session:
         """Built of a float32 ONNX file and opened; files are put beside `stem`."""

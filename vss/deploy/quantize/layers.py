@@ -6,10 +6,8 @@ softmax.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from vss.core.errors import VssError, need, unknown
+from vss.core.errors import VssError, need, quiet, unknown
+from vss.deploy.backends.ort import tapped
 from vss.deploy.onnx_file import load
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -233,7 +232,7 @@ def kept_nodes(net: Net, layers: Iterable[str] = ()) -> set[str]:
 def to_fp16(model: Any, keep: Iterable[str]) -> Any:
     """A converted copy whose inputs and outputs have their types still; nodes named in `keep` stay in float32."""
     float16 = need("onnxruntime.transformers.float16", "FP16")
-    with _quiet(float16.logger):
+    with quiet(float16.logger.name):
         converted = float16.convert_float_to_float16(
             copy.deepcopy(model), keep_io_types=True, op_block_list=[], node_block_list=sorted(keep)
         )
@@ -286,29 +285,15 @@ def _alive(nodes: Sequence[Any], outputs: set[str]) -> list[Any]:
         nodes = alive
 
 
-@contextlib.contextmanager
-def _quiet(logger: logging.Logger) -> Iterator[None]:
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
 def overflow(plain: Path, keep: Sequence[str], image: np.ndarray) -> str | None:
     """A sentence where a layer of a float32 file gives on `image` what float16 cannot hold; onnxruntime's CPU, which
     computes float16 files in float32, would not show it.
     """
-    onnx, ort = need("onnx", "FP16"), need("onnxruntime", "FP16")
     model = read_onnx(plain)
     layers = {layer.output: layer.name for layer in Net(model).layers if layer.name not in keep}
-    known = {value.name for value in model.graph.output}
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in layers if name not in known)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    for name, value in zip(layers, session.run(list(layers), {"image": image}), strict=True):
+    with tapped(model, list(layers), "all") as session:
+        found = session.run(list(layers), {"image": image})
+    for name, value in zip(layers, found, strict=True):
         if not np.abs(value).max() <= LARGEST:
             return (
                 f"layer {layers[name]} gives values of {np.abs(value).max():.3g} and float16 ends at {LARGEST:.0f}: it "

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import math
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vss.core.errors import VssError, fault, need, unknown
+from vss.core.errors import VssError, fault, unknown
 from vss.core.files import read_json, sha256_file, sha256_json, write_json
-from vss.deploy.backends.ort import OPTIMISATION
+from vss.deploy.backends.ort import tapped
 from vss.deploy.quantize.layers import Net, read_onnx
 
 BINS = 4096
@@ -144,8 +142,7 @@ class Method:
         return {"method": self.name} | ({"percent": self.percent} if self.name == "percentile" else {})
 
 
-@dataclass(frozen=True)
-class Ranges:
+class Ranges(BaseModel):
     """Ranges of one ONNX file.
 
     Attributes:
@@ -155,38 +152,26 @@ class Ranges:
         calibration: manifest of the calibration set.
     """
 
+    model_config = ConfigDict(strict=True, frozen=True)
+
     method: dict[str, Any]
     onnx_sha256: str
-    values: dict[str, float]
-    calibration: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Annotated[float, Field(gt=0, lt=1e38)]]
+    calibration: dict[str, Any] = {}
 
     def sha256(self) -> str:
         return sha256_json([self.method, self.onnx_sha256, self.values, self.calibration.get("sha256")])
 
     def save(self, path: Path | str) -> Path:
-        body = {"method": self.method, "onnx_sha256": self.onnx_sha256, "values": self.values}
-        whole = {"kind": KIND, "schema": SCHEMA, **body, "calibration": self.calibration}
-        return write_json(path, whole, sealed=True)
+        return write_json(path, {"kind": KIND, "schema": SCHEMA, **self.model_dump()}, sealed=True)
 
     @classmethod
     def load(cls, path: Path | str) -> Ranges:
         data = read_json(path, kind=KIND, schema=SCHEMA, sealed=True)
         try:
-            found = _File.model_validate(data)
+            return cls.model_validate(data)
         except ValidationError as error:
             raise VssError(f"{path} holds no ranges: {fault(error)}; calibrate again.") from error
-        return cls(found.method, found.onnx_sha256, found.values, found.calibration)
-
-
-class _File(BaseModel):
-    """The schema of a file of ranges."""
-
-    model_config = ConfigDict(strict=True)
-
-    method: dict[str, Any]
-    onnx_sha256: str
-    values: dict[str, Annotated[float, Field(gt=0, lt=1e38)]]
-    calibration: dict[str, Any]
 
 
 def _usable(value: Any) -> bool:
@@ -196,34 +181,14 @@ def _usable(value: Any) -> bool:
 def measure(onnx: Path | str, feeds: Iterable[Feed], tensors: Sequence[str]) -> dict[str, AbsHistogram]:
     """Histogram the magnitudes of these tensors of a float32 file over all feeds, one batch in memory at a time."""
     histograms = {name: AbsHistogram() for name in tensors}
-    with tempfile.TemporaryDirectory(prefix="vss-calibrate-") as folder:
-        session = tap(read_onnx(onnx), tensors, Path(folder) / "tapped.onnx")
-        seen = 0
+    seen = 0
+    with tapped(read_onnx(onnx), tensors, "disabled") as session:
         for seen, feed in enumerate(feeds, start=1):  # noqa: B007
             for name, value in zip(tensors, session.run(list(tensors), dict(feed)), strict=True):
                 histograms[name].update(value)
     if not seen:
         raise VssError("the calibration set is empty; give at least one training image.")
     return histograms
-
-
-def tap(model: Any, tensors: Sequence[str], path: Path, optimisation: str = "disabled") -> Any:
-    """An onnxruntime session of a model, extended at `path`, that also gives these tensors."""
-    ort = need("onnxruntime", "running ONNX files")
-    extend(model, tensors, path)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, OPTIMISATION[optimisation])
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def extend(model: Any, tensors: Sequence[str], path: Path) -> None:
-    """Write a model that also gives these tensors."""
-    onnx = need("onnx", "looking into ONNX files")
-    tapped = copy.deepcopy(model)
-    own = {value.name for value in tapped.graph.output}
-    tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in own)
-    onnx.save(tapped, str(path))
 
 
 def ranges_of(
@@ -252,7 +217,9 @@ def ranges_of(
                 "why it gives nothing but that."
             )
         del values[name]
-    return Ranges(method.facts(), sha256_file(onnx), values, dict(calibration or {}))
+    return Ranges(
+        method=method.facts(), onnx_sha256=sha256_file(onnx), values=values, calibration=dict(calibration or {})
+    )
 
 
 def reader_of(net: Net, tensor: str) -> str:

@@ -14,8 +14,8 @@ import numpy as np
 from vss.core.errors import VssError
 from vss.core.files import read_json, write_json
 from vss.deploy.backends import BACKENDS
+from vss.deploy.backends.ort import extended, tapped
 from vss.deploy.quantize.layers import Net, read_onnx
-from vss.deploy.quantize.ranges import extend, tap
 
 KIND, SCHEMA = "vss.precision_choice", 1
 Score = Callable[[Sequence[str]], float]
@@ -173,16 +173,15 @@ def _there(tensor: str, names: set[str]) -> str:
 def _error(
     models: Sequence[Any], here: str, there: str, feed: Mapping[str, np.ndarray], optimisation: str, runtime: str
 ) -> float:
+    with tapped(models[0], [here], "disabled") as session:
+        expected = session.run([here], dict(feed))[0]
+    if runtime == "onnxruntime":
+        with tapped(models[1], [there], optimisation) as session:
+            return relative_error(expected, session.run([there], dict(feed))[0])
     with tempfile.TemporaryDirectory(prefix="vss-bisect-") as folder:
-        expected = tap(models[0], [here], Path(folder) / "0.onnx").run([here], dict(feed))[0]
-        path = Path(folder) / "1.onnx"
-        if runtime == "onnxruntime":
-            found = tap(models[1], [there], path, optimisation).run([there], dict(feed))[0]
-        else:
-            extend(models[1], [there], path)
-            with BACKENDS[runtime].open(path) as session:
-                found = session.run(feed)[there]
-    return relative_error(expected, found)
+        path = extended(models[1], [there], Path(folder) / "candidate.onnx")
+        with BACKENDS[runtime].open(path) as session:
+            return relative_error(expected, session.run(feed)[there])
 
 
 def relative_error(expected: np.ndarray, found: np.ndarray) -> float:
