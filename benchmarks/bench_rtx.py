@@ -109,7 +109,7 @@ class Subject:
         ranges = None
         if precision.kind == "int8":
             values = dict.fromkeys(observed(Net(read_onnx(source))), 1.0)
-            ranges = Ranges(method={"method": "minmax"}, onnx_sha256=sha256_file(source), values=values)
+            ranges = Ranges(method={"method": "minmax"}, onnx_sha256=sha256_file(source), values=values, calibration={})
         convert(source, path, precision, ranges)
         return path
 

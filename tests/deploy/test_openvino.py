@@ -184,7 +184,7 @@ def test_an_int8_file_of_another_runtime_is_not_built(
 ) -> None:
     source = exported.labels[0]
     values = dict.fromkeys(observed(Net(onnx.load(source))), 4.0)
-    ranges = Ranges(method={"method": "minmax"}, onnx_sha256=sha256_file(source), values=values)
+    ranges = Ranges(method={"method": "minmax"}, onnx_sha256=sha256_file(source), values=values, calibration={})
     for target in ("tensorrt", "onnxruntime"):
         convert(source, tmp_path / f"{target}.onnx", Precision("int8", target=target), ranges)
     with pytest.raises(VssError, match=r"as TensorRT wants it, and OpenVINO computes such files wrong .* vss export"):

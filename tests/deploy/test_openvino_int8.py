@@ -133,7 +133,9 @@ def test_ranges_begin_at_zero_where_all_that_share_them_are_not_negative() -> No
 def test_the_report_says_how_the_file_is_written(elsewhere: str, tmp_path: Path) -> None:
     onnx.save(conv_graph(), tmp_path / "plain.onnx")
     values = dict.fromkeys(observed(Net(conv_graph())), 8.0)
-    ranges = Ranges(method={"method": "minmax"}, onnx_sha256=sha256_file(tmp_path / "plain.onnx"), values=values)
+    ranges = Ranges(
+        method={"method": "minmax"}, onnx_sha256=sha256_file(tmp_path / "plain.onnx"), values=values, calibration={}
+    )
     report = convert(
         tmp_path / "plain.onnx", tmp_path / "int8.onnx", Precision("int8", (), elsewhere, target="openvino"), ranges
     )

@@ -62,7 +62,7 @@ def files(exported: SimpleNamespace, preprocess: Any, tmp_path_factory: pytest.T
     options: dict[str, Any] = {"preprocess": preprocess, "labels": True, "dynamic_size": True}
     export(unet, source, size=(32, 48), parity_batches=(1,), **options)
     values = dict.fromkeys(observed(Net(read_onnx(source))), 1.0)
-    ranges = Ranges(method={"method": "minmax"}, onnx_sha256=sha256_file(source), values=values)
+    ranges = Ranges(method={"method": "minmax"}, onnx_sha256=sha256_file(source), values=values, calibration={})
     found = {"logits": exported.logits[0], "uint8": exported.labels[0], "dynamic": source}
     for name, precision in PRECISIONS.items():
         found[name] = folder / f"{name}.onnx"

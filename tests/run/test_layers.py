@@ -138,6 +138,7 @@ def test_an_int8_file_for_the_target_has_fewer_kernels(run: Path, tmp_path: Path
         method={"method": "minmax"},
         onnx_sha256=sha256_file(plain),
         values=dict.fromkeys(observed(Net(read_onnx(plain))), 1.0),
+        calibration={},
     )
     layers, facts = {}, {}
     for target in ("", "tensorrt_rtx"):

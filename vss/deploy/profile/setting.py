@@ -300,7 +300,7 @@ class Setting:
         """Write the INT8 file; returns the facts of `convert`."""
         values = dict.fromkeys(observed(Net(read_onnx(source))), 1.0)
         precision = Precision("int8", elsewhere=BACKENDS[self.backend].beside_int8, target=self.backend)
-        ranges = Ranges(method={"method": "minmax"}, onnx_sha256=sha256_file(source), values=values)
+        ranges = Ranges(method={"method": "minmax"}, onnx_sha256=sha256_file(source), values=values, calibration={})
         return convert(source, out, precision, ranges)
 
     def engine(self, onnx: Path, stem: Path) -> Session:

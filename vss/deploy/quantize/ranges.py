@@ -157,7 +157,7 @@ class Ranges(BaseModel):
     method: dict[str, Any]
     onnx_sha256: str
     values: dict[str, Annotated[float, Field(gt=0, lt=1e38)]]
-    calibration: dict[str, Any] = {}
+    calibration: dict[str, Any]
 
     def sha256(self) -> str:
         return sha256_json([self.method, self.onnx_sha256, self.values, self.calibration.get("sha256")])
