@@ -5,8 +5,9 @@ A name is that of a layer, or of a container for all that is in it, or a pattern
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -15,6 +16,7 @@ from vss.core.errors import VssError, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.utils.hooks import RemovableHandle
 
 F = TypeVar("F", bound=Callable[..., Any])
 WRAPPED = "net."
@@ -72,6 +74,15 @@ def meant(pattern: str, layer: str) -> bool:
     """Whether a name or pattern means a layer, or a container that it is in."""
     own = layer.removeprefix(WRAPPED)
     return any(fnmatchcase(name, each) for name in (layer, own) for each in (pattern, f"{pattern}.*"))
+
+
+@contextlib.contextmanager
+def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Hooks that are there within it alone."""
+    with contextlib.ExitStack() as stack:
+        for handle in handles:
+            stack.callback(handle.remove)
+        yield
 
 
 def first_names(model: nn.Module) -> dict[str, str]:

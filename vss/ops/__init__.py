@@ -16,28 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vss.ops import reference, reference_pruning
-
-__all__ = [
-    "MOMENTS",
-    "NAMES",
-    "STATS",
-    "build_info",
-    "channel_moments",
-    "channel_reduce",
-    "gram",
-    "gram_accumulate",
-    "greedy_order",
-    "greedy_orders",
-    "load_error",
-    "map_stats",
-    "max_pool_indices",
-    "max_unpool",
-    "reference",
-    "reference_pruning",
-    "seg_argmax",
-    "status",
-]
+from vss.ops import reference as reference
+from vss.ops import reference_pruning
 
 NAMES = (
     "channel_moments",

@@ -23,7 +23,7 @@ from vss.core.closeness import evaluating
 from vss.core.config import Budget
 from vss.core.errors import VssError
 from vss.core.example import Example, Forward, call, image_of, input_channels
-from vss.core.networks import meant, refuse_unmeant
+from vss.core.networks import hooked, meant, refuse_unmeant
 from vss.prune.plan import Group, Plan
 
 
@@ -58,12 +58,8 @@ class CostModel:
             for name, module in model.named_modules()
             if isinstance(module, nn.MultiheadAttention)
         ]
-        try:
-            with torch.no_grad(), evaluating(model):
-                (forward or call)(model, example)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with hooked(hooks), torch.no_grad(), evaluating(model):
+            (forward or call)(model, example)
         state = model.state_dict().items()
         shapes = {name: tuple(value.shape) for name, value in state if isinstance(value, Tensor)}
         for name in positions.keys() - shapes:  # of a parametrised layer, whose weight is computed

@@ -17,7 +17,7 @@ from vss.core.config import Budget
 from vss.core.errors import VssError
 from vss.core.example import Example, Forward, default_forward, image_of, own_attribute
 from vss.core.files import sha256_tensors
-from vss.core.networks import eager, refuse_unready
+from vss.core.networks import eager, hooked, refuse_unready
 from vss.core.yaml12 import parse
 from vss.prune.apply import BatchNorm, name_of
 from vss.prune.budget import CostModel, Rounding, Unreachable, search
@@ -196,12 +196,8 @@ def norm_of_single_values(model: nn.Module, example: Tensor) -> str:
 
     norms = [(n, m) for n, m in model.named_modules() if isinstance(m, BatchNorm)]
     hooks = [module.register_forward_pre_hook(watch(name)) for name, module in norms]
-    try:
-        with evaluating(model):
-            default_forward(model, example)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with hooked(hooks), evaluating(model):
+        default_forward(model, example)
     return next(filter(None, found), "")
 
 

@@ -21,7 +21,7 @@ import vss.prune.products  # noqa: F401  both register rules
 from vss.core.closeness import duplicate
 from vss.core.errors import VssError, unknown
 from vss.core.example import Example, Forward, call, default_forward, image_of, logits_of, on, paired
-from vss.core.networks import eager, first_names, layers_named, refuse_unready
+from vss.core.networks import eager, first_names, hooked, layers_named, refuse_unready
 from vss.prune.apply import BatchNorm, Conv
 from vss.prune.follow import Follower, TimeUp
 from vss.prune.labels import Book
@@ -123,8 +123,7 @@ def _follow(net: nn.Module, example: Example, forward: Forward | None, follower:
     if forward is None and hasattr(net, "forward_train"):
         calls.append((call, example, False))
     calls.append((forward or default_forward, paired(example), True))
-    hooks = layers.lock_parametrised(follower)
-    try:
+    with hooked(layers.lock_parametrised(follower)):
         for way, x, training in calls:
             net.train(training)
             outputs: list[Tensor] = []
@@ -140,9 +139,6 @@ def _follow(net: nn.Module, example: Example, forward: Forward | None, follower:
                             "alone is not seen, and training after a cut is not tried", short(error))  # fmt: skip
             for value in outputs:
                 follower.freeze(value, range(value.ndim), OUTPUT)
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 class _Layers:

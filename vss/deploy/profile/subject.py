@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vss.core.networks import hooked
 from vss.deploy.backends.eager_session import TorchSession, torch_threads
 from vss.deploy.profile.setting import Setting, SlicedVariants, Variants, cut_to, groups_and_key, make_variants
 from vss.deploy.profile.units import (
@@ -113,8 +114,6 @@ def open_subject(
     setting.check()
     groups, key = groups_and_key(model, preprocess.size, setting)
     if setting.backend == "torch":
-        pass
-
         return TorchSubject(model, groups, key, setting, preprocess=preprocess, seconds=seconds)
     variants = make_variants(model, groups, folder, preprocess=preprocess, options=setting.options)
     return OnnxSubject(variants, key, setting, size=preprocess.size, seconds=seconds)
@@ -181,10 +180,8 @@ class TorchSubject:
             return note
 
         handles = [module.register_forward_hook(hook(name)) for name, module in _leaves(model)]
-        with torch.inference_mode():
+        with hooked(handles), torch.inference_mode():
             _labels(model, images)
-        for handle in handles:
-            handle.remove()
         return found | {"between": Shape(1, 1, 1, 0, 0)}
 
 
@@ -238,7 +235,7 @@ def _one_run(
     for name, module in _leaves(model):
         handles.append(module.register_forward_pre_hook(lambda *_, name=name: marks[name].append(mark())))
         handles.append(module.register_forward_hook(lambda *_, name=name: marks[name].append(mark())))
-    try:
+    with hooked(handles):
         if gpu:
             torch.cuda.synchronize(device)
             torch.cuda._sleep(int(held * CYCLES_PER_SECOND))
@@ -247,9 +244,6 @@ def _one_run(
         launched = time.perf_counter() - start
         if gpu:
             torch.cuda.synchronize(device)
-    finally:
-        for handle in handles:
-            handle.remove()
     span: Callable[[Any, Any], float] = _cuda_span if gpu else (lambda first, last: (last - first) / 1e6)
     times = {n: sum(span(a, b) for a, b in zip(each[::2], each[1::2], strict=True)) for n, each in marks.items()}
     return times, launched

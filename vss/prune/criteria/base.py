@@ -77,8 +77,9 @@ class Criterion:
         return tuple(need if isinstance(need, Need) else Need(need) for need in type(self).needs)
 
     def batch_norm_mode(self) -> BatchNormMode:
-        """The mode of batch norms in the calibration pass."""
-        return "eval"
+        """The mode of batch norms in the calibration pass: the option `batch_norm` of a criterion that has one."""
+        mode: BatchNormMode = getattr(self, "batch_norm", "eval")
+        return mode
 
     def compare(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
         """Make the scores of all groups comparable; the default treats each group by `normalize`."""

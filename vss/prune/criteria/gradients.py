@@ -59,9 +59,6 @@ class Taylor(Criterion):
         options = {"part": _PARTS[self.variant]} if self.variant != "gate" else {}
         return (Need.of("gate", **options, **({} if self.joint else {"joint": False})),)
 
-    def batch_norm_mode(self) -> BatchNormMode:
-        return self.batch_norm
-
     def __call__(self, group: Group, stats: Stats) -> Tensor | None:
         """(C,) squared loss per gate squared; of "filter_abs" loss."""
         from vss.prune.stats.taps import affine_slots, norm_slots
@@ -99,9 +96,6 @@ class TaylorFo(Criterion):
 
     def requests(self) -> tuple[Need, ...]:
         return (Need.of("weight_gradient", reduce=self.reduce),)
-
-    def batch_norm_mode(self) -> BatchNormMode:
-        return self.batch_norm
 
     def __call__(self, group: Group, stats: Stats) -> Tensor:
         return stats.collected(self.requests()[0], group)
@@ -151,9 +145,6 @@ class Dcfp(Criterion):
     def requests(self) -> tuple[Need, ...]:
         return (Need.of("gated_gradient", ema=self.ema),)
 
-    def batch_norm_mode(self) -> BatchNormMode:
-        return self.batch_norm
-
     @property
     def scopes(self) -> tuple[Scope, ...]:
         return ("global",)
@@ -202,17 +193,7 @@ class Defect(Criterion):
     ignore_index: int = 255
 
     def requests(self) -> tuple[Need, ...]:
-        return (
-            Need.of(
-                "defect_activity",
-                site=self.site,
-                mode=self.mode,
-                background=self.background,
-                resize=self.resize,
-                positive=None if self.positive is None else tuple(self.positive),
-                ignore_index=self.ignore_index,
-            ),
-        )
+        return (Need.of("defect_activity", **{key: value for key, value in self.options().items() if key != "align"}),)
 
     @property
     def rounding(self) -> Rounding | None:

@@ -127,9 +127,6 @@ class Sirfp(Criterion):
             needs.append(Need.of("positions", site=self.site))
         return tuple(needs)
 
-    def batch_norm_mode(self) -> BatchNormMode:
-        return self.batch_norm
-
     @property
     def scopes(self) -> tuple[Scope, ...]:
         return super().scopes if self.pool == "global" else ("global",)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vss.core.closeness import evaluating
 from vss.core.errors import VssError
 from vss.core.example import Forward, default_forward, image_of, mapped
+from vss.core.networks import hooked
 from vss.prune.apply import BatchNorm
 from vss.prune.plan import Group
 from vss.prune.stats import BatchNormMode, Need, gradients, maps  # noqa: F401  (registers)
@@ -82,7 +83,7 @@ def _pass(model: nn.Module, collectors: Sequence[Collector], batch: Batch, loss:
     if plain:
         with_gradients = any(collector.gradients for collector in plain)
         model.zero_grad(set_to_none=True)
-        with _hooks(plain), torch.set_grad_enabled(with_gradients):
+        with hooked(handle for each in plain for handle in each.attach()), torch.set_grad_enabled(with_gradients):
             value = _forward(model, batch, loss, forward)
             if with_gradients:
                 value.backward()
@@ -90,7 +91,7 @@ def _pass(model: nn.Module, collectors: Sequence[Collector], batch: Batch, loss:
     if examiners:
         inputs = mapped(images_of(batch, model), lambda value: value.detach().clone())
         images = image_of(inputs).requires_grad_()
-        with _hooks(examiners), torch.enable_grad():
+        with hooked(handle for each in examiners for handle in each.attach()), torch.enable_grad():
             outputs = forward(model, inputs)
             for collector in examiners:
                 collector.examine(images, outputs, batch)
@@ -125,17 +126,6 @@ def _check_count(count: int) -> None:
 
 def _list(names: Iterable[str]) -> str:
     return ", ".join(sorted(names))
-
-
-@contextmanager
-def _hooks(collectors: Sequence[Collector]) -> Iterator[None]:
-    """The collectors' hooks for one forward and backward."""
-    handles = [handle for collector in collectors for handle in collector.attach()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from vss.core.errors import VssError, unknown
 from vss.core.example import Example, inputs_of, named_tensors, on
+from vss.core.networks import hooked
 from vss.prune.apply import BatchNorm, Conv
 from vss.prune.plan import Group, Slot
 
@@ -202,12 +203,8 @@ class Layout:
             return hook
 
         handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
-        try:
-            with torch.no_grad():
-                run()
-        finally:
-            for handle in handles:
-                handle.remove()
+        with hooked(handles), torch.no_grad():
+            run()
         return cls(model, calls)
 
     def taps(self, group: Group, site: str) -> list[Tap]:
