@@ -1,18 +1,10 @@
 """From a network to an artefact that runs elsewhere: export, backends, bench, gate. Importing this needs neither onnx
 nor torch."""
 
-from typing import TYPE_CHECKING
-
-from vss.core.registry import lazy_names
-from vss.deploy.backends import BACKENDS, Backend, Binding, BuildSpec, Session
+from vss.deploy.backends import BACKENDS, Backend, Binding, BuildSpec, Session, TorchSession
 from vss.deploy.backends.trt_plan import BuildPlan, Span, spans
 from vss.deploy.bench import bench, bench_end_to_end
 from vss.deploy.export import export
-
-if TYPE_CHECKING:
-    from vss.deploy.backends import TorchSession
-
-__getattr__ = lazy_names(__name__, {"backends": ["TorchSession"]})
 
 __all__ = [
     "BACKENDS",

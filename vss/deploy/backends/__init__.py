@@ -5,50 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vss.core.config import BuildConfig
-from vss.core.errors import VssError, listed, need
+from vss.core.errors import VssError, listed
 from vss.core.files import parse_json, read_text
-from vss.core.registry import Registry, lazy_names
+from vss.core.registry import Registry
 from vss.deploy.backends.base import Backend, Binding, BuildSpec, Int8, Session
-from vss.deploy.backends.eager import TorchBackend
+from vss.deploy.backends.eager import TorchBackend, TorchSession
 from vss.deploy.backends.ort import OnnxRuntimeBackend, OnnxRuntimeSession
 from vss.deploy.backends.ov import OpenVINOBackend
 from vss.deploy.backends.trt import TensorRTBackend
 from vss.deploy.backends.trt_flavour import TENSORRT, TENSORRT_RTX
 from vss.deploy.backends.trt_plan import BuildPlan
 
-if TYPE_CHECKING:
-    from vss.deploy.backends.eager_session import TorchSession
-
-__getattr__ = lazy_names(__name__, {"eager_session": ["TorchSession"]})
-
-__all__ = [
-    "AUTO",
-    "BACKENDS",
-    "Backend",
-    "Binding",
-    "BuildSpec",
-    "OnnxRuntimeBackend",
-    "OnnxRuntimeSession",
-    "Session",
-    "TensorRTBackend",
-    "TorchBackend",
-    "TorchSession",
-    "available",
-    "build_spec",
-    "float_ops",
-    "inspected",
-    "int8_of",
-    "main_of",
-    "need",
-    "of_tensorrt",
-    "open_options",
-    "others_of",
-    "step_for",
-    "timed_plan",
-]
+__all__ = ["Backend", "Binding", "BuildSpec", "Session", "TorchSession"]
 
 BACKENDS: Registry[Backend] = Registry("backend")
 BACKENDS.add("onnxruntime", OnnxRuntimeBackend(), aliases=["ort"])

@@ -29,7 +29,7 @@ from vss.core.files import atomic, sha256_file, sha256_json
 from vss.deploy import BACKENDS, BuildPlan, BuildSpec, export, onnx_file, spans
 from vss.deploy.backends import available, of_tensorrt
 from vss.deploy.backends.base import Session
-from vss.deploy.backends.eager_session import check_place
+from vss.deploy.backends.eager import check_place
 from vss.deploy.backends.trt_plan import declared
 from vss.deploy.graph import SegGraph
 from vss.deploy.onnx_file import PREFIX, load

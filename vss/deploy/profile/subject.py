@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vss.core.networks import hooked
-from vss.deploy.backends.eager_session import TorchSession, torch_threads
+from vss.deploy.backends.eager import TorchSession, torch_threads
 from vss.deploy.profile.setting import Setting, SlicedVariants, Variants, cut_to, groups_and_key, make_variants
 from vss.deploy.profile.units import (
     WARM_RUNS,
