@@ -13,7 +13,7 @@ from vss.core.files import parse_json, read_text
 from vss.core.registry import Registry
 from vss.deploy.backends.base import Backend, Binding, BuildSpec, Int8, Session
 from vss.deploy.backends.eager import TorchBackend, TorchSession
-from vss.deploy.backends.ort import OnnxRuntimeBackend, OnnxRuntimeSession
+from vss.deploy.backends.ort import OnnxRuntimeBackend
 from vss.deploy.backends.ov import OpenVINOBackend
 from vss.deploy.backends.trt import TensorRTBackend
 from vss.deploy.backends.trt_flavour import TENSORRT, TENSORRT_RTX
