@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from vss.deploy.lint_rules import FLAVOURS, FLOAT16, INT32, LETTERS, REFUSED, RULES, Found, Rule, nodes
 from vss.deploy.onnx_file import PLUGINS, View, look
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
 
 __all__ = ["FLAVOURS", "PLUGINS", "QUANT_RULES", "REFUSED", "Finding", "lint"]
 
@@ -26,20 +30,20 @@ NORMALISING = (
 Q, DQ = "QuantizeLinear", "DequantizeLinear"
 
 
-def _dq(view: View, tensor: str) -> Any | None:
+def _dq(view: View, tensor: str) -> NodeProto | None:
     """The DequantizeLinear that makes a tensor, or None."""
     node = view.producer.get(tensor)
     return node if node is not None and node.op_type == DQ else None
 
 
-def _of_constant(view: View, node: Any) -> bool:
+def _of_constant(view: View, node: NodeProto) -> bool:
     """Whether a node of Q or DQ holds a weight: a constant, or a quantised constant."""
     maker = view.producer.get(node.input[0])
     source = maker if node.op_type == DQ and maker is not None and maker.op_type == Q else node
     return source.input[0] in view.constants
 
 
-def _quantised_type(view: View, node: Any) -> int:
+def _quantised_type(view: View, node: NodeProto) -> int:
     """Element type on the integer side; ONNX means uint8 where a QuantizeLinear says nothing."""
     named = len(node.input) > 2 and node.input[2]
     if named or node.op_type == DQ:
@@ -48,7 +52,7 @@ def _quantised_type(view: View, node: Any) -> int:
 
 
 @nodes(Q, DQ)
-def _zero_point(view: View, node: Any) -> str:
+def _zero_point(view: View, node: NodeProto) -> str:
     if len(node.input) < 3 or not node.input[2]:
         return ""
     value = view.constant(node.input[2])
@@ -58,24 +62,24 @@ def _zero_point(view: View, node: Any) -> str:
 
 
 @nodes(Q, DQ)
-def _type(view: View, node: Any) -> str:
+def _type(view: View, node: NodeProto) -> str:
     kind = _quantised_type(view, node)
     return "" if kind in (0, INT32, *INT8_LIKE) else f"{node.op_type} with {view.type_name(kind)}"
 
 
 @nodes(DQ)
-def _bias(view: View, node: Any) -> str:
+def _bias(view: View, node: NodeProto) -> str:
     return "an int32 bias behind DequantizeLinear" if _quantised_type(view, node) == INT32 else ""
 
 
 @nodes(Q, DQ)
-def _scale_constant(view: View, node: Any) -> str:
+def _scale_constant(view: View, node: NodeProto) -> str:
     return "" if node.input[1] in view.constants else f"{node.op_type} with a scale that is computed"
 
 
 def _scale_value(wrong: Callable[[np.ndarray], np.ndarray]) -> Callable[[View], Found]:
     @nodes(Q, DQ)
-    def find(view: View, node: Any) -> str:
+    def find(view: View, node: NodeProto) -> str:
         scale = view.constant(node.input[1])
         values = [] if scale is None else scale[wrong(scale)].flatten()
         return f"{node.op_type} with scale {float(values[0])}" if len(values) else ""
@@ -84,25 +88,25 @@ def _scale_value(wrong: Callable[[np.ndarray], np.ndarray]) -> Callable[[View], 
 
 
 @nodes(Q, DQ)
-def _activation_scale(view: View, node: Any) -> str:
+def _activation_scale(view: View, node: NodeProto) -> str:
     scale = view.constant(node.input[1])
     many = scale is not None and scale.size > 1 and not _of_constant(view, node)
     return f"{node.op_type} of an activation with {scale.size} scales" if scale is not None and many else ""
 
 
 @nodes(*CONVOLUTIONS)
-def _weight_axis(view: View, node: Any) -> str:
+def _weight_axis(view: View, node: NodeProto) -> str:
     scale, axis, _ = _scales(view, node)
     return f"weight scales along axis {axis}" if scale > 1 and axis != CONVOLUTIONS[node.op_type] else ""
 
 
 @nodes(*CONVOLUTIONS)
-def _weight_count(view: View, node: Any) -> str:
+def _weight_count(view: View, node: NodeProto) -> str:
     scales, _, channels = _scales(view, node)
     return f"{scales} scales for {channels} channels" if scales > 1 and channels not in (None, scales) else ""
 
 
-def _scales(view: View, node: Any) -> tuple[int, int, int | None]:
+def _scales(view: View, node: NodeProto) -> tuple[int, int, int | None]:
     """Of a convolution's quantised weight: number of scales (0 where there are none), axis, length along it."""
     dq = _dq(view, node.input[1])
     scale = view.constant(dq.input[1]) if dq is not None else None
@@ -113,24 +117,24 @@ def _scales(view: View, node: Any) -> tuple[int, int, int | None]:
 
 
 @nodes(*CONVOLUTIONS)
-def _half_quantised(view: View, node: Any) -> str:
+def _half_quantised(view: View, node: NodeProto) -> str:
     image, weight = (_dq(view, name) is not None for name in node.input[:2])
     return f"{node.op_type} with only its {'input' if image else 'weight'} quantised" if image != weight else ""
 
 
 @nodes(Q)
-def _unmatched(view: View, node: Any) -> str:
+def _unmatched(view: View, node: NodeProto) -> str:
     readers = [reader.op_type for reader in view.consumers.get(node.output[0], [])] or ["nothing"]
     return next((f"an int8 tensor that {reader} reads" for reader in readers if reader != DQ), "")
 
 
 @nodes("Add")
-def _add(view: View, node: Any) -> str:
+def _add(view: View, node: NodeProto) -> str:
     return "Add with both inputs dequantised" if all(_dq(view, name) is not None for name in node.input) else ""
 
 
 @nodes("Concat")
-def _concat(view: View, node: Any) -> str:
+def _concat(view: View, node: NodeProto) -> str:
     makers = [maker for name in node.input if (maker := _dq(view, name)) is not None]
     if makers and len(makers) < len(node.input):
         return f"{len(makers)} of {len(node.input)} inputs quantised"
@@ -139,7 +143,7 @@ def _concat(view: View, node: Any) -> str:
 
 
 @nodes("Resize", "MaxPool")
-def _resize(view: View, node: Any) -> str:
+def _resize(view: View, node: NodeProto) -> str:
     dq, readers = _dq(view, node.input[0]), view.consumers.get(node.output[0], [])
     if dq is None:
         return ""
@@ -150,13 +154,13 @@ def _resize(view: View, node: Any) -> str:
 
 
 @nodes(*NORMALISING)
-def _normalisation(view: View, node: Any) -> str:
+def _normalisation(view: View, node: NodeProto) -> str:
     after = any(_dq(view, name) is not None for name in node.input)
     return f"{node.op_type} on a dequantised tensor" if after else ""
 
 
 @nodes(Q, DQ)
-def _half_opset(view: View, node: Any) -> str:
+def _half_opset(view: View, node: NodeProto) -> str:
     half = view.opset < 19 and view.type_of(node.input[1]) == FLOAT16
     return f"a float16 scale at opset {view.opset}" if half else ""
 
@@ -225,7 +229,7 @@ class Finding:
 
 
 def lint(
-    model: Any,
+    model: ModelProto | Path | str,
     *,
     plugins: Sequence[str] = PLUGINS,
     flavours: Sequence[str] = FLAVOURS,

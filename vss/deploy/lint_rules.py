@@ -13,11 +13,14 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vss.deploy.onnx_file import View, label
+
+if TYPE_CHECKING:
+    from onnx import NodeProto
 
 FLAVOURS = ("10", "11", "rtx")
 REFUSED = "refused"
@@ -52,10 +55,10 @@ class Rule:
         return {flavour: LETTERS[letter] for flavour, letter in on if flavour in flavours and letter != "-"}
 
 
-def nodes(*ops: str) -> Callable[[Callable[[View, Any], str]], Callable[[View], Found]]:
+def nodes(*ops: str) -> Callable[[Callable[[View, NodeProto], str]], Callable[[View], Found]]:
     """Makes a rule of a check that says what is there of one node, or nothing; of every node where no op is named."""
 
-    def rule(check: Callable[[View, Any], str]) -> Callable[[View], Found]:
+    def rule(check: Callable[[View, NodeProto], str]) -> Callable[[View], Found]:
         return lambda view: (
             (label(node), words) for node in (view.of(*ops) if ops else view.nodes) if (words := check(view, node))
         )
@@ -122,7 +125,7 @@ def _second(op: str, word: str) -> Callable[[View], Found]:
 
 
 @nodes("MaxPool", "AveragePool", "LpPool")
-def _pool_dilations(view: View, node: Any) -> str:
+def _pool_dilations(view: View, node: NodeProto) -> str:
     dilations = view.attribute(node, "dilations", [1])
     return f"dilations {list(dilations)}" if any(each != 1 for each in dilations) else ""
 
@@ -137,7 +140,7 @@ def _cast(among: set[int], without: set[int]) -> Callable[[View], Found]:
     """Casts between two types of which one is `among` these and none `without`."""
 
     @nodes("Cast", "CastLike")
-    def find(view: View, node: Any) -> str:
+    def find(view: View, node: NodeProto) -> str:
         source, to = view.type_of(node.input[0]), view.attribute(node, "to", 0) or view.type_of(node.output[0])
         wrong = source and to and source != to and {source, to} & among and not {source, to} & without
         return f"{node.op_type} {view.type_name(source)} -> {view.type_name(to)}" if wrong else ""
@@ -146,7 +149,7 @@ def _cast(among: set[int], without: set[int]) -> Callable[[View], Found]:
 
 
 @nodes()
-def _uint8_compute(view: View, node: Any) -> str:
+def _uint8_compute(view: View, node: NodeProto) -> str:
     if node.op_type in ("Cast", "CastLike", "QuantizeLinear", "DequantizeLinear", "Constant", "Identity"):
         return ""
     used = [name for name in (*node.input, *node.output) if name and view.type_of(name) == UINT8]
@@ -181,19 +184,19 @@ def _opset(*ranges: range) -> Callable[[View], Found]:
 
 
 @nodes("TopK")
-def _top_k(view: View, node: Any) -> str:
+def _top_k(view: View, node: NodeProto) -> str:
     count = view.constant(node.input[1]) if len(node.input) > 1 else None
     return f"k {int(np.max(count))}" if count is not None and np.max(count) > MAX_TOP_K else ""
 
 
 @nodes("GridSample")
-def _grid_sample(view: View, node: Any) -> str:
+def _grid_sample(view: View, node: NodeProto) -> str:
     rank = len(view.shapes.get(node.input[0], [None] * 4))
     return f"an input of rank {rank}" if rank != 4 else ""
 
 
 @nodes("BatchNormalization", "Dropout")
-def _training(view: View, node: Any) -> str:
+def _training(view: View, node: NodeProto) -> str:
     mode = view.attribute(node, "training_mode", 0)
     if node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]:
         value = view.constant(node.input[2])

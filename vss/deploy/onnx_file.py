@@ -12,12 +12,17 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vss.core.errors import VssError, need, one_line, shown
 from vss.core.files import parse_json, require_file
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+
+    from vss.data.preprocess import Preprocess
 
 BEHIND_LABELS = ("Cast", "Squeeze", "Unsqueeze", "Reshape", "Identity", "Transpose")
 """Operators that may stand between the choice of a label and the output."""
@@ -33,7 +38,7 @@ FIELDS = ("size", "mean", "std", "order")
 PLUGINS = ("VssSegArgmax", "VssMaxPool", "VssMaxUnpool")
 
 
-def load(path: Path | str, *, external: bool = True) -> Any:
+def load(path: Path | str, *, external: bool = True) -> ModelProto:
     """The ModelProto of a file, with its external data unless `external` is off."""
     path = require_file(path, kind="ONNX", limit=LARGEST)
     onnx = need("onnx", "reading ONNX files")
@@ -77,7 +82,7 @@ def runtime_of(path: Path | str) -> str:
     return str(said["backend"])
 
 
-def set_metadata(model: Any, key: str, value: str | None) -> None:
+def set_metadata(model: ModelProto, key: str, value: str | None) -> None:
     """Make a model say one thing more of itself, or for None one thing less."""
     kept = [(each.key, each.value) for each in model.metadata_props if each.key != key]
     del model.metadata_props[:]
@@ -85,7 +90,7 @@ def set_metadata(model: Any, key: str, value: str | None) -> None:
         model.metadata_props.add(key=name, value=text)
 
 
-def quantised_as(kind: str, model: Any) -> list[str]:
+def quantised_as(kind: str, model: ModelProto) -> list[str]:
     """The tensors that a file quantises while it runs, as "INT8" or as "UINT8" (what its zero points are)."""
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     wanted = getattr(need("onnx", "INT8").TensorProto, kind)
@@ -93,7 +98,7 @@ def quantised_as(kind: str, model: Any) -> list[str]:
     return [node.input[0] for node in quantisers if types.get(node.input[2]) == wanted and node.input[0] not in types]
 
 
-def deciding(graph: Any, output: str) -> str | None:
+def deciding(graph: GraphProto, output: str) -> str | None:
     """The tensor that labels are chosen by: the first input of the last node that does more than cast and reshape."""
     makers = {name: node for node in graph.node for name in node.output}
     node = makers.get(output)
@@ -115,7 +120,7 @@ def require_one_file(path: Path | str) -> Path:
     return Path(path)
 
 
-def _check_external(path: Path, model: Any) -> None:
+def _check_external(path: Path, model: ModelProto) -> None:
     """Every piece lies within a regular file beside the ONNX file."""
     for tensor in (tensor for tensor in _tensors(model) if tensor.external_data):
         about = {entry.key: entry.value for entry in tensor.external_data}
@@ -132,7 +137,7 @@ def _check_external(path: Path, model: Any) -> None:
             raise VssError(f"{path} keeps a tensor beyond the end of {beside}; copy both files again.")
 
 
-def _tensors(model: Any) -> Iterator[Any]:
+def _tensors(model: ModelProto) -> Iterator[TensorProto]:
     graphs = [model.graph]
     nodes = [node for function in model.functions for node in function.node]
     while graphs or nodes:
@@ -146,7 +151,7 @@ def _tensors(model: Any) -> Iterator[Any]:
                 graphs += [attribute.g, *attribute.graphs] if attribute.HasField("g") else attribute.graphs
 
 
-def _check_functions(path: Path, model: Any) -> None:
+def _check_functions(path: Path, model: ModelProto) -> None:
     """No function calls itself, not by way of others either."""
     calls = {(f.domain, f.name): {(node.domain, node.op_type) for node in f.node} for f in model.functions}
     calls = {name: called & calls.keys() for name, called in calls.items()}
@@ -157,23 +162,14 @@ def _check_functions(path: Path, model: Any) -> None:
         calls = {name: called - leaves for name, called in calls.items() if name not in leaves}
 
 
-class Images(Protocol):
-    """What is used of `vss.data.transforms.Preprocess`."""
-
-    @property
-    def mean(self) -> tuple[float, float, float]: ...
-    @property
-    def std(self) -> tuple[float, float, float]: ...
-
-
-def text_of(images: Images, size: tuple[int, int]) -> str:
+def text_of(images: Preprocess, size: tuple[int, int]) -> str:
     """The value of `KEY` in a file that takes images of `size`, (H, W)."""
     values = {"size": list(size), "mean": list(images.mean), "std": list(images.std), "order": ORDER}
     return json.dumps(values)
 
 
 def stated(metadata: Mapping[str, str]) -> dict[str, Any] | None:
-    """{"size", "mean", "std"} of a file's metadata, as `vss.data.transforms.Preprocess` takes them; None where the file
+    """{"size", "mean", "std"} of a file's metadata, as `vss.data.preprocess.Preprocess` takes them; None where the file
     says nothing. Damaged values and another channel order than RGB are refused.
     """
     if KEY not in metadata:
@@ -212,25 +208,25 @@ class View:
     """
 
     onnx: Any
-    model: Any
+    model: ModelProto
     plugins: frozenset[str]
     opset: int = 0
-    nodes: list[Any] = field(default_factory=list)
-    constants: dict[str, Any] = field(default_factory=dict)
-    producer: dict[str, Any] = field(default_factory=dict)
-    consumers: dict[str, list[Any]] = field(default_factory=dict)
+    nodes: list[NodeProto] = field(default_factory=list)
+    constants: dict[str, TensorProto] = field(default_factory=dict)
+    producer: dict[str, NodeProto] = field(default_factory=dict)
+    consumers: dict[str, list[NodeProto]] = field(default_factory=dict)
     types: dict[str, int] = field(default_factory=dict)
     shapes: dict[str, list[int | None]] = field(default_factory=dict)
     functions: frozenset[str] = frozenset()
     targets: tuple[str, ...] = ()
     fault: str = ""
 
-    def of(self, *ops: str) -> Iterator[Any]:
+    def of(self, *ops: str) -> Iterator[NodeProto]:
         """The nodes of the standard domain, of these types where some are named."""
         standard = (node for node in self.nodes if node.domain in ("", "ai.onnx"))
         return (node for node in standard if not ops or node.op_type in ops)
 
-    def attribute(self, node: Any, name: str, default: Any) -> Any:
+    def attribute(self, node: NodeProto, name: str, default: Any) -> Any:
         """Value of an attribute; text as str."""
         for each in node.attribute:
             if each.name == name:
@@ -251,12 +247,12 @@ class View:
         return str(self.onnx.TensorProto.DataType.Name(kind))
 
 
-def label(node: Any) -> str:
+def label(node: NodeProto) -> str:
     """How a node is named to a person: its name, or its type and first output."""
     return node.name or f"{node.op_type} of {node.output[0] if node.output else '?'}"
 
 
-def look(model: Any, *, plugins: Sequence[str] = PLUGINS) -> View:
+def look(model: ModelProto | Path | str, *, plugins: Sequence[str] = PLUGINS) -> View:
     """Read a path or ModelProto into a `View`, with inferred types and shapes."""
     if isinstance(model, str | Path):
         model = load(model)
@@ -295,14 +291,14 @@ def _infer(view: View) -> None:
             view.shapes[value.name] = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
 
 
-def _walk(view: View, graph: Any, opset: int) -> None:
+def _walk(view: View, graph: GraphProto, opset: int) -> None:
     for tensor in graph.initializer:
         view.constants[tensor.name] = tensor
         view.types[tensor.name], view.shapes[tensor.name] = tensor.data_type, list(tensor.dims)
     _add_nodes(view, graph.node, opset)
 
 
-def _add_nodes(view: View, nodes: Iterable[Any], opset: int) -> None:
+def _add_nodes(view: View, nodes: Iterable[NodeProto], opset: int) -> None:
     for node in nodes:
         if node.domain in ("", "ai.onnx"):
             _check_ends(view, node, opset)
@@ -319,7 +315,7 @@ def _add_nodes(view: View, nodes: Iterable[Any], opset: int) -> None:
                 view.types[node.output[0]] = attribute.t.data_type
 
 
-def _check_ends(view: View, node: Any, opset: int) -> None:
+def _check_ends(view: View, node: NodeProto, opset: int) -> None:
     """A node has the inputs and outputs that its op cannot do without; ops that ONNX has not are left to the rules."""
     defs = view.onnx.defs
     for version in ((opset, ""), ()):

@@ -14,6 +14,7 @@ from vss.deploy.onnx_file import PREFIX
 from vss.ops.onnx_nodes import DOMAIN
 
 if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto, ValueInfoProto
     from torch import nn
 
     from vss.deploy.graph import Declared
@@ -23,8 +24,8 @@ FROM_FLOAT = ("float16", "float32")
 
 
 def clean(
-    model: Any, metadata: Mapping[str, str], names: Mapping[str, str] | None = None
-) -> tuple[Any, dict[str, Any]]:
+    model: ModelProto, metadata: Mapping[str, str], names: Mapping[str, str] | None = None
+) -> tuple[ModelProto, dict[str, Any]]:
     """Run every pass, fold constants, drop what nothing reads, sort; write `metadata` as metadata_props.
 
     The exporter's own per-node notes (stack traces with local paths) are dropped with the rest. `names`: of weights in
@@ -159,7 +160,7 @@ PASSES: dict[str, Callable[[Any], int]] = {
 }
 
 
-def _drop_notes(model: Any) -> None:
+def _drop_notes(model: ModelProto) -> None:
     del model.metadata_props[:]
     model.doc_string = ""
     graph = model.graph
@@ -169,7 +170,7 @@ def _drop_notes(model: Any) -> None:
     del graph.metadata_props[:]
 
 
-def check(model: Any, inputs: Mapping[str, Declared], outputs: Mapping[str, Declared]) -> None:
+def check(model: ModelProto, inputs: Mapping[str, Declared], outputs: Mapping[str, Declared]) -> None:
     """onnx.checker with shape inference, and the declared (dtype name, dims), int or symbol per dim, as they were asked
     for.
     """
@@ -184,17 +185,17 @@ def check(model: Any, inputs: Mapping[str, Declared], outputs: Mapping[str, Decl
             raise VssError(f"the exported graph declares {declared}; expected {dict(wanted)}.")
 
 
-def inputs_of(model: Any) -> dict[str, Declared]:
+def inputs_of(model: ModelProto) -> dict[str, Declared]:
     """What a ModelProto declares of its inputs."""
     return {value.name: _declared(need("onnx", "export"), value) for value in model.graph.input}
 
 
-def outputs_of(model: Any) -> dict[str, Declared]:
+def outputs_of(model: ModelProto) -> dict[str, Declared]:
     """What a ModelProto declares of its outputs."""
     return {value.name: _declared(need("onnx", "export"), value) for value in model.graph.output}
 
 
-def _declared(onnx: Any, value: Any) -> Declared:
+def _declared(onnx: Any, value: ValueInfoProto) -> Declared:
     tensor = value.type.tensor_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
     return dtype, tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)
@@ -203,7 +204,7 @@ def _declared(onnx: Any, value: Any) -> Declared:
 # Bodies of standard ops for the plugin nodes of a file: onnxruntime runs them, TensorRT replaces them by its plugins.
 
 
-def add_bodies(model: Any) -> list[str]:
+def add_bodies(model: ModelProto) -> list[str]:
     """Give every plugin node of a ModelProto its body; returns the names of the ops. Raises where there is none."""
     parser = need("onnx", "export").parser
     nodes = {node.op_type: node for node in reversed(model.graph.node) if node.domain == DOMAIN}
@@ -218,7 +219,7 @@ def add_bodies(model: Any) -> list[str]:
     return sorted(nodes)
 
 
-def _seg_argmax(node: Any) -> str:
+def _seg_argmax(node: NodeProto) -> str:
     """Resize, ArgMax, Cast; the size from attributes, or from a second input."""
     corners = next(each.i for each in node.attribute if each.name == "align_corners")
     text = SEG_ARGMAX_LIKE if len(node.input) == 2 else SEG_ARGMAX
@@ -340,7 +341,7 @@ VssMaxUnpool <extra_h, extra_w> (x, places) => (y) {
 }
 """
 """Each value in its phase of a 2x2 window and zero in the other three; odd sizes are padded."""
-BODIES: dict[str, Callable[[Any], str]] = {
+BODIES: dict[str, Callable[[NodeProto], str]] = {
     "VssMaxPool": lambda node: MAX_POOL,
     "VssMaxUnpool": lambda node: MAX_UNPOOL,
     "VssSegArgmax": _seg_argmax,

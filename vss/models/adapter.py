@@ -21,15 +21,7 @@ from vss.models.base import SegModel
 
 
 class Wrapped(SegModel):
-    """A network of another library or of a user; it lives under `net` and its state dict under `net.`.
-
-    Args:
-        net: (N, 3, H, W) -> a tensor, a mapping of tensors, or a sequence of tensors, all (N, K, h, w).
-        num_classes: K of the main output.
-        name: what checkpoints and plans call it.
-        output: key or position of the main output among several.
-        size_multiple: H and W of an input must be multiples of this.
-    """
+    """A network of another library or of a user, see `wrap`; it lives under `net` and its state dict under `net.`."""
 
     def __init__(
         self, net: nn.Module, *, num_classes: int, name: str, output: str | int | None = None, size_multiple: int = 1

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import numpy as np
 from pydantic import Field
@@ -19,6 +19,9 @@ from vss.core.sections import Section
 from vss.deploy.backends import onnx_runner, trt_device
 from vss.deploy.backends.trt_plan import BuildPlan
 from vss.deploy.onnx_file import stated
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def check_finite(session: Session, feed: Mapping[str, np.ndarray], what: str = "
     return found
 
 
-def refuse_nan(model: Any, path: Path) -> None:
+def refuse_nan(model: ModelProto, path: Path) -> None:
     """Weights that are NaN; an engine with labels would hide them."""
     onnx = need("onnx", "looking into ONNX files")
     for tensor in model.graph.initializer:

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from vss.core.errors import VssError, need
 from vss.core.files import atomic, sha256_file
 from vss.deploy.backends.base import INT8_OF_CPUS, Binding, BuildSpec, Session, refuse_nan
 from vss.deploy.onnx_file import RUNTIME, deciding, load, quantised_as, require_one_file, set_metadata
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 LOG = logging.getLogger(__name__)
 SLOW = (
@@ -215,7 +218,7 @@ def _ort_binding(value: Any) -> Binding:
 
 
 @contextlib.contextmanager
-def tapped(model: Any, tensors: Sequence[str], optimisation: str) -> Iterator[Any]:
+def tapped(model: ModelProto, tensors: Sequence[str], optimisation: str) -> Iterator[Any]:
     """An onnxruntime session, on the CPU, of a ModelProto that also gives these tensors."""
     ort = need("onnxruntime", "running ONNX files")
     options = ort.SessionOptions()
@@ -226,7 +229,7 @@ def tapped(model: Any, tensors: Sequence[str], optimisation: str) -> Iterator[An
         yield ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def extended(model: Any, tensors: Sequence[str], path: Path) -> Path:
+def extended(model: ModelProto, tensors: Sequence[str], path: Path) -> Path:
     """Write a model that also gives these tensors."""
     onnx = need("onnx", "looking into ONNX files")
     wider = copy.deepcopy(model)

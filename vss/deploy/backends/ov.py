@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -30,6 +30,9 @@ from vss.deploy.backends.onnx_runner import (
     openvino_core,
 )
 from vss.deploy.onnx_file import RUNTIME, quantised_as
+
+if TYPE_CHECKING:
+    from onnx import GraphProto
 
 DEVICE = "build.openvino.device"
 LOG = logging.getLogger(__name__)
@@ -282,7 +285,7 @@ def _differences(sums: Sequence[float], unsure: float) -> list[float]:
     return [max(0.0, each) for each in found]
 
 
-def _made(graph: Any) -> dict[str, str]:
+def _made(graph: GraphProto) -> dict[str, str]:
     """Node -> the tensor that it makes, of QuantizeLinear and DequantizeLinear the one that it is made of."""
     nodes = {node.output[0]: node for node in graph.node}
     made = {}

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vss.core.config import BuildConfig
 from vss.core.environment import folder_name
@@ -34,6 +34,9 @@ from vss.deploy.backends.trt_flavour import FLAVOURS, TENSORRT_RTX, VERSION, Fla
 from vss.deploy.backends.trt_layers import check_ends, check_types, convolutions, parse_layers, summary
 from vss.deploy.backends.trt_plan import ADDED, OPTIONS, BuildPlan, commands, complete, declared, refuse_unsigned, spans
 from vss.deploy.backends.trt_runner import KIND, SCHEMA, read_about
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 LOG = logging.getLogger(__name__)
 AHEAD_OF_TIME = frozenset({trt_aot.NAME})
@@ -170,12 +173,12 @@ class TensorRTBackend:
         """The GPU that an engine is built for; None where the plan's targets say it."""
         return None if self.flavour.targets else Driver().device()
 
-    def _plugins(self, plan: BuildPlan, model: Any) -> set[str]:
+    def _plugins(self, plan: BuildPlan, model: ModelProto) -> set[str]:
         """Op types that some plugin implements; asked for only where a plan or a file has something of the kind."""
         foreign = model.functions or any(node.domain not in ("", "ai.onnx") for node in model.graph.node)
         return set(self.about(plan)["creators"]) if plan.plugins or plan.aot or foreign else set()
 
-    def _heed_findings(self, onnx: Path, model: Any, names: set[str], plan: BuildPlan) -> None:
+    def _heed_findings(self, onnx: Path, model: ModelProto, names: set[str], plan: BuildPlan) -> None:
         """Refuse what would become another engine than the file says; a builder that needs no GPU judges the rest."""
         tag = self.flavour.tag
         column = tag if tag in lint.FLAVOURS else self.about()["version"].split(".")[0]
@@ -190,7 +193,7 @@ class TensorRTBackend:
         onnx: Path,
         out: Path,
         plan: BuildPlan,
-        model: Any,
+        model: ModelProto,
         device: Device | None,
         found: Mapping[str, Any],
         layers: Mapping[str, Any] | None,
@@ -355,7 +358,7 @@ def failed_checks(engine: Path) -> list[str]:
 
 
 @contextmanager
-def without_bodies(onnx: Path, model: Any, names: set[str], ahead: Set[str] = frozenset()) -> Iterator[Path]:
+def without_bodies(onnx: Path, model: ModelProto, names: set[str], ahead: Set[str] = frozenset()) -> Iterator[Path]:
     """The file to parse: TensorRT prefers a function body to a plugin, so bodies of plugin ops are taken out.
 
     Args:

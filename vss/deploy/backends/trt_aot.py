@@ -11,9 +11,12 @@ import importlib
 import re
 from collections.abc import Set
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vss.core.errors import VssError
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 NAME = "VssSegArgmax"
 SEGMENT, THREADS = 512, 128  # output columns and threads of a block, as csrc/kernels/seg_argmax_tile.h has them
@@ -74,7 +77,7 @@ def register(trt: Any, ptx: Path) -> set[str]:
     return {NAME}
 
 
-def mark_nodes(model: Any, names: Set[str]) -> None:
+def mark_nodes(model: ModelProto, names: Set[str]) -> None:
     """Say on every node of these plugins, in place, in which namespace it is and that it is made ahead of time."""
     from vss.ops.onnx_nodes import DOMAIN
 

@@ -9,10 +9,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vss.core.errors import need
 from vss.deploy.onnx_file import View, look
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto, ValueInfoProto
 
 LINE = re.compile(
     r"Name: (.*?), LayerType: (\w+), Inputs: \[(.*)\], Constants: \[(.*)\], Outputs: \[(.*)\], TacticName: (.*?), "
@@ -85,7 +88,7 @@ class Check:
     sentence: str
 
 
-def check_ends(model: Any, engine: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Check:
+def check_ends(model: ModelProto, engine: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Check:
     """Names, types and shapes of inputs and outputs, {"inputs", "outputs"} of the parsed network, are the file's."""
     constants = {each.name for each in model.graph.initializer}
     wrong: list[str] = []
@@ -99,7 +102,7 @@ def check_ends(model: Any, engine: Mapping[str, Mapping[str, Mapping[str, Any]]]
     return Check("inputs and outputs", not wrong, sentence)
 
 
-def _differs(value: Any, made: Mapping[str, Any]) -> str:
+def _differs(value: ValueInfoProto, made: Mapping[str, Any]) -> str:
     onnx, tensor = need("onnx", "checking engines"), value.type.tensor_type
     kind = onnx.TensorProto.DataType.Name(tensor.elem_type)
     if TENSOR_TYPES.get(kind, kind) != made["dtype"]:
@@ -110,7 +113,7 @@ def _differs(value: Any, made: Mapping[str, Any]) -> str:
     return ""
 
 
-def convolutions(model: Any, layers: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+def convolutions(model: ModelProto, layers: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
     """Convolution of the file -> {"op", "asked", "runs"}, types of `WORDS`.
 
     "asked" is "" where nothing certain is asked: in branches, loops and functions, where another op stands between
@@ -136,7 +139,7 @@ def convolutions(model: Any, layers: Iterable[Mapping[str, Any]]) -> dict[str, d
     return found
 
 
-def asked_of(view: View, node: Any) -> str:
+def asked_of(view: View, node: NodeProto) -> str:
     """The type that a file gives a convolution: Int8 where input and weight come from DequantizeLinear, else that of
     the weight as it is read; "" where quantisation is not that plain."""
     makers = [view.producer.get(name) for name in node.input[:2]]

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 
@@ -21,6 +21,9 @@ from vss.core.errors import VssError
 from vss.deploy import onnx_file
 from vss.deploy.backends.trt_device import Device, sm
 from vss.deploy.backends.trt_flavour import VERSION, Flavour
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 Shape = tuple[int, ...]
 HARDWARE = {"NONE": "none", "SAME_COMPUTE_CAPABILITY": "sameComputeCapability", "AMPERE_PLUS": "ampere+"}
@@ -226,7 +229,7 @@ def dry_commands(plan: BuildPlan, onnx: Path, out: Path, flavour: Flavour) -> di
     return commands(plan, onnx, out, cache, flavour)
 
 
-def complete(plan: BuildPlan, model: Any, device: Device | None) -> BuildPlan:
+def complete(plan: BuildPlan, model: ModelProto, device: Device | None) -> BuildPlan:
     """The plan with what was left to us: one profile for free dimensions, the timing cache of this device."""
     changes: dict[str, Any] = {}
     if not plan.profiles:
@@ -238,7 +241,7 @@ def complete(plan: BuildPlan, model: Any, device: Device | None) -> BuildPlan:
     return plan.model_copy(update=changes)
 
 
-def refuse_unsigned(path: Path, model: Any, flavour: Flavour) -> None:
+def refuse_unsigned(path: Path, model: ModelProto, flavour: Flavour) -> None:
     """An INT8 file for runtimes on CPUs: TensorRT refuses it, or makes of it what nobody asked for."""
     if unsigned := onnx_file.quantised_as("UINT8", model):
         raise VssError(
@@ -248,7 +251,7 @@ def refuse_unsigned(path: Path, model: Any, flavour: Flavour) -> None:
         )
 
 
-def declared(model: Any) -> dict[str, list[int | str]]:
+def declared(model: ModelProto) -> dict[str, list[int | str]]:
     """Input name -> dims, int or symbol."""
     constants = {each.name for each in model.graph.initializer}
     return {

@@ -43,6 +43,8 @@ from vss.prune.apply import cut
 from vss.prune.plan import Group, Slot
 
 if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto
+
     from vss.data.preprocess import Preprocess
 
 
@@ -80,7 +82,7 @@ class SlicedVariants:
             self._onnx.save(model, str(temporary))
         return path
 
-    def graph(self, widths: Sequence[int], *, empty: bool = False) -> Any:
+    def graph(self, widths: Sequence[int], *, empty: bool = False) -> ModelProto:
         """The ModelProto of those widths; with `empty`, sliced initializers are declared as inputs without values."""
         onnx = self._onnx
         model = onnx.ModelProto()
@@ -102,7 +104,7 @@ class SlicedVariants:
         self._regroup(model, widths)
         return model
 
-    def _skeleton(self) -> Any:
+    def _skeleton(self) -> ModelProto:
         if not hasattr(self, "_bare"):
             self._bare = self._onnx.ModelProto()
             self._bare.CopyFrom(self.model)
@@ -118,7 +120,7 @@ class SlicedVariants:
             stay[slot.dim][start:end] = False
         return [np.flatnonzero(each) for each in stay]
 
-    def _regroup(self, model: Any, widths: Sequence[int]) -> None:
+    def _regroup(self, model: ModelProto, widths: Sequence[int]) -> None:
         """Grouped convolutions lose whole groups, as in `vss.prune.apply`."""
         for node in model.graph.node:
             if node.op_type in OUT_DIM and len(node.input) > 1 and node.input[1] in self._slots:
@@ -128,7 +130,7 @@ class SlicedVariants:
                         attribute.i = attribute.i * len(self._kept(weight, widths)[0]) // self._values[weight].dims[0]
 
 
-def _slots_by_initializer(graph: Any, groups: Sequence[Group]) -> dict[str, list[tuple[int, Slot]]]:
+def _slots_by_initializer(graph: GraphProto, groups: Sequence[Group]) -> dict[str, list[tuple[int, Slot]]]:
     """Initializer -> (index of group, slot); biases without a parameter's name follow their layer's outputs."""
     names = {each.name for each in graph.initializer}
     slots: dict[str, list[tuple[int, Slot]]] = defaultdict(list)

@@ -35,6 +35,8 @@ from vss.prune.latency import Affine
 from vss.prune.plan import Group
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
+
     from vss.data.preprocess import Preprocess
 CYCLES_PER_SECOND = 2e9
 HELD_BACK = 1.5
@@ -65,7 +67,7 @@ class OnnxSubject:
         pixels = np.random.default_rng(0).integers(0, 256, (setting.batch, *size, 3), dtype=np.uint8)
         self._feed, self._graph = {"image": pixels}, Graph.of(self._model([g.channels for g in self.groups]))
 
-    def _model(self, widths: Sequence[int]) -> Any:
+    def _model(self, widths: Sequence[int]) -> ModelProto:
         import onnx
 
         if isinstance(self.variants, SlicedVariants):

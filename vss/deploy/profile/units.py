@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from vss.core.errors import VssError, need
 from vss.deploy.backends.trt_layers import type_of
 from vss.deploy.bench import pinned as on_cores
 from vss.deploy.onnx_file import PREFIX
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
 
 
 class Profiled(Protocol):
@@ -77,18 +80,18 @@ class Shape:
 class Graph:
     """The nodes of an exported file by name and by what they make."""
 
-    nodes: dict[str, Any] = field(default_factory=dict)
-    makers: dict[str, Any] = field(default_factory=dict)
+    nodes: dict[str, NodeProto] = field(default_factory=dict)
+    makers: dict[str, NodeProto] = field(default_factory=dict)
     weights: set[str] = field(default_factory=set)
 
     @classmethod
-    def of(cls, model: Any) -> Graph:
+    def of(cls, model: ModelProto) -> Graph:
         """Of an onnx ModelProto as `vss.deploy.export` writes it."""
         nodes = {node.name: node for node in model.graph.node}
         makers = {name: node for node in model.graph.node for name in node.output if name}
         return cls(nodes, makers, {each.name for each in model.graph.initializer})
 
-    def unit(self, node: Any) -> str:
+    def unit(self, node: NodeProto) -> str:
         """Name of the unit that a node of this graph is."""
         weight = node.input[1] if node.op_type in LAYERS and len(node.input) > 1 else ""
         if weight.startswith(PREFIX):
@@ -131,7 +134,7 @@ class Graph:
         macs = {unit: sizes[unit].macs for unit in heavy}
         return {unit: count / sum(macs.values()) for unit, count in macs.items()}
 
-    def _before_activations(self, tensor: str) -> Any:
+    def _before_activations(self, tensor: str) -> NodeProto:
         """The layer whose fused activation made a tensor."""
         node = self.makers[tensor]
         while node.op_type in ACTIVATIONS and node.input[0] in self.makers:
@@ -139,7 +142,7 @@ class Graph:
         return node
 
 
-def unit_shapes(model: Any, batch: int, item: int = 4) -> dict[str, Shape]:
+def unit_shapes(model: ModelProto, batch: int, item: int = 4) -> dict[str, Shape]:
     """Every unit and every tensor (`tensor:NAME`) of an exported graph with static sizes and `batch` images of `item`
     bytes an element; initializers may be declared as inputs without values (`SlicedVariants.graph(empty=True)`).
     """
@@ -164,7 +167,7 @@ def unit_shapes(model: Any, batch: int, item: int = 4) -> dict[str, Shape]:
     return found
 
 
-def _shape(node: Any, shapes: dict[str, tuple[int, ...]], weights: set[str], item: int) -> Shape:
+def _shape(node: NodeProto, shapes: dict[str, tuple[int, ...]], weights: set[str], item: int) -> Shape:
     read = [shapes.get(name, ()) for name in node.input if name and name not in weights]
     held = [shapes[name] for name in node.input if name in weights]
     made = shapes.get(node.output[0], ())

@@ -11,13 +11,16 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vss.core.errors import VssError, need, quiet, unknown
 from vss.deploy.backends.ort import tapped
 from vss.deploy.onnx_file import load
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 STANDARD = ("", "ai.onnx")
@@ -50,12 +53,12 @@ class Layer:
 class Net:
     """A ModelProto with its edges. Every node gets a name if it has none; nothing else is changed."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: ModelProto) -> None:
         self.model = model
-        self.nodes: list[Any] = list(model.graph.node)
+        self.nodes: list[NodeProto] = list(model.graph.node)
         self.constants = {tensor.name for tensor in model.graph.initializer}
-        self.producer: dict[str, Any] = {}
-        self.consumers: dict[str, list[Any]] = {}
+        self.producer: dict[str, NodeProto] = {}
+        self.consumers: dict[str, list[NodeProto]] = {}
         taken = {node.name for node in self.nodes}
         for index, node in enumerate(self.nodes):
             if not node.name:
@@ -93,7 +96,7 @@ class Net:
         start = (self.producer[tensor] for tensor in self.outputs if tensor in self.producer)
         return self._edge(start, lambda node: (self.producer[t] for t in node.input if t in self.producer))
 
-    def _edge(self, start: Iterable[Any], neighbours: Callable[[Any], Iterable[Any]]) -> set[str]:
+    def _edge(self, start: Iterable[NodeProto], neighbours: Callable[[NodeProto], Iterable[NodeProto]]) -> set[str]:
         """Layers that a walk meets first."""
         by_node = {layer.node: layer.name for layer in self.layers}
         queue, visited, found = list(start), set[str](), set[str]()
@@ -139,14 +142,14 @@ def _free(name: str, taken: set[str]) -> str:
     return name
 
 
-def _layer_name(node: Any) -> str:
+def _layer_name(node: NodeProto) -> str:
     """`model.encoder.0.weight` -> `encoder.0`."""
     weight = str(node.input[1])
     path = weight.removeprefix("model.").removesuffix(".weight")
     return path if weight.endswith(".weight") and path else str(node.name)
 
 
-def read_onnx(path: Path | str) -> Any:
+def read_onnx(path: Path | str) -> ModelProto:
     """A ModelProto that can be worked on; a file that is none, and operators that nothing defines, are refused."""
     onnx = need("onnx", "reading ONNX files")
     model = load(path)
@@ -159,7 +162,7 @@ def read_onnx(path: Path | str) -> Any:
     return model
 
 
-def _unknown_ops(onnx: Any, model: Any) -> Iterator[tuple[str, str]]:
+def _unknown_ops(onnx: Any, model: ModelProto) -> Iterator[tuple[str, str]]:
     functions = {(each.domain, each.name) for each in model.functions}
     versions = {each.domain: each.version for each in model.opset_import}
     for node in model.graph.node:
@@ -169,7 +172,7 @@ def _unknown_ops(onnx: Any, model: Any) -> Iterator[tuple[str, str]]:
             yield node.name or node.output[0], f"{node.domain + '.' if node.domain else ''}{node.op_type}"
 
 
-def sort_nodes(model: Any) -> None:
+def sort_nodes(model: ModelProto) -> None:
     """Put the nodes of a ModelProto into an order in which they can run, stable, in place."""
     made = {value.name for value in (*model.graph.input, *model.graph.initializer)} | {""}
     waiting, done = list(model.graph.node), []
@@ -229,7 +232,7 @@ def kept_nodes(net: Net, layers: Iterable[str] = ()) -> set[str]:
     return kept | chain | {node.name for node in net.nodes if node.op_type in KEEP}
 
 
-def to_fp16(model: Any, keep: Iterable[str]) -> Any:
+def to_fp16(model: ModelProto, keep: Iterable[str]) -> ModelProto:
     """A converted copy whose inputs and outputs have their types still; nodes named in `keep` stay in float32."""
     float16 = need("onnxruntime.transformers.float16", "FP16")
     with quiet(float16.logger.name):
@@ -239,7 +242,7 @@ def to_fp16(model: Any, keep: Iterable[str]) -> Any:
     return tidy(converted)
 
 
-def tidy(model: Any) -> Any:
+def tidy(model: ModelProto) -> ModelProto:
     """Mend what the converter leaves behind, in place: it casts one tensor once per reader, under one name, which is no
     valid graph; and it rounds what passes from one float32 node to the next to float16 and back.
     """
@@ -269,13 +272,13 @@ def tidy(model: Any) -> Any:
     return model
 
 
-def _casts(node: Any, to: int) -> bool:
+def _casts(node: NodeProto, to: int) -> bool:
     """Whether a node is a cast to that type which the converter has put in."""
     added = node.name.endswith(("_cast_to_fp32_node", "_cast_to_fp16_node")) or node.name.startswith("graph_")
     return bool(node.op_type == "Cast" and added and node.attribute[0].i == to)
 
 
-def _alive(nodes: Sequence[Any], outputs: set[str]) -> list[Any]:
+def _alive(nodes: Sequence[NodeProto], outputs: set[str]) -> list[NodeProto]:
     """Without casts that nothing reads."""
     while True:
         read = outputs | {name for node in nodes for name in node.input}

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from vss.deploy.parity import Images, Tolerance, noise, parity
 from vss.deploy.quantize.layers import Net, check_names, kept_nodes, overflow, read_onnx, to_fp16
 from vss.deploy.quantize.qdq import Placement, insert, observed, place, tied
 from vss.deploy.quantize.ranges import Ranges
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 GRAPH_OPTIONS = ("preprocess", "labels", "labels_dtype")
 Measure = Callable[[Path, list[str]], Ranges]
@@ -86,7 +89,7 @@ class Precision:
 
 @dataclass
 class _Typed:
-    model: Any
+    model: ModelProto
     int8: list[str] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
     """layer -> why it is not in INT8, or not in float16."""
@@ -169,7 +172,7 @@ def _metadata(precision: Precision, typed: _Typed) -> dict[str, str]:
     return {key: value for key, value in data.items() if value}
 
 
-def _check_legal(onnx: Any, model: Any, source: Path, precision: Precision) -> None:
+def _check_legal(onnx: Any, model: ModelProto, source: Path, precision: Precision) -> None:
     """Valid ONNX, and nothing in its Q/DQ that TensorRT refuses, unless the target wants what that does."""
     try:
         onnx.checker.check_model(model, full_check=True)

@@ -14,13 +14,16 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vss.core.errors import VssError, need
 from vss.deploy.backends.base import Int8
 from vss.deploy.quantize.layers import Net, check_names, sort_nodes
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
 
 Edge = tuple[str, int]
 """Name of a node and the index of one of its inputs."""
@@ -106,7 +109,7 @@ def _passed_on(net: Net, tensor: str) -> set[str]:
     return {tensor}.union(*(_passed_on(net, pool.output[0]) for pool in pools))
 
 
-def skip_of(net: Net, node: Any, quantised: set[str]) -> int | None:
+def skip_of(net: Net, node: NodeProto, quantised: set[str]) -> int | None:
     """Index of the skip branch of a residual addition; None when it is none.
 
     The other branch is the result of a quantised layer that nothing else reads; of two such layers the deeper one, so
@@ -157,7 +160,7 @@ def observed(net: Net) -> list[str]:
     return [name for name in order if name in wanted]
 
 
-def _activations(net: Net, node: Any) -> list[str]:
+def _activations(net: Net, node: NodeProto) -> list[str]:
     return [name for name in node.input if name and name not in net.constants]
 
 
@@ -188,7 +191,9 @@ def lower_ends(net: Net, placement: Placement, values: Mapping[str, float], styl
     return {name: 0.0 if name in zero else -value for name, value in values.items()}
 
 
-def insert(net: Net, placement: Placement, values: Mapping[str, float], path: Path, style: Int8 = SYMMETRIC) -> Any:
+def insert(
+    net: Net, placement: Placement, values: Mapping[str, float], path: Path, style: Int8 = SYMMETRIC
+) -> ModelProto:
     """The quantised ModelProto; `values` holds the range of every tensor that an edge of the placement reads."""
     onnx, quantization = need("onnx", "INT8"), need("onnxruntime.quantization", "INT8")
     values = tied(placement, values)
@@ -236,7 +241,7 @@ def _write_ranges(low: Mapping[str, float], high: Mapping[str, float], path: Pat
     calibrate.save_tensors_data(calibrate.TensorsData(calibrate.CalibrationMethod.MinMax, data), path)
 
 
-def give_back(model: Any, edges: set[Edge], constants: set[str]) -> Any:
+def give_back(model: ModelProto, edges: set[Edge], constants: set[str]) -> ModelProto:
     """Connect every reader that is not among `edges` with the tensor as it was before its Q/DQ pair: onnxruntime
     quantises a tensor for all of its readers. Pairs that nothing reads any more go.
     """
@@ -253,7 +258,7 @@ def give_back(model: Any, edges: set[Edge], constants: set[str]) -> Any:
     return model
 
 
-def _give_one_reader(model: Any, layers: set[str]) -> None:
+def _give_one_reader(model: ModelProto, layers: set[str]) -> None:
     """Put a LeakyRelu of slope 1 behind every layer without a bias whose result has several readers."""
     onnx = need("onnx", "INT8")
     reads = [*(name for node in model.graph.node for name in node.input), *(value.name for value in model.graph.output)]
@@ -266,7 +271,7 @@ def _give_one_reader(model: Any, layers: set[str]) -> None:
     sort_nodes(model)
 
 
-def _before_pair(producer: Mapping[str, Any], name: str) -> str | None:
+def _before_pair(producer: Mapping[str, NodeProto], name: str) -> str | None:
     dequantize = producer.get(name)
     if dequantize is None or dequantize.op_type != "DequantizeLinear":
         return None
@@ -274,7 +279,7 @@ def _before_pair(producer: Mapping[str, Any], name: str) -> str | None:
     return quantize.input[0] if quantize is not None and quantize.op_type == "QuantizeLinear" else None
 
 
-def _drop_dead_pairs(model: Any) -> None:
+def _drop_dead_pairs(model: ModelProto) -> None:
     outputs = {value.name for value in model.graph.output}
     while True:
         read = outputs | {name for node in model.graph.node for name in node.input}

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from vss.core.files import read_json, write_json
 from vss.deploy.backends import BACKENDS
 from vss.deploy.backends.ort import extended, tapped
 from vss.deploy.quantize.layers import Net, read_onnx
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 KIND, SCHEMA = "vss.precision_choice", 1
 Score = Callable[[Sequence[str]], float]
@@ -171,7 +174,7 @@ def _there(tensor: str, names: set[str]) -> str:
 
 
 def _error(
-    models: Sequence[Any], here: str, there: str, feed: Mapping[str, np.ndarray], optimisation: str, runtime: str
+    models: Sequence[ModelProto], here: str, there: str, feed: Mapping[str, np.ndarray], optimisation: str, runtime: str
 ) -> float:
     with tapped(models[0], [here], "disabled") as session:
         expected = session.run([here], dict(feed))[0]
