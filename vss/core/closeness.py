@@ -24,7 +24,7 @@ AGREEMENT = 0.999  # share of the places that have the same label
 Outputs = Callable[["nn.Module", Example], Sequence["Tensor"]]
 
 
-def refuse_not_finite(values: Iterable[Any], what: str, advice: str) -> None:
+def refuse_not_finite(values: Iterable[object], what: str, advice: str) -> None:
     """Raise `NotFinite` unless every value of all these arrays or tensors is a number: NaN has an argmax too."""
     import torch
 

@@ -122,7 +122,7 @@ def input_channels(model: nn.Module) -> int:
     return said if said is not None else first
 
 
-def own_attribute(model: Any, name: str, kind: type[T]) -> T | None:
+def own_attribute(model: object, name: str, kind: type[T]) -> T | None:
     """An attribute that vss gives a meaning; a foreign network's, of another type, is none."""
     value = getattr(model, name, None)
     return value if isinstance(value, kind) and not isinstance(value, bool) else None

@@ -127,7 +127,7 @@ def write_error(path: Path, error: OSError) -> VssError:
     return VssError(f"{path} cannot be written ({error.strerror or error}); {space}choose another place.")
 
 
-def write_json(path: Path | str, data: Mapping[str, Any], *, sealed: bool = False) -> Path:
+def write_json(path: Path | str, data: Mapping[str, object], *, sealed: bool = False) -> Path:
     """Write JSON atomically, stable key order as given, NaN refused; `sealed` adds the hash of the content."""
     if sealed:
         data = {**data, "sha256": sha256_json(data)}
@@ -212,7 +212,7 @@ def parse_json(text: str | bytes, *, source: str, kind: str, finite: bool = True
     return data
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     result = dict(pairs)
     if len(result) < len(pairs):
         names = [name for name, _ in pairs]
@@ -225,9 +225,9 @@ def _finite_floats(values: list[Any]) -> bool:
     return set(map(type, values)) == {float} and math.isfinite(sum(values))
 
 
-def bounded(data: Any, *, source: str, finite: bool = True) -> None:
+def bounded(data: object, *, source: str, finite: bool = True) -> None:
     """Refuse values nested deeper than `MAX_DEPTH`, integers beyond 64 bits, and NaN or infinity where `finite`."""
-    level = [data]
+    level: list[Any] = [data]
     for _ in range(MAX_DEPTH):
         below: list[Any] = []
         for value in level:
@@ -284,7 +284,7 @@ def sha256_artefact(root: Path, artefact: Mapping[str, Any]) -> dict[str, Any]:
     return {**artefact, "sha256": {role: sha256_file(root / name) for role, name in artefact["files"].items()}}
 
 
-def sha256_json(data: Any) -> str:
+def sha256_json(data: object) -> str:
     """Hex SHA-256 of canonical JSON (sorted keys, no spaces)."""
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 

@@ -97,7 +97,7 @@ class Registry(Generic[T]):
         return sorted(alias for alias, target in self._aliases.items() if target == name)
 
 
-def checked_options(owner: str, annotations: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def checked_options(owner: str, annotations: Mapping[str, Any], options: Mapping[str, object]) -> dict[str, Any]:
     """Options by their annotations, `Annotated[float, Field(ge=0)]` with its range; a list stands for a tuple.
 
     Args:
@@ -126,7 +126,7 @@ def checked_options(owner: str, annotations: Mapping[str, Any], options: Mapping
     return result
 
 
-def _tuples(value: Any) -> Any:
+def _tuples(value: object) -> object:
     return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
@@ -167,7 +167,7 @@ def load_entry_points() -> None:
         point.load()
 
 
-def lazy_names(package: str, modules: Mapping[str, Iterable[str]]) -> Callable[[str], Any]:
+def lazy_names(package: str, modules: Mapping[str, Iterable[str]]) -> Callable[[str], object]:
     """The `__getattr__` of `package` (PEP 562), whose `modules` (relative) define those names: one is imported when
     somebody asks for such a name.
 
@@ -175,7 +175,7 @@ def lazy_names(package: str, modules: Mapping[str, Iterable[str]]) -> Callable[[
     """
     homes = {name: f"{package}.{module}" for module, names in modules.items() for name in names}
 
-    def find(name: str) -> Any:
+    def find(name: str) -> object:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(homes[name]), name)

@@ -146,7 +146,7 @@ class Artefact(_Part):
     """What was built for one row: runtime, `BuildSpec` as a dictionary, role -> file below the report, and its hash."""
 
     backend: str
-    spec: dict[str, Any] = {}
+    spec: dict[str, object] = {}
     files: dict[str, Annotated[str, AfterValidator(_relative)]]
     sha256: dict[str, str]
 
@@ -205,14 +205,14 @@ class Judged(BaseModel):
         return self
 
 
-def _checks_are_whole(gate: dict[str, Any]) -> dict[str, Any]:
+def _checks_are_whole(gate: dict[str, object]) -> dict[str, object]:
     for check in TypeAdapter(list[Judged]).validate_python(gate.get("checks", []), strict=True):
         if "baseline" in check.model_fields_set and not (check.what and check.metric):
             raise ValueError("a check without a name or figure")
     return gate
 
 
-def _sessions_are_whole(bench: dict[str, Any]) -> dict[str, Any]:
+def _sessions_are_whole(bench: dict[str, object]) -> dict[str, object]:
     for part in (bench, *(value for value in bench.values() if isinstance(value, Mapping))):
         TypeAdapter(dict[str, Session] | None).validate_python(part.get("sessions"), strict=True)
     return bench
@@ -229,8 +229,8 @@ class Report(_Part):
     seconds: float | None = None
     command: str | list[str] | None = None
     protocol: str | None = None
-    environment: dict[str, Any] = {}
-    recipe: dict[str, Any] = {}
+    environment: dict[str, object] = {}
+    recipe: dict[str, object] = {}
     inputs: dict[str, str] = {}
     steps: list[Step] = []
     rows: list[Row] = []
@@ -246,13 +246,13 @@ class Report(_Part):
     decisions: dict[str, Decisions] = {}
     panels: list[Panel] = []
     defects: list[Defect] = []
-    checks: dict[str, Any] = {}
-    bench: Annotated[dict[str, Any], AfterValidator(_sessions_are_whole)] = {}
-    gate: Annotated[dict[str, Any], AfterValidator(_checks_are_whole)] = {}
-    precision: dict[str, Any] = {}
-    plan: dict[str, Any] = {}
-    export: dict[str, Any] = {}
-    inspector: dict[str, Any] = {}
+    checks: dict[str, object] = {}
+    bench: Annotated[dict[str, object], AfterValidator(_sessions_are_whole)] = {}
+    gate: Annotated[dict[str, object], AfterValidator(_checks_are_whole)] = {}
+    precision: dict[str, object] = {}
+    plan: dict[str, object] = {}
+    export: dict[str, object] = {}
+    inspector: dict[str, object] = {}
     artefacts: dict[str, Artefact] = {}
     built: list[Built] = []
     nulls: dict[str, str] = {}
@@ -280,7 +280,7 @@ class Report(_Part):
         return self
 
 
-def write_report(path: Path | str, data: Mapping[str, Any] | Report) -> Path:
+def write_report(path: Path | str, data: Mapping[str, object] | Report) -> Path:
     """Check the structure and write it whole or not at all; raises `VssError` naming the key that is wrong.
 
     Paths become text, numpy scalars and arrays become numbers and lists, NaN and infinities become null and are listed
@@ -299,7 +299,7 @@ def read_report(path: Path | str) -> dict[str, Any]:
     return _check(read_json(path, kind=KIND, schema=SCHEMA), str(path))
 
 
-def _check(data: Mapping[str, Any], what: str) -> dict[str, Any]:
+def _check(data: Mapping[str, object], what: str) -> dict[str, Any]:
     try:
         report = Report.model_validate(data)
     except ValidationError as error:

@@ -6,7 +6,7 @@ import math
 import typing
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Side = Annotated[int, Field(ge=1, le=16384)]
 Colour = tuple[float, float, float]
@@ -25,13 +25,13 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _true_is_no_number(cls, value: Any, info: Any) -> Any:
-        if isinstance(value, bool) and not _takes_bool(cls.model_fields[info.field_name].annotation):
+    def _true_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, bool) and not _takes_bool(cls.model_fields[str(info.field_name)].annotation):
             raise ValueError("Input should be no truth value")
         return value
 
 
-def _takes_bool(annotation: Any) -> bool:
+def _takes_bool(annotation: object) -> bool:
     return annotation in (bool, Any) or any(_takes_bool(part) for part in typing.get_args(annotation))
 
 
@@ -71,7 +71,7 @@ class DataOptions(Section):
 
     @field_validator("colors", mode="before")
     @classmethod
-    def _triples(cls, value: Any) -> Any:
+    def _triples(cls, value: object) -> object:
         """`R,G,B` of a flag is a text."""
         if not isinstance(value, dict):
             return value
@@ -79,7 +79,7 @@ class DataOptions(Section):
 
     @field_validator("label_map", mode="after")
     @classmethod
-    def _numbers(cls, value: str | dict[int | str, int | str]) -> Any:
+    def _numbers(cls, value: str | dict[int | str, int | str]) -> object:
         """JSON has no numbers for keys: `"255"` is 255."""
         if isinstance(value, str):
             return value

@@ -12,7 +12,7 @@ import copy
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -21,7 +21,8 @@ from vss.core.errors import SHOWN, VssError, fault, one_line, shown, unknown
 from vss.core.files import MAX_DEPTH, bounded, read_text
 
 MAX_YAML, MAX_NODES = 256 << 10, 50_000  # bytes, values
-Override = str | tuple[str, Any]
+M = TypeVar("M", bound=BaseModel)
+Override = str | tuple[str, object]
 """`a.b=c`, where c is YAML, or the dotted key and the value itself."""
 
 _SCALARS = {
@@ -62,12 +63,12 @@ Dumper.yaml_implicit_resolvers = {
 Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
 
 
-def dump(data: Any) -> str:
+def dump(data: object) -> str:
     """YAML that `Loader` and readers of YAML 1.1 read alike, keys in the given order."""
     return yaml.dump(data, Dumper=Dumper, sort_keys=False)
 
 
-def flow(value: Any) -> str:
+def flow(value: object) -> str:
     """A value on one line, as `dump` would quote it."""
     text = yaml.dump(value, Dumper=Dumper, sort_keys=False, default_flow_style=True, width=1 << 20)
     return text.removesuffix("\n").removesuffix("\n...")
@@ -102,7 +103,7 @@ def parse_yaml(text: str, *, source: str) -> Any:
     return data
 
 
-def _node_size(node: Any, seen: dict[int, int], above: set[int]) -> int:
+def _node_size(node: yaml.Node, seen: dict[int, int], above: set[int]) -> int:
     """How many values a YAML node stands for once its aliases are written out."""
     if id(node) in seen:
         return seen[id(node)]
@@ -135,7 +136,7 @@ def read_yaml(path: Path | str, *, kind: str) -> dict[str, Any]:
     return data
 
 
-def assignment(setting: str, flag: str = "--set") -> tuple[str, Any]:
+def assignment(setting: str, flag: str = "--set") -> tuple[str, object]:
     """The key and the value of `key=value`, whose value is YAML; every override that is a text is read here."""
     key, equals, text = setting.partition("=")
     if not equals or not key:
@@ -143,7 +144,7 @@ def assignment(setting: str, flag: str = "--set") -> tuple[str, Any]:
     return key, parse_yaml(text, source=f"{flag} {one_line(setting, SHOWN)}")
 
 
-def overridden(data: Mapping[str, Any], overrides: Iterable[Override]) -> dict[str, Any]:
+def overridden(data: Mapping[str, object], overrides: Iterable[Override]) -> dict[str, Any]:
     """A deep copy of nested dictionaries with dotted keys set, in the given order."""
     top: dict[str, Any] = copy.deepcopy(dict(data))
     for each in overrides:
@@ -158,7 +159,7 @@ def overridden(data: Mapping[str, Any], overrides: Iterable[Override]) -> dict[s
     return top
 
 
-def parse(kind: type[BaseModel], data: dict[str, Any], *, source: str, flags: Mapping[str, str] | None = None) -> Any:
+def parse(kind: type[M], data: Mapping[str, object], *, source: str, flags: Mapping[str, str] | None = None) -> M:
     """Validate into `kind`; the first fault becomes one sentence, which names the flag of a key that has one."""
     try:
         return kind.model_validate(data)

@@ -238,10 +238,10 @@ class SegData:
             raise BadSampleError(f"mask {path} {error}: fix the mask or the list of classes.") from error
 
     @functools.cached_property
-    def meaning(self) -> list[Any]:
+    def meaning(self) -> list[object]:
         """JSON-able: the classes in order, and which class each stored value is: a list over 0..255, None where no
         class owns it, or the table of values beyond those."""
-        owners: list[Any] = [self.owner(value) for value in range(256)]
+        owners: list[object] = [self.owner(value) for value in range(256)]
         if isinstance(self.decode, ValueTable):
             owners = sorted(self.decode.pairs.items())
         return [list(self.class_names), self.ignore_index, owners]

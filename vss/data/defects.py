@@ -156,7 +156,7 @@ class _Plain(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> NoReturn:
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
-    def persistent_load(self, pid: Any) -> NoReturn:
+    def persistent_load(self, pid: object) -> NoReturn:
         raise pickle.UnpicklingError("it asks for an object outside the file")
 
 
@@ -177,7 +177,7 @@ def read_split_file(path: Path | str) -> dict[str, dict[str, bool]]:
     return {name: _part(path, part) for name, part in zip(("train", "test"), value, strict=True)}
 
 
-def _load(path: Path, data: bytes) -> Any:
+def _load(path: Path, data: bytes) -> object:
     try:
         for code, value, _ in pickletools.genops(data):
             if code.name in PLACES and int(str(value)) > MAX_BYTES:
@@ -196,7 +196,7 @@ def _load(path: Path, data: bytes) -> Any:
         raise VssError(f"split file {path} is damaged ({error}); get the published file again.") from error
 
 
-def _part(path: Path, part: Any) -> dict[str, bool]:
+def _part(path: Path, part: object) -> dict[str, bool]:
     if not isinstance(part, list | tuple):
         raise _structure(path)
     found: dict[str, bool] = {}

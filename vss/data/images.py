@@ -26,7 +26,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -92,7 +92,7 @@ class MaskSource(ABC):
     def size(self) -> tuple[int, int]:
         """(H, W) without reading the pixels. Raises `BadSampleError`."""
 
-    def about(self) -> Any:
+    def about(self) -> object:
         """JSON-able: what `stored` depends on beside the bytes of `file`."""
         return None
 

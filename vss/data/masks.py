@@ -93,7 +93,7 @@ class PanopticFile(ColourFile):
         values = np.array([table[int(number)] for number in numbers], np.uint8)
         return values[inverse].reshape(rgb.shape[:2])
 
-    def about(self) -> Any:
+    def about(self) -> object:
         return sorted(self.segments.items())
 
 
@@ -159,7 +159,7 @@ class Drawn(MaskSource):
     def size(self) -> tuple[int, int]:
         return self.height, self.width
 
-    def about(self) -> Any:
+    def about(self) -> object:
         return [self.height, self.width, [list(shape.plain()) for shape in self.shapes]]
 
 
@@ -194,7 +194,7 @@ def run_region(runs: Mapping[str, Any], height: int, width: int) -> np.ndarray:
     return np.asarray(region.view(bool))
 
 
-def runs_of(counts: Any) -> np.ndarray:
+def runs_of(counts: object) -> np.ndarray:
     """(n,) int64: pixels outside and inside by turns, of a list of COCO or its text (`rleFrString` in maskApi.c).
 
     Raises `ValueError` for what is neither.

@@ -27,7 +27,7 @@ DEFECT_COUNTS = {"train": 240, "test": 100}
 STREETS, DEFECTS = {"train": 0, "val": 1, "test": 2}, {"train": 10, "test": 11}
 """Split -> number of its stream of random numbers."""
 Range = int | tuple[int, int]
-Files = dict[str, tuple[np.ndarray, dict[str, Any]]]
+Files = dict[str, tuple[np.ndarray, dict[str, int]]]
 """Path in the set -> pixels and how Pillow saves them."""
 
 
@@ -128,7 +128,7 @@ def _check_arguments(counts: Mapping[str, int], size: tuple[Range, Range], split
         raise VssError(f"size {size} came; expected (H, W), each a number or a (low, high) range of at least 32.")
 
 
-def _is_there(root: Path, manifest: Mapping[str, Any]) -> bool:
+def _is_there(root: Path, manifest: Mapping[str, object]) -> bool:
     """True when `root` is this very set; raises when it holds something else."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False

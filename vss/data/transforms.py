@@ -71,7 +71,7 @@ class Augment(BaseModel):
 @functools.lru_cache(maxsize=16)
 def _pipeline(augment: Augment, preprocess: Preprocess) -> v2.Transform:
     """The part after scaling. Transforms hold no state, so they are built once."""
-    fill: dict[Any, Any] = {
+    fill: dict[type, int | list[int]] = {
         tv_tensors.Image: [round(255 * value) for value in preprocess.mean],
         tv_tensors.Mask: IGNORE,
     }

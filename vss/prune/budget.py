@@ -107,7 +107,7 @@ def _counter(weight: str, positions: dict[str, int]) -> Callable[..., None]:
 def _attention_counter(name: str, positions: dict[str, int]) -> Callable[..., None]:
     """Of the projections of an `nn.MultiheadAttention`, which it does not call as layers."""
 
-    def hook(module: Any, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Any) -> None:
+    def hook(module: Any, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: object) -> None:
         given = dict(zip(("query", "key", "value"), inputs, strict=False)) | named
         tokens = [math.prod(given[key].shape[:-1]) for key in ("query", "key", "value")]
         if module.in_proj_weight is None:

@@ -7,7 +7,7 @@ arrive here as products, reshapes and sums. What has no rule locks the labels th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -150,7 +150,7 @@ class Follower(TorchDispatchMode):
                 self.roles.setdefault((span.tensor, span.dim), role)
 
 
-def _tensors(values: Any) -> list[Tensor]:
+def _tensors(values: Iterable[object]) -> list[Tensor]:
     found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):

@@ -297,7 +297,7 @@ class Gates:
             if self._differs(model, example, range(len(self.groups))):
                 raise VssError("the widths of this network cannot be searched: zeroed channels still reach its output.")
 
-    def __call__(self, model: nn.Module, x: Tensor, gates: Sequence[Tensor]) -> Any:
+    def __call__(self, model: nn.Module, x: Tensor, gates: Sequence[Tensor]) -> object:
         """All heads of `model` on x (N, 3, H, W) with `gates[i]` (C,) on the channels of group i; differentiable."""
         tensors: dict[str, Tensor] = dict(_Whole(model).named_parameters())
         factors: dict[tuple[str, int], Tensor] = {}
@@ -343,7 +343,7 @@ class _Whole(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x: Tensor) -> object:
         """Whatever the network gives."""
         return default_forward(self.net, x)
 

@@ -82,8 +82,8 @@ class Group:
     counts: tuple[str, ...] = ()
 
     @model_serializer(mode="wrap")
-    def _lean(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        data: dict[str, Any] = write(self)
+    def _lean(self, write: SerializerFunctionWrapHandler) -> dict[str, object]:
+        data: dict[str, object] = write(self)
         return data if self.counts else {key: value for key, value in data.items() if key != "counts"}
 
     def by_role(self, role: Role) -> list[Slot]:
@@ -190,7 +190,7 @@ class Plan(BaseModel):
         return self.model_dump(mode="json", by_alias=True)
 
     @classmethod
-    def from_dict(cls, data: Any, *, source: str = "plan") -> Plan:
+    def from_dict(cls, data: object, *, source: str = "plan") -> Plan:
         """Validate; a damaged plan is one sentence."""
         try:
             return cls.model_validate(data)

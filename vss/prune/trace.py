@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 import vss.prune.moves
 import vss.prune.products  # noqa: F401  both register rules
@@ -152,12 +152,12 @@ class _Layers:
                              "parametrisation first" for name, module in self.modules.items()
                              if _is_parametrised(module)}  # fmt: skip
 
-    def lock_parametrised(self, follower: Follower) -> list[Any]:
+    def lock_parametrised(self, follower: Follower) -> list[RemovableHandle]:
         """Hooks by which what a parametrised layer reads and gives stays."""
         hooks = []
         for name, reason in self.parametrised.items():
 
-            def lock(_: nn.Module, inputs: Any, reason: str = reason) -> None:
+            def lock(_: nn.Module, inputs: Sequence[object], reason: str = reason) -> None:
                 for value in inputs:
                     if isinstance(value, Tensor):
                         follower.freeze(value, range(value.ndim), reason)
@@ -190,7 +190,7 @@ class _Layers:
             for pair in getattr(module, "ties", ()):
                 self._tie(pair, name, follower, labels)
 
-    def _tie(self, pair: Iterable[str], prefix: str, follower: Follower, labels: Any) -> None:
+    def _tie(self, pair: Iterable[str], prefix: str, follower: Follower, labels: Callable[[Key], Tensor]) -> None:
         names = [f"{prefix}.{name}" if prefix else name for name in pair]
         names = [self.first.get(name, name) for name in names]
         if len(names) != 2:
@@ -260,7 +260,7 @@ def _has_channels(module: nn.Module) -> bool:
     )
 
 
-def _width(module: Any) -> int:
+def _width(module: nn.Module) -> int:
     if isinstance(module, Conv):
         return int(module.out_channels)
     if isinstance(module, nn.Linear):
@@ -268,6 +268,6 @@ def _width(module: Any) -> int:
     return max(len(value) for value in module.parameters(recurse=False) if value.ndim)
 
 
-def declared_channels(module: Any) -> dict[str, int]:
+def declared_channels(module: object) -> dict[str, int]:
     """A module's own tensors that hold one value per channel, by name -> dim of the channels."""
     return dict(getattr(module, "channel_params", {}))

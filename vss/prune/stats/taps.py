@@ -62,7 +62,7 @@ def require_labels(batch: Batch, what: str) -> Tensor:
     return labels
 
 
-def heads_of(outputs: Any) -> list[Tensor]:
+def heads_of(outputs: object) -> list[Tensor]:
     """The heads of a network as (N, K, h, w), the main one first: `out` or `logits`, else the first with positions."""
     named = [(name, value) for name, value in named_tensors(outputs) if value.is_floating_point()]
     named.sort(key=lambda pair: (pair[0] not in ("out", "logits"), pair[1].ndim != 4))
