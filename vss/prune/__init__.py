@@ -19,17 +19,7 @@ if TYPE_CHECKING:
     from vss.prune.stats.run import COLLECTORS, Statistics, collect
     from vss.prune.trace import find_groups
 
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "apply": ["apply_plan", "cut", "masked"],
-        "budget": ["CostModel", "count"],
-        "make": ["make_plan", "recalibrate_bn"],
-        "stats.run": ["COLLECTORS", "Statistics", "collect"],
-        "trace": ["find_groups"],
-        "proof": ["verify"],
-    },
-)
+__getattr__ = lazy_names(__name__)
 
 __all__ = [
     "COLLECTORS",
