@@ -44,7 +44,7 @@ def load(path: Path | str, *, external: bool = True) -> ModelProto:
     onnx = need("onnx", "reading ONNX files")
     decode_error = need("google.protobuf.message", "reading ONNX files").DecodeError
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        model: ModelProto = onnx.load(str(path), load_external_data=False)
         if external:
             _check_external(path, model)
             onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))

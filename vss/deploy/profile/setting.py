@@ -85,7 +85,7 @@ class SlicedVariants:
     def graph(self, widths: Sequence[int], *, empty: bool = False) -> ModelProto:
         """The ModelProto of those widths; with `empty`, sliced initializers are declared as inputs without values."""
         onnx = self._onnx
-        model = onnx.ModelProto()
+        model: ModelProto = onnx.ModelProto()
         model.CopyFrom(self._skeleton())
         for name, value in self._values.items():
             if name not in self._slots:
@@ -106,7 +106,7 @@ class SlicedVariants:
 
     def _skeleton(self) -> ModelProto:
         if not hasattr(self, "_bare"):
-            self._bare = self._onnx.ModelProto()
+            self._bare: ModelProto = self._onnx.ModelProto()
             self._bare.CopyFrom(self.model)
             del self._bare.graph.initializer[:]
         return self._bare
