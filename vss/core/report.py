@@ -286,7 +286,7 @@ def write_report(path: Path | str, data: Mapping[str, object] | Report) -> Path:
     Paths become text, numpy scalars and arrays become numbers and lists, NaN and infinities become null and are listed
     under `nulls` with what they were.
     """
-    raw = data.model_dump(by_alias=True, exclude_unset=True) if isinstance(data, Report) else dict(data)
+    raw: dict[str, Any] = data.model_dump(by_alias=True, exclude_unset=True) if isinstance(data, Report) else dict(data)
     nulls: dict[str, str] = dict(raw.pop("nulls", {}))
     clean = _plain(raw, "", nulls)
     if nulls:

@@ -243,7 +243,7 @@ class SegData:
         class owns it, or the table of values beyond those."""
         owners: list[object] = [self.owner(value) for value in range(256)]
         if isinstance(self.decode, ValueTable):
-            owners = sorted(self.decode.pairs.items())
+            owners = [*sorted(self.decode.pairs.items())]
         return [list(self.class_names), self.ignore_index, owners]
 
     def owner(self, value: int) -> int | None:

@@ -27,7 +27,7 @@ DEFECT_COUNTS = {"train": 240, "test": 100}
 STREETS, DEFECTS = {"train": 0, "val": 1, "test": 2}, {"train": 10, "test": 11}
 """Split -> number of its stream of random numbers."""
 Range = int | tuple[int, int]
-Files = dict[str, tuple[np.ndarray, dict[str, int]]]
+Files = dict[str, tuple[np.ndarray, dict[str, Any]]]
 """Path in the set -> pixels and how Pillow saves them."""
 
 

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ class Wrapped(SegModel):
         return {"out": logits, **dict(zip(names, outputs.values(), strict=True))}
 
 
-def _outputs(found: object, output: str | int | None, name: str) -> tuple[str | int, dict[str | int, Tensor]]:
+def _outputs(found: Any, output: str | int | None, name: str) -> tuple[str | int, dict[str | int, Tensor]]:
     """The key of the main output and all outputs that are maps."""
     if isinstance(found, Tensor):
         table: dict[str | int, Tensor] = {0: found}

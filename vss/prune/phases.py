@@ -297,7 +297,7 @@ class Gates:
             if self._differs(model, example, range(len(self.groups))):
                 raise VssError("the widths of this network cannot be searched: zeroed channels still reach its output.")
 
-    def __call__(self, model: nn.Module, x: Tensor, gates: Sequence[Tensor]) -> object:
+    def __call__(self, model: nn.Module, x: Tensor, gates: Sequence[Tensor]) -> Any:
         """All heads of `model` on x (N, 3, H, W) with `gates[i]` (C,) on the channels of group i; differentiable."""
         tensors: dict[str, Tensor] = dict(_Whole(model).named_parameters())
         factors: dict[tuple[str, int], Tensor] = {}
