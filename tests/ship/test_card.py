@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vss.ship.source import miou_interval, pairs, show
+from vss.ship.source import pairs, show
+from vss.train.gate import miou_interval
 
 
 def test_the_interval_is_that_of_resampled_images() -> None:

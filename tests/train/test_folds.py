@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vss.core.errors import VssError
-from vss.train.folds import drops, out_of_fold
+from vss.train.details import drops, out_of_fold
 
 
 def tables(seed: int, sizes: tuple[int, ...] = (9, 11, 10, 8, 12)) -> list[np.ndarray]:

@@ -17,7 +17,7 @@ import vss
 from vss.core.errors import VssError
 from vss.models import wrap
 from vss.prune import apply_plan, make_plan
-from vss.train import names
+from vss.train.checkpoint import inner
 from vss.train.header import header
 
 X = torch.zeros(1, 3, 16, 16)
@@ -84,7 +84,7 @@ def test_what_is_cut_inside_its_wrapping_is_saved_with_its_plans(outer: Any, fre
         net = apply_plan(net, make_plan(net, X, budget={"kind": "channels", "keep": 0.7}))
         vss.save(net, tmp_path / "small.safetensors")
         again: Any = vss.load(tmp_path / "small.safetensors", model=fresh(Holder(Net()) if outer is Holder else Net()))
-        assert torch.equal(again(X + 1), names.inner(net)(X + 1)) and len(again.plans) == rounds
+        assert torch.equal(again(X + 1), inner(net)(X + 1)) and len(again.plans) == rounds
 
 
 @pytest.mark.parametrize("outer", [wrapped, nn.DataParallel, compiled])
@@ -93,7 +93,7 @@ def test_what_was_cut_is_wrapped_and_cut_again(outer: Any, small: nn.Module, tmp
     twice = apply_plan(net, make_plan(net, X))
     vss.save(twice, tmp_path / "twice.safetensors")
     again: Any = vss.load(tmp_path / "twice.safetensors", model=Net())
-    assert torch.equal(again(X + 1), names.inner(twice)(X + 1)) and len(again.plans) == 2
+    assert torch.equal(again(X + 1), inner(twice)(X + 1)) and len(again.plans) == 2
 
 
 def test_a_part_that_was_cut_and_a_whole_that_was_cut_again(small: nn.Module, tmp_path: Path) -> None:

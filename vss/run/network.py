@@ -13,9 +13,8 @@ from vss.core.errors import VssError, one_line
 from vss.core.networks import repeated
 from vss.models.weights import head_of
 from vss.train import checkpoint
-from vss.train.checkpoint import Checkpoint
+from vss.train.checkpoint import Checkpoint, matching
 from vss.train.header import header
-from vss.train.names import matching
 
 GUESS = 7
 """Classes of a network that is built to see which of its tensors depend on their number."""

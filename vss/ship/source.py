@@ -9,7 +9,6 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
-import torch
 
 from vss.core.environment import package_version
 from vss.core.errors import VssError, unknown
@@ -24,7 +23,7 @@ from vss.prune import Plan
 from vss.ship.manifest import Manifest, Tensor
 from vss.ship.runtimes import runtime_of
 from vss.ship.triton import VARIANTS
-from vss.train.metrics import miou_pct
+from vss.train.gate import miou_interval
 from vss.train.tasks.base import EQUAL
 
 HOME_GROUND = {"home", "root", "Users", "mnt", "media", "srv", "data", "tmp", "var", "opt", "scratch", "workspace"}
@@ -297,13 +296,3 @@ def gates(source: Source) -> str:
         lines.append(f"| {' | '.join([check.get('what', 'gate'), *figures, words[check['passed']]])} |")
     told = [check["sentence"] for check in source.gate if "all_classes" in check]
     return "\n".join([*lines, *([""] if told else []), *told])
-
-
-def miou_interval(confusion: np.ndarray, *, samples: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """confusion: (n, K, K) counts per image. Percentile bootstrap over images (Efron 1979), in percent."""
-    count = len(confusion)
-    weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=samples)
-    flat = confusion.reshape(count, -1).astype(np.float64)
-    drawn = torch.from_numpy((weights @ flat).reshape(samples, *confusion.shape[1:]))
-    low, high = np.nanpercentile(miou_pct(drawn).numpy(), [2.5, 97.5])
-    return float(low), float(high)

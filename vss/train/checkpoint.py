@@ -3,6 +3,10 @@
 The header says the model's name and options, the chain of pruning plans, the preprocessing and the classes, so a pruned
 network comes back in a new process by slicing a fresh one: no tracing, no data, no pickle. One file is either whole or
 absent; a pair of files could disagree.
+
+What wraps a network puts a prefix before the names of its tensors, layers and plans: `DataParallel` says `module.`, a
+compiled network `_orig_mod.`, `vss.models.wrap` says `net.`, a user's container what its author chose. A file keeps the
+names of the network that is saved, and is loaded into it whatever wraps it then.
 """
 
 from __future__ import annotations
@@ -10,14 +14,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.fx import GraphModule
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from vss import models
 from vss.core import __version__
@@ -26,17 +33,18 @@ from vss.core.errors import NotFinite, VssError, shown
 from vss.core.files import atomic, require_checkpoint, sha256_tensors
 from vss.core.networks import refuse_unready, repeated
 from vss.data.preprocess import Preprocess
-from vss.models import SegModel
+from vss.models import SegModel, Wrapped
 from vss.models.factory import Factory
-from vss.models.weights import head_of, refuse_misfits
+from vss.models.weights import common_beginnings, head_of, refuse_misfits
 from vss.prune import Plan, apply_plan
-from vss.prune.apply import name_of
-from vss.train import names
+from vss.prune.apply import name_of, tensors_of
 from vss.train.header import KIND, SCHEMA, Header, not_registered, read_header
 
 SLACK = 1 << 20
 """Elements that making a network may take besides twice its tensors."""
 State = dict[str, torch.Tensor]
+Rename = Callable[[str], str]
+OUTER = {DataParallel: "module", DistributedDataParallel: "module", AveragedModel: "module"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +78,7 @@ def save(
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    outer, model = model, names.inner(model)
+    outer, model = model, inner(model)
     refuse_unready(model)
     odd = next((name for name, value in model.state_dict().items() if not isinstance(value, torch.Tensor)), None)
     if odd:
@@ -83,7 +91,7 @@ def save(
         "schema": SCHEMA,
         "vss": __version__,
         **_identity(model),
-        "plans": [plan.to_dict() for plan in names.plans_of(outer)],
+        "plans": [plan.to_dict() for plan in plans_of(outer)],
         "preprocess": preprocess.model_dump(mode="json") if isinstance(preprocess, Preprocess) else preprocess,
         "classes": list(classes),
         "info": info or {},
@@ -105,11 +113,11 @@ def _identity(model: nn.Module) -> dict[str, Any]:
     known = isinstance(name, str) and isinstance(options, dict) and type(count) is int
     if not isinstance(model, SegModel) and not (known and str(name) in models.MODELS):
         name, options, count = "", {}, None
-    network = names.class_of(model)
+    network = class_of(model)
     return {"model": name or network, "network": network, "options": options, "num_classes": count}
 
 
-def _unshared(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _unshared(state: State) -> State:
     """safetensors refuses tensors that share memory; a clone is as good here."""
     seen: set[int] = set()
     result = {}
@@ -136,9 +144,9 @@ def read(path: Path | str, *, model: nn.Module | None = None, replace_head: bool
     meta, state = _read_file(Path(path))
     plans = tuple(Plan.from_dict(data, source=f"{path}, plan {i}") for i, data in enumerate(meta.plans))
     model = _built(Path(path), meta, _uncut(state, plans)) if model is None else _given(Path(path), meta, model)
-    rename = names.matching(state, model.state_dict())
+    rename = matching(state, model.state_dict())
     if rename or any(plan.model != name_of(model) for plan in plans):
-        same: names.Rename = rename or str
+        same = rename or str
         state = {same(name): value for name, value in state.items()}
         plans = tuple(plan.renamed(same, name_of(model)) for plan in plans)
     own = model.state_dict()
@@ -194,10 +202,10 @@ def _built(path: Path, meta: Header, uncut: dict[str, list[int]]) -> nn.Module:
 
 def _given(path: Path, meta: Header, model: nn.Module) -> nn.Module:
     """The network that a user gave to be loaded into; one of another class is refused."""
-    model = names.inner(model)
-    foreign = not isinstance(model, SegModel) or isinstance(model, models.Wrapped)
+    model = inner(model)
+    foreign = not isinstance(model, SegModel) or isinstance(model, Wrapped)
     if foreign and meta.network:
-        theirs, own = meta.network, names.class_of(model)
+        theirs, own = meta.network, class_of(model)
     else:
         theirs, own = meta.model, name_of(model) if isinstance(model, SegModel) else meta.model
     if theirs != own:
@@ -216,7 +224,7 @@ def _check_finite(path: Path, model: nn.Module) -> None:
             raise NotFinite(f"{path} holds NaN or infinity in {name}: its training diverged; {NETWORK}.")
 
 
-def _uncut(state: dict[str, torch.Tensor], plans: Iterable[Plan]) -> dict[str, list[int]]:
+def _uncut(state: State, plans: Iterable[Plan]) -> dict[str, list[int]]:
     """The shapes that the tensors of a cut network had before its plans."""
     shapes = {name: list(value.shape) for name, value in state.items()}
     for group in (group for plan in plans for group in plan.groups):
@@ -256,14 +264,14 @@ def _check_shapes(path: Path, state: State, uncut: dict[str, list[int]], head: C
             )
 
 
-def _versioned(state: State, model: nn.Module) -> dict[str, torch.Tensor]:
+def _versioned(state: State, model: nn.Module) -> State:
     """The state with the versions of the network's modules, without which some take it for an older layout."""
     result = OrderedDict(state)
     result._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
     return result
 
 
-def _read_file(path: Path) -> tuple[Header, dict[str, torch.Tensor]]:
+def _read_file(path: Path) -> tuple[Header, State]:
     from safetensors import SafetensorError, safe_open
 
     require_checkpoint(path)
@@ -277,3 +285,86 @@ def _read_file(path: Path) -> tuple[Header, dict[str, torch.Tensor]]:
     if sha256_tensors(state) != meta.weights_sha256:
         raise VssError(f"checkpoint {path} is damaged: its weights do not have the hash it was saved with.")
     return meta, state
+
+
+def inner(model: nn.Module) -> nn.Module:
+    """The network inside what runs, compiles or averages it."""
+    while True:
+        compiled = getattr(model, "_orig_mod", None)
+        attribute = next((name for kind, name in OUTER.items() if isinstance(model, kind)), None)
+        if isinstance(compiled, nn.Module):
+            model = compiled
+        elif attribute:
+            model = model.get_submodule(attribute)
+        else:
+            return model
+
+
+def class_of(model: nn.Module) -> str:
+    """The class of a network, of a wrapped one that of what is wrapped."""
+    model = inner(model)
+    model = inner(model.net) if isinstance(model, Wrapped) else model
+    return "GraphModule" if isinstance(model, GraphModule) else type(model).__name__  # a copy loses the class's name
+
+
+def plans_of(outer: nn.Module) -> tuple[Plan, ...]:
+    """How a network was cut, by the plans of what wraps it and of all its parts, in the names of the one inside.
+
+    A part was cut before the whole.
+
+    Raises:
+        VssError: its tensors are not what the plans leave, so that no file of it could be loaded.
+    """
+    model = inner(outer)
+    around = next(path for path, part in outer.named_modules() if part is model)
+    found: list[tuple[int, Plan]] = []
+    for path, part in outer.named_modules():
+        own = vars(part).get("plans")
+        for plan in own if isinstance(own, tuple) else ():
+            if isinstance(plan, Plan):
+                rename = _between(f"{path}.".lstrip("."), f"{around}.".lstrip("."))
+                found.append((-len(path.split(".")) if path else 0, plan.renamed(rename, name_of(model))))
+    plans = tuple(plan for _, plan in sorted(found, key=lambda each: each[0]))
+    _check_left(model, plans)
+    return plans
+
+
+def _between(path: str, around: str) -> Rename:
+    """Names below `path` as names below `around`."""
+    return lambda name: (path + name).removeprefix(around)
+
+
+def _check_left(model: nn.Module, plans: Sequence[Plan]) -> None:
+    """Refuse plans that do not end in the tensors of the network."""
+    sizes = {name: list(value.shape) for name, value in tensors_of(model).items()}
+    for plan in reversed(plans):
+        left: dict[tuple[str, int], int] = defaultdict(int)
+        gone: dict[tuple[str, int], int] = defaultdict(int)
+        for group in plan.groups:
+            for slot in group.slots:
+                left[slot.tensor, slot.dim] += len(group.kept) * slot.block
+                gone[slot.tensor, slot.dim] += (group.channels - len(group.kept)) * slot.block
+        for (tensor, dim), least in left.items():
+            shape = sizes.get(tensor, [])
+            if dim >= len(shape) or shape[dim] < least:
+                what = f"is of shape {tuple(shape)}" if tensor in sizes else "is not there"
+                raise VssError(
+                    f"the network says that it was cut by a plan, and {tensor} {what}, of which the plan leaves "
+                    f"{least} along dim {dim}; it was changed after the cut: save what apply_plan returned."
+                )
+            shape[dim] += gone[tensor, dim]
+
+
+def matching(file: Iterable[str], own: Iterable[str]) -> Rename | None:
+    """How the names of a file become those of a network, where the same network is under another prefix; else None."""
+    theirs, ours = set(file), set(own)
+    before, after = (["", *common_beginnings(names)][-1] for names in (theirs, ours))
+    if theirs == ours or not (before.endswith(after) or after.endswith(before)):
+        return None
+    if {name.removeprefix(before) for name in theirs} != {name.removeprefix(after) for name in ours}:
+        return None
+    if before.endswith(after):
+        gone = before.removesuffix(after)
+        return lambda name: name.removeprefix(gone)
+    prefix = after.removesuffix(before)
+    return lambda name: prefix + name

@@ -1,5 +1,6 @@
 """What a page shows of one evaluation beside its scores: confusion, changes by class, the worst images, curves of
-decisions. Everything comes from the figures by image that a run keeps; no network runs again."""
+decisions, and what the folds of a cross-validation say together. Everything comes from the figures by image that a run
+keeps; no network runs again."""
 
 from __future__ import annotations
 
@@ -9,8 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from vss.core.errors import VssError
 from vss.train.gate import image_draws
-from vss.train.metrics import miou_pct, pr_curve
+from vss.train.metrics import (
+    Rule,
+    at_threshold,
+    average_precision,
+    choose_threshold,
+    draws,
+    interval,
+    miou_pct,
+    pr_curve,
+    resampled_ap,
+)
 
 POINTS = 400
 """Of a curve over thresholds, at most."""
@@ -78,10 +90,7 @@ def class_drop_intervals(before: np.ndarray, after: np.ndarray) -> list[list[flo
     weights = image_draws(len(before)).astype(np.float64)
     drops = _resampled_iou(weights, before) - _resampled_iou(weights, after)
     present = np.asarray(before).sum((0, 2)) > 0
-    return [
-        [float(edge) for edge in np.nanpercentile(drops[:, k], [2.5, 97.5])] if present[k] else None
-        for k in range(drops.shape[1])
-    ]
+    return [interval(values) if there else None for values, there in zip(drops.T, present, strict=True)]
 
 
 def _resampled_iou(weights: np.ndarray, confusion: np.ndarray) -> np.ndarray:
@@ -114,3 +123,59 @@ def decision_curves(labels: np.ndarray, scores: np.ndarray, threshold: float) ->
         "defective": np.histogram(scores[labels], edges)[0].tolist(),
         "sound": np.histogram(scores[~labels], edges)[0].tolist(),
     }
+
+
+def out_of_fold(tables: Sequence[np.ndarray], *, rule: Rule = "f1", max_fnr_pct: float = 0.0) -> dict[str, Any]:
+    """Figures over the validation images of all folds together: each is judged by a network that was not trained on it.
+
+    One validation split of a few defects says little of a limit on missed ones; the validation parts of N trainings,
+    together, are all images but those of the test split. The threshold of a fold is chosen on the scores of all other
+    folds, each by its own network: no image has a part in the threshold that judges it, as no image of production has.
+    Average precision ranks the scores of all networks together, so both tell of networks whose scores have another
+    scale.
+
+    Args:
+        tables: of each fold (n, 2) float64: label, 1 for a defect, and score; both kinds in any N - 1 folds together.
+        rule, max_fnr_pct: as for `choose_threshold`.
+
+    Returns:
+        Figures of `at_threshold`, `ap_pct`, `positives`, `negatives`; `threshold_logit` for other images, chosen on all
+        scores; `thresholds`, of each fold; and arrays (n,) over all images: `labels` bool, `scores`, `called` bool.
+    """
+    if len(tables) < 2:
+        raise VssError(f"{len(tables)} folds came; a threshold that others choose needs 2 or more.")
+    thresholds = []
+    for index in range(len(tables)):
+        others = np.concatenate([table for place, table in enumerate(tables) if place != index])
+        thresholds.append(choose_threshold(others[:, 0], others[:, 1], rule=rule, max_fnr_pct=max_fnr_pct))
+    labels, scores = np.concatenate(tables).T
+    labels = labels.astype(bool)
+    margins = np.concatenate([table[:, 1] - limit for table, limit in zip(tables, thresholds, strict=True)])
+    return {
+        **at_threshold(labels, margins, 0.0),
+        "ap_pct": average_precision(labels, scores),
+        "positives": int(labels.sum()),
+        "negatives": int((~labels).sum()),
+        "threshold_logit": choose_threshold(labels, scores, rule=rule, max_fnr_pct=max_fnr_pct),
+        "thresholds": thresholds,
+        "labels": labels,
+        "scores": scores,
+        "called": margins >= 0,
+    }
+
+
+def drops(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, list[float]]:
+    """95 % bootstrap intervals in points, over the same images for both: `ap_pct` of the drop in average precision,
+    `fnr_pct` of the increase in the share of missed defects.
+
+    Args:
+        before, after: results of `out_of_fold` for the same folds.
+    """
+    labels = before["labels"]
+    if not np.array_equal(labels, after["labels"]):
+        raise VssError("the two networks were scored on other images; cross-validate both on the same folds.")
+    weights = draws(labels)
+    missed = (weights[:, labels] @ (~each["called"][labels]).astype(np.float64) for each in (after, before))
+    lost = 100 * np.subtract(*missed) / labels.sum()
+    precision = (resampled_ap(labels, each["scores"], weights) for each in (before, after))
+    return {"ap_pct": interval(np.subtract(*precision)), "fnr_pct": interval(lost)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -27,13 +27,6 @@ ADVICE = "nothing can be scored: use larger images, or masks with classes"
 HEADS = ("decision", "seg")
 
 
-class _Binding(Protocol):
-    @property
-    def shape(self) -> tuple[int | None, ...]: ...
-    @property
-    def dtype(self) -> str: ...
-
-
 class _Session(Protocol):
     @property
     def inputs(self) -> Mapping[str, Any]: ...
@@ -54,7 +47,6 @@ def evaluate(
     ignore_index: int = 255,
     batch_size: int = 8,
     workers: int = 0,
-    progress: bool = False,
     boundary: bool = True,
     per_image: bool = False,
 ) -> dict[str, Any]:
@@ -85,7 +77,7 @@ def evaluate(
     edges = torch.zeros(2, num_classes, dtype=torch.int64)
     resolution = [0, 0]
     loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers)
-    for batch in _track(steadily(loader, "evaluate: batch", len(loader)), progress, len(loader)):
+    for batch in steadily(loader, "evaluate: batch", len(loader)):
         target = batch["mask"]
         labels = predict(batch["image"]).to("cpu")
         if labels.shape != target.shape or labels.is_floating_point():
@@ -101,14 +93,6 @@ def evaluate(
     result = scores(confusion.sum(0), edges if boundary else None)
     result |= {"classes": list(class_names), "images": total, "resolution": resolution}
     return result | ({"confusion_per_image": confusion.numpy()} if per_image else {})
-
-
-def _track(loader: Iterable[Any], progress: bool, total: int) -> Iterable[Any]:
-    if not progress:
-        return loader
-    from rich.progress import track
-
-    return track(loader, description="evaluate", total=total)
 
 
 def torch_predictor(
@@ -209,7 +193,7 @@ class EnginePredictor:
 
 
 def _input(session: _Session, size: tuple[int, ...]) -> tuple[int | None, bool, str]:
-    binding: _Binding | None = session.inputs.get("image")
+    binding = session.inputs.get("image")
     if binding is None or len(session.inputs) != 1 or len(binding.shape) != 4:
         found = {name: str(each) for name, each in session.inputs.items()}
         raise VssError(f"the engine takes {found}; expected one input 'image' of four dimensions: export it with vss.")

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from vss.core.errors import VssError
+from vss.train.metrics import interval as interval_of
+from vss.train.metrics import miou_pct
 
 ROUNDING = 1e-9  # so that 50.1 - 50.0 is a drop of 0.1
 IMAGES = "confusion_per_image"
@@ -110,8 +112,6 @@ def _value(name: str, result: Mapping[str, Any], metric: str) -> float:
 
 def comparable(result: Mapping[str, Any], metric: str) -> float:
     """The figure by which a network is compared with another one: mean IoU over the classes in the truth."""
-    from vss.train.metrics import miou_pct
-
     if metric == "miou_pct" and IMAGES in result:
         return float(miou_pct(torch.from_numpy(np.asarray(result[IMAGES]).sum(0)), truth=True))
     key = "miou_truth_pct" if metric == "miou_pct" and "miou_truth_pct" in result else metric
@@ -119,13 +119,7 @@ def comparable(result: Mapping[str, Any], metric: str) -> float:
 
 
 def drop_interval(
-    baseline: np.ndarray,
-    candidate: np.ndarray,
-    *,
-    samples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-    truth: bool = True,
+    baseline: np.ndarray, candidate: np.ndarray, *, samples: int = 1000, truth: bool = True
 ) -> list[float]:
     """Bootstrap interval of the mIoU drop in points, resampling images, the same ones for both (Efron 1979).
 
@@ -143,11 +137,13 @@ def drop_interval(
         raise VssError(f"confusion per image {baseline.shape} and {candidate.shape} do not belong together.")
     if not np.array_equal(baseline.sum(-1), candidate.sum(-1)):
         raise VssError("the two networks were scored against different masks; evaluate both on the same data.")
-    weights = image_draws(len(baseline), samples=samples, seed=seed)
-    drops = _resampled_miou(weights, baseline, truth) - _resampled_miou(weights, candidate, truth)
-    edge = 100 * (1 - level) / 2
-    low, high = np.nanpercentile(drops, [edge, 100 - edge])
-    return [float(low), float(high)]
+    weights = image_draws(len(baseline), samples=samples)
+    return interval_of(_resampled_miou(weights, baseline, truth) - _resampled_miou(weights, candidate, truth))
+
+
+def miou_interval(confusion: np.ndarray, *, samples: int = 1000, seed: int = 0) -> list[float]:
+    """confusion: (n, K, K) counts per image. Percentile bootstrap over images, in percent."""
+    return interval_of(_resampled_miou(image_draws(len(confusion), samples=samples, seed=seed), confusion, False))
 
 
 def image_draws(count: int, *, samples: int = 1000, seed: int = 0) -> np.ndarray:
@@ -157,8 +153,6 @@ def image_draws(count: int, *, samples: int = 1000, seed: int = 0) -> np.ndarray
 
 def _resampled_miou(weights: np.ndarray, confusion: np.ndarray, truth: bool) -> np.ndarray:
     """weights: (samples, n) counts. Returns (samples,) mIoU in percent."""
-    from vss.train.metrics import miou_pct
-
     classes = confusion.shape[-1]
     sums = weights.astype(np.float64) @ confusion.reshape(len(confusion), -1).astype(np.float64)
     return miou_pct(torch.from_numpy(sums.reshape(-1, classes, classes)), truth=truth).numpy()

@@ -316,9 +316,10 @@ def resampled_f1(labels: np.ndarray, called: np.ndarray, weights: np.ndarray) ->
     return 200 * hits / (weights @ labels.astype(np.float64) + weights @ called.astype(np.float64))
 
 
-def interval(values: np.ndarray, *, level: float = 0.95) -> list[float]:
-    edge = 100 * (1 - level) / 2
-    low, high = np.percentile(values, [edge, 100 - edge])
+def interval(values: np.ndarray) -> list[float]:
+    """[low, high] that hold 95 % of the bootstrap samples in which the figure is defined (not NaN)."""
+    edge = 100 * (1 - 0.95) / 2
+    low, high = np.nanpercentile(values, [edge, 100 - edge])
     return [float(low), float(high)]
 
 

@@ -23,9 +23,8 @@ from vss.core.config import FitConfig, Recipe
 from vss.core.errors import VssError
 from vss.core.files import atomic
 from vss.data import Augment, DefectSplit, SegSplit, Targets, choose_annotated, labels_of, make_loader, read_split_file
-from vss.train.details import decision_curves
+from vss.train.details import decision_curves, drops, out_of_fold
 from vss.train.evaluate import Predictor, torch_predictor
-from vss.train.folds import drops, out_of_fold
 from vss.train.gate import gate
 from vss.train.losses import DefectLearner
 from vss.train.metrics import (
@@ -241,7 +240,7 @@ class DefectTask(Task):
 
     @classmethod
     def over_folds(cls, recipe: Recipe, arrays: Mapping[str, Sequence[np.ndarray]]) -> Figures:
-        """Decisions of `vss.train.folds.out_of_fold`, and the ship rule on them, with intervals."""
+        """Decisions of `vss.train.details.out_of_fold`, and the ship rule on them, with intervals."""
         config = recipe.defect
         options: dict[str, Any] = {"rule": config.threshold, "max_fnr_pct": config.max_fnr_pct}
         found = {
