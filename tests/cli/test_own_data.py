@@ -17,7 +17,7 @@ from vss.data import Preprocess, SegSplit, count_classes, open_data
 from vss.data.images import read_header
 from vss.data.layouts import LAYOUTS
 from vss.data.readers import CAMVID_NAMES, CITYSCAPES
-from vss.run.page.folder import overlay
+from vss.run.page.panels import overlay
 from vss.train.header import header
 
 FIT = {"epochs": 1, "batch_size": 4, "lr": 0.05, "precision": "32-true", "accelerator": "cpu"}

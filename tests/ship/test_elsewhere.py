@@ -18,7 +18,7 @@ from vss.core.report import read_report, write_report
 from vss.deploy import BACKENDS, Binding, BuildPlan, BuildSpec
 from vss.deploy.backends.trt_runner import ALONE, read_about
 from vss.ship import read, ship, verify
-from vss.ship.elsewhere import rebuild_elsewhere
+from vss.ship.check import rebuild_elsewhere
 from vss.ship.manifest import seal, walk
 from vss.ship.triton import Serving, write_repository
 

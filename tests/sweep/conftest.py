@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vss.sweep import Settings
-from vss.sweep.tasks import Outcome, Task, perform
+from vss.sweep.store import Outcome, Task, perform
 
 HERE = str(Path(__file__).resolve().parent)
 

@@ -11,8 +11,7 @@ import torch
 
 from vss.core.errors import VssError
 from vss.core.files import write_json
-from vss.sweep.compare import compare, judge, summarise
-from vss.sweep.results import summary
+from vss.sweep.compare import compare, judge, summarise, summary
 from vss.train.gate import drop_interval
 from vss.train.metrics import average_precision, scores
 

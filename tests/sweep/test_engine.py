@@ -12,9 +12,8 @@ from PIL import Image
 from vss.data import write_defects
 from vss.run.report import Engine
 from vss.sweep import Grid, Settings, Store, TrialDirs, sweep
-from vss.sweep import results as tables
-from vss.sweep.engine import EngineExperiment
-from vss.sweep.prune import job_of
+from vss.sweep.compare import read_results
+from vss.sweep.prune import EngineExperiment, job_of
 from vss.train import checkpoint
 
 from .conftest import Here
@@ -89,7 +88,7 @@ def test_a_gate_that_fails_is_a_label_and_ships_nothing(finished: Store, monkeyp
     found: dict[str, Any] = {"row": {}, "labels": ["first"]}
     record = (place.folder / "steps" / "engine-finetuned.json").read_text()
     stored = Engine.of(job.step.result("engine-finetuned"))
-    monkeypatch.setattr("vss.sweep.engine.make_engine", lambda *_: stored)
+    monkeypatch.setattr("vss.sweep.prune.make_engine", lambda *_: stored)
     EngineExperiment().finish_trial(job, place, shared, found)
     assert found["row"]["ships"] == 0 and found["labels"] == ["first", "lost worse"]
     assert (place.folder / "steps" / "engine-finetuned.json").read_text() == record
@@ -100,7 +99,7 @@ def test_table_and_picture(finished: Store) -> None:
         rows = list(csv.DictReader(file))
     assert [row["name"] for row in rows] == ["baseline", "naive_fn · r20", "naive_fn · r50"]
     assert rows[1]["criterion"] == "naive_fn" and rows[1]["budget"] == "r20" and rows[0]["sparsity_pct"] == "0.0"
-    data = tables.read(finished.root)
+    data = read_results(finished.root)
     for row, group in zip(rows[1:], data["groups"], strict=True):
         values = group["values"]
         assert float(row["ap_pct"]) == values["ap_pct"]["mean"] and row["seeds"] == "1"

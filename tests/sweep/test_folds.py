@@ -13,8 +13,9 @@ from vss.core.errors import VssError
 from vss.data import labels_of, open_data, write_defects
 from vss.run.page.sweep import folds, headline
 from vss.run.project import Project
-from vss.sweep import Grid, Store, results, sweep
-from vss.sweep.folds import over_folds
+from vss.sweep import Grid, Store, sweep
+from vss.sweep.compare import read_results
+from vss.sweep.results import over_folds
 
 from .conftest import Here
 
@@ -89,7 +90,7 @@ def test_a_network_that_learnt_from_the_fold_is_refused(finished: Store) -> None
 
 
 def test_trials_of_all_folds_are_judged_together(finished: Store) -> None:
-    (case,) = results.read(finished.root)["over_folds"]
+    (case,) = read_results(finished.root)["over_folds"]
     assert (case["name"], case["folds"]) == ("l1", 3) and list(case["rows"]) == ["baseline", "pruned"]
     trials = sorted(finished.trials(), key=lambda trial: str(trial.recipe().data.fold))
     for name, row in case["rows"].items():
@@ -125,7 +126,7 @@ def test_trials_of_all_folds_are_judged_together(finished: Store) -> None:
         and "l1 · seed 3 passed all checks (1) of the ship rule over 3 folds." in held["sentences"]
     )
     assert "Cross-validation" in (finished.root / "report.html").read_text()
-    (group,) = results.read(finished.root)["groups"]
+    (group,) = read_results(finished.root)["groups"]
     assert group["name"] == "l1" and group["values"]["ap_pct"]["n"] == 3
 
 

@@ -16,9 +16,8 @@ from vss.prune import Plan, count
 from vss.run import pruning
 from vss.run.project import Project
 from vss.sweep import Grid, Settings, Store, sweep
-from vss.sweep.engine import EngineExperiment
 from vss.sweep.grid import benchmark_grid, finetune_grid
-from vss.sweep.prune import PruneExperiment
+from vss.sweep.prune import EngineExperiment, PruneExperiment
 from vss.sweep.run import checked, named
 from vss.train import checkpoint
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy.stats import friedmanchisquare
 
-from vss.sweep.results import _unequal, effects, holm, ranking, summary, write_csv
+from vss.sweep.compare import effects, holm, ranking, summary
+from vss.sweep.results import _unequal, write_csv
 
 
 def test_interval_of_a_mean_by_the_t_table() -> None:

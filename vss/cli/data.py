@@ -36,8 +36,7 @@ def init(
     force: Annotated[bool, Option("--force", help="replace a recipe that is there")] = False,
 ) -> None:
     """Look at a folder and write a recipe for it, every key with its reason: `vss run` is the next command."""
-    from vss.run.draft import in_words
-    from vss.run.init import init
+    from vss.run.init import in_words, init
 
     layout, model = given.pop("data.dataset", "auto"), given.pop("model.name", None)
     found = init(root, to, layout=layout, options=recipe_of(given).data, model=model, force=force)
@@ -107,7 +106,7 @@ def view(
     from vss.data.check import check as check_folder
     from vss.data.check import open_to_look
     from vss.data.readers import AUTO
-    from vss.run.page.folder import write_data_page
+    from vss.run.page.panels import write_data_page
 
     data = open_to_look(given.get("data.dataset", AUTO), root, recipe_of(given).data)
     figures = check_folder(data)

@@ -268,7 +268,9 @@ def _disk() -> Iterable[Finding]:
 def _threads() -> Iterable[Finding]:
     import torch
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from vss.deploy.profile.units import usable_threads
+
+    usable = usable_threads(None)
     used, setting = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
     what = f"torch uses {used} of {usable} usable cores"
     what += f" (OMP_NUM_THREADS={setting})" if setting else ""

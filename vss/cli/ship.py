@@ -92,7 +92,7 @@ def rebuild(
     with file_at_work(bundle):
         read(bundle)
         from vss.ship import rebuild as make
-        from vss.ship.elsewhere import rebuild_elsewhere
+        from vss.ship.check import rebuild_elsewhere
 
         if backend:
             wanted = [each.strip().lower() for each in (targets or "").split(",") if each.strip()]

@@ -318,5 +318,4 @@ def load_recipe(
         if not os.path.exists(path):
             raise VssError(f"recipe {path} does not exist; packaged ones: {', '.join(recipes())}.")
         data, source = {"name": path.stem} | read_yaml(path, kind="recipe"), str(path)
-    recipe: Recipe = parse(Recipe, overridden(data, overrides), source=source, flags=flags)
-    return recipe
+    return parse(Recipe, overridden(data, overrides), source=source, flags=flags)

@@ -127,13 +127,18 @@ def write_error(path: Path, error: OSError) -> VssError:
     return VssError(f"{path} cannot be written ({error.strerror or error}); {space}choose another place.")
 
 
+def write_text(path: Path | str, text: str) -> Path:
+    """Write UTF-8 atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
 def write_json(path: Path | str, data: Mapping[str, object], *, sealed: bool = False) -> Path:
     """Write JSON atomically, stable key order as given, NaN refused; `sealed` adds the hash of the content."""
     if sealed:
         data = {**data, "sha256": sha256_json(data)}
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
-    return Path(path)
+    return write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
 
 
 def require_file(path: Path | str, *, kind: str, limit: int = 1 << 62) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,14 +39,12 @@ def opened(
     """Name -> session of an engine below the folder of the run, closed afterwards. `runtimes`: by name, of those that
     are not for the run's own."""
     build, sessions = work.recipe.build, dict[str, Session]()
-    try:
+    with ExitStack() as stack:
         for name, path in paths.items():
             runtime = (runtimes or {}).get(name) or main_of(build)
-            sessions[name] = available(runtime).open(work.out / path, **open_options(build, runtime))
+            session = available(runtime).open(work.out / path, **open_options(build, runtime))
+            sessions[name] = stack.enter_context(session)
         yield sessions
-    finally:
-        for session in sessions.values():
-            session.close()
 
 
 def make_engine(work: Workspace, name: str, after: str) -> Engine:

@@ -8,10 +8,10 @@ decides anything: the same folder on the same machine gives the same recipe, but
 from __future__ import annotations
 
 import math
-import os
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,20 @@ import torch
 from vss import models
 from vss.core.config import RECIPES, DataOptions, Recipe
 from vss.core.errors import VssError, counted, listed
-from vss.core.files import atomic, target_of
-from vss.core.yaml12 import parse, parse_yaml, read_yaml
+from vss.core.files import target_of, write_text
+from vss.core.yaml12 import flow, overridden, parse, parse_yaml, read_yaml
 from vss.data import SegData, labels_of
 from vss.data.check import check
 from vss.data.readers import AUTO, as_found
 from vss.data.split import ALL, FRACTIONS, with_splits
-from vss.run.draft import Draft, Json, head
+from vss.deploy.profile.units import usable_threads
 from vss.run.job import check_run
 from vss.run.project import Project
 from vss.train.tasks import task_of
 
+Json = dict[str, Any]
+WIDTH, LISTED = 110, 40
+"""Of a comment, in characters; classes that a recipe lists."""
 CARVED = {"train": 0.85, "val": 0.15}
 """Where a folder has test images of its own and nothing to validate on."""
 DEFECTS = ("anomaly", "ksdd2")
@@ -42,10 +45,40 @@ RARE_PCT = 2.0
 """Percent of the labelled pixels below which a class is rare: a loss that counts pixels alike hardly sees it."""
 STEPS, EPOCHS = {"cpu": 1100, "cuda": 20_000}, {"cpu": (4, 80), "cuda": (15, 200)}
 """Steps that a first training takes, and the fewest and most epochs: on two cores, those of `camvid_unet`."""
-PIXELS_A_GIB = 32_768
+PIXELS_A_GIB, MAX_PIXELS = 32_768, 2048 * 1024
 """Pixels of an image for each GiB of a GPU: eight images and the activations of a U-Net of width 32 then fit."""
-MAX_PIXELS = 2048 * 1024
 GIVEN = "as it was given to vss init"
+
+
+@dataclass
+class Draft:
+    """A recipe in the making: dotted keys, each with its value and why it is so."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    why: dict[str, str] = field(default_factory=dict)
+
+    def set(self, key: str, value: Any, why: str) -> None:
+        self.values[key], self.why[key] = value, why
+
+    def recipe(self, name: str) -> Recipe:
+        return parse(Recipe, overridden({"name": name}, self.values.items()), source="the new recipe")
+
+    def text(self, head: str) -> str:
+        """YAML with comments; sections in the order of `Recipe`, keys without a section first."""
+        order = list(Recipe.model_fields)
+        lines, above = [f"# {line}".rstrip() for line in head.splitlines()], list[str]()
+        for key in sorted(self.values, key=lambda key: ("." in key, order.index(key.partition(".")[0]))):
+            *parents, leaf = key.split(".")
+            same = sum(parents[: i + 1] == above[: i + 1] for i in range(len(parents)))
+            if not parents or not same:
+                lines.append("")
+            for depth in range(same, len(parents)):
+                lines.append(f"{'  ' * depth}{parents[depth]}:")
+            indent = "  " * len(parents)
+            lines += [f"{indent}# {line}" for line in textwrap.wrap(self.why[key], WIDTH - len(indent))]
+            lines.append(f"{indent}{leaf}: {flow(self.values[key])}")
+            above = parents
+        return "\n".join(lines) + "\n"
 
 
 @dataclass(frozen=True)
@@ -57,9 +90,8 @@ class Machine:
 
     @classmethod
     def here(cls) -> Machine:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         found = torch.cuda.is_available()
-        return cls(cores, torch.cuda.get_device_properties(0).total_memory if found else 0)
+        return cls(usable_threads(None), torch.cuda.get_device_properties(0).total_memory if found else 0)
 
     @property
     def device(self) -> str:
@@ -121,14 +153,12 @@ def init(
         draft.set("split", "val", "the folder has no test images; figures of images that training chose by are kinder")
     add_network(draft, data, figures, machine, model)
     add_schedule(draft, data, figures, machine)
-    add_judgement(draft)
     project = Project.open(draft.recipe(to.stem))
     check_run(project)
     seconds = seconds_of(project, machine)
     text = draft.text(head(str(root), figures, to, seconds, machine))
     parse(Recipe, {"name": to.stem} | parse_yaml(text, source=str(to)), source=str(to))
-    with atomic(to) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(to, text)
     return figures | {"recipe": project.recipe, "task": task_of(project.recipe.model.name), "seconds": seconds}
 
 
@@ -202,9 +232,8 @@ def add_network(draft: Draft, data: SegData, figures: Json, machine: Machine, mo
     network = models.build(name, 1 if decides else data.num_classes, **options)
     multiple = network.size_multiple
     fitted = fitted_size(size, pixels, multiple, least=network.least_side if decides else 0)
-    kinds, many = "images are", train["sizes"]["distinct"]
-    if many > 1:
-        kinds = f"images have {many} sizes, the most frequent is"
+    many = train["sizes"]["distinct"]
+    kinds = f"images have {many} sizes, the most frequent is" if many > 1 else "images are"
     step = f", in steps of {multiple}, which {name} needs" if multiple > 1 else ""
     draft.set(
         "data.size", list(fitted),
@@ -263,7 +292,8 @@ WHY = {
 
 
 def add_schedule(draft: Draft, data: SegData, figures: Json, machine: Machine) -> None:
-    """Training, cut and fine-tuning as in a packaged recipe, as long as suits the number of images."""
+    """Training, cut and fine-tuning as in a packaged recipe, as long as suits the number of images; and what people
+    will want to change before they believe the verdict."""
     decides = task_of(draft.values["model.name"]) == "defect"
     base = base_of(decides, machine)
     leaves, defaults, train = dict(_leaves(base)), DEFAULTS, figures["splits"]["train"]
@@ -290,13 +320,8 @@ def add_schedule(draft: Draft, data: SegData, figures: Json, machine: Machine) -
             draft.values.pop(f"{section}.{name}", None)
             if value != defaults[f"{section}.{name}"]:
                 draft.set(f"{section}.{name}", value, rare if name == "class_weights" else WHY[f"train.{name}"])
-
-
-def add_judgement(draft: Draft) -> None:
-    """What people will want to change before they believe the verdict."""
-    title = "average precision" if task_of(draft.values["model.name"]) == "defect" else "mean IoU"
-    key = "gate.max_drop_from_baseline"
-    draft.set(key, DEFAULTS[key], WHY[key].format(title=title))
+    limit, title = "gate.max_drop_from_baseline", "average precision" if decides else "mean IoU"
+    draft.set(limit, defaults[limit], WHY[limit].format(title=title))
     draft.set("build.threads", 1, WHY["build.threads"])
 
 
@@ -331,3 +356,45 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 DEFAULTS = dict(_leaves(Recipe().model_dump(mode="json")))
 """Dotted key -> default."""
+
+
+def in_words(seconds: float) -> str:
+    """A time as people say it.
+
+    >>> in_words(20), in_words(1000), in_words(9000)
+    ('1 minute', '17 minutes', '2.5 hours')
+    """
+    if seconds < 5400:
+        return counted(max(1, round(seconds / 60)), "minute")
+    return f"{seconds / 3600:.1f} hours"
+
+
+def head(root: str, figures: Json, to: Path, seconds: float, machine: object) -> str:
+    """The comment above the recipe: what it is for, what is in the folder, what to do next."""
+    images = ", ".join(f"{facts['pairs']} {split}" for split, facts in figures["splits"].items())
+    lines = [
+        f"Written by vss init for {root}: {images} images, layout {figures['dataset']}.",
+        f"Next: vss run {to} (train, prune, fine-tune, export, gate, time), which ends in runs/{to.stem}/report.html.",
+        f"Training takes about {in_words(seconds)} on {machine}; stopped, the same command goes on.",
+        "All other keys have their defaults: vss run RECIPE --dry-run prints them.",
+        "",
+        *class_table(figures["splits"]),
+    ]
+    for warning in figures["warnings"]:
+        lines += ["", *textwrap.wrap(f"Note: {warning}.", WIDTH)]
+    return "\n".join(lines)
+
+
+def class_table(splits: Mapping[str, Json]) -> list[str]:
+    """Every class with its share of the labelled pixels and the images that show it, over all splits."""
+    names = list(next(iter(splits.values()))["classes"])
+    pixels, images = (
+        {name: sum(facts["classes"][name][key] for facts in splits.values()) for name in names}
+        for key in ("pixels", "images")
+    )
+    total, kept = max(1, sum(pixels.values())), sorted(names, key=lambda name: -pixels[name])[:LISTED]
+    shown = [name for name in names if name in kept]
+    width = max(len("class"), *(len(name) for name in shown))
+    rows = [f"{name:<{width}}  {100 * pixels[name] / total:7.2f}  {images[name]:7}" for name in shown]
+    more = [f"and {counted(len(names) - len(shown), 'class', 'classes')} of fewer pixels"] if shown != names else []
+    return [f"{'class':<{width}}  pixels %   images", *rows, *more]

@@ -15,7 +15,7 @@ from vss.core import __version__
 from vss.core.config import Recipe
 from vss.core.environment import environment
 from vss.core.errors import GateFailed, VssError, shown
-from vss.core.files import at_rest, atomic, file_at_work, made_beside, sha256_file
+from vss.core.files import at_rest, file_at_work, made_beside, sha256_file, write_text
 from vss.core.report import write_report
 from vss.data import pixels, require_classes
 from vss.deploy import Session
@@ -26,12 +26,22 @@ from vss.deploy.onnx_file import metadata
 from vss.deploy.quantize.ranges import Ranges
 from vss.run.page import render
 from vss.run.project import Project
-from vss.ship.elsewhere import copy_engines, write_runner
 from vss.ship.manifest import NAME, Engine, Image, Link, Manifest, Samples, Tensor, is_archive, pack, seal
-from vss.ship.runtimes import RUNTIMES, runtime_of
 from vss.ship.samples import write_samples
-from vss.ship.source import Source, beside, copy_about, hash_of, model_card, open_run, public, readme, requirements
-from vss.ship.triton import Serving, write_repository
+from vss.ship.source import (
+    Source,
+    beside,
+    copy_about,
+    copy_engines,
+    hash_of,
+    model_card,
+    open_run,
+    public,
+    readme,
+    requirements,
+    write_runner,
+)
+from vss.ship.triton import RUNTIMES, Serving, runtime_of, write_repository
 from vss.train.tasks.base import PRUNED
 
 HERE = Path(__file__).parent
@@ -181,8 +191,7 @@ def _reports(folder: Path, files: dict[str, str], source: Source) -> None:
     write_report(folder / files["report"], source.report)
     if (source.run / "report.html").is_file():
         files["page"] = "reports/report.html"
-        with atomic(folder / files["page"]) as temporary:
-            temporary.write_text(render(source.report, source.run, linked=False), encoding="utf-8")
+        write_text(folder / files["page"], render(source.report, source.run, linked=False))
 
 
 def _plan(source: Source) -> Path | None:
@@ -341,5 +350,4 @@ def _texts(folder: Path, manifest: Manifest, source: Source, plugins: list[str])
         "labels.txt": "".join(f"{name}\n" for name in manifest.classes),
     }
     for name, text in texts.items():
-        with atomic(folder / name) as temporary:
-            temporary.write_text(text)
+        write_text(folder / name, text)

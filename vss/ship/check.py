@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,19 @@ from pydantic import ValidationError
 
 from vss.core.environment import cuda_devices, environment, package_version
 from vss.core.errors import GateFailed, VssError, fault
-from vss.core.files import atomic, sha256_file
+from vss.core.files import sha256_file, write_text
 from vss.core.report import read_report
 from vss.deploy import BuildSpec, Session
 from vss.deploy.backends import available, of_tensorrt
 from vss.deploy.backends.trt import failed_checks
+from vss.deploy.backends.trt_flavour import FLAVOURS
 from vss.deploy.backends.trt_plan import BuildPlan
 from vss.deploy.onnx_file import metadata, stated
 from vss.ship.bundle import bound_to
-from vss.ship.elsewhere import check_engines
 from vss.ship.manifest import Engine, Link, Manifest, damage, inside, read, seal
-from vss.ship.runtimes import runtime_of
 from vss.ship.samples import SamplesVerdict, check_samples
-from vss.ship.source import beside, copy_about, hash_of, requirements
-from vss.ship.triton import CONFIG, VARIANTS, parse
+from vss.ship.source import about_of, beside, copy_about, hash_of, put_engine, readme, requirements, write_runner
+from vss.ship.triton import CONFIG, VARIANTS, parse, runtime_of
 
 Row = dict[str, str]
 STATED = {"weights": "vss.weights_sha256", "calibration": "vss.ranges_sha256"}
@@ -59,7 +59,7 @@ def verify(bundle: Path, *, run: bool = True) -> list[Row]:
         rows[-1]["status"] = "accepted"
     check("server repositories", lambda: _repositories(bundle, manifest))
     if manifest.elsewhere:
-        check("engines for GPUs elsewhere", lambda: check_engines(bundle, manifest))
+        check("engines for GPUs elsewhere", lambda: _elsewhere(bundle, manifest))
     if not run:
         return [*rows, {"name": "engine", "status": "skipped", "detail": "asked not to run it"}]
     with open_engine(bundle, manifest) as session:
@@ -115,6 +115,24 @@ def _repositories(bundle: Path, manifest: Manifest) -> str:
                 raise VssError(f"{config} names another model than its folder.")
             count += 1
     return f"{count} models in {', '.join(manifest.triton)}" if manifest.triton else "none for this runtime"
+
+
+def _elsewhere(bundle: Path, manifest: Manifest) -> str:
+    """Each is what the file beside it says, and of its ONNX file in the bundle."""
+    told = []
+    for each in manifest.elsewhere:
+        path = inside(bundle, each.file)
+        about = about_of(path)
+        if about["sha256"] != sha256_file(path) or about["onnx_sha256"] != sha256_file(inside(bundle, each.onnx)):
+            raise VssError(
+                f"{each.file} was not built of {each.onnx}; run: vss rebuild {bundle} --backend {each.backend}"
+            )
+        if [about["flavour"], about["tensorrt"], about["targets"]] != [each.backend, each.version, each.targets]:
+            raise VssError(
+                f"{each.file} is for other GPUs or of another version than the manifest says; ship it again."
+            )
+        told.append(f"{FLAVOURS[each.backend].title} {each.version} for {each.where}: of {each.onnx}, not run")
+    return "\n".join(told)
 
 
 def open_engine(bundle: Path, manifest: Manifest) -> Session:
@@ -185,17 +203,28 @@ def rebuild(bundle: Path, *, max_drop: float = 0.1, options: dict[str, Any] | No
     backend = available(manifest.engine.backend)
     spec = {**manifest.engine.spec, **(options or {})}
     suffix = Path(manifest.engine.file).suffix
+    with _anew(bundle) as (copy, scratch):
+        built = backend.build(inside(copy, manifest.onnx), scratch / f"built{suffix}", build_spec(spec, copy))
+        verdict = None if _blind(manifest.engine.backend) else _judged(backend, built, copy, manifest, max_drop)
+        if of_tensorrt(manifest.engine.backend):
+            _require_asked(built, manifest.onnx)
+        return _written(copy, manifest, built, spec, verdict)
+
+
+@contextlib.contextmanager
+def _anew(bundle: Path) -> Iterator[tuple[Path, Path]]:
+    """A copy of a bundle, which takes its place when all went well, and the folder to build in."""
     with tempfile.TemporaryDirectory(prefix=".rebuild-", dir=bundle.resolve().parent) as folder:
         copy = Path(folder) / "bundle"
         shutil.copytree(bundle, copy)
-        built = backend.build(inside(copy, manifest.onnx), Path(folder) / f"built{suffix}", build_spec(spec, copy))
-        verdict = None if _blind(manifest.engine.backend) else _judged(backend, built, copy, manifest, max_drop)
-        if failed := failed_checks(built) if of_tensorrt(manifest.engine.backend) else []:
-            raise GateFailed(f"the new engine is not what {manifest.onnx} asks for: {failed[0]}")
-        fresh = _written(copy, manifest, built, spec, verdict)
+        yield copy, Path(folder)
         bundle.resolve().rename(Path(folder) / "old")
         copy.rename(bundle.resolve())
-    return fresh
+
+
+def _require_asked(built: Path, onnx: str) -> None:
+    if failed := failed_checks(built):
+        raise GateFailed(f"the new engine is not what {onnx} asks for: {failed[0]}")
 
 
 def _blind(backend: str) -> bool:
@@ -253,14 +282,54 @@ def _written(
         versions=runtime_of(backend).versions,
     )
     chain = [Link(what="engine", sha256=digest, file=target) if x.what == "engine" else x for x in manifest.chain]
-    note = {
-        "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "machine": environment()["machine"],
-        "engine_sha256": digest,
-        "samples": verdict.model_dump() if verdict else None,
-    }
+    note = _note(built, samples=verdict.model_dump() if verdict else None)
     changes = {"engine": engine, "chain": chain, "rebuilds": [*manifest.rebuilds, note]}
     fresh = manifest.model_copy(update=changes)
-    with atomic(copy / "requirements.txt") as temporary:
-        temporary.write_text(requirements(fresh))
+    write_text(copy / "requirements.txt", requirements(fresh))
     return seal(copy, fresh)
+
+
+def _note(engine: Path, **facts: Any) -> dict[str, Any]:
+    """Where and when an engine was built, for the manifest."""
+    when, machine = time.strftime("%Y-%m-%dT%H:%M:%S%z"), environment()["machine"]
+    return {"when": when, "machine": machine, "engine_sha256": sha256_file(engine), **facts}
+
+
+def rebuild_elsewhere(bundle: Path, name: str, targets: Sequence[str] = ()) -> Manifest:
+    """Build the bundle's engine of a runtime that needs no GPU to build, anew or for the first time, and write it in.
+
+    Two builds of one file differ in their bytes: what ties an engine to the bundle is the hash of the ONNX file that it
+    states.
+
+    Args:
+        name: of the runtime.
+        targets: GPUs; none: those of the engine that it replaces.
+
+    Raises:
+        GateFailed: the new engine is not what the file asked for; the bundle stays as it was.
+        VssError: a damaged bundle, or a runtime that cannot build this file here.
+    """
+    manifest, backend = read(bundle), of_tensorrt(name)
+    if backend is None or not backend.flavour.targets:
+        able = [each.name for each in FLAVOURS.values() if each.targets]
+        raise VssError(f"--backend {name} builds no engines for GPUs elsewhere; expected {' or '.join(able)}.")
+    whole(bundle, manifest)
+    available(backend.name)
+    old = [each for each in manifest.elsewhere if each.backend == backend.name]
+    onnx = old[0].onnx if old else manifest.onnx
+    wanted = tuple(targets) or tuple(old[0].targets if old else ())
+    with _anew(bundle) as (copy, scratch):
+        libraries = tuple(inside(copy, library) for library in manifest.plugins())
+        spec = BuildSpec(plan=BuildPlan(targets=wanted, plugins=libraries))
+        built = backend.build(inside(copy, onnx), scratch / "built.engine", spec)
+        _require_asked(built, onnx)
+        for each in old:
+            for path in (inside(copy, each.file), inside(copy, f"{each.file}.json")):
+                path.unlink()
+        fresh = put_engine(built, copy, about_of(built), onnx)
+        rest = [each for each in manifest.elsewhere if each.backend != backend.name]
+        rebuilds = [*manifest.rebuilds, _note(built, file=fresh.file, samples=None)]
+        changed = manifest.model_copy(update={"elsewhere": [*rest, fresh], "rebuilds": rebuilds})
+        write_runner(copy, changed)
+        write_text(copy / "README.md", readme(changed, changed.plugins()))
+        return seal(copy, changed)

@@ -28,7 +28,7 @@ from pydantic import (
 )
 
 from vss.core.errors import VssError, fault
-from vss.core.files import atomic, read_json, sha256_file, write_json
+from vss.core.files import atomic, read_json, sha256_file, write_json, write_text
 from vss.data.preprocess import Preprocess
 from vss.deploy.backends.trt_flavour import gpus
 
@@ -241,8 +241,7 @@ def seal(bundle: Path, manifest: Manifest) -> Manifest:
     facts = {n: FileFact(sha256=sha256_file(bundle / n), bytes=(bundle / n).stat().st_size) for n in names}
     sealed = manifest.model_copy(update={"files": facts})
     write_json(bundle / MANIFEST, sealed.model_dump(mode="json", by_alias=True))
-    with atomic(bundle / SUMS) as temporary:
-        temporary.write_text(sums(sealed, sha256_file(bundle / MANIFEST)))
+    write_text(bundle / SUMS, sums(sealed, sha256_file(bundle / MANIFEST)))
     return sealed
 
 

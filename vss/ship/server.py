@@ -30,8 +30,7 @@ from vss.core.files import read_json, write_json
 from vss.ship.check import refuse_foreign, whole
 from vss.ship.load import Client, check_answers
 from vss.ship.manifest import Manifest, inside, read
-from vss.ship.runtimes import runtime_of
-from vss.ship.triton import INSTEAD
+from vss.ship.triton import INSTEAD, runtime_of
 
 log = logging.getLogger(__name__)
 

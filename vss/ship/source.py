@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -12,20 +13,21 @@ import numpy as np
 
 from vss.core.environment import package_version
 from vss.core.errors import VssError, unknown
-from vss.core.files import read_array, sha256_file, write_json
+from vss.core.files import read_array, sha256_file, write_json, write_text
 from vss.core.report import read_report
 from vss.data.preprocess import Preprocess
 from vss.deploy.backends import AUTO
+from vss.deploy.backends.trt_flavour import FLAVOURS, gpus
 from vss.deploy.backends.trt_runner import read_about
 from vss.deploy.onnx_file import metadata, stated
 from vss.deploy.quantize.ranges import Ranges
 from vss.prune import Plan
-from vss.ship.manifest import Manifest, Tensor
-from vss.ship.runtimes import runtime_of
-from vss.ship.triton import VARIANTS
+from vss.ship.manifest import Elsewhere, Manifest, Tensor
+from vss.ship.triton import VARIANTS, runtime_of
 from vss.train.gate import miou_interval
 from vss.train.tasks.base import EQUAL
 
+ELSEWHERE = "requirements-elsewhere.txt"
 HOME_GROUND = {"home", "root", "Users", "mnt", "media", "srv", "data", "tmp", "var", "opt", "scratch", "workspace"}
 COMMANDS = ("command", "commands")
 
@@ -195,6 +197,47 @@ def _built(run: Path, row: str, report: dict[str, Any]) -> Iterator[Path]:
         yield path
 
 
+def copy_engines(folder: Path, source: Source) -> list[Elsewhere]:
+    """Copy the engines that the run has built beside the shipped one, with their plugins, into `engine/`.
+
+    One in INT8 may be of an ONNX file of its own: what its runtime does not run in INT8 is in floating point there.
+    """
+    found = []
+    for path in source.built:
+        about = about_of(path)
+        onnx, own = "engine/model.onnx", path.with_name(about["onnx"])
+        if not own.is_file() or sha256_file(own) != about["onnx_sha256"]:
+            raise VssError(f"{path} was built of another file than {own.name}; run the recipe again.")
+        if sha256_file(own) != sha256_file(source.files["onnx"]):
+            onnx = f"engine/model.{about['flavour']}.onnx"
+            shutil.copyfile(own, folder / onnx)
+        for name in about["plan"]["plugins"]:
+            if not path.with_name(name).is_file():
+                raise VssError(
+                    f"{path} needs the plugins in {name}, which the run does not hold; run the recipe again."
+                )
+            shutil.copyfile(path.with_name(name), folder / "engine" / name)
+        found.append(put_engine(path, folder, about, onnx))
+    return found
+
+
+def about_of(engine: Path) -> dict[str, Any]:
+    about = read_about(engine)
+    if about is None or not about.get("onnx_sha256"):
+        raise VssError(f"{engine} has no {engine.name}.json that says what it is; build it with vss.")
+    return about
+
+
+def put_engine(engine: Path, folder: Path, about: dict[str, Any], onnx: str) -> Elsewhere:
+    """Copy an engine under the name of what it is for."""
+    flavour, version = FLAVOURS[about["flavour"]], about["tensorrt"]
+    where = re.sub(r"\W+", "-", gpus(about["targets"]))
+    target = f"engine/{where}-{flavour.tag}{version}{engine.suffix}"
+    shutil.copyfile(engine, folder / target)
+    copy_about(engine, folder / target)
+    return Elsewhere(backend=flavour.name, version=version, file=target, onnx=onnx, targets=about["targets"])
+
+
 def hash_of(what: str, path: Path) -> str:
     """The hash by which a link of the chain names its file; see `vss.ship.manifest.Link`."""
     if what == "plan":
@@ -232,6 +275,22 @@ def requirements(manifest: Manifest) -> str:
     names = ("numpy", "pillow", *manifest.engine.versions)
     found = {name: manifest.engine.versions.get(name) or package_version(name) for name in names}
     return "".join(f"{name}=={version}\n" for name, version in found.items())
+
+
+def elsewhere_requirements(engines: Sequence[Elsewhere]) -> str:
+    """What runs them on a GPU; device memory comes from pycuda as well."""
+    packages = {FLAVOURS[each.backend].packages[0]: each.version for each in engines}
+    return "".join(["numpy\npillow\ncuda-python\n", *(f"{name}=={version}\n" for name, version in packages.items())])
+
+
+def write_runner(folder: Path, manifest: Manifest) -> None:
+    """run.py, and what its engines need beside it."""
+    shutil.copyfile(Path(__file__).with_name("standalone.py"), folder / "run.py")
+    for backend in (manifest.engine.backend, *(each.backend for each in manifest.elsewhere)):
+        for path in runtime_of(backend).runner:
+            shutil.copyfile(path, folder / path.name)
+    if manifest.elsewhere:
+        write_text(folder / ELSEWHERE, elsewhere_requirements(manifest.elsewhere))
 
 
 def readme(manifest: Manifest, plugins: Sequence[str] = ()) -> str:

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vss.core.environment import package_version
 from vss.core.errors import VssError, need, unknown
-from vss.core.files import atomic
+from vss.core.files import write_text
 from vss.deploy import Binding
-from vss.deploy.backends import onnx_runner
+from vss.deploy.backends import BACKENDS, onnx_runner, trt_runner
 
 CONFIG = "config.pbtxt"
 LABELS = "labels.txt"
@@ -191,11 +192,9 @@ def _model(folder: Path, config: Any, serving: Serving) -> Path:
 
     place = folder / config.name
     (place / "1").mkdir(parents=True)
-    with atomic(place / CONFIG) as temporary:
-        temporary.write_text(text_format.MessageToString(config))
+    write_text(place / CONFIG, text_format.MessageToString(config))
     if any(output.label_filename for output in config.output):
-        with atomic(place / LABELS) as temporary:
-            temporary.write_text("\n".join(serving.labels) + "\n")
+        write_text(place / LABELS, "\n".join(serving.labels) + "\n")
     return place / "1"
 
 
@@ -285,3 +284,46 @@ def _ensemble_config(pb: Any, serving: Serving) -> Any:
     if serving.post:
         step("post", {"logits": "logits"}, {"labels": "labels"})
     return config
+
+
+ON_GPU = ("pycuda", "cuda-python")
+"""Memory of the device, from one of them."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One runtime.
+
+    Attributes:
+        packages: distributions that run its engines; those that are here are written down with their versions.
+        runner: the modules beside run.py that open them.
+        variants: the Triton repositories that serve them, see `vss.ship.triton.VARIANTS`; the best first.
+        cpp: the smallest program in C++ that runs them.
+    """
+
+    packages: tuple[str, ...]
+    runner: tuple[Path, ...]
+    variants: tuple[str, ...] = ()
+    cpp: str = ""
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return {name: version for name in self.packages if (version := package_version(name))}
+
+
+ONNX = (Path(str(onnx_runner.__file__)),)
+TRT = tuple(Path(str(trt_runner.__file__)).with_name(name) for name in trt_runner.ALONE)
+RUNTIMES = {
+    "onnxruntime": Runtime(("onnxruntime",), ONNX, ("onnxruntime", "python"), "ort_example.cpp"),
+    "openvino": Runtime(("openvino",), ONNX, ("python",)),
+    "tensorrt": Runtime(("tensorrt", *ON_GPU), TRT, ("tensorrt",), "trt_example.cpp"),
+    "tensorrt_rtx": Runtime(("tensorrt-rtx-cu13", "tensorrt-rtx-cu12", *ON_GPU), TRT),
+}
+
+
+def runtime_of(backend: str) -> Runtime:
+    """The row of a runtime; raises `VssError` for one whose engines no bundle holds."""
+    name = BACKENDS.canonical(backend)
+    if name not in RUNTIMES:
+        raise unknown("runtime of a bundle", name, RUNTIMES)
+    return RUNTIMES[name]

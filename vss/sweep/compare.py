@@ -1,19 +1,24 @@
-"""What got better, what got worse and what is within noise between two sweeps or two runs."""
+"""What is better and what is within noise: criteria of one sweep, the axes of its grid, and two sweeps or two runs."""
 
 from __future__ import annotations
 
+import itertools
 import math
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from vss.core.errors import VssError
+from vss.core.files import read_json
 from vss.core.report import read_report
 from vss.data import require_classes
-from vss.sweep import results
-from vss.sweep.results import LEVEL, summary
+from vss.run.page.sweep import KIND, SCHEMA
+from vss.sweep.experiment import Json
 
+LEVEL = 0.95
 REPORT = "report.json"
 CLOSE = 1e-6  # points: what a row says and what its images give
 
@@ -24,6 +29,128 @@ EXACT = ("macs_g", "params_m", "size_mib")
 ONE_VALUE = {
     "latency_ms_p50": "times of two runs are of two moments; time both engines in one run with vss bench",
 }
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation and half-width of the 95 % t-interval of the mean; the latter two need two values."""
+    from scipy.stats import t
+
+    count = len(values)
+    mean = math.fsum(values) / count
+    if count < 2:
+        return {"n": count, "mean": mean, "sd": None, "half": None}
+    sd = statistics.stdev(values)
+    half = float(t.ppf((1 + LEVEL) / 2, count - 1)) * sd / math.sqrt(count)
+    return {"n": count, "mean": mean, "sd": sd, "half": half}
+
+
+def ranking(blocks: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Criteria ranked within blocks (one network, budget and seed each) and compared with the best.
+
+    Ranks as in Demsar (2006): 1 is best, ties share their mean rank; the Friedman test asks whether criteria differ at
+    all, the Wilcoxon signed-rank test whether one differs from the best, corrected after Holm.
+
+    Args:
+        blocks: block -> {criterion: score, higher is better}; blocks that lack a criterion are left out.
+
+    Returns:
+        `rows` [{"name", "rank", "mean", "wins", "gap": mean difference to the best, "p": corrected, or None}], best
+        first; `blocks` used; `friedman_p` or None; `least_p`: the smallest p that so many blocks can give.
+    """
+    from scipy.stats import friedmanchisquare, rankdata, wilcoxon
+
+    names = list(dict.fromkeys(name for block in blocks.values() for name in block))
+    whole = [block for block in blocks.values() if all(name in block for name in names)]
+    if not whole or len(names) < 2:
+        return {"rows": [], "blocks": len(whole), "friedman_p": None, "least_p": None}
+    table = [[block[name] for name in names] for block in whole]
+    ranks = [rankdata([-value for value in row]) for row in table]
+    mean_rank = {name: sum(float(row[i]) for row in ranks) / len(ranks) for i, name in enumerate(names)}
+    scores = {name: [row[i] for row in table] for i, name in enumerate(names)}
+    order = sorted(names, key=lambda name: (mean_rank[name], -statistics.fmean(scores[name])))
+    pairs = {name: [a - b for a, b in zip(scores[order[0]], scores[name], strict=True)] for name in order[1:]}
+    corrected = holm({name: float(wilcoxon(gaps).pvalue) if any(gaps) else 1.0 for name, gaps in pairs.items()})
+    rows = [
+        {
+            "name": name,
+            "rank": mean_rank[name],
+            "mean": statistics.fmean(scores[name]),
+            "wins": sum(block[name] == max(block[other] for other in names) for block in whole),
+            "gap": statistics.fmean(scores[name]) - statistics.fmean(scores[order[0]]),
+            "p": corrected.get(name),
+        }
+        for name in order
+    ]
+    friedman = None
+    if len(names) > 2 and len(whole) > 1 and any(len(set(row)) > 1 for row in table):
+        friedman = float(friedmanchisquare(*scores.values()).pvalue)
+    return {"rows": rows, "blocks": len(whole), "friedman_p": friedman, "least_p": min(1.0, 2.0 ** (1 - len(whole)))}
+
+
+def holm(values: Mapping[str, float]) -> dict[str, float]:
+    """p-values corrected for their number (Holm 1979).
+
+    >>> holm({"a": 0.01, "b": 0.04, "c": 0.03})
+    {'a': 0.03, 'c': 0.06, 'b': 0.06}
+    """
+    result, largest = {}, 0.0
+    for index, (name, value) in enumerate(sorted(values.items(), key=lambda item: item[1])):
+        largest = max(largest, min(1.0, value * (len(values) - index)))
+        result[name] = largest
+    return result
+
+
+def effects(rows: Sequence[Json], metric: str) -> Json | None:
+    """How much of the spread of a score goes with each axis, and with pairs of axes: an analysis of variance.
+
+    Sums of squares of a balanced design (Fisher 1925) as shares of the total; what neither an axis nor a pair explains,
+    noise and what needs three axes at once, is `rest`. An axis has a Friedman test over all others as blocks.
+
+    Args:
+        rows: trials with `coords` and `values`; choices that not every combination has are left out, emptiest first.
+
+    Returns:
+        `axes` [{"name", "levels", "share", "friedman_p"}], `pairs` [{"name", "share"}], `rest`, `cells`, `left_out`;
+        None where fewer than two axes have two choices each, or all scores are equal.
+    """
+    from scipy.stats import friedmanchisquare
+
+    cells = {tuple(sorted(row["coords"].items())): row["values"].get(metric) for row in rows}
+    cells = {coords: score for coords, score in cells.items() if score is not None}
+    axes = list(dict.fromkeys(axis for row in rows for axis in row["coords"]))
+    levels = {axis: list(dict.fromkeys(dict(c)[axis] for c in cells if axis in dict(c))) for axis in axes}
+    left_out: list[str] = []
+    while cells and len(cells) < math.prod(map(len, levels.values())):
+        counts = {(a, v): sum((a, v) in c for c in cells) * len(levels[a]) for a in axes for v in levels[a]}
+        axis, value = min(counts, key=lambda each: counts[each])
+        left_out.append(value)
+        levels[axis].remove(value)
+        cells = {coords: score for coords, score in cells.items() if (axis, value) not in coords}
+    axes = [axis for axis in axes if len(levels[axis]) > 1]
+    if len(axes) < 2 or not cells:
+        return None
+    order = [dict(zip(levels, chosen, strict=True)) for chosen in itertools.product(*levels.values())]
+    scores = np.array([cells[tuple(sorted(coords.items()))] for coords in order], dtype=float)
+    scores = scores.reshape([len(levels[axis]) for axis in axes])
+    total = float(((scores - scores.mean()) ** 2).sum())
+    if not total:
+        return None
+    means = {axis: scores.mean(axis=tuple(j for j in range(len(axes)) if j != i), keepdims=True) - scores.mean()
+             for i, axis in enumerate(axes)}  # fmt: skip
+    found = []
+    for i, axis in enumerate(axes):
+        table = np.moveaxis(scores, i, 0).reshape(len(levels[axis]), -1)
+        decided = len(table) > 2 and table.shape[1] > 1 and bool((table != table[0]).any())
+        p = float(friedmanchisquare(*table).pvalue) if decided else None
+        share = float((means[axis] ** 2).sum()) * scores.size / len(table) / total
+        found.append({"name": axis, "levels": len(table), "share": share, "friedman_p": p})
+    pairs = []
+    for (i, a), (j, b) in itertools.combinations(enumerate(axes), 2):
+        both = scores.mean(axis=tuple(k for k in range(len(axes)) if k not in (i, j)), keepdims=True)
+        part = both - scores.mean() - means[a] - means[b]
+        pairs.append({"name": f"{a} x {b}", "share": float((part**2).sum()) * scores.size / part.size / total})
+    rest = 1 - sum(each["share"] for each in [*found, *pairs])
+    return {"axes": found, "pairs": pairs, "rest": max(0.0, rest), "cells": scores.size, "left_out": left_out}
 
 
 def compare(a: Path, b: Path) -> dict[str, Any]:
@@ -72,7 +199,7 @@ def judge(a: dict[str, Any], b: dict[str, Any], lower: bool) -> dict[str, Any]:
     """One figure by Welch's t-interval of the difference of two means.
 
     Args:
-        a, b: `vss.sweep.results.summary`.
+        a, b: `summary`.
         lower: whether less is better.
     """
     change, half = b["mean"] - a["mean"], _half(a, b)
@@ -166,10 +293,15 @@ def _half(a: dict[str, Any], b: dict[str, Any]) -> float | None:
     return float(t.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(error)
 
 
+def read_results(folder: Path | str) -> Json:
+    """`results.json` of a sweep."""
+    return read_json(Path(folder) / "results.json", kind=KIND, schema=SCHEMA)
+
+
 def _networks(folder: Path) -> tuple[dict[str, dict[str, Any]], str, list[str]]:
     """Name -> {figure: summary}, the figure that networks are judged by, and the classes."""
     if (folder / "results.json").is_file():
-        table = results.read(folder)
+        table = read_results(folder)
         named = {group["name"]: group["values"] for group in table["groups"]}
         named |= {f"{base['name']}, not pruned": base["values"] for base in table["baselines"]}
         return named, table["metric"], table.get("classes", [])

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from vss.core.environment import cuda_devices
 from vss.core.errors import VssError, unknown
-from vss.sweep.tasks import Outcome, Task, perform
+from vss.sweep.store import Outcome, Task, perform
 
 GRACE_S = 10.0
 EXECUTORS = ("local", "ray")

@@ -79,7 +79,7 @@ class Experiment(ABC):
 
     def over_folds(self, trials: list[tuple[Recipe, TrialDirs]]) -> Json | None:
         """What the trials of all folds of a cross-validation say together, where the experiment knows: see
-        `vss.sweep.folds`."""
+        `vss.sweep.results`."""
         return None
 
     def time(self, recipe: Recipe, dirs: TrialDirs, seconds: float) -> Json:
@@ -92,7 +92,7 @@ class Experiment(ABC):
 
 
 EXPERIMENTS: Registry[Experiment] = Registry("experiment")
-BUILT_IN = {"prune": "vss.sweep.prune", "engine": "vss.sweep.engine"}
+BUILT_IN = ("prune", "engine")
 
 
 def experiment(name: str, plugins: Iterable[str] = ()) -> Experiment:
@@ -100,5 +100,5 @@ def experiment(name: str, plugins: Iterable[str] = ()) -> Experiment:
     for module in plugins:
         load_plugin(module)
     if name in BUILT_IN:
-        importlib.import_module(BUILT_IN[name])
+        importlib.import_module("vss.sweep.prune")
     return EXPERIMENTS[name]

@@ -121,8 +121,7 @@ class Trial:
     def recipe(self) -> Recipe:
         """All that the run depends on."""
         settings = [*self.overrides.items(), ("name", self.id)]
-        recipe: Recipe = parse(Recipe, overridden(self.base, settings), source=f"trial {self.id}")
-        return recipe
+        return parse(Recipe, overridden(self.base, settings), source=f"trial {self.id}")
 
 
 def _trial(base: dict[str, Any], combination: tuple[tuple[str, Choice], ...]) -> Trial:
@@ -197,8 +196,7 @@ def load_grid(path: Path | str, overrides: dict[str, Any] | None = None) -> Grid
     if not isinstance(data.get("set") or {}, dict):
         raise VssError(f"{path}: set is {shown(data['set'])}; expected dotted keys of the recipe with values.")
     data["set"] = {**(data.get("set") or {}), **{k: v for k, v in (overrides or {}).items() if k not in own}}
-    grid: Grid = parse(Grid, data, source=str(path))
-    return grid
+    return parse(Grid, data, source=str(path))
 
 
 NETS = ("baseline.safetensors", "best.safetensors")
@@ -233,9 +231,7 @@ def benchmark_grid(
     data = base.get("data", {}) | {"size": saved.preprocess["size"]} | ({"dataset": dataset} if dataset else {})
     base |= {"data": data, "model": {"checkpoint": str(file.resolve())} | (own or {"name": saved.model.name})}
     axes = {"criteria": methods, "budgets": budgets, "seeds": list(range(seeds))}
-    content = {"name": name, "base": base, "set": changes, **axes}
-    grid: Grid = parse(Grid, content, source="the command line")
-    return grid
+    return parse(Grid, {"name": name, "base": base, "set": changes, **axes}, source="the command line")
 
 
 def _checkpoint(path: Path) -> Path:

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -22,17 +23,20 @@ from vss.core.config import PruneConfig, Recipe
 from vss.core.errors import VssError
 from vss.core.files import atomic, locked, read_array, safe_name, sha256_json
 from vss.deploy import BACKENDS, bench
+from vss.deploy.backends import AUTO
 from vss.deploy.bench import unsteady
 from vss.prune import CRITERIA, Statistics, collect, find_groups
 from vss.run import pruning, runner
+from vss.run.engines import make_engine, opened, unpruned
 from vss.run.inputs import require_criterion, require_network
 from vss.run.job import Job, check_run
 from vss.run.network import task_name
 from vss.run.project import Project
-from vss.run.report import Score
+from vss.run.report import Engine, Score
 from vss.run.runner import Runner
 from vss.run.tracking import to_tensorboard
 from vss.sweep.experiment import EXPERIMENTS, Experiment, Json, TrialDirs
+from vss.train.evaluate import engine_predictor
 from vss.train.header import header
 from vss.train.tasks import TASKS, task_of
 from vss.train.tasks.base import spread, write_panels
@@ -41,6 +45,7 @@ log = logging.getLogger(__name__)
 
 Mode = Literal["eval", "train"]
 SEPARATOR = "|"
+ENGINES = {"baseline": "engine/baseline.engine.onnx", "trial": "engine/finetuned.engine.onnx"}
 PATIENCE = 4
 """An unstable latency is measured for up to so many times as long."""
 
@@ -131,8 +136,7 @@ class PruneExperiment(Experiment):
             faults = _write_statistics(job.out / file, job.project, model, config, needs)
             return {"faults": faults, "detail": f"{sum(map(len, needs.values()))} statistics"}
 
-        faults: dict[str, str] = job.step(f"statistics-{name}", depends, ["train"], [file], work)["faults"]
-        return faults
+        return dict(job.step(f"statistics-{name}", depends, ["train"], [file], work)["faults"])
 
     def trial(self, recipe: Recipe, dirs: TrialDirs, shared: Json) -> Json:
         """Prune, fine-tune where the recipe has epochs for it, and evaluate after both."""
@@ -174,9 +178,8 @@ class PruneExperiment(Experiment):
         """Latency of the last network and of the baseline, interleaved, in torch on the CPU or the first device."""
         project = Project.open(recipe)
         paths = {"baseline": dirs.shared / "baseline.safetensors", "trial": last_network(dirs.folder)}
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         backend, size = BACKENDS["torch"], project.preprocess.size
-        options: dict[str, Any] = {"size": size, "device": device}
+        options: dict[str, Any] = {"size": size, "device": "cuda" if torch.cuda.is_available() else "cpu"}
         sessions = {name: backend.open(project.load(path), **options) for name, path in paths.items()}
         image = np.random.default_rng(0).standard_normal((1, 3, *size)).astype(np.float32)
         feeds = {name: {"image": image} for name in sessions}
@@ -199,9 +202,6 @@ class PruneExperiment(Experiment):
             panel["id"] = f"{name}: {panel['id']}"
             panel["files"] = {title: f"{place}/{path}" for title, path in panel["files"].items()}
         return {"panels": panels, "palette": project.data.palette.tolist()}
-
-
-EXPERIMENTS.add("prune", PruneExperiment())
 
 
 @contextlib.contextmanager
@@ -240,11 +240,8 @@ def _flat(score: Score) -> Json:
 
 
 def _metrics(score: Score) -> Json:
-    return {
-        key: value
-        for key, value in score.metrics.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and key not in ("images",)
-    }
+    found = score.metrics.items()
+    return {key: v for key, v in found if isinstance(v, int | float) and not isinstance(v, bool) and key != "images"}
 
 
 def _link(target: Path, link: Path) -> None:
@@ -258,14 +255,8 @@ def _link(target: Path, link: Path) -> None:
 
 def interleaved(recipe: Recipe, sessions: dict[str, Any], feeds: dict[str, Any], seconds: float) -> Json:
     """Times of the session `trial` beside those of `baseline`; of a noisy machine how noisy it was."""
-    found = bench(
-        sessions,
-        feeds,
-        min_seconds=seconds / 2,
-        max_seconds=PATIENCE * seconds,
-        window_seconds=seconds / 16,
-        spread=recipe.bench.spread,
-    )
+    limits = {"min_seconds": seconds / 2, "max_seconds": PATIENCE * seconds, "window_seconds": seconds / 16}
+    found = bench(sessions, feeds, spread=recipe.bench.spread, **limits)
     if not found["stable"]:
         return unsteady(found)
     row = found["sessions"]["trial"]
@@ -346,3 +337,64 @@ def _read_statistics(path: Path, config: PruneConfig, faults: dict[str, str]) ->
             if own_mode == mode and need in needs:
                 collected[need][group] = file.get_tensor(name)
         return collected, int(file.metadata()[mode])
+
+
+class EngineExperiment(PruneExperiment):
+    """The same, and every network is also exported, built, evaluated, gated and timed."""
+
+    shared_steps = ("train", "evaluate", "finetune", "engine")
+
+    def check(self, recipe: Recipe) -> None:
+        """Engines are made of fine-tuned networks."""
+        super().check(recipe)
+        if not recipe.finetune.epochs:
+            raise VssError("the experiment 'engine' fine-tunes every network; set finetune.epochs to 1 or more.")
+        if recipe.build.backend == AUTO:
+            raise VssError("build.backend is auto, and engines of a sweep are compared in one runtime; name it.")
+
+    def stage_inputs(self, recipe: Recipe) -> Json:
+        """The control and the engine of the baseline are shared as well."""
+        return super().stage_inputs(recipe) | {"control": recipe.control}
+
+    def finish_stage(self, job: Job, found: Json) -> None:
+        """The row also has `engine_*` and, with a control, `control_*` figures."""
+        keys = found["row_keys"]
+        found["row"] |= _named("engine", make_engine(job, "baseline", "train"), keys)
+        if job.recipe.control:
+            job.finetune("control", "baseline.safetensors", "train")
+            found["row"] |= _named("control", job.score("control", "control"), keys)
+
+    def finish_trial(self, job: Job, dirs: TrialDirs, shared: Json, found: Json) -> None:
+        """The row also has `engine_*` figures and `ships`: 1 where the engine passes all gates of the recipe, else 0;
+        the labels say which it does not."""
+        engine = make_engine(job, "finetuned", "finetune")
+        steps = {"finetuned": "evaluate-finetuned", "engine": "engine-finetuned"}
+        results = {name: job.scores_of(step) for name, step in steps.items()}
+        stage = replace(job, out=dirs.shared, step=Runner(dirs.shared, lambda *_: None))
+        results |= {name: stage.scores_of(f"evaluate-{name}") for name in unpruned(job.recipe)}
+        failed = [verdict for verdict in job.project.task.verdicts(results) if verdict["passed"] is False]
+        found["row"] |= _named("engine", engine, shared["row_keys"]) | {"ships": int(not failed)}
+        found["row"]["engine_mib"] = engine.size_mib
+        found["labels"] = [*found["labels"], *(f"{verdict['what']} {verdict['sentence']}" for verdict in failed)]
+
+    def scored(self, recipe: Recipe) -> tuple[str, ...]:
+        """The same of the trial's engine, and of the control."""
+        return *unpruned(recipe), "engine-finetuned"
+
+    def time(self, recipe: Recipe, dirs: TrialDirs, seconds: float) -> Json:
+        """Latency of the trial's engine and of the baseline's, interleaved, on an image of the reported split."""
+        job = job_of(recipe, dirs)
+        paths = {"baseline": f"{dirs.shared}/{ENGINES['baseline']}", "trial": f"{dirs.folder}/{ENGINES['trial']}"}
+        image = torch.as_tensor(job.project.split(recipe.split)[0]["image"])[None]
+        with opened(job, paths) as sessions:
+            preprocess = job.project.preprocess
+            feeds = {name: engine_predictor(each, preprocess).feed(image) for name, each in sessions.items()}
+            return interleaved(recipe, sessions, feeds, seconds)
+
+
+EXPERIMENTS.add("prune", PruneExperiment())
+EXPERIMENTS.add("engine", EngineExperiment())
+
+
+def _named(prefix: str, step: Score | Engine, keys: Iterable[str]) -> Json:
+    return {f"{prefix}_{key}": step.metrics[key] for key in keys}

@@ -6,7 +6,6 @@ Means over seeds have intervals, and criteria are ranked over blocks with signif
 from __future__ import annotations
 
 import csv
-import math
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
@@ -14,16 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from vss.core import yaml12
-from vss.core.files import atomic, read_json, write_json
+from vss.core.files import atomic, read_json, write_json, write_text
 from vss.run import tracking
-from vss.run.page.sweep import OTHER_MACS
+from vss.run.page.sweep import KIND, OTHER_MACS, SCHEMA
 from vss.run.tracking import Tracked
-from vss.sweep.experiment import Json
-from vss.sweep.folds import over_folds
+from vss.sweep.compare import effects, ranking, summary
+from vss.sweep.experiment import Json, TrialDirs
 from vss.sweep.grid import REPEATS, Trial
 from vss.sweep.store import Store
 
-KIND, SCHEMA = "vss.sweep_results", 1
 COSTS = ("macs_g", "params_m", "latency_ms_p50", "size_mib")
 EQUAL = 0.02
 """MACs of trials at one budget that differ by more than this fraction are not equal."""
@@ -32,132 +30,6 @@ FIRST = (
     "ships",
 )  # fmt: skip
 """Figures of the master table, where a sweep has them."""
-LEVEL = 0.95
-
-
-def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard deviation and half-width of the 95 % t-interval of the mean; the latter two need two values."""
-    from scipy.stats import t
-
-    count = len(values)
-    mean = math.fsum(values) / count
-    if count < 2:
-        return {"n": count, "mean": mean, "sd": None, "half": None}
-    sd = statistics.stdev(values)
-    half = float(t.ppf((1 + LEVEL) / 2, count - 1)) * sd / math.sqrt(count)
-    return {"n": count, "mean": mean, "sd": sd, "half": half}
-
-
-def ranking(blocks: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """Criteria ranked within blocks (one network, budget and seed each) and compared with the best.
-
-    Ranks as in Demsar (2006): 1 is best, ties share their mean rank; the Friedman test asks whether criteria differ at
-    all, the Wilcoxon signed-rank test whether one differs from the best, corrected after Holm.
-
-    Args:
-        blocks: block -> {criterion: score, higher is better}; blocks that lack a criterion are left out.
-
-    Returns:
-        `rows` [{"name", "rank", "mean", "wins", "gap": mean difference to the best, "p": corrected, or None}], best
-        first; `blocks` used; `friedman_p` or None; `least_p`: the smallest p that so many blocks can give.
-    """
-    from scipy.stats import friedmanchisquare, rankdata, wilcoxon
-
-    names = list(dict.fromkeys(name for block in blocks.values() for name in block))
-    whole = [block for block in blocks.values() if all(name in block for name in names)]
-    if not whole or len(names) < 2:
-        return {"rows": [], "blocks": len(whole), "friedman_p": None, "least_p": None}
-    table = [[block[name] for name in names] for block in whole]
-    ranks = [rankdata([-value for value in row]) for row in table]
-    mean_rank = {name: sum(float(row[i]) for row in ranks) / len(ranks) for i, name in enumerate(names)}
-    scores = {name: [row[i] for row in table] for i, name in enumerate(names)}
-    order = sorted(names, key=lambda name: (mean_rank[name], -statistics.fmean(scores[name])))
-    pairs = {name: [a - b for a, b in zip(scores[order[0]], scores[name], strict=True)] for name in order[1:]}
-    corrected = holm({name: float(wilcoxon(gaps).pvalue) if any(gaps) else 1.0 for name, gaps in pairs.items()})
-    rows = [
-        {
-            "name": name,
-            "rank": mean_rank[name],
-            "mean": statistics.fmean(scores[name]),
-            "wins": sum(block[name] == max(block[other] for other in names) for block in whole),
-            "gap": statistics.fmean(scores[name]) - statistics.fmean(scores[order[0]]),
-            "p": corrected.get(name),
-        }
-        for name in order
-    ]
-    friedman = None
-    if len(names) > 2 and len(whole) > 1 and any(len(set(row)) > 1 for row in table):
-        friedman = float(friedmanchisquare(*scores.values()).pvalue)
-    return {"rows": rows, "blocks": len(whole), "friedman_p": friedman, "least_p": min(1.0, 2.0 ** (1 - len(whole)))}
-
-
-def holm(values: Mapping[str, float]) -> dict[str, float]:
-    """p-values corrected for their number (Holm 1979).
-
-    >>> holm({"a": 0.01, "b": 0.04, "c": 0.03})
-    {'a': 0.03, 'c': 0.06, 'b': 0.06}
-    """
-    result, largest = {}, 0.0
-    for index, (name, value) in enumerate(sorted(values.items(), key=lambda item: item[1])):
-        largest = max(largest, min(1.0, value * (len(values) - index)))
-        result[name] = largest
-    return result
-
-
-def effects(rows: Sequence[Json], metric: str) -> Json | None:
-    """How much of the spread of a score goes with each axis, and with pairs of axes: an analysis of variance.
-
-    Sums of squares of a balanced design (Fisher 1925) as shares of the total; what neither an axis nor a pair explains,
-    noise and what needs three axes at once, is `rest`. An axis has a Friedman test over all others as blocks.
-
-    Args:
-        rows: trials with `coords` and `values`; choices that not every combination has are left out, emptiest first.
-
-    Returns:
-        `axes` [{"name", "levels", "share", "friedman_p"}], `pairs` [{"name", "share"}], `rest`, `cells`, `left_out`;
-        None where fewer than two axes have two choices each, or all scores are equal.
-    """
-    import itertools
-
-    import numpy as np
-    from scipy.stats import friedmanchisquare
-
-    cells = {tuple(sorted(row["coords"].items())): row["values"].get(metric) for row in rows}
-    cells = {coords: score for coords, score in cells.items() if score is not None}
-    axes = list(dict.fromkeys(axis for row in rows for axis in row["coords"]))
-    levels = {axis: list(dict.fromkeys(dict(c)[axis] for c in cells if axis in dict(c))) for axis in axes}
-    left_out: list[str] = []
-    while cells and len(cells) < math.prod(map(len, levels.values())):
-        counts = {(a, v): sum((a, v) in c for c in cells) * len(levels[a]) for a in axes for v in levels[a]}
-        axis, value = min(counts, key=lambda each: counts[each])
-        left_out.append(value)
-        levels[axis].remove(value)
-        cells = {coords: score for coords, score in cells.items() if (axis, value) not in coords}
-    axes = [axis for axis in axes if len(levels[axis]) > 1]
-    if len(axes) < 2 or not cells:
-        return None
-    order = [dict(zip(levels, chosen, strict=True)) for chosen in itertools.product(*levels.values())]
-    scores = np.array([cells[tuple(sorted(coords.items()))] for coords in order], dtype=float)
-    scores = scores.reshape([len(levels[axis]) for axis in axes])
-    total = float(((scores - scores.mean()) ** 2).sum())
-    if not total:
-        return None
-    means = {axis: scores.mean(axis=tuple(j for j in range(len(axes)) if j != i), keepdims=True) - scores.mean()
-             for i, axis in enumerate(axes)}  # fmt: skip
-    found = []
-    for i, axis in enumerate(axes):
-        table = np.moveaxis(scores, i, 0).reshape(len(levels[axis]), -1)
-        decided = len(table) > 2 and table.shape[1] > 1 and bool((table != table[0]).any())
-        p = float(friedmanchisquare(*table).pvalue) if decided else None
-        share = float((means[axis] ** 2).sum()) * scores.size / len(table) / total
-        found.append({"name": axis, "levels": len(table), "share": share, "friedman_p": p})
-    pairs = []
-    for (i, a), (j, b) in itertools.combinations(enumerate(axes), 2):
-        both = scores.mean(axis=tuple(k for k in range(len(axes)) if k not in (i, j)), keepdims=True)
-        part = both - scores.mean() - means[a] - means[b]
-        pairs.append({"name": f"{a} x {b}", "share": float((part**2).sum()) * scores.size / part.size / total})
-    rest = 1 - sum(each["share"] for each in [*found, *pairs])
-    return {"axes": found, "pairs": pairs, "rest": max(0.0, rest), "cells": scores.size, "left_out": left_out}
 
 
 def gather(store: Store) -> Json:
@@ -167,7 +39,7 @@ def gather(store: Store) -> Json:
         JSON of kind `vss.sweep_results`: `metric`, `title`, `columns` (keys of `values` in table order), `axes`,
         `rows` (a trial each), `groups` (trials that differ in seed or fold alone, each value with its interval),
         `baselines`, `ranking`, `effects`, `unequal` (budgets whose trials do not cost the same), `over_folds` (see
-        `vss.sweep.folds`), and how it was made.
+        the function), and how it was made.
     """
     trials = store.trials()
     stages = {trial.id: store.stage_of(trial) for trial in trials if not trial.fault}
@@ -209,11 +81,6 @@ def write(store: Store) -> Path:
     return write_json(store.root / "results.json", gather(store))
 
 
-def read(folder: Path | str) -> Json:
-    """`results.json` of a sweep."""
-    return read_json(Path(folder) / "results.json", kind=KIND, schema=SCHEMA)
-
-
 def _row(store: Store, trial: Trial, stage: str | None) -> Json:
     record = store.record(trial.id) or {"status": "left"}
     kept = ("status", "error", "seconds", "attempts", "iou_pct", "groups", "labels", "stage")
@@ -232,8 +99,7 @@ def _command(store: Store, trial: Trial) -> str:
     path = store.root / "recipes" / f"{trial.id}.yaml"
     text = yaml12.dump(trial.recipe().model_dump(mode="json"))
     if not path.is_file() or path.read_text() != text:
-        with atomic(path) as temporary:
-            temporary.write_text(text)
+        write_text(path, text)
     return shlex.join(["vss", "run", f"recipes/{trial.id}.yaml", "--out", f"again/{trial.id}"])
 
 
@@ -380,3 +246,43 @@ def to_mlflow(store: Store, table: Json) -> None:
     numbers = [{key: v for key, v in row["values"].items() if isinstance(v, int | float)} for row in done]
     runs = [Tracked(row["id"], row["coords"], each) for row, each in zip(done, numbers, strict=True)]
     tracking.to_mlflow(store.root / "mlruns", table["name"], runs)
+
+
+def over_folds(store: Store, trials: Sequence[Trial], done: set[str]) -> list[Json]:
+    """One entry a network and seed that was cross-validated.
+
+    Args:
+        store: the sweep.
+        trials: all of its trials.
+        done: ids of those that are done.
+
+    Returns:
+        {"name", "seed", "folds"}, and `rows` and `checks` of `vss.train.tasks.base.Task.over_folds`; or `missing`: the
+        folds without a trial that is done, in place of both.
+    """
+    table: dict[tuple[str, str], list[Trial]] = {}
+    for trial in trials:
+        if "fold" in trial.coords and not trial.fault:
+            name = " · ".join(v for axis, v in trial.coords.items() if axis not in REPEATS)
+            table.setdefault((name, trial.coords.get("seed", "")), []).append(trial)
+    found = []
+    for (name, seed), members in table.items():
+        folds = {str(trial.recipe().data.fold): trial for trial in members}
+        counts = {fold.partition("/")[2] for fold in folds}
+        wanted = {f"{number}/{count}" for count in counts for number in range(1, int(count) + 1)}
+        missing = sorted(wanted - {fold for fold, trial in folds.items() if trial.id in done})
+        entry: Json = {"name": name, "seed": seed, "folds": len(wanted)}
+        if missing:
+            found.append(entry | {"missing": missing})
+            continue
+        places = [
+            (
+                each.recipe(),
+                TrialDirs(store.folder(each.id), store.root / "shared" / store.stage_of(each), lambda *_: None),
+            )
+            for _, each in sorted(folds.items())
+        ]
+        said = store.experiment().over_folds(places)
+        if said is not None:
+            found.append(entry | said)
+    return found

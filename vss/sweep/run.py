@@ -19,11 +19,11 @@ from vss.core.files import at_work, remove_leftovers, sha256_json, write_json
 from vss.run import runner
 from vss.run.page.sweep import write_chart, write_page
 from vss.sweep import results
+from vss.sweep.compare import read_results
 from vss.sweep.executors import Executor, Settings
 from vss.sweep.experiment import Experiment, Json, experiment
 from vss.sweep.grid import REPEATS, Grid, Trial
-from vss.sweep.store import Store
-from vss.sweep.tasks import Outcome, Task
+from vss.sweep.store import Outcome, Store, Task
 
 What = Literal["page", "plan", "start", "ok", "failed", "retry", "lost", "skipped"]
 Kind = Literal["stage", "trial"]
@@ -315,7 +315,7 @@ class Driver:
         if self.experiment.times and store.grid.panels:
             self._picture()
         table = results.write(store)
-        found = results.read(store.root)
+        found = read_results(store.root)
         results.write_csv(found, store.root / "table.csv")
         write_chart(found, results.table(found), store.root / "chart.png")
         if mlflow:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vss.data.readers import CAMVID_NAMES
-from vss.sweep.results import ranking, summary
+from vss.sweep.compare import ranking, summary
 
 NETWORKS = {"unet": (1.94, 0.83, 43.1), "resnet18_seg": (11.7, 1.46, 47.9), "lraspp": (3.2, 0.21, 44.6)}
 LOSS = {"taylor": 1.0, "sirfp": 1.3, "fpgm": 2.4, "l1": 2.9, "random": 5.5}

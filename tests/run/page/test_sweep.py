@@ -13,7 +13,7 @@ import pytest
 
 from vss.core.files import write_json
 from vss.run.page.sweep import headline, missing, render, two_way, write_page
-from vss.sweep.results import ranking, summary
+from vss.sweep.compare import ranking, summary
 
 from .browser import Browser
 from .sweep_results import results

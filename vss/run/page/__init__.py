@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vss.core.files import write_text
 from vss.core.report import read_report
 from vss.deploy.backends.trt_flavour import gpus
 from vss.run.page.charts import NOBODY, curves, points_of, trade_off, worth
@@ -18,7 +19,7 @@ from vss.run.page.decisions import decisions, defect_pictures
 from vss.run.page.evidence import classes, confusion, kind_of, layers, missing, results, worst
 from vss.run.page.panels import panels
 from vss.run.page.verdict import Verdict, gates, score_of, verdict
-from vss.run.page.words import block, number, template, title, write_html
+from vss.run.page.words import block, number, template, title
 
 __all__ = ["render", "write_page"]
 
@@ -49,7 +50,7 @@ def write_page(report_path: Path | str, html_path: Path | str) -> Path:
     """Read report.json and write report.html, whole or not at all; pictures lie beside report.json."""
     report_path, html_path = Path(report_path), Path(html_path)
     linked = html_path.resolve().parent == report_path.resolve().parent
-    return write_html(html_path, render(read_report(report_path), report_path.parent, linked=linked))
+    return write_text(html_path, render(read_report(report_path), report_path.parent, linked=linked))
 
 
 def context(report: Mapping[str, Any], root: Path, *, linked: bool = True) -> dict[str, Any]:

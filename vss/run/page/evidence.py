@@ -10,7 +10,7 @@ import numpy as np
 
 from vss.core.files import read_json
 from vss.run.page.verdict import gates, within
-from vss.run.page.words import TIMES, label, number, show, signed, title
+from vss.run.page.words import TIMES, css, label, number, show, signed, title
 
 FIRST, LAST = "baseline", "engine pruned"
 MOST = 24
@@ -25,10 +25,6 @@ def kind_of(name: str) -> str:
     if name in {"baseline", "pruned", "finetuned", "control"}:
         return name
     return "engine" if "engine" in name else "other"
-
-
-def swatch(palette: Sequence[Sequence[int]], index: int) -> str:
-    return "rgb({},{},{})".format(*palette[index]) if index < len(palette) else ""
 
 
 def classes(report: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -50,7 +46,7 @@ def classes(report: Mapping[str, Any]) -> dict[str, Any] | None:
         rows.append(
             {
                 "name": name,
-                "colour": swatch(palette, index),
+                "colour": css(palette[index]) if index < len(palette) else "",
                 "values": values,
                 "change": change,
                 "span": f"{signed(-span[1], 1)} to {signed(-span[0], 1)}" if span else "",

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vss.core.errors import VssError
-from vss.core.files import atomic, read_json
+from vss.core.files import atomic, read_json, write_text
 from vss.run.page.charts import pareto
 from vss.run.page.panels import panels
-from vss.run.page.words import block, label, number, signed, template, write_html
+from vss.run.page.words import block, label, number, signed, template
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +30,7 @@ MAIN = ("macs_g", "params_m", "latency_ms_p50", "speedup")
 def write_page(results_path: Path | str, html_path: Path | str) -> Path:
     """Read results.json and write the page, whole or not at all; pictures lie beside results.json."""
     results_path = Path(results_path)
-    return write_html(html_path, render(read_json(results_path, kind=KIND, schema=SCHEMA), results_path.parent))
+    return write_text(html_path, render(read_json(results_path, kind=KIND, schema=SCHEMA), results_path.parent))
 
 
 def render(results: Mapping[str, Any], root: Path) -> str:

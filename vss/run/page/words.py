@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from vss.core.errors import VssError
-from vss.core.files import atomic
 
 MINUS, TIMES, THIN = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{NARROW NO-BREAK SPACE}"
 _UNITS = {
@@ -159,6 +158,10 @@ def _table(rows: list[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
     return {"head": [label(key) for key in keys], "body": body}
 
 
+def css(colour: Sequence[int]) -> str:
+    return "rgb({},{},{})".format(*colour)
+
+
 def template(name: str) -> Any:
     """A template of the pages."""
     try:
@@ -170,9 +173,3 @@ def template(name: str) -> Any:
     jinja.undefined = jinja2.StrictUndefined
     jinja.filters.update(show=show, label=label, number=number, signed=signed, title=title)
     return jinja.get_template(name)
-
-
-def write_html(path: Path | str, html: str) -> Path:
-    with atomic(path) as temporary:
-        temporary.write_text(html, encoding="utf-8")
-    return Path(path)
