@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from latency_parts import LOG, Bench, alignment, explain, told
+from latency_parts import LOG, Bench, alignment, explain, iso_latency_baseline, told
 from scipy import stats
 from torch import nn
 
@@ -245,8 +245,8 @@ def compare(run: Bench, net: Net, project: Project, model: nn.Module, target: st
 
         def budget(align: int = align, name: str = name) -> dict[str, Any]:
             goal = LatencyGoal.open(project, model, prune_config(run, net, target), folder)
-            plan, rows = goal.iso_latency_baseline(
-                done["reached"], lambda keep: mac_plan(project, model, keep, align, known)
+            plan, rows = iso_latency_baseline(
+                goal, done["reached"], lambda keep: mac_plan(project, model, keep, align, known)
             )
             small = apply_plan(model, plan, check_weights=False)
             pruning.recalibrate(project, small, goal.config)

@@ -23,8 +23,8 @@ from vss.deploy import Session, export
 from vss.deploy.profile.build import Effort, build
 from vss.deploy.profile.setting import Setting
 from vss.deploy.profile.subject import open_subject
-from vss.prune import Budget, apply_plan, make_plan
-from vss.run.latency import measure
+from vss.prune import Budget, Plan, apply_plan, make_plan
+from vss.run.latency import LatencyGoal, correct, measure
 
 ROOT = Path(__file__).resolve().parent.parent
 NOISE, SECONDS = 0.02, 60.0  # most that a measurement takes to be that sure; on a quiet machine it takes less
@@ -172,3 +172,35 @@ def told(done: int, most: int, left: float) -> None:
     """Progress of a table."""
     if done % 20 == 0:
         LOG.info("table: %d readings of at most %d, at most %.0f s left", done, most, left)
+
+
+def iso_latency_baseline(
+    goal: LatencyGoal, ratio: float, plan_of: Callable[[float], Plan]
+) -> tuple[Plan, list[dict[str, float]]]:
+    """A plan of another budget (`plan_of`: fraction kept -> plan) whose engine takes `ratio` of the uncut time.
+
+    Returns:
+        The plan measured nearest to the ratio, and what was tried: `keep`, `ms`, `ratio`, `low`, `high`, `off`
+        (relative distance of the ratio from the wanted one), the nearest last.
+    """
+    settings = goal.config.latency
+    assert settings is not None
+    keep, rows, plans = ratio, list[dict[str, float]](), list[Plan]()
+    with (
+        tempfile.TemporaryDirectory() as name,
+        goal.setting.held(),
+        goal.engine(goal.model, Path(name) / "uncut") as uncut,
+    ):
+        while len(rows) < settings.iterations:
+            plans.append(plan_of(min(keep, 1.0)))
+            small = apply_plan(goal.model, plans[-1], check_weights=False)
+            with goal.engine(small, Path(name) / f"{len(rows)}") as cut:
+                seen = measure(uncut, cut, goal.feed(uncut), settings.max_seconds, settings.noise)
+            rows.append({"keep": min(keep, 1.0), "ms": seen.ms, "ratio": seen.ratio, "low": seen.low,
+                         "high": seen.high, "off": abs(seen.ratio / ratio - 1)})  # fmt: skip
+            LOG.info("kept %.3f: %.3fx of the uncut (wanted %.3fx)", keep, seen.ratio, ratio)
+            if rows[-1]["off"] <= settings.tolerance or plans[-1].widths() in [p.widths() for p in plans[:-1]]:
+                break
+            keep = correct(keep, seen.ratio, ratio, [(row["keep"], row["ratio"]) for row in rows])
+    order = sorted(range(len(rows)), key=lambda index: -rows[index]["off"])
+    return plans[order[-1]], [rows[index] for index in order]

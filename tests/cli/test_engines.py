@@ -53,7 +53,7 @@ def changed(source: Path, target: Path, **values: str | None) -> Path:
 
 def score(path: Path, root: Path, **more: Any) -> dict[str, Any]:
     asked: dict[str, Any] = {"split": "val", "dataset": "camvid", "data_root": str(root), "size": None}
-    return candidates.evaluate(path, None, max_drop=None, **asked | more)["rows"][0]
+    return candidates.evaluate(path, None, limits={}, **asked | more)["rows"][0]
 
 
 def test_one_network_has_one_score(folder: Path, street_root: Path, tmp_path: Path) -> None:

@@ -19,11 +19,13 @@ def test_a_limit_without_a_baseline_is_refused_before_anything_is_read(name: str
     flag = f"--{name.replace('_', '-')}"
     limits = dict.fromkeys(("max_drop", "max_fnr_increase", "max_ap_drop")) | {name: 0.0}
     with pytest.raises(VssError, match=rf"^{flag} 0 is a limit against a baseline, .* add --baseline FILE"):
-        candidates.evaluate(Path("absent.safetensors"), None, **SETTINGS, **limits)
+        candidates.evaluate(Path("absent.safetensors"), None, **SETTINGS, limits=limits)
     with pytest.raises(VssError, match=rf"{flag} is nan"):
-        candidates.evaluate(Path("absent.safetensors"), Path("b.safetensors"), **SETTINGS, **limits | {name: math.nan})
+        candidates.evaluate(
+            Path("absent.safetensors"), Path("b.safetensors"), **SETTINGS, limits=limits | {name: math.nan}
+        )
 
 
 def test_without_limits_the_file_is_what_is_missing() -> None:
     with pytest.raises(VssError, match=r"absent\.safetensors does not exist"):
-        candidates.evaluate(Path("absent.safetensors"), None, **SETTINGS, max_drop=None)
+        candidates.evaluate(Path("absent.safetensors"), None, **SETTINGS, limits={})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,10 +51,9 @@ class World:
         """`busy`: the first run gives a ratio that is off by this factor."""
         self.clock, self.a, self.b, self.noise, self.built = Clockwork((128, 128, 128)), a, b, noise, 0
         self.busy = [busy]
-        monkeypatch.setattr(LatencyGoal, "_engine", self.engine)
-        monkeypatch.setattr(LatencyGoal, "_feed", staticmethod(lambda session: {}))
+        monkeypatch.setattr(LatencyGoal, "engine", self.engine)
+        monkeypatch.setattr(LatencyGoal, "feed", staticmethod(lambda session: {}))
         monkeypatch.setattr(target, "cut", lambda model, groups, kept: [len(kept[g.id]) for g in groups])
-        monkeypatch.setattr(target, "apply_plan", lambda model, plan, check_weights: [len(g.kept) for g in plan.groups])
         monkeypatch.setattr(target, "measure", self.measure)
 
     def engine(self, model: Any, stem: Path) -> Any:
@@ -209,15 +209,24 @@ def test_rounds_and_tables_of_other_settings_are_refused(tmp_path: Path) -> None
         LatencyGoal.check(project, nn.Identity(), PruneConfig(latency=latency))
 
 
+def iso_latency_baseline(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """That of the benchmark, which holds a plan of another budget against the goal."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    parts: Any = importlib.import_module("latency_parts")
+    monkeypatch.setattr(parts, "apply_plan", lambda model, plan, check_weights: [len(g.kept) for g in plan.groups])
+    monkeypatch.setattr(parts, "measure", target.measure)
+    return parts.iso_latency_baseline
+
+
 def test_another_budget_is_brought_to_the_same_measured_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(1.1, 0.3, monkeypatch)
+    world, baseline = World(1.1, 0.3, monkeypatch), iso_latency_baseline(monkeypatch)
     goal = goal_of(world, tmp_path / "t.json", "0.6x", tolerance=0.03)
 
     def plan_of(keep: float) -> Plan:
         groups = tuple(g.keep(torch.arange(max(1, round(g.channels * keep)))) for g in world.clock.groups)
         return Plan(model="x", weights_sha256="0" * 64, criterion="l1", budget={"keep": keep}, groups=groups)
 
-    plan, rows = goal.iso_latency_baseline(0.6, plan_of)
+    plan, rows = baseline(goal, 0.6, plan_of)
     widths = [len(group.kept) for group in plan.groups]
     uncut, cut = (1.1 * world.clock.read(w).total + 0.3 for w in ([128] * 3, widths))
     assert rows[-1]["ratio"] == pytest.approx(cut / uncut)
@@ -228,11 +237,11 @@ def test_another_budget_is_brought_to_the_same_measured_time(tmp_path: Path, mon
 
 
 def test_a_budget_that_repeats_itself_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(1.0, 0.0, monkeypatch)
+    world, baseline = World(1.0, 0.0, monkeypatch), iso_latency_baseline(monkeypatch)
     goal = goal_of(world, tmp_path / "t.json", "0.6x")
     groups = tuple(g.keep(torch.arange(64)) for g in world.clock.groups)
     same = Plan(model="x", weights_sha256="0" * 64, criterion="l1", budget={}, groups=groups)
-    plan, rows = goal.iso_latency_baseline(0.6, lambda keep: same)
+    plan, rows = baseline(goal, 0.6, lambda keep: same)
     assert (plan, len(rows), world.built) == (same, 2, 3)
     assert rows[0]["ratio"] == rows[1]["ratio"]
 

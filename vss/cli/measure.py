@@ -82,9 +82,8 @@ def evaluate(
     more: Any = {"network": job.model, "data": job.data}
     from vss.run import candidates
 
-    figures = candidates.evaluate(
-        candidate, baseline, split=split, **where, size=given.get("data.size"), **limits, statistics=statistics, **more
-    )
+    asked: Any = {"split": split, "size": given.get("data.size"), "limits": limits, "statistics": statistics}
+    figures = candidates.evaluate(candidate, baseline, **where, **asked, **more)
     if baseline and bench_seconds:
         noisy = candidates.speed(figures["rows"], baseline, candidate, seconds=bench_seconds, network=job.model)
         if noisy:

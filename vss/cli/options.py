@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from typer import Option
 
-from vss.core.config import DataOptions, Recipe, load_recipe
+from vss.core.config import DataOptions, Recipe, TensorRTConfig, load_recipe
 from vss.core.errors import VssError, shown
 from vss.core.files import target_of
 from vss.core.yaml12 import Override, assignment, parse_yaml
@@ -49,18 +49,7 @@ READING = tuple(f"data.{name}" for name in DataOptions.model_fields)
 DATA = ("data.dataset", "data.root", *READING)
 TENSORRT = (
     "build.targets",
-    *(
-        f"build.tensorrt.{name}"
-        for name in (
-            "workspace_mib",
-            "optimisation_level",
-            "tf32",
-            "hardware",
-            "version_compatible",
-            "flags",
-            "time_limit_s",
-        )
-    ),
+    *(f"build.tensorrt.{name}" for name in TensorRTConfig.model_fields if name != "plugins"),
 )
 OPENVINO = ("build.openvino.device", "build.openvino.precision", "build.openvino.cache")
 FLAG_PANELS = {"Reading the data": READING, "TensorRT": TENSORRT, "OpenVINO": OPENVINO}
@@ -255,11 +244,8 @@ def flag_of(key: str) -> tuple[Any, Any]:
     kind = type_of(key, field.annotation)
     limits: Any = limits_of(field, kind) if kind in (int, float) else {}
     text = (field.description or "").replace("null:", "default:")
-    if (
-        key not in ("data.dataset", "data.root")
-        and isinstance(field.default, bool | int | float | str)
-        and field.default is not False
-    ):
+    told = isinstance(field.default, bool | int | float | str) and field.default is not False
+    if told and key not in ("data.dataset", "data.root"):
         text += f"; default: {'on' if field.default is True else field.default}"
     option: Any = Option(
         *([f"{names[0]}/--no-{names[0][2:]}"] if kind is bool else names),
@@ -267,13 +253,7 @@ def flag_of(key: str) -> tuple[Any, Any]:
         metavar=METAVARS.get(key),
         case_sensitive=False,
         show_default=False,
-        rich_help_panel="Reading the data"
-        if key in READING
-        else "TensorRT"
-        if key in TENSORRT
-        else "OpenVINO"
-        if key in OPENVINO
-        else None,
+        rich_help_panel=next((panel for panel, keys in FLAG_PANELS.items() if key in keys), None),
         **limits,
     )
     return kind, option

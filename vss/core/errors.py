@@ -103,6 +103,9 @@ def unknown(kind: str, name: str, known: Iterable[str], *, hints: Iterable[str] 
 
 
 INSTALL = {
+    "jinja2": "pip install jinja2",
+    "matplotlib": "pip install matplotlib",
+    "ray": "pip install 'vss[ray]'",
     "google.protobuf.message": "pip install protobuf",
     "mlflow": "pip install 'vss[mlflow]'",
     "mlflow.tracking": "pip install 'vss[mlflow]'",

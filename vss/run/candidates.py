@@ -6,6 +6,7 @@ A pair of networks is compared in speed, in how far the outputs moved, and in ag
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from vss.train.checkpoint import Checkpoint
 from vss.train.evaluate import Predictor, engine_predictor
 from vss.train.gate import gate
 from vss.train.header import header
+from vss.train.tasks.base import SHIP
 
 Statistics = dict[str, list[float]]
 """{"mean", "std"} of images, R, G, B in units of 0..1."""
@@ -47,20 +49,18 @@ def evaluate(
     dataset: str | None,
     data_root: str | None,
     size: list[int] | None,
-    max_drop: float | None,
-    max_fnr_increase: float | None = None,
-    max_ap_drop: float | None = None,
+    limits: Mapping[str, float | None],
     statistics: Statistics | None = None,
     network: ModelConfig | None = None,
     data: DataConfig | None = None,
 ) -> dict[str, Any]:
     """Score one or two files (checkpoints or ONNX); with two, also the drop and, with limits, a gate.
 
-    `max_fnr_increase` and `max_ap_drop` are limits on validation, for networks that decide about defects; `statistics`
+    `limits` are `max_drop` and, on validation, for networks that decide about defects, those of `SHIP`; `statistics`
     are mean and std of the images of an engine that does not say them itself; `network` names the factory of
     checkpoints that are not of a registered network; `data` holds options of reading that differ from theirs.
     """
-    limits = {"max_drop": max_drop, "max_fnr_increase": max_fnr_increase, "max_ap_drop": max_ap_drop}
+    max_drop, ship = limits.get("max_drop"), {key: limits.get(key) for key in SHIP}
     require_limits(limits, baseline)
     rows, results = [], []
     named = {name: path for name, path in (("baseline", baseline), ("candidate", candidate)) if path is not None}
@@ -85,9 +85,7 @@ def evaluate(
         keys = ("drop", "drop_interval", "all_classes")
         figures |= {"comparison": verdict["sentence"], **{key: verdict[key] for key in keys if key in verdict}}
         checks = [] if max_drop is None else [{"what": "candidate against baseline", **verdict}]
-        checks += project.task.limits(
-            results[0], results[1], max_fnr_increase=max_fnr_increase, max_ap_drop=max_ap_drop
-        )
+        checks += project.task.limits(results[0], results[1], ship)
         if checks:
             worst = next((check for check in checks if not check["passed"]), checks[0])
             figures["gate"] = worst if len(checks) == 1 else {**worst, "checks": checks}

@@ -12,32 +12,30 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from torch import Tensor, nn
 
+from vss.core.config import Budget, LatencyConfig, PruneConfig
 from vss.core.errors import NotMeasured, VssError
 from vss.core.files import sha256_json
+from vss.data.preprocess import Preprocess
 from vss.deploy import bench, export
 from vss.deploy.backends import Session, main_of, timed_plan
 from vss.deploy.profile.build import QUICK, Effort, build
 from vss.deploy.profile.setting import Setting, groups_and_key
 from vss.deploy.profile.subject import open_subject
 from vss.deploy.profile.table import LatencyTable
-from vss.prune.apply import apply_plan, cut
+from vss.prune.apply import cut
 from vss.prune.budget import Rounding, multiple_of, top_channels
 from vss.prune.latency import Choices, LatencyModel, Target, choices, search
 from vss.prune.plan import Group, Plan
-
-if TYPE_CHECKING:
-    from vss.core.config import Budget, LatencyConfig, PruneConfig
-    from vss.data.preprocess import Preprocess
-    from vss.run.project import Project
+from vss.run.project import Project, export_options
 
 log = logging.getLogger(__name__)
 RUNS = 3  # of engines made anew, before a target counts as met
@@ -172,7 +170,7 @@ class LatencyGoal:
         with (
             tempfile.TemporaryDirectory() as name,
             self.setting.held(),
-            self._engine(self.model, Path(name) / "uncut") as uncut,
+            self.engine(self.model, Path(name) / "uncut") as uncut,
         ):
             goal = target.ratio(whole)
             asked = goal * whole
@@ -201,48 +199,13 @@ class LatencyGoal:
         """A cut network in one run, and near the target `RUNS` of them, with both networks made anew for each."""
         settings = self.config.latency
         assert settings is not None
-        with self._engine(small, stem) as engine:
-            runs = [measure(uncut, engine, self._feed(uncut), settings.max_seconds, settings.noise)]
+        with self.engine(small, stem) as engine:
+            runs = [measure(uncut, engine, self.feed(uncut), settings.max_seconds, settings.noise)]
         while len(runs) < RUNS and _off(Measured.merged(runs), target) <= 2 * settings.tolerance:
             again, whole = (stem.with_name(f"{stem.name}-{name}-{len(runs)}") for name in ("again", "uncut"))
-            with self._engine(self.model, whole) as fresh, self._engine(small, again) as engine:
-                runs.append(measure(fresh, engine, self._feed(fresh), settings.max_seconds, settings.noise))
+            with self.engine(self.model, whole) as fresh, self.engine(small, again) as engine:
+                runs.append(measure(fresh, engine, self.feed(fresh), settings.max_seconds, settings.noise))
         return runs
-
-    def iso_latency_baseline(
-        self, goal: float, plan_of: Callable[[float], Plan]
-    ) -> tuple[Plan, list[dict[str, float]]]:
-        """A plan of another budget (`plan_of`: fraction kept -> plan) whose engine takes `goal` of the uncut time.
-
-        Returns:
-            The plan measured nearest to the goal, and what was tried: `keep`, `ms`, `ratio`, `low`, `high`, `off`
-            (relative distance of the ratio from the goal), the nearest last.
-        """
-        settings = self.config.latency
-        assert settings is not None
-        keep, rows, plans = goal, list[dict[str, float]](), list[Plan]()
-        with (
-            tempfile.TemporaryDirectory() as name,
-            self.setting.held(),
-            self._engine(self.model, Path(name) / "uncut") as uncut,
-        ):
-            while len(rows) < settings.iterations:
-                plans.append(plan_of(min(keep, 1.0)))
-                seen = self._measure(uncut, plans[-1], Path(name) / f"{len(rows)}")
-                rows.append({"keep": min(keep, 1.0), "ms": seen.ms, "ratio": seen.ratio, "low": seen.low,
-                             "high": seen.high, "off": abs(seen.ratio / goal - 1)})  # fmt: skip
-                log.info("kept %.3f: %.3fx of the uncut (wanted %.3fx)", keep, seen.ratio, goal)
-                if rows[-1]["off"] <= settings.tolerance or plans[-1].widths() in [p.widths() for p in plans[:-1]]:
-                    break
-                keep = correct(keep, seen.ratio, goal, [(row["keep"], row["ratio"]) for row in rows])
-        order = sorted(range(len(rows)), key=lambda index: -rows[index]["off"])
-        return plans[order[-1]], [rows[index] for index in order]
-
-    def _measure(self, uncut: Session, plan: Plan, stem: Path) -> Measured:
-        settings = self.config.latency
-        assert settings is not None
-        with self._engine(apply_plan(self.model, plan, check_weights=False), stem) as cut:
-            return measure(uncut, cut, self._feed(uncut), settings.max_seconds, settings.noise)
 
     def _head(self, settings: LatencyConfig, whole: float, floor: float) -> dict[str, Any]:
         table, setting = self.table, self.setting
@@ -271,17 +234,15 @@ class LatencyGoal:
     def _repeats(found: list[np.ndarray]) -> bool:
         return any(np.array_equal(found[-1], each) for each in found[:-1])
 
-    def _engine(self, model: nn.Module, stem: Path) -> Session:
+    def engine(self, model: nn.Module, stem: Path) -> Session:
         if self.setting.backend == "torch":
             return self.setting.module(model, self.project.preprocess)
-        from vss.run.project import export_options
-
         onnx = stem.with_suffix(".onnx")
         export(model, onnx, parity_batches=(1,), **export_options(self.project, model))
         return self.setting.engine(onnx, stem)
 
     @staticmethod
-    def _feed(session: Session) -> dict[str, np.ndarray]:
+    def feed(session: Session) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(0)
         feed = {}
         for name, binding in session.inputs.items():

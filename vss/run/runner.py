@@ -245,34 +245,28 @@ def depends(recipe: Recipe, kind: str, also: Any = None) -> Any:
     """JSON-able data whose hash is the key of a step of `kind`; `also` is what is not in the recipe, such as data."""
     content = recipe.model_dump(mode="json")
     for key in unread(recipe, kind):
-        _drop(content, key)
+        section, leaf = _place(content, key)
+        section.pop(leaf, None)
     for key in (*FILES, *(["prune.widths"] if recipe.prune.lender else [])):
-        _hash(content, key)
+        section, leaf = _place(content, key)
+        if section.get(leaf) is not None:
+            section[leaf] = _content(key, section[leaf])
     return {"step": kind, "version": VERSIONS[kind], "recipe": content, "also": also}
 
 
-def _drop(content: dict[str, Any], key: str) -> None:
+def _place(content: Json, key: str) -> tuple[Json, str]:
+    """The section that a dotted key is in, and its last word."""
     *parents, leaf = key.split(".")
     for parent in parents:
         content = content.get(parent) or {}
-    content.pop(leaf, None)
+    return content, leaf
 
 
-def _hash(content: dict[str, Any], key: str) -> None:
-    """Put the hash of a file in place of its path."""
-    *parents, leaf = key.split(".")
-    section: Any = content
-    for parent in parents:
-        section = section.get(parent) or {}
-    named = section.get(leaf)
-    if named is not None:
-        section[leaf] = (
-            [_content(key, Path(each)) for each in named] if isinstance(named, list) else _content(key, named)
-        )
-
-
-def _content(key: str, name: Path | str) -> str:
-    path = Path(name)
+def _content(key: str, named: Any) -> Any:
+    """The hash of a file, or those of a list of files."""
+    if isinstance(named, list):
+        return [_content(key, each) for each in named]
+    path = Path(named)
     try:
         stat = path.stat()
         return _sha256(path.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ino)

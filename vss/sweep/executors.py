@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from vss.core.environment import cuda_devices
-from vss.core.errors import VssError, unknown
+from vss.core.errors import VssError, need, unknown
 from vss.sweep.store import Outcome, Task, perform
 
 GRACE_S = 10.0
@@ -186,11 +186,8 @@ class RayExecutor:
     def __init__(
         self, workers: int | None, *, threads: int | None = None, gpus: float | None = None, address: str | None = None
     ) -> None:
-        try:
-            import ray
-        except ModuleNotFoundError as error:
-            raise VssError("the ray executor needs Ray; install it with: pip install 'vss[ray]'") from error
-        self._ray: Any = ray
+        self._ray: Any = need("ray", "the ray executor")
+        ray = self._ray
         cores = len(os.sched_getaffinity(0))
         self.threads = threads or (max(1, cores // workers) if workers else 1)
         self._connect(address, (workers or cores) * self.threads)

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
 
+from vss.core.config import Recipe
 from vss.core.environment import environment
 from vss.core.errors import VssError, duration
 from vss.core.files import at_work, remove_leftovers, sha256_json, write_json
@@ -122,7 +123,7 @@ def checked(trials: list[Trial], work: Experiment, *, here: bool) -> list[Trial]
             recipe = trial.recipe()
             key = sha256_json(work.preflight_inputs(recipe))
             if key not in known:
-                known[key] = _fault(work, recipe, here=here)
+                known[key] = _fault(work.preflight, recipe, here=here)
             fault = known[key]
         found.append(replace(trial, fault=fault))
     if all(trial.fault for trial in found):
@@ -133,20 +134,12 @@ def checked(trials: list[Trial], work: Experiment, *, here: bool) -> list[Trial]
 
 def named(trials: Iterable[Trial], work: Experiment) -> list[Trial]:
     """The trials, those that name what there is not, or what does not go together, with their `fault`."""
-    found = []
-    for trial in trials:
-        try:
-            if not trial.fault:
-                work.check(trial.recipe())
-            found.append(trial)
-        except VssError as error:
-            found.append(replace(trial, fault=str(error)))
-    return found
+    return [replace(trial, fault=trial.fault or _fault(work.check, trial.recipe())) for trial in trials]
 
 
-def _fault(work: Experiment, recipe: Any, *, here: bool) -> str:
+def _fault(check: Callable[..., None], recipe: Recipe, **options: Any) -> str:
     try:
-        work.preflight(recipe, here=here)
+        check(recipe, **options)
     except VssError as error:
         return str(error)
     return ""

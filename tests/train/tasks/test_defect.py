@@ -129,16 +129,16 @@ def results(ap: float, missed: int, seed: int) -> dict[str, Any]:
 @pytest.mark.parametrize(("missed", "limit", "passed"), [(3, 0, False), (3, 9.9, False), (3, 10, True), (1, 0, True)])
 def test_ship_rule_on_missed_defects(root: Path, missed: int, limit: float, passed: bool) -> None:
     before, after = results(90, 2, 0), results(80, missed, 1)
-    (check,) = opened(root).task.limits(before, after, max_fnr_increase=limit, max_ap_drop=None)
+    (check,) = opened(root).task.limits(before, after, {"max_fnr_increase": limit, "max_ap_drop": None})
     assert (check["what"], check["passed"]) == ("missed defects on validation, against baseline", passed)
     assert check["drop"] == pytest.approx(10 * (missed - 2)) and "increase" in check["sentence"]
 
 
 def test_ship_rule_on_average_precision_has_a_paired_interval(root: Path) -> None:
     same, task = results(90, 0, 0), opened(root).task
-    (verdict,) = task.limits(same, same | {"val": {"ap_pct": 88.0}}, max_fnr_increase=None, max_ap_drop=1.5)
+    (verdict,) = task.limits(same, same | {"val": {"ap_pct": 88.0}}, {"max_fnr_increase": None, "max_ap_drop": 1.5})
     assert not verdict["passed"] and verdict["drop"] == 2 and verdict["drop_interval"] == [0.0, 0.0]
-    (other,) = task.limits(same, results(90, 0, 1), max_fnr_increase=None, max_ap_drop=0)
+    (other,) = task.limits(same, results(90, 0, 1), {"max_ap_drop": 0})
     assert other["passed"] and other["drop_interval"][0] < other["drop_interval"][1]
 
 
@@ -329,8 +329,8 @@ def test_files_are_compared_by_the_ship_rule(finished: tuple[Path, dict[str, Any
     rows = {row["name"]: row for row in report["rows"]}
     options: dict[str, Any] = {"split": "test", "dataset": "ksdd2", "data_root": str(root), "size": None}
     found = candidates.evaluate(
-        out / "engine" / "finetuned.onnx", out / "control.safetensors", **options, max_drop=100.0,
-        max_fnr_increase=100.0, max_ap_drop=100.0,
+        out / "engine" / "finetuned.onnx", out / "control.safetensors", **options,
+        limits=dict.fromkeys(("max_drop", "max_fnr_increase", "max_ap_drop"), 100.0),
     )  # fmt: skip
     assert found["gate"]["passed"] and len(found["gate"]["checks"]) == 3
     table = {row["name"]: row for row in found["rows"]}

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vss.core.errors import VssError
+from vss.core.errors import need
 from vss.run.page.verdict import score_of
 from vss.run.page.words import number, signed, title
 
@@ -114,12 +114,10 @@ def _draw(key: str, lines: list[Line], axis: str, unit: str, scale: str, mark: f
 
 def draw(key: str, paint: Callable[[Axes], None], *, width: float = WIDTH, height: float = HEIGHT) -> str:
     """What `paint` puts into axes as an inline `svg` element in the page's style; `key` makes its ids its own."""
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_svg import FigureCanvasSVG
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise VssError("the page's charts need matplotlib: pip install matplotlib.") from error
+    matplotlib = need("matplotlib", "a chart of the page")
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": f"vss {key}", "font.size": FONT, "text.parse_math": False}
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(width / 72, height / 72), layout="constrained")

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vss.core.errors import VssError
+from vss.core.errors import need
 from vss.core.files import atomic, read_json, write_text
 from vss.run.page.charts import pareto
 from vss.run.page.panels import panels
@@ -60,18 +60,8 @@ def _embedded(data: Any) -> str:
 def _shown(results: Mapping[str, Any]) -> dict[str, Any]:
     metric = results["metric"]
     keys = (
-        "name",
-        "metric",
-        "title",
-        "columns",
-        "axes",
-        "rows",
-        "groups",
-        "baselines",
-        "classes",
-        "ranking",
-        "protocol",
-    )
+        "name", "metric", "title", "columns", "axes", "rows", "groups", "baselines", "classes", "ranking", "protocol",
+    )  # fmt: skip
     costs = [cost for cost in COSTS if any(cost in group["values"] for group in results["groups"])]
     main = [key for key in (metric, f"{metric}_change", *MAIN) if key in results["columns"]]
     labels = {key: label(key) for key in [*results["columns"], metric, *costs]}
@@ -262,14 +252,12 @@ def write_chart(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], p
     rows = [row for row in rows if row.get(metric) is not None]
     if not any(row["kind"] == "groups" for row in rows):
         return None
-    try:
-        from matplotlib import rc_context
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise VssError("the picture of a sweep needs matplotlib: pip install matplotlib.") from error
+    matplotlib = need("matplotlib", "the picture of a sweep")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     misses = any(row.get(MISSES) is not None for row in rows)
-    with rc_context({"text.parse_math": False}):  # names hold $ as they like
+    with matplotlib.rc_context({"text.parse_math": False}):  # names hold $ as they like
         figure = Figure(figsize=(max(8.0, 0.5 * len(rows)), 8.0), dpi=150, layout="constrained")
         upper, lower = figure.subplots(2, 1)
         _bars(upper, rows, [(metric, title)] + ([(MISSES, "missed defects")] if misses else []))

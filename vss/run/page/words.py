@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vss.core.errors import VssError
+from vss.core.errors import need
 
 MINUS, TIMES, THIN = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{NARROW NO-BREAK SPACE}"
 _UNITS = {
@@ -164,10 +164,7 @@ def css(colour: Sequence[int]) -> str:
 
 def template(name: str) -> Any:
     """A template of the pages."""
-    try:
-        import jinja2
-    except ImportError as error:
-        raise VssError("the page needs jinja2: pip install jinja2.") from error
+    jinja2 = need("jinja2", "the page")
     loader = jinja2.FileSystemLoader(Path(__file__).resolve().parent.parent / "templates")
     jinja = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     jinja.undefined = jinja2.StrictUndefined

@@ -38,6 +38,8 @@ WORST = 16
 """Images that a report lists."""
 EQUAL, PRUNED = "engine equals its network", "pruned against"
 UNPRUNED = ("baseline", "control")
+SHIP = ("max_fnr_increase", "max_ap_drop")
+"""Limits of the gate on networks that decide about defects."""
 
 
 class Task(ABC):
@@ -143,8 +145,7 @@ class Task(ABC):
         for name in [name for name in UNPRUNED if name in starts]:
             before = starts[name]
             checks.append(self._verdict(f"{PRUNED} {name}", before, engine, config.max_drop_from_baseline))
-            ship = {"max_fnr_increase": config.max_fnr_increase, "max_ap_drop": config.max_ap_drop}
-            checks += self.limits(before, engine, name=name, **ship)
+            checks += self.limits(before, engine, config.model_dump(include={*SHIP}), name=name)
         return checks
 
     def _verdict(self, what: str, before: Figures, after: Figures, limit: float | None) -> Figures:
@@ -153,19 +154,10 @@ class Task(ABC):
         return {"what": what, **gate(before, after, metric=metric, max_drop=limit, interval=span)}
 
     def limits(
-        self,
-        before: Figures,
-        after: Figures,
-        *,
-        max_fnr_increase: float | None,
-        max_ap_drop: float | None,
-        name: str = "baseline",
+        self, before: Figures, after: Figures, limits: Mapping[str, float | None], *, name: str = "baseline"
     ) -> list[Figures]:
-        """Verdicts of the ship rule, those limits that are given; for networks that decide about defects.
-
-        `name`: what `before` is called.
-        """
-        limits = {"max_fnr_increase": max_fnr_increase, "max_ap_drop": max_ap_drop}
+        """Verdicts of the ship rule by those `limits` (keys of `SHIP`) that are given; for networks that decide about
+        defects. `name`: what `before` is called."""
         given = {key: limit for key, limit in limits.items() if limit is not None}
         return self.ship_rule(before, after, given, name) if given else []
 
@@ -242,8 +234,7 @@ class SegmentationTask(Task):
     per_image = "confusion_per_image"
 
     def check(self) -> None:
-        config = self.recipe.gate
-        self.limits({}, {}, max_fnr_increase=config.max_fnr_increase, max_ap_drop=config.max_ap_drop)
+        self.limits({}, {}, self.recipe.gate.model_dump(include={*SHIP}))
 
     def learner(self, config: FitConfig) -> SegLearner:
         weights = None
@@ -339,11 +330,16 @@ def write_panels(
         for title, predict in predictors.items():
             pictures[title] = paint(predict(sample["image"][None])[0].cpu().numpy(), palette)
         files = {title: f"panels/{name}-{safe_name(title)}.png" for title in pictures}
-        for title, pixels in pictures.items():
-            with atomic(root / files[title]) as temporary:
-                Image.fromarray(pixels).save(temporary)
+        save_pictures(root, files, pictures)
         panels.append({"id": split.ids[index], "files": files})
     return panels
+
+
+def save_pictures(root: Path, files: Mapping[str, str], pictures: Mapping[str, np.ndarray]) -> None:
+    """Pixels by title, into the file below `root` of that title."""
+    for title, pixels in pictures.items():
+        with atomic(root / files[title]) as temporary:
+            Image.fromarray(pixels).save(temporary)
 
 
 def paint(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:

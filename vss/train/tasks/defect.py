@@ -14,14 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from vss.core.config import FitConfig, Recipe
 from vss.core.errors import VssError
-from vss.core.files import atomic
 from vss.data import Augment, DefectSplit, SegSplit, Targets, choose_annotated, labels_of, make_loader, read_split_file
 from vss.train.details import decision_curves, drops, out_of_fold
 from vss.train.evaluate import Predictor, torch_predictor
@@ -37,7 +35,7 @@ from vss.train.metrics import (
     resampled_ap,
     scores,
 )
-from vss.train.tasks.base import TASKS, Figures, Task, file_name, paint
+from vss.train.tasks.base import SHIP, TASKS, Figures, Task, file_name, paint, save_pictures
 
 MASK_WEIGHT = 3.0  # of defect pixels in the loss that scores channels (criterion C4 of the KSDD2 study)
 SPANS = ("ap", "fnr", "f1")
@@ -248,7 +246,7 @@ class DefectTask(Task):
             for name, tables in arrays.items()
         }
         *starts, last = found
-        limits = {key: limit for key in LIMITS if (limit := getattr(recipe.gate, key)) is not None}
+        limits = {key: limit for key in SHIP if (limit := getattr(recipe.gate, key)) is not None}
         checks = []
         for name in starts:
             spans, where = drops(found[name], found[last]), f"over all folds, against {name}"
@@ -287,7 +285,6 @@ class DefectTask(Task):
 
 
 SIDES = ((0, "low"), (1, "high"))
-LIMITS = ("max_fnr_increase", "max_ap_drop")
 
 
 def ship_checks(
@@ -336,9 +333,7 @@ def write_defects(
         logits = F.interpolate(seg, size=pixels.shape[:2], mode="bilinear", align_corners=False)[0, 0]
         pictures = {"image": pixels, "mask": paint(sample["mask"].numpy(), MASK), "heat": heat(pixels, logits.numpy())}
         files = {title: f"defects/{file_name(row['id'])}-{title}.png" for title in pictures}
-        for title, picture in pictures.items():
-            with atomic(root / files[title]) as temporary:
-                Image.fromarray(picture).save(temporary)
+        save_pictures(root, files, pictures)
         found = {"score": row["score"], "missed": row["score"] < threshold, "defective": row.get("defective", True)}
         panels.append({"id": row["id"], "files": files, **found})
     return panels
