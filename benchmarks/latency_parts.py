@@ -8,7 +8,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +180,7 @@ def iso_latency_baseline(
     """A plan of another budget (`plan_of`: fraction kept -> plan) whose engine takes `ratio` of the uncut time.
 
     Returns:
-        The plan measured nearest to the ratio, and what was tried: `keep`, `ms`, `ratio`, `low`, `high`, `off`
+        The plan measured nearest to the ratio, and what was tried: `keep`, the figures of `Measured`, `off`
         (relative distance of the ratio from the wanted one), the nearest last.
     """
     settings = goal.config.latency
@@ -196,8 +196,7 @@ def iso_latency_baseline(
             small = apply_plan(goal.model, plans[-1], check_weights=False)
             with goal.engine(small, Path(name) / f"{len(rows)}") as cut:
                 seen = measure(uncut, cut, goal.feed(uncut), settings.max_seconds, settings.noise)
-            rows.append({"keep": min(keep, 1.0), "ms": seen.ms, "ratio": seen.ratio, "low": seen.low,
-                         "high": seen.high, "off": abs(seen.ratio / ratio - 1)})  # fmt: skip
+            rows.append({"keep": min(keep, 1.0), **asdict(seen), "off": abs(seen.ratio / ratio - 1)})
             LOG.info("kept %.3f: %.3fx of the uncut (wanted %.3fx)", keep, seen.ratio, ratio)
             if rows[-1]["off"] <= settings.tolerance or plans[-1].widths() in [p.widths() for p in plans[:-1]]:
                 break

@@ -75,12 +75,10 @@ def set_output(*, verbose: bool = False, quiet: bool = False, file: Path | None 
 
 
 def command_line() -> str:
-    """The command as it was given."""
     return "vss " + shlex.join(sys.argv[1:])
 
 
 def bars() -> bool:
-    """Whether progress bars are drawn."""
     return out.is_terminal and log.isEnabledFor(logging.INFO)
 
 

@@ -284,5 +284,7 @@ def doctor(as_json: Annotated[bool, Option("--json", help="print JSON in place o
     if as_json:
         out.print_json(json.dumps(to_json(findings)))
         return
-    rows = [{"name": f.name, "status": f.status, "what": f.what, "fix": f.fix} for f in findings]
-    print_table(rows, {"name": "part", "status": "status", "what": "what", "fix": "how to get it"})
+    print_table(
+        [asdict(finding) for finding in findings],
+        {"name": "part", "status": "status", "what": "what", "fix": "how to get it"},
+    )

@@ -193,7 +193,6 @@ def _globals(
 
 
 def main() -> None:
-    """Entry point."""
     gc.set_threshold(10_000)  # at 700 a quarter of what torch takes to import and to export once is spent on looking
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=err, show_path=False)])
     for noisy in ("torch", "onnxscript", "onnx_ir", "lightning", "matplotlib", "httpx"):

@@ -48,7 +48,6 @@ def limits_of(
         float | None, Option(help="gate: points of average precision that may be lost, on val")
     ] = None,
 ) -> dict[str, Any]:
-    """The limits of a gate."""
     return {"max_drop": max_drop, "max_fnr_increase": max_fnr_increase, "max_ap_drop": max_ap_drop}
 
 
@@ -312,7 +311,11 @@ def explain(
     """
     if lut and not plot:
         raise VssError("--lut is the table of --plot; give both.")
-    tensorrt = _explained_by(run, backend)
+    from vss.deploy.backends import of_tensorrt
+    from vss.run.inputs import run_files
+
+    tensorrt = of_tensorrt(backend) if backend else None
+    run_files(run)
     from vss.run import explain as work
 
     if plot:
@@ -356,16 +359,6 @@ def _page_again(run: Path, *files: Path | None) -> None:
         from vss.run.page import write_page
 
         write_page(run / "report.json", run / "report.html")
-
-
-def _explained_by(run: Path, backend: str | None) -> Any:
-    """The TensorRT that `backend` is, where it is one; refuses a runtime or the files of a run that are not there."""
-    from vss.deploy.backends import of_tensorrt
-    from vss.run.inputs import run_files
-
-    tensorrt = of_tensorrt(backend) if backend else None
-    run_files(run)
-    return tensorrt
 
 
 def _explain_layers(

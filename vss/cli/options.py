@@ -108,7 +108,6 @@ def size_of(text: str, flag: str = "--input-size") -> list[int]:
 
 
 def cores_of(text: str) -> list[int]:
-    """Numbers of processor cores."""
     return numbers_of(
         "--cores", text, "numbers of cores with commas between (0,1)", counts=range(1, 4097), low=0, high=4095
     )

@@ -218,7 +218,6 @@ class _Bar:
         self.bar.stop()
 
     def print(self, what: str, name: str, detail: str) -> None:
-        """An event of a sweep."""
         known = self.summary
         if what == "plan":
             out.print(detail, highlight=False)

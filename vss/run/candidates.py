@@ -77,7 +77,8 @@ def evaluate(
         path = named[name]
         result = project.score(predict, split=split)
         results.append(result)
-        rows.append({"name": name, "file": str(path), **static, **_scalars(result)})
+        scores = {key: value for key, value in result.items() if not key.endswith("_per_image")}
+        rows.append({"name": name, "file": str(path), **static, **scores})
     figures: dict[str, Any] = {"split": split, "rows": rows, "notes": project.task.notes}
     if len(results) == 2:
         span = project.task.drop_interval(results[0], results[1])
@@ -170,10 +171,6 @@ def preprocess_of(path: Path, session: Session, size: list[int] | None, statisti
         raise VssError(f"{path} says of its images that {fault(error)}; export it again.") from error
 
 
-def _scalars(result: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in result.items() if not key.endswith("_per_image")}
-
-
 def export_checkpoint(
     ckpt: Path,
     path: Path,
@@ -200,7 +197,9 @@ def export_checkpoint(
             f"{ckpt} does not say its preprocessing; give --input-size, and leave --preprocess off or give data.mean "
             "and data.std."
         )
-    own = inputs.preprocess_of(ckpt, header(ckpt), _sized(recipe, size)) if said else None
+    if size:
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"size": tuple(size)})})
+    own = inputs.preprocess_of(ckpt, header(ckpt), recipe) if said else None
     if own and size:
         own = own.model_copy(update={"size": tuple(size)})
     height, width = size or (own.size if own else (0, 0))
@@ -215,11 +214,6 @@ def export_checkpoint(
         plan_sha256=saved.plans[-1].sha256() if saved.plans else None,
         **options,
     )
-
-
-def _sized(recipe: Recipe, size: list[int] | None) -> Recipe:
-    changes = {"size": tuple(size)} if size else {}
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update=changes)})
 
 
 def bench_engines(

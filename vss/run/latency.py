@@ -13,7 +13,7 @@ import logging
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Self
@@ -181,13 +181,13 @@ class LatencyGoal:
                 runs = self._compare(uncut, small, Path(name) / f"cut-{len(rows)}", target)
                 seen = Measured.merged(runs)
                 goal = target.ratio(seen.uncut_ms)
-                rows.append(_row(asked, float(predict(widths)[0]), goal, seen, widths) | {"runs": len(runs)})
-                rows[-1]["off"] = _off(seen, target)
+                rows.append({"asked_ms": asked, "predicted_ms": float(predict(widths)[0]), "goal": goal, **asdict(seen),
+                             "widths": [*map(int, widths)], "runs": len(runs), "off": _off(seen, target)})  # fmt: skip
                 log.info("asked for %.3f ms: predicted %.3f, measured %s of the uncut (target %.3fx)", asked,
                          rows[-1]["predicted_ms"], " and ".join(f"{run.ratio:.3f}x" for run in runs), goal)  # fmt: skip
                 found.append(widths)
                 tried.append((asked, seen.ratio))
-                if rows[-1]["off"] <= settings.tolerance or self._repeats(found):
+                if rows[-1]["off"] <= settings.tolerance or any(np.array_equal(widths, each) for each in found[:-1]):
                     break
                 asked = correct(asked, seen.ratio, goal, tried)
         errors = [row["off"] for row in rows]
@@ -230,10 +230,6 @@ class LatencyGoal:
                 "prune.budget.floor."
             )
 
-    @staticmethod
-    def _repeats(found: list[np.ndarray]) -> bool:
-        return any(np.array_equal(found[-1], each) for each in found[:-1])
-
     def engine(self, model: nn.Module, stem: Path) -> Session:
         if self.setting.backend == "torch":
             return self.setting.module(model, self.project.preprocess)
@@ -272,13 +268,6 @@ def _asked(budget: Budget) -> int | None:
 def _off(run: Measured, target: Target) -> float:
     """How far a measurement is from a target, relative to it."""
     return abs(run.ratio / target.ratio(run.uncut_ms) - 1)
-
-
-def _row(asked: float, predicted: float, goal: float, seen: Measured, widths: np.ndarray) -> dict[str, Any]:
-    return {
-        "asked_ms": asked, "predicted_ms": predicted, "goal": goal, "uncut_ms": seen.uncut_ms, "ms": seen.ms,
-        "ratio": seen.ratio, "low": seen.low, "high": seen.high, "widths": [int(width) for width in widths],
-    }  # fmt: skip
 
 
 def _channels(groups: list[Group], scores: dict[str, Tensor], widths: np.ndarray) -> dict[str, Tensor]:

@@ -95,7 +95,6 @@ class Project:
         return network.read(path, config, classes=len(self.task.classes), seed=self.recipe.seed)
 
     def load(self, path: Path | str) -> Any:
-        """The network of a checkpoint, see `read`."""
         return self.read(path).model
 
     def save(self, model: nn.Module, path: Path, metrics: dict[str, float] | None = None) -> None:

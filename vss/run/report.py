@@ -99,7 +99,6 @@ class Found:
 
 
 def make_report(work: Workspace, found: Found) -> Json:
-    """The whole report of a finished run."""
     pruned, timing, pictures = found.pruned, found.timing, found.pictures
     scores = {**found.scores, **{title: score for title, (score, _) in found.references.items()}}
     engines = {TITLES[name]: engine for name, engine in found.engines.items()}

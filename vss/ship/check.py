@@ -205,8 +205,11 @@ def rebuild(bundle: Path, *, max_drop: float = 0.1, options: dict[str, Any] | No
     suffix = Path(manifest.engine.file).suffix
     with _anew(bundle) as (copy, scratch):
         built = backend.build(inside(copy, manifest.onnx), scratch / f"built{suffix}", build_spec(spec, copy))
-        verdict = None if _blind(manifest.engine.backend) else _judged(backend, built, copy, manifest, max_drop)
-        if of_tensorrt(manifest.engine.backend):
+        runtime, verdict = of_tensorrt(manifest.engine.backend), None
+        if runtime is None or not runtime.flavour.targets or cuda_devices():  # else it cannot run here
+            with backend.open(built) as session:
+                verdict = check_samples(copy, manifest, session, max_drop=max_drop)
+        if runtime:
             _require_asked(built, manifest.onnx)
         return _written(copy, manifest, built, spec, verdict)
 
@@ -225,17 +228,6 @@ def _anew(bundle: Path) -> Iterator[tuple[Path, Path]]:
 def _require_asked(built: Path, onnx: str) -> None:
     if failed := failed_checks(built):
         raise GateFailed(f"the new engine is not what {onnx} asks for: {failed[0]}")
-
-
-def _blind(backend: str) -> bool:
-    """Whether an engine is built here and cannot run here, so that no samples judge it."""
-    runtime = of_tensorrt(backend)
-    return runtime is not None and bool(runtime.flavour.targets) and not cuda_devices()
-
-
-def _judged(backend: Any, built: Path, copy: Path, manifest: Manifest, max_drop: float) -> SamplesVerdict:
-    with backend.open(built) as session:
-        return check_samples(copy, manifest, session, max_drop=max_drop)
 
 
 def build_spec(values: dict[str, Any], bundle: Path) -> BuildSpec:

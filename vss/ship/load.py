@@ -101,7 +101,6 @@ class Client:
             ) from error
 
     def close(self) -> None:
-        """Close the connection."""
         self.client.close()
 
 
@@ -122,14 +121,10 @@ def _counters(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def difference(after: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
     """What happened between two `Client.statistics`; batch sizes that did not occur are left out."""
-    batches = {size: count - before["batches"].get(size, 0) for size, count in after["batches"].items()}
-    return {
-        "requests": after["requests"] - before["requests"],
-        "executions": after["executions"] - before["executions"],
-        "batches": {size: count for size, count in sorted(batches.items()) if count},
-        "ns": {name: value - before["ns"][name] for name, value in after["ns"].items()},
-        "count": {name: value - before["count"][name] for name, value in after["count"].items()},
-    }
+    found: dict[str, Any] = {key: after[key] - before[key] for key in ("requests", "executions")}
+    for key in ("batches", "ns", "count"):
+        found[key] = {name: value - before[key].get(name, 0) for name, value in after[key].items()}
+    return found | {"batches": {size: count for size, count in sorted(found["batches"].items()) if count}}
 
 
 Feed = Mapping[str, np.ndarray]

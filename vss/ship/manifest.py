@@ -56,8 +56,6 @@ class _Part(BaseModel):
 
 
 class FileFact(_Part):
-    """Size and hash of one file."""
-
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     bytes: int = Field(ge=0)
 
@@ -285,7 +283,6 @@ MAX_BYTES, MAX_FILES = 16 * 2**30, 10_000
 
 
 def is_archive(path: Path) -> bool:
-    """Whether the name is that of an archive."""
     return path.name.endswith(SUFFIXES)
 
 

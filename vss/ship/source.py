@@ -135,7 +135,6 @@ class Source:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """The row's figures."""
         rows = [row for row in self.report["rows"] if row["name"] == self.row]
         return {key: value for key, value in rows[0].items() if key != "name"} if rows else {}
 

@@ -75,7 +75,6 @@ class TensorRTEngine:
         self.engine = runner.Engine(path, plugins=sorted((HERE / "engine").glob("*.so")), **options)
 
     def __call__(self, feed: Arrays, names: Sequence[str]) -> Arrays:
-        """Outputs of a batch."""
         found = self.engine.run(feed)
         return {name: found[name] for name in names}
 
@@ -170,7 +169,6 @@ class Net:
             raise UsageError(f"{error}{more}") from error
 
     def __call__(self, batch: np.ndarray) -> Arrays:
-        """The engine's outputs in `readable` form."""
         try:
             return readable(self.engine({"image": batch}, self.names))
         except self.error as error:
@@ -345,7 +343,6 @@ class Job:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="image, folder, camera:DEVICE, or - for raw frames")

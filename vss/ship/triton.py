@@ -116,18 +116,15 @@ class Serving:
 
     @property
     def size(self) -> tuple[int | None, int | None]:
-        """(H, W) of the image."""
         shape = self.inputs["image"].shape
         return (shape[2], shape[3]) if self.pre else (shape[1], shape[2])
 
     @property
     def client_inputs(self) -> dict[str, Binding]:
-        """What a client sends."""
         return {"image": Binding((None, *self.size, 3), "uint8")}
 
     @property
     def client_outputs(self) -> dict[str, Binding]:
-        """What a client gets."""
         rest = {name: binding for name, binding in self.outputs.items() if name != "logits"}
         return ({"labels": Binding((None, *self.outputs["logits"].shape[2:]), "uint8")} if self.post else {}) | rest
 
@@ -168,7 +165,6 @@ def write_repository(folder: Path, variant: str, serving: Serving, engine: Path)
 
 
 def schema() -> Any:
-    """Triton's protobuf module `model_config_pb2`."""
     need("tritonclient.grpc", "writing and reading Triton configurations")
     from tritonclient.grpc import model_config_pb2
 

@@ -84,7 +84,6 @@ class LocalExecutor:
         self._running[future] = slot, task.id
 
     def wait(self, timeout: float) -> list[Outcome]:
-        """Outcomes that have come."""
         done, _ = futures.wait(self._running, timeout, futures.FIRST_COMPLETED)
         return [self._outcome(future) for future in done]
 
@@ -202,11 +201,9 @@ class RayExecutor:
         self._running: dict[Any, str] = {}
 
     def submit(self, task: Task) -> None:
-        """Hand a task to Ray."""
         self._running[self._remote.remote(task)] = task.id
 
     def wait(self, timeout: float) -> list[Outcome]:
-        """Outcomes that have come."""
         ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=timeout)
         if ready:
             ready, _ = self._ray.wait(list(self._running), num_returns=len(self._running), timeout=0)

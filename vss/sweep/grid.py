@@ -84,7 +84,8 @@ class Grid(Section):
 
     def trials(self) -> list[Trial]:
         """Every combination, variants innermost, each checked; one that cannot be carries its `fault`."""
-        base = self._base()
+        data = load_recipe(self.recipe).model_dump(mode="json") if self.recipe else self.base
+        base = overridden(data, self.set.items())
         axes = [[(AXES[axis], choice) for choice in getattr(self, axis)] for axis in AXES if getattr(self, axis)]
         if not axes:
             raise VssError(f"sweep {self.name!r} varies nothing; give networks, criteria, budgets, seeds or variants.")
@@ -94,10 +95,6 @@ class Grid(Section):
         if twice:
             raise VssError(f"two trials of sweep {self.name!r} are called {twice!r}; give their choices other names.")
         return trials
-
-    def _base(self) -> dict[str, Any]:
-        data = load_recipe(self.recipe).model_dump(mode="json") if self.recipe else self.base
-        return overridden(data, self.set.items())
 
 
 @dataclass(frozen=True)
@@ -119,7 +116,6 @@ class Trial:
     fault: str = ""
 
     def recipe(self) -> Recipe:
-        """All that the run depends on."""
         settings = [*self.overrides.items(), ("name", self.id)]
         return parse(Recipe, overridden(self.base, settings), source=f"trial {self.id}")
 

@@ -58,7 +58,6 @@ class PruneExperiment(Experiment):
     shared_steps: ClassVar[tuple[str, ...]] = ("train", "evaluate")
 
     def stage_inputs(self, recipe: Recipe) -> Json:
-        """The trained network and its scores."""
         return {kind: runner.depends(recipe, kind) for kind in self.shared_steps}
 
     def check(self, recipe: Recipe) -> None:
@@ -217,7 +216,6 @@ def _sparse_phase(recipe: Recipe, dirs: TrialDirs) -> Iterator[None]:
 
 
 def last_network(folder: Path) -> Path:
-    """The network that a trial came to."""
     tuned = folder / "finetuned.safetensors"
     return tuned if tuned.is_file() else folder / "pruned.safetensors"
 

@@ -77,7 +77,6 @@ def gather(store: Store) -> Json:
 
 
 def write(store: Store) -> Path:
-    """Gather and write `results.json`."""
     return write_json(store.root / "results.json", gather(store))
 
 

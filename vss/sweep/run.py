@@ -60,7 +60,6 @@ class Summary:
         return duration(sum(mean(self.took[kind]) * self.waiting[kind] for kind in kinds) / self.workers)
 
     def sentence(self) -> str:
-        """In words."""
         missing = self.total - self.ok - self.skipped - len(self.failed)
         parts = [f"{self.ok} of {self.total} trials done"]
         parts += [f"{self.skipped} were done before"] if self.skipped else []

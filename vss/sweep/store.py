@@ -55,7 +55,6 @@ class Store:
 
     @classmethod
     def read(cls, root: Path | str) -> Store:
-        """A sweep that is there."""
         file = Path(root) / "sweep.json"
         head = read_json(file, kind=KIND, schema=SCHEMA)
         return cls(Path(root), parse(Grid, head.get("grid", {}), source=f"{file}, grid"))
@@ -86,7 +85,6 @@ class Store:
         return read_json(self.root / "sweep.json", kind=KIND, schema=SCHEMA)
 
     def experiment(self) -> Experiment:
-        """What a trial of this sweep does."""
         return experiment(self.grid.study, self.grid.plugins)
 
     def trials(self) -> list[Trial]:
@@ -95,7 +93,6 @@ class Store:
         return self.grid.trials()
 
     def record(self, trial: str) -> Json | None:
-        """The record of a trial, or None."""
         wanted = {"id": str, "coords": dict, "key": str, "status": str}
         return read_record(self.root / "cells" / f"{trial}.json", TRIAL, wanted)
 
@@ -105,7 +102,6 @@ class Store:
         write_record(self.root / "cells" / f"{trial.id}.json", TRIAL, head | outcome)
 
     def folder(self, trial: str) -> Path:
-        """Where a trial works."""
         return self.root / "runs" / trial
 
     def log(self, name: str) -> Path:
@@ -128,7 +124,6 @@ class Store:
         return found
 
     def keep_stage(self, name: str, result: Json) -> None:
-        """Write what a shared stage returned."""
         write_record(self.root / "shared" / f"{name}.json", STAGE, {"result": result})
 
     def shared(self, name: str) -> Json | None:
@@ -207,7 +202,6 @@ class Outcome:
 
 
 def perform(task: Task) -> Outcome:
-    """Do one task in this process."""
     start = time.monotonic()
     try:
         with _logged(task.root / "logs" / f"{task.id}.log"):

@@ -297,7 +297,6 @@ def trade_off(report: Mapping[str, Any]) -> TradeOff | None:
 
 
 def _by_macs(report: Mapping[str, Any]) -> list[Point]:
-    """Networks in torch by their MACs."""
     key, _ = score_of(report)
     every = [row for row in report.get("rows", []) if not row["name"].startswith("engine ")]
     tuned = any(row["name"] == "finetuned" for row in every)

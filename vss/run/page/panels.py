@@ -216,7 +216,6 @@ def _classes(data: SegData, figures: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _split(facts: Mapping[str, Any]) -> str:
-    """How many pairs of which sizes."""
     sizes = facts["sizes"]
     common = ", ".join(f"{count} of {size}" for size, count in sizes["common"].items())
     more = f" and {sizes['distinct'] - len(sizes['common'])} other sizes" if sizes["distinct"] > 5 else ""

@@ -40,7 +40,7 @@ def render(results: Mapping[str, Any], root: Path) -> str:
     machine = [environment.get("machine"), (environment.get("cpu") or {}).get("model")]
     return template("sweep.html.j2").render(
         data=results,
-        json=_embedded(_shown(results)),
+        json=json.dumps(_shown(results), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
         head=headline(results),
         sections=_sections(results),
         two_way=two_way(results),
@@ -51,10 +51,6 @@ def render(results: Mapping[str, Any], root: Path) -> str:
         machine=" · ".join(dict.fromkeys(str(part) for part in machine if part)),
         created=str(results.get("created") or "")[:16].replace("T", " "),
     )
-
-
-def _embedded(data: Any) -> str:
-    return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _shown(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -163,7 +163,6 @@ def css(colour: Sequence[int]) -> str:
 
 
 def template(name: str) -> Any:
-    """A template of the pages."""
     jinja2 = need("jinja2", "the page")
     loader = jinja2.FileSystemLoader(Path(__file__).resolve().parent.parent / "templates")
     jinja = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
