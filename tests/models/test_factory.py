@@ -14,8 +14,8 @@ import vss
 from vss.core.config import ModelConfig, load_recipe
 from vss.core.errors import VssError
 from vss.models import MODELS, factory
-from vss.run import network
 from vss.run.inputs import require_foreign
+from vss.run.project import read_network, try_size
 from vss.train import checkpoint
 from vss.train.header import header
 
@@ -89,7 +89,7 @@ def test_a_factory_takes_a_file_that_knows_nothing_of_it(mine: Path, target: str
     small, x = small_of(mine, classes), torch.randn(2, 3, 32, 40)
     config = ModelConfig(factory=f"own_nets:{target}")
     require_foreign(config, [mine / "small.safetensors"])
-    again = network.read(mine / "small.safetensors", config).model
+    again = read_network(mine / "small.safetensors", config).model
     assert torch.equal(again.forward_logits(x), small(x)) and again.num_classes == classes  # type: ignore[operator]
     vss.save(again, mine / "again.safetensors")  # and what is written from then on names it
     assert header(mine / "again.safetensors").model == f"own_nets:{target}"
@@ -145,11 +145,11 @@ def test_options_and_outputs(mine: Path) -> None:
     for kind in ("dict", "object"):
         assert vss.models.build(name, 4, kind=kind)(torch.zeros(1, 3, 16, 16)).shape == (1, 4, 16, 16)
     with pytest.raises(VssError, match=r"returns a str; expected a tensor, .*forward="):
-        network.try_size(vss.models.build(name, 4, kind="text"), (16, 16))
+        try_size(vss.models.build(name, 4, kind="text"), (16, 16))
     with pytest.raises(VssError, match=r"gives torch.int64 \(1, 8, 8\) and no map of scores .*forward="):
-        network.try_size(vss.models.build(name, 4, kind="labels"), (16, 16))
+        try_size(vss.models.build(name, 4, kind="labels"), (16, 16))
     with pytest.raises(VssError, match=r"does not take images of 16x12 in RGB .*multiples of 8.*--input-size"):
-        network.try_size(vss.models.build(name, 4), (16, 12))
+        try_size(vss.models.build(name, 4), (16, 12))
     with pytest.raises(VssError, match="both say which network"):
         load_recipe(None, ["model.name=segnet", "model.factory=own_nets:build"])
     vss.save(vss.models.build("unet", 4, width=4, depth=1), mine / "unet.safetensors")

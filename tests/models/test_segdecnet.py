@@ -17,7 +17,7 @@ from vss.deploy import export
 from vss.models import DefectModel, build
 from vss.models.segdecnet import SCOPES, FeatureNorm, SegDecNet, gradient_multiply
 from vss.prune import apply_plan, count, find_groups, make_plan, masked
-from vss.run.project import network_to_prune
+from vss.run.pruning import network_to_prune
 
 # widths, million parameters and true GMAC at 640 x 232 of the 19 published models
 ROWS = [

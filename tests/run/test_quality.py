@@ -20,7 +20,7 @@ from vss.prune import CRITERIA, make_criterion, make_plan, masked
 from vss.prune import quality as measures
 from vss.prune.criteria import method_rows, parse_methods
 from vss.run import quality
-from vss.run.project import network_to_prune
+from vss.run.pruning import network_to_prune
 
 
 @pytest.fixture(scope="module")

@@ -81,8 +81,10 @@ def evaluate(
     more: Any = {"network": job.model, "data": job.data}
     from vss.run import candidates
 
-    asked: Any = {"split": split, "size": given.get("data.size"), "limits": limits, "statistics": statistics}
-    figures = candidates.evaluate(candidate, baseline, **where, **asked, **more)
+    figures = candidates.evaluate(
+        candidate, baseline, split=split, size=given.get("data.size"), limits=limits, statistics=statistics, **where,
+        **more,
+    )  # fmt: skip
     if baseline and bench_seconds:
         noisy = candidates.speed(figures["rows"], baseline, candidate, seconds=bench_seconds, network=job.model)
         if noisy:
@@ -220,10 +222,10 @@ def lut_build(
 def _with_size(ckpt: Path, job: Recipe) -> Any:
     """The checkpoint, which must say its preprocessing."""
     from vss.run.inputs import require_foreign
-    from vss.run.network import read
+    from vss.run.project import read_network
 
     require_foreign(job.model, [ckpt])
-    saved = read(ckpt, job.model)
+    saved = read_network(ckpt, job.model)
     if saved.preprocess is None:
         raise VssError(f"--ckpt {ckpt} does not say its input size; save it with vss.save(..., preprocess=...).")
     return saved

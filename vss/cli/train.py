@@ -291,9 +291,8 @@ def prune(
     recipe_to_prune(job, ckpt, model, weights, **source)
     require_criterion(job.prune)
     from vss.run import pruning
-    from vss.run.project import network_to_prune
 
-    project, net = network_to_prune(job, ckpt, model, weights, **source)
+    project, net = pruning.network_to_prune(job, ckpt, model, weights, **source)
     if dry_run:
         groups = pruning.groups_of(project, net)
         config, why = pruning.with_step(project, net, job.prune, groups)

@@ -29,8 +29,7 @@ from vss.prune import count, find_groups, quality
 from vss.prune.budget import top_channels
 from vss.run import inputs
 from vss.run.inputs import CHECKPOINT, backend_of, require_foreign, require_limits, require_timed
-from vss.run.network import read as read_network
-from vss.run.project import Project, project_of
+from vss.run.project import Project, project_of, read_network
 from vss.train.checkpoint import Checkpoint
 from vss.train.evaluate import Predictor, engine_predictor
 from vss.train.gate import gate

@@ -15,23 +15,29 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vss import models
-from vss.core.config import FitConfig, Recipe
-from vss.core.errors import VssError, shown, steadily
+from vss.core.config import FitConfig, ModelConfig, Recipe
+from vss.core.errors import VssError, one_line, shown, steadily
 from vss.core.files import atomic, read_array
+from vss.core.networks import repeated
 from vss.core.yaml12 import parse
 from vss.data import Augment, Preprocess, SegData, SegSplit, open_data, require_classes
 from vss.models import factory
+from vss.models.weights import head_of
 from vss.prune import count
-from vss.run import inputs, network, runner
+from vss.run import inputs, runner
 from vss.run.runner import Json, Runner, T
 from vss.train import checkpoint
-from vss.train.checkpoint import Checkpoint
+from vss.train.checkpoint import Checkpoint, matching
 from vss.train.evaluate import Predictor
 from vss.train.header import header
 from vss.train.tasks import TASKS, Task, task_of
 
 if TYPE_CHECKING:
     from vss.train.fit import FitData, Phase
+
+
+GUESS = 7
+"""Classes of a network that is built to see which of its tensors depend on their number."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class Project:
         if not config.checkpoint:
             return TASKS[task_of(config.name)](self.recipe, self.data, self.preprocess)
         saved = header(config.checkpoint)
-        name = network.task_name(config, saved.model)
+        name = task_name(config, saved.model)
         task = TASKS[task_of(name)](self.recipe, self.data, self.preprocess)
         count = saved.num_classes or 0
         if config.replace_head:
@@ -85,14 +91,14 @@ class Project:
 
     def build_model(self) -> Any:
         """The unpruned network of the recipe, seeded, or the one in `model.checkpoint`."""
-        return network.build(self.recipe.model, len(self.task.classes), self.preprocess.size, self.recipe.seed)
+        return build_network(self.recipe.model, len(self.task.classes), self.preprocess.size, self.recipe.seed)
 
     def read(self, path: Path | str) -> Checkpoint:
-        """A checkpoint that this project wrote or was given, see `vss.run.network`."""
+        """A checkpoint that this project wrote or was given, see `read_network`."""
         config = self.recipe.model
         if str(path) != config.checkpoint:  # what was written here has its head already
             config = config.model_copy(update={"replace_head": False})
-        return network.read(path, config, classes=len(self.task.classes), seed=self.recipe.seed)
+        return read_network(path, config, classes=len(self.task.classes), seed=self.recipe.seed)
 
     def load(self, path: Path | str) -> Any:
         return self.read(path).model
@@ -258,27 +264,6 @@ def project_of(path: Path | str, *, data_root: str | None, dataset: str | None, 
     return project
 
 
-def network_to_prune(
-    recipe: Recipe,
-    ckpt: Path | None,
-    model: str | None,
-    weights: Path | None,
-    *,
-    dataset: str | None,
-    data_root: str | None,
-    size: list[int] | None,
-) -> tuple[Project, nn.Module]:
-    """A checkpoint, or the flat state dict `weights` of the network `model` that something else has trained, with its
-    data opened. `size` is that of images, (H, W), of a named network alone; a checkpoint knows its own."""
-    where: Any = {"dataset": dataset, "data_root": data_root}
-    named, source = inputs.recipe_to_prune(recipe, ckpt, model, weights, **where, size=size)
-    if source == ckpt:
-        project = project_of(source, **where, recipe=recipe)
-        return project, project.load(source)
-    project = Project.open(named)
-    return project, project.build_model()
-
-
 def teacher_of(path: Path, project: Project, student: nn.Module) -> nn.Module:
     """The teacher in a checkpoint; one that means something else by its outputs or inputs is refused."""
     saved = project.read(path)
@@ -325,3 +310,83 @@ def check_crop(project: Project) -> None:
             f"data.augment.crop is {crop[0]}x{crop[1]} and images have {size[0]}x{size[1]} (data.size); crop at most "
             "that."
         )
+
+
+# The network of a recipe: built anew, from weights of others, or from a checkpoint, under a name or by a factory.
+
+
+def read_network(path: Path | str, config: ModelConfig, *, classes: int | None = None, seed: int = 0) -> Checkpoint:
+    """A checkpoint, loaded into what the factory of `config` builds unless it is of a registered network.
+
+    `classes`: their number, where it is known and the file does not say it; with `config.replace_head` that of the
+    network in place of the file's, whose new head is drawn by `seed`.
+    """
+    saved = header(path)
+    foreign = config.factory and (saved.model == config.factory or saved.model not in models.MODELS)
+    if not foreign and not config.replace_head:
+        return checkpoint.read(path)
+    torch.manual_seed(seed)
+    count = classes if config.replace_head else saved.num_classes or len(saved.classes) or classes
+    if foreign:
+        model = _made(path, str(config.factory), config.options, count)
+    else:
+        model = models.build(saved.model, count or 0, **saved.options)
+    return checkpoint.read(path, model=model, replace_head=config.replace_head)
+
+
+def _made(path: Path | str, name: str, options: dict[str, Any], count: int | None) -> Any:
+    """What a factory builds for a checkpoint; where nobody says the number of classes, its tensors do."""
+    entry: Any = models.MODELS[name]
+    if count is None and entry.counts(options):
+        trial = entry.build(GUESS, options)
+        found = checkpoint.uncut_shapes(path)
+        rename = matching(found, trial.state_dict()) or str
+        theirs = {rename(tensor): shape for tensor, shape in found.items()}
+        twice = repeated(trial.state_dict())
+        own = {name: tuple(value.shape) for name, value in trial.state_dict().items() if name not in twice}
+        pairs = [zip(own[tensor], theirs[tensor], strict=True) for tensor in head_of(own, theirs, GUESS)]
+        count = next((there for pair in pairs for here, there in pair if here != there), GUESS)
+    return entry.build(count, options)
+
+
+def task_name(config: ModelConfig, saved_model: str = "") -> str:
+    """The registered name, by which a task is chosen, of a network or of a checkpoint that says `saved_model`."""
+    return config.name if config.factory and saved_model not in models.MODELS else saved_model or config.name
+
+
+def build_network(config: ModelConfig, classes: int, size: tuple[int, int], seed: int) -> Any:
+    """The unpruned network of a recipe, seeded, or the one in its checkpoint; it takes images of `size`."""
+    if config.checkpoint:
+        return read_network(config.checkpoint, config, classes=classes, seed=seed).model
+    torch.manual_seed(seed)
+    model = models.build(config.name, classes, **config.options)
+    models.check_multiple(config.name, size, model.size_multiple)
+    if config.factory:
+        try_size(model, size)
+    if config.backbone_weights:
+        if not hasattr(model, "backbone"):
+            raise VssError(f"model.backbone_weights came and {config.name} has no backbone; leave the key out.")
+        models.load_backbone(model.get_submodule("backbone"), config.backbone_weights)
+    if config.weights:
+        models.load_weights(model, config.weights, classes=classes, replace_head=config.replace_head)
+    return model
+
+
+@torch.no_grad()
+def try_size(model: Any, size: tuple[int, int]) -> None:
+    """Refuse a network of a factory that does not take RGB images of `size` (H, W), or gives no map of classes."""
+    training = model.training
+    image = torch.zeros(1, 3, *size)
+    try:
+        found = model.eval()(image)
+    except VssError:
+        raise
+    except Exception as error:
+        raise VssError(
+            f"the network of {model.name} does not take images of {size[0]}x{size[1]} in RGB ({type(error).__name__}: "
+            f"{one_line(str(error)).rstrip('.')}); give another --input-size (data.size), or change the network."
+        ) from error
+    finally:
+        model.train(training)
+    if not isinstance(found, torch.Tensor | tuple):
+        raise VssError(f"the network of {model.name} gives a {type(found).__name__}; expected a tensor.")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vss.core.config import DmcpConfig, FitConfig, PruneConfig, SparseConfig
+from vss.core.config import DmcpConfig, FitConfig, PruneConfig, Recipe, SparseConfig
 from vss.core.errors import VssError
 from vss.deploy import backends as target
 from vss.deploy.backends import main_of, others_of
@@ -34,12 +34,33 @@ from vss.prune.budget import borrowed, multiple_of
 from vss.prune.make import Choose, norm_of_single_values, refuse_single_images
 from vss.prune.phases import scale_facts
 from vss.prune.proof import two_sizes
-from vss.run import runner
+from vss.run import inputs, runner
 from vss.run.latency import LatencyGoal
-from vss.run.project import Project
+from vss.run.project import Project, project_of
 from vss.run.runner import Json, StepResult
 
 log = logging.getLogger(__name__)
+
+
+def network_to_prune(
+    recipe: Recipe,
+    ckpt: Path | None,
+    model: str | None,
+    weights: Path | None,
+    *,
+    dataset: str | None,
+    data_root: str | None,
+    size: list[int] | None,
+) -> tuple[Project, nn.Module]:
+    """A checkpoint, or the flat state dict `weights` of the network `model` that something else has trained, with its
+    data opened. `size` is that of images, (H, W), of a named network alone; a checkpoint knows its own."""
+    where: Any = {"dataset": dataset, "data_root": data_root}
+    named, source = inputs.recipe_to_prune(recipe, ckpt, model, weights, **where, size=size)
+    if source == ckpt:
+        project = project_of(source, **where, recipe=recipe)
+        return project, project.load(source)
+    project = Project.open(named)
+    return project, project.build_model()
 
 
 def sparsify(

@@ -213,12 +213,12 @@ def benchmark_grid(
         raise VssError(f"{seeds} seeds are no benchmark; give at least 1.")
     file = _checkpoint(baseline)
     from vss.run.inputs import require_foreign
-    from vss.run.network import read
+    from vss.run.project import read_network
 
     own = {key: changes[f"model.{key}"] for key in ("factory", "options") if f"model.{key}" in changes}
     config = ModelConfig(**own)
     require_foreign(config, [file])
-    saved = read(file, config)
+    saved = read_network(file, config)
     if saved.preprocess is None:
         raise VssError(f"{file} does not say its preprocessing; save it with vss.save(..., preprocess=...).")
     report = file.parent / "report.json"

@@ -30,8 +30,7 @@ from vss.run import pruning, runner
 from vss.run.engines import make_engine, opened, unpruned
 from vss.run.inputs import require_criterion, require_network
 from vss.run.job import Job, check_run
-from vss.run.network import task_name
-from vss.run.project import Project
+from vss.run.project import Project, task_name
 from vss.run.report import Engine, Score
 from vss.run.runner import Runner
 from vss.run.tracking import to_tensorboard
@@ -253,8 +252,10 @@ def _link(target: Path, link: Path) -> None:
 
 def interleaved(recipe: Recipe, sessions: dict[str, Any], feeds: dict[str, Any], seconds: float) -> Json:
     """Times of the session `trial` beside those of `baseline`; of a noisy machine how noisy it was."""
-    limits = {"min_seconds": seconds / 2, "max_seconds": PATIENCE * seconds, "window_seconds": seconds / 16}
-    found = bench(sessions, feeds, spread=recipe.bench.spread, **limits)
+    found = bench(
+        sessions, feeds, spread=recipe.bench.spread, window_seconds=seconds / 16, min_seconds=seconds / 2,
+        max_seconds=PATIENCE * seconds,
+    )  # fmt: skip
     if not found["stable"]:
         return unsteady(found)
     row = found["sessions"]["trial"]
