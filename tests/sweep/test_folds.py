@@ -117,7 +117,7 @@ def test_trials_of_all_folds_are_judged_together(finished: Store) -> None:
     texts = [text for _, text in shown["verdicts"]]
     assert all(check["sentence"] in text for check, text in zip(case["checks"] * 2, texts, strict=True))
     assert folds({"over_folds": [case | {"checks": [], "seed": "3"}]})["verdicts"][0][0] == "l1 · seed 3"
-    found = results.read(finished.root)
+    found = read_results(finished.root)
     judged = headline(found | {"over_folds": [case | {"checks": [misses, misses | {"passed": False}]}]})
     assert judged["tone"] == "warn" and "l1 failed 1 of 2 checks of the ship rule over 3 folds." in judged["sentences"]
     held = headline(found | {"over_folds": [case | {"checks": [misses], "seed": "3"}]})

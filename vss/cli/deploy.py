@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress
@@ -32,8 +32,12 @@ from vss.cli.options import (
     refuse_given,
     takes,
 )
+from vss.core.config import Recipe
 from vss.core.errors import GateFailed, VssError, listed, shown, unknown
 from vss.core.files import require_checkpoint, require_file, target_of
+
+if TYPE_CHECKING:
+    from vss.run.precision import PrecisionExporter
 
 GRAPH = (("export.labels", False), ("export.preprocess", False), "export.opset")
 CALIBRATION = ("precision.method", "precision.images", *DATA, "seed")
@@ -171,7 +175,7 @@ def sensitivity(
     out.print(f"kept in floating point: {freed}; drop {facts['drop']:.3f} of {facts['max_drop']} allowed; wrote {save}")
 
 
-def _float32(ckpt: Path, job: Any, given: Given, folder: Path, cache: Path, **more: Any) -> Any:
+def _float32(ckpt: Path, job: Recipe, given: Given, folder: Path, cache: Path, **more: object) -> PrecisionExporter:
     """The checkpoint's network with its data and its float32 file in `folder`."""
     target_of(cache / "ranges.json")
     where = _require_data(ckpt, job, given)
@@ -189,7 +193,7 @@ def _float32(ckpt: Path, job: Any, given: Given, folder: Path, cache: Path, **mo
     return PrecisionExporter.export(project, project.load(ckpt), project.recipe.precision, folder, cache, **changes)
 
 
-def _require_data(ckpt: Path, job: Any, given: Given) -> dict[str, Any]:
+def _require_data(ckpt: Path, job: Recipe, given: Given) -> dict[str, Any]:
     """Data set and folder of the flags, which the checkpoint fits; None is its own."""
     from vss.run.inputs import read_list, recipe_around
 

@@ -157,7 +157,7 @@ def _kernels() -> Iterable[Finding]:
                 yield Finding(f"op {op} on {device}", "ok", what)
 
 
-def _words(value: Any) -> str:
+def _words(value: object) -> str:
     if isinstance(value, list | tuple):
         return " ".join(map(str, value)) or "none"
     return {True: "yes", False: "no", None: "none"}[value] if value is None or isinstance(value, bool) else str(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.progress import Progress
@@ -34,6 +34,9 @@ from vss.cli.options import (
 from vss.core.config import Recipe
 from vss.core.errors import GateFailed, NotMeasured, VssError
 from vss.core.files import file_at_work, require_checkpoint, target_of
+
+if TYPE_CHECKING:
+    from vss.deploy.profile.table import LatencyTable
 
 Statistics = dict[str, list[float]] | None
 Reading = Annotated[float, Option("--seconds", min=0.001, max=3600, help="seconds of one reading")]
@@ -270,7 +273,7 @@ def lut_show(table: Annotated[Path, Argument(help="table of `vss lut build`")], 
         out.print(f"wrote {plot_cliffs(known, plot)}")
 
 
-def _print_lut(table: Any) -> None:
+def _print_lut(table: LatencyTable) -> None:
     rows = [{"name": step, "cost": value} for step, value in table.alignment.items()]
     print_table(rows, {"name": "widths in steps of", "cost": "time per MAC over the best"})
     size = "x".join(map(str, table.key["resolution"]))

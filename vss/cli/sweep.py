@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from rich.progress import BarColumn, Progress, TextColumn
 from typer import Argument, Option
@@ -27,6 +27,10 @@ from vss.cli.options import (
 from vss.core.config import Recipe
 from vss.core.errors import GateFailed
 from vss.core.yaml12 import Override, assignment
+
+if TYPE_CHECKING:
+    from vss.sweep import Grid
+    from vss.sweep.run import Summary
 
 Dry = Annotated[bool, Option("--dry-run", help="list the trials and stop")]
 Epochs = Option("--finetune-epochs", "--epochs", min=0, help="passes over the training images; 0: none")
@@ -172,7 +176,7 @@ def _dotted(overrides: Iterable[Override] | None) -> Given:
 
 
 def _run_trials(
-    grid: Any, folder: Path, executor: Given, *, extend: bool = False, mlflow: bool = False, dry_run: bool = False
+    grid: Grid, folder: Path, executor: Given, *, extend: bool = False, mlflow: bool = False, dry_run: bool = False
 ) -> None:
     from vss.sweep import Settings
     from vss.sweep import sweep as run_sweep
@@ -204,7 +208,7 @@ class _Bar:
 
     COLOURS: ClassVar = {"ok": "green", "failed": "red", "lost": "yellow", "retry": "yellow", "skipped": "cyan"}
 
-    def __init__(self, summary: Any) -> None:
+    def __init__(self, summary: Summary) -> None:
         self.summary = summary
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"))
         self.bar = Progress(*columns, console=out, transient=True, disable=not bars())
@@ -232,7 +236,7 @@ class _Bar:
         out.file.flush()
 
 
-def print_summary(summary: Any, folder: Path) -> None:
+def print_summary(summary: Summary, folder: Path) -> None:
     """How a sweep ended; `GateFailed` where a trial or a time of one is missing."""
     out.print(summary.sentence(), highlight=False)
     for name, reason in summary.failed.items():

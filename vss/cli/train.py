@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.progress import Progress
@@ -42,6 +42,9 @@ from vss.core.config import Recipe, recipes
 from vss.core.errors import GateFailed, NotMeasured, VssError
 from vss.core.files import at_work, require_checkpoint, safe_name
 from vss.core.yaml12 import Override
+
+if TYPE_CHECKING:
+    from vss.run.pruning import Pruned
 
 MIN_KEPT = 0.001
 """Smallest fraction that a budget may keep, as `prune.budget.keep`."""
@@ -305,7 +308,7 @@ def prune(
     _print_pruned(figures, None if dry_run else save)
 
 
-def _print_pruned(figures: Any, save: Path | None) -> None:
+def _print_pruned(figures: Pruned, save: Path | None) -> None:
     """Widths, what is locked, and what was kept; `save` is where the cut network was written."""
     widths = [{"name": g, "before": a, "after": b} for g, (a, b) in figures.widths.items()]
     print_table(widths, {"name": "group", "before": "before", "after": "after"})

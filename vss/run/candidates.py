@@ -9,7 +9,7 @@ import functools
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from vss.core.config import DataConfig, ModelConfig, Recipe
 from vss.core.errors import VssError, fault, shown
 from vss.core.files import parse_json
 from vss.data import Preprocess, require_classes
-from vss.deploy import BACKENDS, Session, bench
+from vss.deploy import BACKENDS, Binding, Session, bench
 from vss.deploy.backends import available
 from vss.deploy.backends.base import check_finite
 from vss.deploy.bench import noise
@@ -63,7 +63,7 @@ def evaluate(
     require_limits(limits, baseline)
     rows, results = [], []
     named = {name: path for name, path in (("baseline", baseline), ("candidate", candidate)) if path is not None}
-    scored: Any = split if split in ("val", "test") else "test"
+    scored: Literal["val", "test"] = "val" if split == "val" else "test"
     recipe = Recipe(split=scored, model=network or ModelConfig(), data=data or DataConfig())
     require_foreign(recipe.model, named.values())
     opened = {name: _opened(path, recipe, dataset, data_root, size, statistics) for name, path in named.items()}
@@ -260,7 +260,7 @@ def _session(
     return available(backend or backend_of(path)).open(path, threads=threads)
 
 
-def _noise(rng: np.random.Generator, binding: Any, batch: int) -> np.ndarray:
+def _noise(rng: np.random.Generator, binding: Binding, batch: int) -> np.ndarray:
     shape = [batch, *binding.shape[1:]]
     if any(not isinstance(side, int) for side in shape):
         raise VssError(f"the engine's input is {binding}; benches need a fixed H and W: export without --dynamic-size.")

@@ -162,7 +162,7 @@ class Project:
         with self.task.training(model):
             return fit(model, self.fit_data(config), config, run_dir, teacher=teacher, phase=phase, **settings)
 
-    def fingerprint(self, *splits: str) -> Any:
+    def fingerprint(self, *splits: str) -> list[object]:
         """What samples of these splits are made of, beside the recipe: contents, classes, and how masks are read."""
         data = self.data
         contents = {name: self.split(name).sha256() for name in splits}
@@ -209,7 +209,7 @@ class Workspace:
         after: list[str],
         outputs: list[str],
         work: Callable[[], T],
-        also: Any = None,
+        also: object = None,
     ) -> T:
         """A step of a kind of `VERSIONS`; `also` is what it depends on beside recipe and earlier steps."""
         depends_on = runner.depends(self.recipe, kind, also)

@@ -57,7 +57,9 @@ class Runner:
     keys: dict[str, str] = field(default_factory=dict)
     title: str = ""
 
-    def __call__(self, name: str, depends: Any, after: list[str], outputs: list[str], work: Callable[[], Json]) -> Json:
+    def __call__(
+        self, name: str, depends: object, after: list[str], outputs: list[str], work: Callable[[], Json]
+    ) -> Json:
         """Do `work` unless its record is up to date.
 
         Args:
@@ -241,7 +243,7 @@ def unread(recipe: Recipe, kind: str) -> Reasons:
     return found
 
 
-def depends(recipe: Recipe, kind: str, also: Any = None) -> Any:
+def depends(recipe: Recipe, kind: str, also: object = None) -> Json:
     """JSON-able data whose hash is the key of a step of `kind`; `also` is what is not in the recipe, such as data."""
     content = recipe.model_dump(mode="json")
     for key in unread(recipe, kind):
@@ -262,11 +264,11 @@ def _place(content: Json, key: str) -> tuple[Json, str]:
     return content, leaf
 
 
-def _content(key: str, named: Any) -> Any:
+def _content(key: str, named: object) -> str | list[str]:
     """The hash of a file, or those of a list of files."""
     if isinstance(named, list):
-        return [_content(key, each) for each in named]
-    path = Path(named)
+        return [str(_content(key, each)) for each in named]
+    path = Path(str(named))
     try:
         stat = path.stat()
         return _sha256(path.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ino)
@@ -291,6 +293,6 @@ def machine() -> str:
 RUNTIMES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13")
 
 
-def fit_folder(parent: Path, about: Any, nets: Iterable[nn.Module]) -> Path:
+def fit_folder(parent: Path, about: object, nets: Iterable[nn.Module]) -> Path:
     """Where a fit works: named by all that it comes from, weights too, so that it never goes on with another one's."""
     return parent / sha256_json([about, [sha256_tensors(net.state_dict()) for net in nets]])[:12]

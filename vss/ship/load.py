@@ -159,7 +159,7 @@ def drive(
     """
     if concurrency < 1 or seconds <= 0 or (rate is not None and rate <= 0) or not feeds:
         raise VssError(f"a load of {rate} requests/s from {concurrency} workers for {seconds} s cannot be made.")
-    plan: Any = itertools.repeat(0.0)
+    plan: Iterator[float] = itertools.repeat(0.0)
     if rate is not None:
         draw, amount = np.random.default_rng(seed).exponential, max(1, round(rate * seconds))
         plan = itertools.accumulate(draw(1 / rate) for _ in range(amount))

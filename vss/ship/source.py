@@ -65,7 +65,7 @@ def _name(text: str) -> str:
     return PureWindowsPath(text).name if "\\" in text else text
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping | list):
@@ -73,7 +73,7 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+def _mapped(value: object, change: Callable[[str], str]) -> Any:
     """The tree with every text changed, keys too."""
     if isinstance(value, Mapping):
         return {change(key): _mapped(item, change) for key, item in value.items()}
@@ -332,7 +332,7 @@ def pairs(mapping: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in mapping.items())
 
 
-def show(value: Any) -> str:
+def show(value: object) -> str:
     """Numbers with four digits, the rest as it is."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 

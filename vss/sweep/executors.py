@@ -198,7 +198,7 @@ class RayExecutor:
         settings = {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(self.threads)}
         options: dict[str, Any] = {"num_cpus": self.threads, "max_retries": 0, "runtime_env": {"env_vars": settings}}
         self._remote = ray.remote(perform).options(**options | ({"num_gpus": gpus} if gpus else {}))
-        self._running: dict[Any, str] = {}
+        self._running: dict[object, str] = {}
 
     def submit(self, task: Task) -> None:
         self._running[self._remote.remote(task)] = task.id
@@ -217,7 +217,7 @@ class RayExecutor:
             self._ray.wait(list(self._running), num_returns=len(self._running), timeout=GRACE_S)
         self._ray.shutdown()
 
-    def _outcome(self, reference: Any) -> Outcome:
+    def _outcome(self, reference: object) -> Outcome:
         name = self._running.pop(reference)
         try:
             outcome: Outcome = self._ray.get(reference)

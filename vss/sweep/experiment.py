@@ -92,7 +92,7 @@ class Experiment(ABC):
 
 
 EXPERIMENTS: Registry[Experiment] = Registry("experiment")
-BUILT_IN = ("prune", "engine")
+BUILT_IN = dict.fromkeys(("prune", "engine"), "vss.sweep.prune")
 
 
 def experiment(name: str, plugins: Iterable[str] = ()) -> Experiment:
@@ -100,5 +100,5 @@ def experiment(name: str, plugins: Iterable[str] = ()) -> Experiment:
     for module in plugins:
         load_plugin(module)
     if name in BUILT_IN:
-        importlib.import_module("vss.sweep.prune")
+        importlib.import_module(BUILT_IN[name])
     return EXPERIMENTS[name]

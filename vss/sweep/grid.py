@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from vss.core.config import ModelConfig, Recipe, load_recipe
 from vss.core.errors import VssError, shown, unknown
@@ -67,11 +67,11 @@ class Grid(Section):
 
     @field_validator(*AXES, mode="before")
     @classmethod
-    def _short_forms(cls, value: Any, info: Any) -> Any:
+    def _short_forms(cls, value: object, info: ValidationInfo) -> list[object]:
         if info.field_name == "folds" and isinstance(value, int):
             value = [f"{number}/{value}" for number in range(1, value + 1)] or [f"1/{value}"]
         items = value if isinstance(value, list | tuple) else [value]
-        return [_SHORT[info.field_name](item) if isinstance(item, str | int | float) else item for item in items]
+        return [_SHORT[str(info.field_name)](item) if isinstance(item, str | int | float) else item for item in items]
 
     @model_validator(mode="after")
     def _names_are_their_own(self) -> Grid:
@@ -133,20 +133,20 @@ def _trial(base: dict[str, Any], combination: tuple[tuple[str, Choice], ...]) ->
     return trial
 
 
-def _criterion(item: Any) -> dict[str, Any]:
+def _criterion(item: object) -> dict[str, Any]:
     name, _, preset = str(item).partition(":")
     options = {"preset": preset} if preset else {}
     return {"name": str(item), "set": {"prune.criterion": name, "prune.options": options}}
 
 
-def _budget(item: Any) -> dict[str, Any]:
+def _budget(item: object) -> dict[str, Any]:
     kind, _, keep = item.rpartition(":") if isinstance(item, str) else ("macs", "", item)
     kind = kind or "macs"
     value = parse_yaml(keep, source=f"budget {shown(item)}") if isinstance(keep, str) else keep
     return {"name": f"{kind} {value}", "set": {"prune.budget.kind": kind, "prune.budget.keep": value}}
 
 
-_SHORT: dict[str, Callable[[Any], dict[str, Any]]] = {
+_SHORT: dict[str, Callable[[object], dict[str, Any]]] = {
     "networks": lambda item: {"name": str(item), "set": {"model.name": str(item)}},
     "criteria": _criterion,
     "budgets": _budget,

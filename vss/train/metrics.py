@@ -142,7 +142,7 @@ def _boundary(labels: Tensor, void: Tensor, num_classes: int, width: int) -> Ten
     return ~void & (_window(low, window, torch.minimum) != _window(high, window, torch.maximum))
 
 
-def _window(x: Tensor, window: int, reduce: Any) -> Tensor:
+def _window(x: Tensor, window: int, reduce: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Reduce over every window x window square, in log2(window) steps per axis: a max_pool with stride 1."""
     for axis in (-2, -1):
         have = 1

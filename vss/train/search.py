@@ -105,7 +105,7 @@ class SearchPhase(Phase):
         self.alphas = [
             torch.full((chain.links,), config.start, dtype=torch.float64, requires_grad=True) for chain in self.chains
         ]
-        moving: Any = [alpha for alpha in self.alphas if len(alpha)]
+        moving = [alpha for alpha in self.alphas if len(alpha)]
         if not moving:
             raise VssError("the search has nothing to choose: every group stays at one width; lower dmcp.min_width.")
         self.optimizer: torch.optim.Optimizer = (

@@ -15,6 +15,7 @@ from vss.run.page.words import number, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from PIL import Image
 
 DEFECT, SOUND = "#0a0005", SERIES[0]
 TICKS = (1e-6, 1e-4, 0.01, 0.1, 0.5, 0.9, 0.99, 0.9999, 0.999999)
@@ -173,7 +174,7 @@ def _rows(
     return rows
 
 
-def _cell(name: str, picture: Any) -> Cell:
+def _cell(name: str, picture: Image.Image | str) -> Cell:
     if isinstance(picture, str):
         return Cell(name, "", picture, False)
     return Cell(name, data_uri(shrink(picture)), "", False)

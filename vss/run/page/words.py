@@ -92,7 +92,7 @@ def signed(value: float, digits: int = 1) -> str:
     return ("+" if value > 0 else "") + number(value, digits)
 
 
-def show(value: Any) -> str:
+def show(value: object) -> str:
     if value is None:
         return "\N{EM DASH}"
     if isinstance(value, bool):
@@ -134,11 +134,11 @@ def _named(index: int, row: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     return (row[key], {k: v for k, v in row.items() if k != key}) if key else (str(index + 1), row)
 
 
-def _state(value: Any, judge: bool) -> str:
+def _state(value: object, judge: bool) -> str:
     return ("good" if value else "bad") if judge and isinstance(value, bool) else ""
 
 
-def _nested(value: Any) -> bool:
+def _nested(value: object) -> bool:
     if isinstance(value, list):
         return bool(value) and all(isinstance(item, Mapping) for item in value)
     return isinstance(value, Mapping) and bool(value)

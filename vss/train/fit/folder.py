@@ -91,7 +91,9 @@ def check_norms(model: Any, image: Tensor, config: FitConfig) -> None:
             handle.remove()
 
 
-def _refuse_one_value(config: FitConfig, size: tuple[int, int], name: str, module: nn.Module, given: Any) -> None:
+def _refuse_one_value(
+    config: FitConfig, size: tuple[int, int], name: str, module: nn.Module, given: tuple[Tensor, ...]
+) -> None:
     section, single = section_of(config), given[0][0, 0].numel() == 1
     if single and not isinstance(module, _BatchNorm):
         raise VssError(
@@ -133,7 +135,7 @@ class WholeFiles(TorchCheckpointIO):
     Its own way writes into TMPDIR and moves, which is a copy where that is another file system.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
         with atomic(path) as temporary, temporary.open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()

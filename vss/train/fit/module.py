@@ -201,7 +201,7 @@ class FitModule(L.LightningModule):
         if self.phase is not None and self.context is not None:
             self.phase.after_backward(self.context)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:
         if self.phase is not None and self.context is not None:
             self.phase.after_step(self.context)
         self.context = None
