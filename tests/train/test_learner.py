@@ -36,7 +36,7 @@ def mask() -> torch.Tensor:
 
 def test_segmentation_loss_and_score(mask: torch.Tensor) -> None:
     weights = torch.tensor([1.0, 2.0, 0.5])
-    learner = SegLearner(3, weights=weights, aux_weight=0.3, label_smoothing=0.1)
+    learner = SegLearner(3, SegLoss(weights=weights, aux_weight=0.3, label_smoothing=0.1))
     expected = SegLoss(weights=weights, aux_weight=0.3, label_smoothing=0.1)(heads(1), mask)
     assert torch.equal(learner(heads(1), {"mask": mask}, progress=0.2), expected)
     labels = heads(2)["out"].argmax(1)

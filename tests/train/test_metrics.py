@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from vss.core.errors import VssError
-from vss.train.losses import SegLearner
+from vss.train.losses import SegLearner, SegLoss
 from vss.train.metrics import boundary_counts, boundary_width, confusion_per_image, miou_pct, scores
 
 VOID = 255
@@ -195,7 +195,7 @@ def _distributed(rank: int, store: str, expected: float) -> None:
 
 def _validated(rank: int, world: int) -> float:
     pred, target = random_labels(8)
-    learner = SegLearner(5, ignore_index=VOID)
+    learner = SegLearner(5, SegLoss(ignore_index=VOID))
     for index in range(rank, len(pred), world):
         network = SimpleNamespace(predict=lambda _, index=index: pred[index : index + 1])
         learner.update(network, torch.zeros(1), {"mask": target[index : index + 1]})

@@ -247,9 +247,8 @@ def build(
         raise VssError(f"--optimise is for --backend onnxruntime, and the backend is {backend}; leave it off.")
     if tensorrt is None:
         own = ("build.tensorrt.plugins", "batch", "sizes", "timing_cache", "aot", "dry_run")
-        refuse_given(
-            ctx, (*TENSORRT, *own), f"is for --backend tensorrt and tensorrt_rtx, and the backend is {backend}"
-        )
+        only = f"is for --backend tensorrt and tensorrt_rtx, and the backend is {backend}"
+        refuse_given(ctx, (*TENSORRT, *own), only)
         require_file(onnx, kind="ONNX")
         spec = build_spec(job.build).model_copy(update={"optimise": optimise})
         out.print(f"wrote {available(backend).build(onnx, save, spec)}")
@@ -388,8 +387,7 @@ def _ask_parser(onnx: Path, targets: tuple[str, ...]) -> tuple[str, dict[str, An
     from vss.deploy.backends.trt_flavour import TENSORRT_RTX, gpus
 
     found = verdict(onnx, TENSORRT_RTX, targets)
-    title = f"{TENSORRT_RTX.title} {found.version}".strip()
-    where = gpus(targets)
+    title, where = f"{TENSORRT_RTX.title} {found.version}".strip(), gpus(targets)
     refused = "" if found.built else f"{title} does not build {onnx} for {where}: {found.reason.rstrip('.')}."
     out.print(refused or f"{title} builds it for {where}: {len(found.layers)} engine layers.", soft_wrap=True)
     kept = {key: value for key, value in asdict(found).items() if key != "layers"}

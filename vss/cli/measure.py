@@ -332,6 +332,13 @@ def explain(
         return
     refuse_given(ctx, ["build.targets"], "is for --backend tensorrt_rtx")
     figures = work.explain(run, backend=backend, precision=precision, seconds=seconds)
+    _print_explained(figures, top)
+    write_figures(report, "vss.explain", figures)
+    _page_again(run, report, plot)
+    _require_quiet(figures["noise"], "an engine was slower in another round; end other work", allow_unstable)
+
+
+def _print_explained(figures: dict[str, Any], top: int) -> None:
     heads = {"name": "unit", "cin": "in", "cout": "out", "ms_before": "ms before", "ms_after": "ms after",
              "mmacs_before": "MMACs before", "mmacs_after": "MMACs after", "efficiency": "efficiency",
              "lost_ms": "lost ms", "reason": "why", "better": "better widths", "kernel": "kernel"}  # fmt: skip
@@ -353,9 +360,6 @@ def explain(
         print_tagged(out, f"{cause['ms']:.3f} ms", "yellow", text + (f" and {more} more" if more > 0 else ""))
     for name, request in figures["request"].items():
         out.print(f"{name}: the engine is {request['engine_share']:.0%} of a request of {request['request_ms']:.2f} ms")
-    write_figures(report, "vss.explain", figures)
-    _page_again(run, report, plot)
-    _require_quiet(figures["noise"], "an engine was slower in another round; end other work", allow_unstable)
 
 
 def _page_again(run: Path, *files: Path | None) -> None:

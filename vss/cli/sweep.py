@@ -193,7 +193,8 @@ def _run_trials(
         out.print(f"{len(trials)} trials")
         return
     summary, settings = Summary(), Settings(**executor)
-    with _Bar(summary) as bar:
+    bar = _Bar(summary)
+    with bar.bar:
         try:
             run_sweep(grid, folder, settings=settings, tell=bar.print, summary=summary, extend=extend,
                       command=command_line(), mlflow=mlflow)  # fmt: skip
@@ -213,13 +214,6 @@ class _Bar:
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"))
         self.bar = Progress(*columns, console=out, transient=True, disable=not bars())
         self.line = self.bar.add_task("", total=None, left="")
-
-    def __enter__(self) -> _Bar:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
 
     def print(self, what: str, name: str, detail: str) -> None:
         known = self.summary

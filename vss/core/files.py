@@ -128,7 +128,6 @@ def write_error(path: Path, error: OSError) -> VssError:
 
 
 def write_text(path: Path | str, text: str) -> Path:
-    """Write UTF-8 atomically."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return Path(path)
@@ -136,8 +135,7 @@ def write_text(path: Path | str, text: str) -> Path:
 
 def write_json(path: Path | str, data: Mapping[str, object], *, sealed: bool = False) -> Path:
     """Write JSON atomically, stable key order as given, NaN refused; `sealed` adds the hash of the content."""
-    if sealed:
-        data = {**data, "sha256": sha256_json(data)}
+    data = {**data, "sha256": sha256_json(data)} if sealed else data
     return write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
 
 

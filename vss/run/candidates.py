@@ -261,8 +261,8 @@ def _session(
 
 
 def _noise(rng: np.random.Generator, binding: Binding, batch: int) -> np.ndarray:
-    shape = [batch, *binding.shape[1:]]
-    if any(not isinstance(side, int) for side in shape):
+    shape = [batch, *(side for side in binding.shape[1:] if side is not None)]
+    if len(shape) < len(binding.shape):
         raise VssError(f"the engine's input is {binding}; benches need a fixed H and W: export without --dynamic-size.")
     if binding.dtype == "uint8":
         return rng.integers(0, 256, shape, dtype=np.uint8)

@@ -7,6 +7,7 @@ import functools
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -204,16 +205,12 @@ class PrecisionExporter:
 
     def times(self, files: dict[str, Path]) -> dict[str, float]:
         """Milliseconds a call (p50) of files in one interleaved run, one image."""
-        recipe = self.project.recipe
-        sessions = {name: self._open(path) for name, path in files.items()}
         feed = {"image": self.images(1, self.project.preprocess.size, 0).numpy()}
-        limit = recipe.bench.max_seconds
-        try:
-            timing: dict[str, Any] = {"window_seconds": 0.05, "windows": 4, "warmup": 2}
+        limit = self.project.recipe.bench.max_seconds
+        timing: dict[str, Any] = {"window_seconds": 0.05, "windows": 4, "warmup": 2}
+        with ExitStack() as stack:
+            sessions = {name: stack.enter_context(self._open(path)) for name, path in files.items()}
             found = bench(sessions, dict.fromkeys(sessions, feed), min_seconds=0.0, max_seconds=limit, **timing)
-        finally:
-            for session in sessions.values():
-                session.close()
         return {name: row["latency_ms_p50"] for name, row in found["sessions"].items()}
 
 

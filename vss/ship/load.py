@@ -238,8 +238,8 @@ def load(
         `mean_batch`, `stages_ms` (mean per request of the engine's model), `engine_share` of the mean request time.
         In their place `lost`, a sentence, where the server gave no statistics afterwards: what was measured is kept.
     """
-    client, engine = Client("grpc", address), engine or model
-    try:
+    engine = engine or model
+    with contextlib.closing(Client("grpc", address)) as client:
         before = client.statistics(engine)
         trace = drive(
             lambda feed: client.infer(model, feed, outputs), feeds, seconds=seconds, concurrency=concurrency, rate=rate
@@ -249,8 +249,6 @@ def load(
             served = client.since(engine, before, answered=len(trace.done))
         except VssError as error:
             return {**found, "lost": str(error)}
-    finally:
-        client.close()
     stages = {name: 1e-6 * ns / max(served["count"][name], 1) for name, ns in served["ns"].items() if name != "fail"}
     mean = 1e3 * float(np.mean(np.array(trace.done) - np.array(trace.sent))) if trace.done else None
     return {

@@ -385,15 +385,11 @@ def serve(bundles: Sequence[Path], *, ports: Ports, log: Path) -> Iterator[tuple
         plugins = [inside(bundle, name) for bundle, manifest in loading for name in manifest.plugins()]
         with running(places, log=log, ports=ports, plugins=plugins) as server:
             server.wait_ready()
-            client = Client("grpc", f"{HOST}:{ports.grpc}")
             try:
-                distances = {manifest.name: check_answers(bundle, manifest, client) for bundle, manifest in pairs}
-            except GateFailed:
-                raise
+                with contextlib.closing(Client("grpc", f"{HOST}:{ports.grpc}")) as client:
+                    distances = {manifest.name: check_answers(bundle, manifest, client) for bundle, manifest in pairs}
             except VssError as error:
-                if server.process.poll() is not None:  # the true reason
+                if server.process.poll() is not None and not isinstance(error, GateFailed):  # the true reason
                     raise server.ended() from error
                 raise
-            finally:
-                client.close()
             yield server, distances

@@ -146,22 +146,13 @@ class SegLearner(Learner):
 
     metric = "miou_pct"
 
-    def __init__(
-        self,
-        num_classes: int,
-        *,
-        ignore_index: int = 255,
-        weights: Tensor | None = None,
-        aux_weight: float = 0.4,
-        label_smoothing: float = 0.0,
-    ) -> None:
+    def __init__(self, num_classes: int, loss: SegLoss | None = None) -> None:
         from torchmetrics.classification import MulticlassConfusionMatrix  # seconds of import, for trainings alone
 
         super().__init__()
-        self.ignore_index = ignore_index
-        settings = {"aux_weight": aux_weight, "label_smoothing": label_smoothing}
-        self.loss = SegLoss(weights=weights, ignore_index=ignore_index, **settings)
-        self.confusion = MulticlassConfusionMatrix(num_classes, ignore_index=ignore_index, validate_args=False)
+        self.loss = loss or SegLoss()
+        self.ignore_index = self.loss.ignore_index
+        self.confusion = MulticlassConfusionMatrix(num_classes, ignore_index=self.ignore_index, validate_args=False)
 
     def forward(self, outputs: Heads, batch: Batch, *, progress: float = 1.0) -> Tensor:
         return self.loss(outputs, batch["mask"])
@@ -198,11 +189,11 @@ class DefectLearner(Learner):
 
     metric = "ap_pct"
 
-    def __init__(self, *, delta: float = 1.0, dynamic: bool = True) -> None:
+    def __init__(self, loss: DefectLoss | None = None) -> None:
         from torchmetrics import CatMetric
 
         super().__init__()
-        self.loss = DefectLoss(delta=delta, dynamic=dynamic)
+        self.loss = loss or DefectLoss()
         self.scores, self.labels = CatMetric(nan_strategy="disable"), CatMetric(nan_strategy="disable")
 
     def forward(self, outputs: Heads, batch: Batch, *, progress: float = 1.0) -> Tensor:

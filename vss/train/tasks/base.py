@@ -240,10 +240,11 @@ class SegmentationTask(Task):
         weights = None
         if config.class_weights != "none":
             weights = class_weights(self.data, "train", config.class_weights)
-        return SegLearner(
-            len(self.classes), ignore_index=self.data.ignore_index, weights=weights, aux_weight=config.aux_weight,
+        loss = SegLoss(
+            weights=weights, ignore_index=self.data.ignore_index, aux_weight=config.aux_weight,
             label_smoothing=config.label_smoothing,
         )  # fmt: skip
+        return SegLearner(len(self.classes), loss)
 
     def calibration_loss(self) -> Callable[[Any, tuple[Tensor, Tensor]], Tensor]:
         loss = SegLoss(ignore_index=self.data.ignore_index, aux_weight=self.recipe.train.aux_weight)

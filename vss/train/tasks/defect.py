@@ -24,7 +24,7 @@ from vss.data import Augment, DefectSplit, SegSplit, Targets, choose_annotated, 
 from vss.train.details import decision_curves, drops, out_of_fold
 from vss.train.evaluate import Predictor, torch_predictor
 from vss.train.gate import gate
-from vss.train.losses import DefectLearner
+from vss.train.losses import DefectLearner, DefectLoss
 from vss.train.metrics import (
     MapScores,
     choose_threshold,
@@ -142,7 +142,7 @@ class DefectTask(Task):
     # -- training -----------------------------------------------------------------------------------------------------
 
     def learner(self, config: FitConfig) -> DefectLearner:
-        return DefectLearner(delta=self.recipe.defect.delta, dynamic=self.recipe.defect.dynamic)
+        return DefectLearner(DefectLoss(delta=self.recipe.defect.delta, dynamic=self.recipe.defect.dynamic))
 
     @contextlib.contextmanager
     def training(self, model: nn.Module) -> Iterator[nn.Module]:
