@@ -57,6 +57,12 @@ class TinyPreprocess:
         return (x.float() / 255 - torch.tensor(self.mean).view(3, 1, 1)) / torch.tensor(self.std).view(3, 1, 1)
 
 
+@pytest.fixture
+def short_segnet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SegNet of VGG16 with one convolution at most poolings: as many of these, less than half of the nodes."""
+    monkeypatch.setattr("vss.models.segnet.CONVOLUTIONS", (2, 1, 1, 1, 1))
+
+
 @pytest.fixture(scope="session")
 def tiny() -> TinySeg:
     return TinySeg().eval()

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
 import vss
+from tests.prune.nets import few_blocks
 from vss.core.errors import VssError
 from vss.deploy import export
 from vss.models import SegModel, build, wrap
@@ -92,7 +93,8 @@ class Heads(nn.Module):
 
 def lraspp() -> nn.Module:
     torch.manual_seed(1)
-    return lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=5)
+    with few_blocks():
+        return lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=5)
 
 
 def smp_like() -> nn.Module:

@@ -36,6 +36,11 @@ def net() -> nn.Module:
     return build("deeplabv3_resnet50", 12).eval()
 
 
+@pytest.fixture(scope="module")
+def groups(net: nn.Module) -> Groups:
+    return find_groups(net, torch.zeros(1, 3, 64, 64))
+
+
 def test_outputs_are_torchvisions_on_both_heads(net: nn.Module) -> None:
     theirs = deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=12, aux_loss=True).eval()
     theirs.load_state_dict(net.state_dict())
@@ -48,8 +53,7 @@ def test_outputs_are_torchvisions_on_both_heads(net: nn.Module) -> None:
         assert net.forward_logits(x).shape == (1, 12, 9, 9)
 
 
-def test_groups_are_those_of_the_published_table(net: nn.Module) -> None:
-    groups = find_groups(net, torch.zeros(1, 3, 64, 64))
+def test_groups_are_those_of_the_published_table(groups: Groups) -> None:
     assert (len(groups), sum(group.channels for group in groups)) == (45, 13_504)
     assert [lock.layer for lock in groups.locked] == ["classifier.4", "aux_classifier.4"]
     streams = {"layer1": (256, 4), "layer2": (512, 5), "layer3": (1024, 7), "layer4": (2048, 4)}
@@ -65,8 +69,7 @@ def test_groups_are_those_of_the_published_table(net: nn.Module) -> None:
     assert "aux_classifier.0" in groups["backbone.layer3.0.conv3"].module_names("consumer")
 
 
-def test_the_five_pyramid_branches_are_separate_slices_of_one_projection(net: nn.Module) -> None:
-    groups = find_groups(net, torch.zeros(1, 3, 64, 64))
+def test_the_five_pyramid_branches_are_separate_slices_of_one_projection(groups: Groups) -> None:
     offsets = _offsets(groups, "classifier.0.project.0.weight")
     assert offsets == {
         "classifier.0.convs.0.0": 0,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models import mobilenetv3, resnet
 
+from vss import models
 from vss.prune import Groups, Plan, apply_plan, make_plan, verify
 
 HALF = {"kind": "channels", "keep": 0.5, "scope": "local"}
@@ -25,6 +30,32 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
                 module.running_mean.copy_(0.1 * torch.randn(module.running_mean.shape, generator=generator))
                 module.running_var.copy_(0.5 + torch.rand(module.running_var.shape, generator=generator))
     return model.eval()
+
+
+@contextlib.contextmanager
+def few_blocks() -> Iterator[None]:
+    """Every kind of layer in less than half of the time: torchvision's ResNet-50 has two blocks in its first stage, of
+    which the second is without a downsample, and one in the others, not 3, 4, 6 and 3; of the 15 blocks of its large
+    MobileNetV3 are left the 5 that change the width and the first of each two that do not."""
+    conf = mobilenetv3._mobilenet_v3_conf
+
+    def resnet50(weights: None = None, **options: Any) -> resnet.ResNet:
+        return resnet.ResNet(resnet.Bottleneck, [2, 1, 1, 1], **options)
+
+    def few(arch: str, **options: Any) -> tuple[list[Any], int]:
+        blocks, _ = conf(arch, **options)
+        return [blocks[number] for number in (0, 1, 3, 4, 6, 10, 12)], 80  # of the classifier, which is left off
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mobilenetv3, "_mobilenet_v3_conf", few)
+        for module in ("resnet", "segmentation.deeplabv3", "segmentation.fcn"):
+            patch.setattr(f"torchvision.models.{module}.resnet50", resnet50)
+        yield
+
+
+def short_resnet50_seg() -> nn.Module:
+    with few_blocks():
+        return models.build("resnet50_seg", 5, decoder=8)
 
 
 class Chain(nn.Module):

@@ -15,13 +15,13 @@ from vss.core.example import logits_of
 from vss.prune import Plan, apply_plan, find_groups, make_plan, masked, recalibrate_bn, verify
 from vss.prune.make import norm_of_single_values, refuse_single_images
 
-from .nets import Chain, Concat, FlattenLinear, Heads, MaxAvg, Residual, Twice, randomise
+from .nets import Chain, Concat, FlattenLinear, Heads, MaxAvg, Residual, Twice, randomise, short_resnet50_seg
 
 NETS = {
     "unet": lambda: models.build("unet", 5, width=4, depth=3),
     "unet bilinear": lambda: models.build("unet", 5, width=4, depth=2, up="bilinear"),
     "resnet18_seg": lambda: models.build("resnet18_seg", 5, decoder=8),
-    "resnet50_seg": lambda: models.build("resnet50_seg", 5, decoder=8),
+    "resnet50_seg": short_resnet50_seg,
 }
 SMALL = {
     "concat": Concat,

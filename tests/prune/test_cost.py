@@ -10,12 +10,12 @@ from vss import models
 from vss.prune import CostModel, apply_plan, count, find_groups, make_plan
 from vss.prune.trace import SINGLE
 
-from .nets import Chain, FlattenLinear, MaxAvg, Twice
+from .nets import Chain, FlattenLinear, MaxAvg, Twice, short_resnet50_seg
 
 NETS = {
     "unet": lambda: models.build("unet", 5, width=4, depth=3),
     "resnet18_seg": lambda: models.build("resnet18_seg", 5, decoder=8),
-    "resnet50_seg": lambda: models.build("resnet50_seg", 5, decoder=8),
+    "resnet50_seg": short_resnet50_seg,
     "depthwise": lambda: Chain(nn.Conv2d(8, 8, 3, padding=1, groups=8, stride=2)),
     "grouped": lambda: Chain(nn.Conv2d(8, 8, 3, padding=1, groups=2)),
     "linear": FlattenLinear,

@@ -74,12 +74,12 @@ def test_unet_bilinear_up_path_traces_through_the_resize() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "count", "stage", "members"),
-    [("resnet18_seg", 14, 2, 3), ("resnet50_seg", 39, 3, 5)],
+    ("name", "count", "channels", "members"),
+    [("resnet18_seg", 14, 2_896, 3), ("resnet50_seg", 39, 11_472, 5)],
 )
-def test_resnet_streams_and_lateral_sum(name: str, count: int, stage: int, members: int) -> None:
+def test_resnet_streams_and_lateral_sum(name: str, count: int, channels: int, members: int) -> None:
     groups = find_groups(models.build(name, 5, decoder=8), X)
-    assert len(groups) == count
+    assert (len(groups), sum(group.channels for group in groups)) == (count, channels)
     conv = "conv3" if "50" in name else "conv2"
     stream = next(g for g in groups if f"backbone.layer2.0.{conv}" in g.module_names("producer"))
     blocks = 2 if "18" in name else 4

@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 
-from tests.prune.nets import randomise
+from tests.prune.nets import few_blocks, randomise
 from vss import models
 from vss.data.preprocess import Preprocess
 from vss.deploy import BACKENDS, export
@@ -41,7 +41,8 @@ def test_a_sliced_file_is_the_cut_network(variants: SlicedVariants, net: Any, pr
 
 def test_depthwise_layers_and_a_global_pool_can_be_sliced(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    net = randomise(models.build("lraspp_mobilenet_v3_large", 4))
+    with few_blocks():
+        net = randomise(models.build("lraspp_mobilenet_v3_large", 4))
     groups = list(find_groups(net, torch.zeros(1, 3, 64, 64)))
     made = make_variants(net, groups, tmp_path, preprocess=Preprocess(size=(64, 64)), options={"labels": True})
     assert isinstance(made, SlicedVariants)
@@ -57,9 +58,11 @@ def test_depthwise_layers_and_a_global_pool_can_be_sliced(tmp_path: Path) -> Non
     assert {name: attributes[name] for name in depthwise} == depthwise
 
 
-def test_a_graph_with_widths_in_constants_is_exported_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_graph_with_widths_in_constants_is_exported_anew(
+    short_segnet: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     torch.manual_seed(0)
-    net = randomise(models.build("segnet", 3))
+    net = randomise(models.build("segnet", 3, width=16))
     preprocess = Preprocess(size=(32, 32))
     groups = list(find_groups(net, torch.zeros(1, 3, 32, 32)))
     caplog.set_level("INFO")
