@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import Field
+from torch._export import utils
 from torch.onnx._internal.exporter._constants import TORCHLIB_OPSET
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
@@ -66,6 +67,13 @@ def torchlib_once() -> None:
         return found
 
     ONNXRegistry.from_torchlib = staticmethod(from_torchlib)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def composite_ops_once() -> None:
+    """Every export looks up torch's 900 composite operations 66 times, once for each of two tables and every namespace
+    of operations: here it does once, since no test adds one."""
+    utils._materialize_cpp_cia_ops = functools.cache(utils._materialize_cpp_cia_ops)
 
 
 @pytest.fixture(scope="session", autouse=True)
