@@ -11,7 +11,7 @@ from PIL import Image
 
 from vss.data import write_defects
 from vss.run.report import Engine
-from vss.sweep import Grid, Settings, Store, TrialDirs, sweep
+from vss.sweep import Grid, Store, TrialDirs, sweep
 from vss.sweep.compare import read_results
 from vss.sweep.prune import EngineExperiment, job_of
 from vss.train import checkpoint
@@ -41,8 +41,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Store:
     budgets = [{"name": f"r{r}", "set": {"prune.budget.keep": 1 - r / 100}} for r in (20, 50)]
     criteria = [{"name": "naive_fn", "set": {"prune.criterion": "fn"}}]
     content = {"name": "tiny", "study": "engine", "base": base, "criteria": criteria, "budgets": budgets, "seeds": [0]}
-    grid = Grid.model_validate(content | {"latency_seconds": 1.0, "panels": 0})
-    summary = sweep(grid, folder / "out", settings=Settings(workers=2, threads=1, retries=0))
+    grid = Grid.model_validate(content | {"latency_seconds": 0.1, "panels": 0})
+    summary = sweep(grid, folder / "out", settings=Here(retries=0))
     assert summary.failed == {} and summary.ok == 2
     return Store.read(folder / "out")
 
