@@ -35,7 +35,7 @@ from vss.deploy.backends.trt_runner import read_about
 from vss.run.job import run as run_recipe
 from vss.ship import read as read_manifest
 from vss.ship import ship
-from vss.ship.elsewhere import rebuild_elsewhere
+from vss.ship.check import rebuild_elsewhere
 
 ROOT = Path(__file__).parents[2]
 PLUGINS = ["VssMaxPool", "VssMaxUnpool", "VssSegArgmax"]
