@@ -33,8 +33,10 @@ def grid(root: Path, **more: Any) -> Grid:
         "train": FIT | {"epochs": 1, "lr": 0.05},
         "prune": {"batches": 3, "batch_size": 4, "recalibrate": 2},
         "finetune": FIT | {"epochs": 1, "lr": 0.02},
+        "bench": {"spread": 50},
     }
-    return Grid.model_validate({"name": "t", "base": base, "budgets": [0.5], "seeds": [0], **more})
+    content = {"name": "t", "base": base, "budgets": [0.5], "seeds": [0], "latency_seconds": 0.1, "panels": 1}
+    return Grid.model_validate(content | more)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +87,9 @@ def test_benchmark_of_a_run_folder(finished: Store, street_root: Path, tmp_path:
     cell = finished.trials()[0]
     baseline = finished.root / "shared" / finished.stage_of(cell)
     changes = {"data.root": str(street_root), "finetune.epochs": 0, "prune.recalibrate": 2, "prune.batches": 2}
+    changes["bench.spread"] = 50
     chosen = benchmark_grid("b", baseline, ["random"], ["macs:0.7", "macs:0.5"], 2, changes)
+    chosen = chosen.model_copy(update={"latency_seconds": 0.1, "panels": 1})
     summary = sweep(chosen, tmp_path / "b", settings=Here())
     store = Store.read(tmp_path / "b")
     records = [store.record(cell.id) for cell in store.trials()]

@@ -26,7 +26,7 @@ def kill_when_it_runs(folder: Path) -> None:
 
 
 def test_a_killed_worker_loses_its_cell_alone_and_rows_are_those_of_local(tmp_path: Path) -> None:
-    grid = Grid.model_validate(dry_grid({"a": {}, "slow": {"seconds": 4.0}, "bad": {"fails": 9}}, seeds=2))
+    grid = Grid.model_validate(dry_grid({"a": {}, "slow": {"seconds": 2.0}, "bad": {"fails": 9}}, seeds=2))
     told: list[tuple[str, ...]] = []
     killer = threading.Thread(target=kill_when_it_runs, args=(tmp_path / "ray" / "runs" / "1--slow",))
     killer.start()
