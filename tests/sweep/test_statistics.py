@@ -27,12 +27,16 @@ def test_ranks_wins_and_p_of_a_case_that_can_be_counted() -> None:
     assert [(row["name"], row["rank"], row["wins"]) for row in found["rows"]] == [("a", 1, 8), ("b", 2, 0), ("c", 3, 0)]
     # all eight signs agree: two of 2**8 sign patterns are as extreme; two comparisons after Holm
     assert [row["p"] for row in found["rows"]] == [None, pytest.approx(2 * 2 / 256), pytest.approx(2 * 2 / 256)]
+    second = [blocks[key]["b"] - blocks[key]["a"] for key in blocks]  # -1, -1.5, ... -4.5
+    assert found["rows"][1]["gap"] == pytest.approx(-2.75) and found["rows"][0]["gap_half"] is None
+    assert found["rows"][1]["gap_half"] == pytest.approx(2.364624252 * np.std(second, ddof=1) / 8**0.5)  # t(0.975, 7)
     assert found["least_p"] == 2 / 256 and found["friedman_p"] == pytest.approx(0.000335462628)  # chi2 = 16, 2 degrees
 
 
 def test_blocks_that_lack_a_criterion_are_left_out_and_ties_share_ranks() -> None:
     found = ranking({"x": {"a": 1.0, "b": 1.0}, "y": {"a": 2.0, "b": 2.0}, "z": {"a": 3.0}})
     assert found["blocks"] == 2 and [row["rank"] for row in found["rows"]] == [1.5, 1.5]
+    assert ranking({"x": {"a": 1.0, "b": 2.0}})["rows"][1]["gap_half"] is None  # one block has no interval
     assert found["rows"][1]["p"] == 1.0 and ranking({"x": {"a": 1.0}})["rows"] == []
 
 

@@ -54,8 +54,9 @@ def ranking(blocks: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
         blocks: block -> {criterion: score, higher is better}; blocks that lack a criterion are left out.
 
     Returns:
-        `rows` [{"name", "rank", "mean", "wins", "gap": mean difference to the best, "p": corrected, or None}], best
-        first; `blocks` used; `friedman_p` or None; `least_p`: the smallest p that so many blocks can give.
+        `rows` [{"name", "rank", "mean", "wins", "gap": mean difference to the best in a block, "gap_half": half-width
+        of its 95 % t-interval, or None, "p": corrected, or None}], best first; `blocks` used; `friedman_p` or None;
+        `least_p`: the smallest p that so many blocks can give.
     """
     from scipy.stats import friedmanchisquare, rankdata, wilcoxon
 
@@ -68,7 +69,8 @@ def ranking(blocks: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     mean_rank = {name: sum(float(row[i]) for row in ranks) / len(ranks) for i, name in enumerate(names)}
     scores = {name: [row[i] for row in table] for i, name in enumerate(names)}
     order = sorted(names, key=lambda name: (mean_rank[name], -statistics.fmean(scores[name])))
-    pairs = {name: [a - b for a, b in zip(scores[order[0]], scores[name], strict=True)] for name in order[1:]}
+    pairs = {name: [b - a for a, b in zip(scores[order[0]], scores[name], strict=True)] for name in order[1:]}
+    between = {name: summary(gaps) for name, gaps in pairs.items()}
     corrected = holm({name: float(wilcoxon(gaps).pvalue) if any(gaps) else 1.0 for name, gaps in pairs.items()})
     rows = [
         {
@@ -76,7 +78,8 @@ def ranking(blocks: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
             "rank": mean_rank[name],
             "mean": statistics.fmean(scores[name]),
             "wins": sum(block[name] == max(block[other] for other in names) for block in whole),
-            "gap": statistics.fmean(scores[name]) - statistics.fmean(scores[order[0]]),
+            "gap": between[name]["mean"] if name in between else 0.0,
+            "gap_half": between[name]["half"] if name in between else None,
             "p": corrected.get(name),
         }
         for name in order

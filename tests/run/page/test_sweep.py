@@ -111,7 +111,7 @@ def test_every_export_gives_a_file(desktop: Browser, page: tuple[Path, dict[str,
         row["values"]["miou_pct"] for row in page[1]["rows"] if row["values"]
     ]
     latex = (tmp_path / "camvid_small-ranking.tex").read_text()
-    assert latex.startswith("\\begin{tabular}{lrrrrrr}") and latex.count("\\\\") == 6 and "mIoU (\\%)" in latex
+    assert latex.startswith("\\begin{tabular}{lrrrrrrr}") and latex.count("\\\\") == 6 and "mIoU (\\%)" in latex
     assert (tmp_path / "camvid_small-pareto-macs_g.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
