@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with a mean and std of its own, its float file, and one with both in the graph."""
     torch.manual_seed(0)
     place = tmp_path_factory.mktemp("engines")
-    net = models.build("unet", 11, width=4, depth=2)
+    net = models.build("unet", 11, width=4, depth=1)
     ckpt = vss.save(
         net, place / "own.safetensors", preprocess=OWN, classes=CAMVID_NAMES, info={"dataset": "camvid"}
     )  # fmt: skip

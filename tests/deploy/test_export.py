@@ -131,7 +131,7 @@ def test_dynamic_size_runs_at_sizes_never_traced(tiny: Any, tmp_path: Path) -> N
     assert np.abs(found - tiny(x).detach().numpy()).max() < 1e-4
 
 
-@pytest.mark.parametrize(("name", "options"), [("unet", {"width": 4, "depth": 2}), ("resnet18_seg", {})])
+@pytest.mark.parametrize(("name", "options"), [("unet", {"width": 4, "depth": 1}), ("resnet18_seg", {})])
 def test_networks_of_this_package(name: str, options: dict, preprocess: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = build(name, 5, **options).eval()

@@ -25,7 +25,7 @@ from vss.run.runner import Json, Runner
 SEGMENTS: dict[str, Any] = {
     "name": "keys",
     "data": {"dataset": "camvid", "size": [48, 64], "limit": 4, "augment": {"scale": [1, 1]}},
-    "model": {"name": "unet", "options": {"width": 4, "depth": 2}},
+    "model": {"name": "unet", "options": {"width": 4, "depth": 1}},
     "train": {"epochs": 1, "batch_size": 4, "precision": "32-true", "accelerator": "cpu"},
     "prune": {"batches": 1, "batch_size": 4, "recalibrate": 1},
     "finetune": {"epochs": 1, "batch_size": 4, "precision": "32-true", "accelerator": "cpu"},

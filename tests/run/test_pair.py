@@ -21,7 +21,7 @@ SIZE = (48, 64)
 def nets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("pair")
     torch.manual_seed(0)
-    model = models.build("unet", 11, width=8, depth=2).eval()
+    model = models.build("unet", 11, width=8, depth=1).eval()
     plan = vss.prune.make_plan(model, torch.zeros(1, 3, *SIZE), criterion="l1", budget={"kind": "macs", "keep": 0.5})
     small = vss.prune.apply_plan(model, plan)
     facts = {"preprocess": Preprocess(size=SIZE).model_dump(mode="json"), "classes": CAMVID_NAMES}
