@@ -32,23 +32,28 @@ LOG = logging.getLogger("bench_importance")
 KINDS = (nn.Conv2d,)
 
 
-def network(device: str) -> nn.Module:
-    """deeplabv3_resnet50 of 12 classes with its auxiliary head, random weights and gradients."""
+def network(device: str, quick: bool) -> tuple[nn.Module, list[nn.Module]]:
+    """deeplabv3_resnet50 of 12 classes with its auxiliary head, or resnet18, with random weights and gradients; and the
+    layers that stay."""
     torch.manual_seed(0)
-    model = torchvision.models.segmentation.deeplabv3_resnet50(
-        weights=None, weights_backbone=None, num_classes=12, aux_loss=True
-    ).to(device)
+    model: Any = (
+        torchvision.models.resnet18()
+        if quick
+        else torchvision.models.segmentation.deeplabv3_resnet50(
+            weights=None, weights_backbone=None, num_classes=12, aux_loss=True
+        )
+    )
+    model = model.to(device)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter) * 1e-3
-    return model
+    return model, [model.fc] if quick else [model.classifier[-1], model.aux_classifier[-1]]
 
 
-def groups_of(model: nn.Module, device: str) -> list[Any]:
+def groups_of(model: nn.Module, ends: list[nn.Module], device: str) -> list[Any]:
     import torch_pruning as tp
 
     example = torch.zeros(2, 3, 64, 64, device=device)
     graph = tp.DependencyGraph().build_dependency(model.eval(), example_inputs=example)
-    ends = [model.classifier[-1], model.aux_classifier[-1]]
     return list(graph.get_all_groups(ignored_layers=ends, root_module_types=[nn.Conv2d]))
 
 
@@ -119,7 +124,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--quick", action="store_true", help="two rounds")
+    parser.add_argument("--quick", action="store_true", help="resnet18, two rounds")
     parser.add_argument("--write", action="store_true", help="write results/<machine>/<version>--importance.json")
     arguments = parser.parse_args()
     arguments.rounds = min(arguments.rounds, 2) if arguments.quick else arguments.rounds
@@ -127,8 +132,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     import torch_pruning as tp
 
-    model = network(arguments.device)
-    groups = groups_of(model, arguments.device)
+    model, ends = network(arguments.device, arguments.quick)
+    groups = groups_of(model, ends, arguments.device)
     gather = Gather(groups, arguments.device)
     options = {"target_types": list(KINDS)}
     magnitude, taylor = tp.importance.MagnitudeImportance(p=1, **options), tp.importance.TaylorImportance(**options)

@@ -161,7 +161,7 @@ def main() -> None:
     logging.getLogger("vss").setLevel(logging.WARNING)
     if arguments.quick:
         arguments.model, arguments.size, arguments.options = "unet", (48, 64), {"width": 8, "depth": 2}
-        arguments.train_seconds, arguments.finetune_seconds = 6.0, 1.0
+        arguments.train_seconds, arguments.finetune_seconds = 2.0, 0.3
     data = arguments.data
     if data is None:
         if not arguments.quick:
