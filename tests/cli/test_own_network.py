@@ -176,7 +176,8 @@ def test_a_bundle_is_shipped_and_verified(run: Path) -> None:
 
 
 def test_a_sweep_with_workers(run: Path, street_root: Path) -> None:
-    grid = {"base": settings(street_root), "criteria": ["l1"], "budgets": [0.5], "seeds": [0]}
+    base = settings(street_root) | {"bench": {"spread": 50}}
+    grid = {"base": base, "criteria": ["l1"], "budgets": [0.5], "seeds": [0], "latency_seconds": 0.1}
     (run.parent / "grid.yaml").write_text(dump(grid))
     done = cli("sweep", "grid.yaml", "--workers", 1, "--threads", 1, "--retries", 0, "--save", "sweep")
     assert done.returncode == 0 and "1 of 1 trials done" in done.stdout, done.stdout[-1000:]
