@@ -78,7 +78,7 @@ def evaluate(
         results.append(result)
         scores = {key: value for key, value in result.items() if not key.endswith("_per_image")}
         rows.append({"name": name, "file": str(path), **static, **scores})
-    figures: dict[str, Any] = {"split": split, "rows": rows, "notes": project.task.notes}
+    figures: dict[str, object] = {"split": split, "rows": rows, "notes": project.task.notes}
     if len(results) == 2:
         span = project.task.drop_interval(results[0], results[1])
         verdict = gate(results[0], results[1], metric=project.task.metric, max_drop=max_drop, interval=span)
@@ -179,7 +179,7 @@ def export_checkpoint(
     preprocess: bool,
     recipe: Recipe | None = None,
     **options: Any,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Export a checkpoint at its own size and with its own preprocessing, unless another size is given.
 
     `recipe` names the factory of a network that is not registered, and mean and std where the checkpoint does not.
@@ -248,7 +248,7 @@ def bench_engines(
 
 
 def _session(
-    path: Path, backend: str | None, threads: int | None, in_torch: dict[str, Any], config: ModelConfig
+    path: Path, backend: str | None, threads: int | None, in_torch: dict[str, object], config: ModelConfig
 ) -> Session:
     if path.suffix == CHECKPOINT:
         saved = read_network(path, config)
@@ -309,7 +309,7 @@ def agreement(
     channels: int,
     network: ModelConfig | None = None,
     data: DataConfig | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Two checkpoints on calibration images of the training split.
 
     Args:
@@ -349,7 +349,7 @@ def _moved(first: Checkpoint, second: Checkpoint, batches: list[Any]) -> dict[st
 
 def _oracle(
     project: Project, first: Checkpoint, second: Checkpoint, batches: list[Any], channels: int
-) -> dict[str, Any]:
+) -> dict[str, object]:
     if not channels:
         return {}
     if not second.plans or second.plans[0].weights_sha256 != first.weights_sha256:

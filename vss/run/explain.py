@@ -169,7 +169,7 @@ def _better(unit: str, ms: float, new: Shape, facts: Facts) -> str:
     return f"{shape.cin} -> {shape.cout} in {there:.3f} ms, {rate:.2f}x the work per ms"
 
 
-def causes(found: Sequence[Row], facts: Facts) -> list[dict[str, Any]]:
+def causes(found: Sequence[Row], facts: Facts) -> list[dict[str, object]]:
     """Reasons of the whole, most lost milliseconds first: `cause`, `lost_ms`, `share` of the time, `units`."""
     lost: dict[str, float] = defaultdict(float)
     units: dict[str, list[str]] = defaultdict(list)
@@ -258,7 +258,7 @@ def cliff_plot(run: Path, lut: Path | None, path: Path) -> Path:
     return plot_cliffs(table, path, {group.id: len(group.kept) for group in plan.groups})
 
 
-def summary(facts: Facts) -> dict[str, Any]:
+def summary(facts: Facts) -> dict[str, object]:
     """Rows, causes and the whole, JSON-ready."""
     found = rows(facts)
     reduction = _macs(facts.shapes_before) / max(1, _macs(facts.shapes_after))
@@ -330,11 +330,11 @@ def measure(before: Path, after: Path, plan: Plan, setting: Setting, *, seconds:
 
 
 def _interleaved(
-    files: Mapping[Any, tuple[Any, ...]], read: Callable[..., Reading], rounds: int
-) -> tuple[dict[Any, Reading], float]:
+    files: Mapping[Any, tuple[object, ...]], read: Callable[..., Reading], rounds: int
+) -> tuple[dict[object, Reading], float]:
     """Least times of every file over some rounds, and how far its rounds lay apart at most."""
-    found: dict[Any, Reading] = {}
-    longest: dict[Any, float] = defaultdict(float)
+    found: dict[object, Reading] = {}
+    longest: dict[object, float] = defaultdict(float)
     for _ in range(rounds):
         for name, arguments in files.items():
             now, old = read(*arguments), found.get(name)

@@ -57,7 +57,7 @@ class Draft:
     values: dict[str, Any] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
 
-    def set(self, key: str, value: Any, why: str) -> None:
+    def set(self, key: str, value: object, why: str) -> None:
         self.values[key], self.why[key] = value, why
 
     def recipe(self, name: str) -> Recipe:
@@ -345,9 +345,9 @@ def seconds_of(project: Project, machine: Machine) -> float:
     return len(loader) * (recipe.train.epochs * (step + read) + tuned)
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, object]]:
     """(dotted key, value) of a recipe; options and augmentation are values."""
-    found: list[tuple[str, Any]] = []
+    found: list[tuple[str, object]] = []
     for key, value in tree.items():
         nested = isinstance(value, Mapping) and key not in ("options", "augment")
         found += _leaves(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", value)]

@@ -41,7 +41,7 @@ class Engine:
     """The layers of an engine that was built of `model`, an ONNX file whose nodes they name."""
 
     version: str
-    layers: Sequence[Mapping[str, Any]]
+    layers: Sequence[Mapping[str, object]]
     model: Any
     shapes: Callable[[], Mapping[str, Shape]]
 
@@ -179,7 +179,7 @@ def _better(unit: str, kernels: int, tried: Mapping[int, Engine]) -> str:
     return ""
 
 
-def figures(before: Engine, after: Engine, tried: Mapping[int, Engine]) -> dict[str, Any]:
+def figures(before: Engine, after: Engine, tried: Mapping[int, Engine]) -> dict[str, object]:
     """Types, rows, and fusions that the cut network lost, JSON-ready."""
     old, new = before.hosts(), after.hosts()
     lost = [

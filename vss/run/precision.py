@@ -51,7 +51,7 @@ class PrecisionExporter:
     config: PrecisionConfig
     plain: Path
     report: dict[str, Any]
-    options: dict[str, Any]
+    options: dict[str, object]
     cache: Path
     target: str = ""
     """The runtime that files are for; "": that of the recipe."""
@@ -67,7 +67,7 @@ class PrecisionExporter:
 
     @classmethod
     def export(
-        cls, project: Project, model: nn.Module, config: PrecisionConfig, folder: Path, cache: Path, **changes: Any
+        cls, project: Project, model: nn.Module, config: PrecisionConfig, folder: Path, cache: Path, **changes: object
     ) -> PrecisionExporter:
         """Write the float32 file into `folder` first; `changes` to the options of the recipe's export."""
         options = export_options(project, model) | changes
@@ -156,7 +156,7 @@ class PrecisionExporter:
             images=images, tolerance=ANY,
         )  # fmt: skip
 
-    def score(self, path: Path, split: str | None = None) -> dict[str, Any]:
+    def score(self, path: Path, split: str | None = None) -> dict[str, object]:
         with self._open(path) as session:
             return self.project.score(engine_predictor(session, self.project.preprocess), split=split)
 
@@ -198,7 +198,7 @@ class PrecisionExporter:
                 for row in rows:
                     row["gain_ms"] = times["fp32"] - times[row["group"]]
             found = greedy_fallback(rows, score, baseline, self.config.max_drop)
-        facts: dict[str, Any] = {"by": task.metric, "split": "val", "images": len(small.split("val"))}
+        facts: dict[str, object] = {"by": task.metric, "split": "val", "images": len(small.split("val"))}
         facts |= {"baseline": baseline, "max_drop": self.config.max_drop, "groups": rows, **found, **ranges.method}
         facts |= {"ranges_sha256": ranges.sha256(), "elsewhere": self.config.elsewhere, "seed": recipe.seed}
         return Choice(sha256_tensors(self.model.state_dict()), (*self.config.keep, *found["keep"]), facts)
@@ -217,11 +217,11 @@ class PrecisionExporter:
 def judge(
     exporter: PrecisionExporter,
     path: Path,
-    results: dict[str, dict[str, Any]],
+    results: dict[str, dict[str, object]],
     *,
     max_drop: float,
     metric: str | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Three-way comparison of torch, the float32 file and the file in another precision, and the gate of the last.
 
     Args:
@@ -244,12 +244,12 @@ def judge(
 def refused(
     exporter: PrecisionExporter,
     path: Path,
-    results: Mapping[str, dict[str, Any]],
+    results: Mapping[str, dict[str, object]],
     reason: str,
     *,
     max_drop: float,
     metric: str | None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The verdict of `judge` on an engine that gives NaN, `reason` in a sentence; its figures are None."""
     name = metric or exporter.project.task.metric
     verdict = {"passed": False, "metric": name, "baseline": comparable(results["torch"], name), "candidate": None}
@@ -258,7 +258,7 @@ def refused(
     return _explained(exporter, path, verdict)
 
 
-def _explained(exporter: PrecisionExporter, path: Path, verdict: dict[str, Any]) -> dict[str, Any]:
+def _explained(exporter: PrecisionExporter, path: Path, verdict: dict[str, Any]) -> dict[str, object]:
     feed = {"image": exporter.images(2, exporter.project.preprocess.size, 0).numpy()}
     level = BACKENDS["onnxruntime"].open(path).describe()["optimisation"]
     verdict["diverges"] = first_diverging(exporter.plain, path, feed, optimisation=level, runtime=runtime_of(path))

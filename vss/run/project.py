@@ -105,13 +105,13 @@ class Project:
 
     def save(self, model: nn.Module, path: Path, metrics: dict[str, float] | None = None) -> None:
         """Write a checkpoint that knows its preprocessing and classes."""
-        info: dict[str, Any] = {"dataset": self.data.name, "metrics": metrics or {}, "recipe": self.recipe.name}
+        info: dict[str, object] = {"dataset": self.data.name, "metrics": metrics or {}, "recipe": self.recipe.name}
         info |= {"data": self.data.kept} if self.data.kept else {}
         checkpoint.save(
             model, path, preprocess=self.preprocess.model_dump(mode="json"), classes=self.task.classes, info=info
         )
 
-    def loader(self, name: str, config: FitConfig, rank: int, world: int) -> DataLoader[Any]:
+    def loader(self, name: str, config: FitConfig, rank: int, world: int) -> DataLoader[object]:
         """Training (shuffled, augmented) or validation loader of one process."""
         train, workers = name == "train", self.recipe.data.workers
         split = self.split(name, augment=train)
@@ -127,19 +127,19 @@ class Project:
         for batch in steadily(itertools.islice(loader, count), "calibration batch", count):
             yield self.preprocess.normalise(batch["image"]), batch["mask"]
 
-    def score(self, predict: Predictor, *, split: str | None = None) -> dict[str, Any]:
+    def score(self, predict: Predictor, *, split: str | None = None) -> dict[str, object]:
         """The metrics of a predictor on the recipe's split, with the array `per_image` of the task."""
         self.task.check_labels(split or self.recipe.split)
         return self.task.evaluate(predict, split or self.recipe.split)
 
-    def score_net(self, model: nn.Module, *, split: str | None = None) -> dict[str, Any]:
+    def score_net(self, model: nn.Module, *, split: str | None = None) -> dict[str, object]:
         """Metrics of a network in torch, on the GPU where there is one."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         result = self.score(self.task.predictor(model, device), split=split)
         model.to("cpu")
         return result
 
-    def size_row(self, name: str, model: nn.Module, path: Path) -> dict[str, Any]:
+    def size_row(self, name: str, model: nn.Module, path: Path) -> dict[str, object]:
         """The static half of a row of a report."""
         return {"name": name, **count(model, self.preprocess.size), "size_mib": path.stat().st_size / 2**20}
 
@@ -152,7 +152,7 @@ class Project:
         teacher: nn.Module | None = None,
         progress: bool = True,
         phase: Phase | None = None,
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """Train or fine-tune `model` in place; see `vss.train.fit.fit`."""
         from vss.train.fit import check_settings, fit
 
@@ -267,8 +267,8 @@ def project_of(path: Path | str, *, data_root: str | None, dataset: str | None, 
 def teacher_of(path: Path, project: Project, student: nn.Module) -> nn.Module:
     """The teacher in a checkpoint; one that means something else by its outputs or inputs is refused."""
     saved = project.read(path)
-    own: dict[str, Any] = {"task": str(getattr(student, "task", ""))}
-    theirs: dict[str, Any] = {"task": str(getattr(saved.model, "task", ""))}
+    own: dict[str, object] = {"task": str(getattr(student, "task", ""))}
+    theirs: dict[str, object] = {"task": str(getattr(saved.model, "task", ""))}
     for key in ("mean", "std"):
         own[key] = list(getattr(project.preprocess, key))
         theirs[key] = list((saved.preprocess or {}).get(key, own[key]))
@@ -334,7 +334,7 @@ def read_network(path: Path | str, config: ModelConfig, *, classes: int | None =
     return checkpoint.read(path, model=model, replace_head=config.replace_head)
 
 
-def _made(path: Path | str, name: str, options: dict[str, Any], count: int | None) -> Any:
+def _made(path: Path | str, name: str, options: dict[str, object], count: int | None) -> Any:
     """What a factory builds for a checkpoint; where nobody says the number of classes, its tensors do."""
     entry: Any = models.MODELS[name]
     if count is None and entry.counts(options):

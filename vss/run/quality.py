@@ -109,7 +109,7 @@ def compare(
     }
 
 
-def scan(subject: Subject, name: str) -> list[dict[str, Any]]:
+def scan(subject: Subject, name: str) -> list[dict[str, object]]:
     """Mean loss on the calibration images when one group alone loses its lowest channels, for every group."""
     scores = subject.scores(parse_methods([name]))
     loss = subject.project.task.calibration_loss()

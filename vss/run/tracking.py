@@ -18,7 +18,7 @@ class Tracked(NamedTuple):
     """One run of an experiment; `id` is its own for ever."""
 
     id: str
-    params: Mapping[str, Any]
+    params: Mapping[str, object]
     figures: Mapping[str, float]
     files: Sequence[Path] = ()
 
@@ -56,7 +56,7 @@ def track(report: Mapping[str, Any], out: Path, kinds: Iterable[str]) -> None:
         to_mlflow(out / "mlruns", report["name"], [Tracked("run", params, found, files)])
 
 
-def to_tensorboard(folder: Path, figures: Mapping[str, Any]) -> None:
+def to_tensorboard(folder: Path, figures: Mapping[str, object]) -> None:
     """Numbers as scalars in `folder/tensorboard`; older ones go."""
     from torch.utils.tensorboard import SummaryWriter
 

@@ -59,7 +59,7 @@ def ship(
     accept: str | None = None,
     force: bool = False,
     licences: dict[str, str] | None = None,
-    **serving: Any,
+    **serving: object,
 ) -> Manifest:
     """Write the bundle of one engine; `to` is whole or absent.
 
@@ -139,7 +139,7 @@ def _write(
     amount: int,
     forced: str | None,
     licences: dict[str, str],
-    serving: dict[str, Any],
+    serving: dict[str, object],
 ) -> Manifest:
     files = _copy(folder, source)
     with available(source.backend).open(source.files["engine"]) as session:
@@ -254,7 +254,7 @@ def _manifest(
     )
 
 
-def _spec(source: Source) -> dict[str, Any]:
+def _spec(source: Source) -> dict[str, object]:
     """As the run states it, without folders of its machine; what TensorRT was asked for stands beside its engine."""
     about = read_about(source.files["engine"]) if of_tensorrt(source.backend) else None
     if about:
@@ -263,7 +263,7 @@ def _spec(source: Source) -> dict[str, Any]:
     return {**source.spec, **({"openvino": {**asked, "cache": None}} if asked else {})}
 
 
-def bound_to(backend: str, engine: Path) -> dict[str, Any] | None:
+def bound_to(backend: str, engine: Path) -> dict[str, object] | None:
     """What an engine belongs to, by the file beside it; None for a runtime whose artefacts run anywhere."""
     runtime = of_tensorrt(backend)
     if runtime is None:

@@ -168,7 +168,7 @@ def _smoke(session: Session, manifest: Manifest) -> str:
         real = {name: (each.dtype, each.shape) for name, each in found.items()}
         if told != real:
             raise VssError(f"the engine has the bindings {real}; the manifest states {told}.")
-    shapes: dict[str, Any] = {}
+    shapes: dict[str, object] = {}
     binding = session.inputs["image"]
     for batch in (1, 2) if binding.shape[0] is None else (binding.shape[0],):
         zeros = np.zeros((batch, *(side or 1 for side in binding.shape[1:])), binding.dtype)
@@ -184,7 +184,7 @@ def _samples(bundle: Path, manifest: Manifest, session: Session) -> str:
     return f"{found.images} images, {scores}; distance {found.distance:.2g} of 1"
 
 
-def rebuild(bundle: Path, *, max_drop: float = 0.1, options: dict[str, Any] | None = None) -> Manifest:
+def rebuild(bundle: Path, *, max_drop: float = 0.1, options: dict[str, object] | None = None) -> Manifest:
     """Build, compare with the shipped samples where it can run, write the engine into the bundle and its repositories.
 
     Args:
@@ -252,7 +252,7 @@ def _build_plan(values: dict[str, Any], bundle: Path) -> BuildPlan:
 
 
 def _written(
-    copy: Path, manifest: Manifest, built: Path, spec: dict[str, Any], verdict: SamplesVerdict | None
+    copy: Path, manifest: Manifest, built: Path, spec: dict[str, object], verdict: SamplesVerdict | None
 ) -> Manifest:
     """Put the new engine everywhere, and note where and how well it was built."""
     backend, target = manifest.engine.backend, f"engine/rebuilt{built.suffix}"
@@ -281,7 +281,7 @@ def _written(
     return seal(copy, fresh)
 
 
-def _note(engine: Path, **facts: Any) -> dict[str, Any]:
+def _note(engine: Path, **facts: object) -> dict[str, object]:
     """Where and when an engine was built, for the manifest."""
     when, machine = time.strftime("%Y-%m-%dT%H:%M:%S%z"), environment()["machine"]
     return {"when": when, "machine": machine, "engine_sha256": sha256_file(engine), **facts}

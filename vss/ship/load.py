@@ -65,7 +65,7 @@ class Client:
             raise VssError(f"the server's answer of {model} lacks {', '.join(missing)}; expected {', '.join(outputs)}.")
         return found
 
-    def statistics(self, model: str) -> dict[str, Any]:
+    def statistics(self, model: str) -> dict[str, object]:
         """Counters of one model since it was loaded: requests, executions, batches {size: executions}, ns by stage."""
         extra = {"as_json": True} if self.protocol == "grpc" else {}
         with self._asking(f"the server at {self.address} gives no statistics of {model}"):
@@ -104,7 +104,7 @@ class Client:
         self.client.close()
 
 
-def _counters(row: Mapping[str, Any]) -> dict[str, Any]:
+def _counters(row: Mapping[str, Any]) -> dict[str, object]:
     """`Client.statistics` from Triton's own words."""
     stats = row.get("inference_stats", {})
     stages = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
@@ -142,7 +142,7 @@ class Trace:
 
 
 def drive(
-    send: Callable[[Feed], Any],
+    send: Callable[[Feed], object],
     feeds: Sequence[Feed],
     *,
     seconds: float,
@@ -196,7 +196,7 @@ def drive(
     return trace
 
 
-def summary(trace: Trace, *, rate: float | None, concurrency: int) -> dict[str, Any]:
+def summary(trace: Trace, *, rate: float | None, concurrency: int) -> dict[str, object]:
     """Latencies in ms from the due time, and from the sending (`request_ms`); throughput over the whole time."""
     due, sent, done = (np.array(values) for values in (trace.due, trace.sent, trace.done))
     return {
@@ -226,7 +226,7 @@ def load(
     concurrency: int,
     rate: float | None = None,
     engine: str | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Drive one model over gRPC and say what came of it.
 
     Args:

@@ -88,7 +88,7 @@ class Engine(_Part):
     backend: str
     file: Inner
     as_written: bool = False
-    spec: dict[str, Any] = {}
+    spec: dict[str, object] = {}
     device: dict[str, Any] | None = None
     versions: dict[str, str] = {}
 
@@ -165,17 +165,17 @@ class Manifest(_Part):
     chain: list[Link]
     gate: dict[str, Any] | None
     forced: str | None = None
-    metrics: dict[str, Any]
+    metrics: dict[str, object]
     samples: Samples
     triton: dict[str, Inner]
-    serving: dict[str, Any]
+    serving: dict[str, object]
     licences: dict[str, str] = {}
     rebuilds: list[dict[str, Any]] = []
     files: dict[Inner, FileFact] = {}
 
     @field_validator("gate")
     @classmethod
-    def _gate_has_whole_checks(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+    def _gate_has_whole_checks(cls, value: dict[str, object] | None) -> dict[str, object] | None:
         TypeAdapter(list[GateCheck]).validate_python((value or {}).get("checks", []))
         return value
 

@@ -13,7 +13,6 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 if os.environ.get("VSS_SITE_PACKAGES"):
     sys.path.insert(0, os.environ["VSS_SITE_PACKAGES"])
@@ -45,7 +44,7 @@ class TritonPythonModel:
         if self.role == "pre":
             self.mean, self.std = (np.array(values[key].split(), np.float32) for key in ("mean", "std"))
 
-    def execute(self, requests: list[Any]) -> list[Any]:
+    def execute(self, requests: list[object]) -> list[object]:
         """One run for all requests of the batch that the server formed; what it raises is the clients' answer."""
         import triton_python_backend_utils as pb_utils
 

@@ -32,7 +32,7 @@ HOME_GROUND = {"home", "root", "Users", "mnt", "media", "srv", "data", "tmp", "v
 COMMANDS = ("command", "commands")
 
 
-def public(record: Mapping[str, Any], *folders: Path) -> dict[str, Any]:
+def public(record: Mapping[str, object], *folders: Path) -> dict[str, Any]:
     """A record without its command lines, whose texts name files by their last part alone.
 
     Args:
@@ -54,7 +54,7 @@ def public(record: Mapping[str, Any], *folders: Path) -> dict[str, Any]:
         return pattern.sub(lambda found: _name(found[0]), text)
 
     kept = {key: value for key, value in record.items() if key not in COMMANDS}
-    cleaned: dict[str, Any] = _mapped({**kept, **({"recipe": _mapped(recipe, _name)} if recipe else {})}, clean)
+    cleaned: dict[str, object] = _mapped({**kept, **({"recipe": _mapped(recipe, _name)} if recipe else {})}, clean)
     return cleaned
 
 
@@ -120,7 +120,7 @@ class Source:
     run: Path
     row: str
     report: dict[str, Any]
-    recipe: dict[str, Any]
+    recipe: dict[str, object]
     backend: str
     spec: dict[str, Any]
     files: dict[str, Path]
@@ -244,7 +244,7 @@ def hash_of(what: str, path: Path) -> str:
     return Ranges.load(path).sha256() if what == "calibration" else sha256_file(path)
 
 
-def _gates(report: dict[str, Any], row: str) -> list[dict[str, Any]]:
+def _gates(report: dict[str, Any], row: str) -> list[dict[str, object]]:
     """The verdicts on one engine: the run's own are on its pruned float32 engine, other precisions have theirs."""
     for title, net in report.get("precision", {}).items():
         for kind, facts in net.items():
@@ -313,7 +313,7 @@ def model_card(manifest: Manifest, source: Source) -> str:
     )  # fmt: skip
 
 
-def _text(name: str, manifest: Manifest, **values: Any) -> str:
+def _text(name: str, manifest: Manifest, **values: object) -> str:
     import jinja2
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
@@ -327,7 +327,7 @@ def _bindings(side: Mapping[str, Tensor]) -> str:
     return "; ".join(f"`{name}` {value.dtype} ({shapes[name]})" for name, value in side.items())
 
 
-def pairs(mapping: dict[str, Any]) -> str:
+def pairs(mapping: dict[str, object]) -> str:
     """`key value` with commas between."""
     return ", ".join(f"{key} {value}" for key, value in mapping.items())
 

@@ -71,7 +71,7 @@ class UsageError(Exception):
 class TensorRTEngine:
     """A TensorRT engine by way of trt_runner.py beside this file, on memory of pycuda or cuda-python."""
 
-    def __init__(self, runner: Any, path: Path, **options: Any) -> None:
+    def __init__(self, runner: Any, path: Path, **options: object) -> None:
         self.engine = runner.Engine(path, plugins=sorted((HERE / "engine").glob("*.so")), **options)
 
     def __call__(self, feed: Arrays, names: Sequence[str]) -> Arrays:
@@ -109,7 +109,7 @@ def readable(found: Arrays) -> Arrays:
     return found | more
 
 
-def shipped(path: Path) -> dict[str, Any]:
+def shipped(path: Path) -> dict[str, object]:
     """manifest.json, with everything in it that this program reads."""
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -320,7 +320,7 @@ class Job:
 
     def line(self, name: str, one: Arrays, milliseconds: float) -> None:
         """One JSON line per image on standard output."""
-        row: dict[str, Any] = {"name": name, "ms": round(milliseconds, 3)}
+        row: dict[str, object] = {"name": name, "ms": round(milliseconds, 3)}
         if "score" in one:
             row["score"] = round(float(one["score"]), 6)
             if self.net.facts["threshold"] is not None:

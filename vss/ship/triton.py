@@ -227,7 +227,7 @@ def _scheduling(pb: Any, config: Any, serving: Serving, gpu: bool) -> None:
             sample.dims.extend(field.dims)
 
 
-def _engine_config(pb: Any, serving: Serving, kind: Variant, name: str) -> Any:
+def _engine_config(pb: Any, serving: Serving, kind: Variant, name: str) -> object:
     config = pb.ModelConfig(name=name, backend=kind.backend, platform=kind.platform)
     _bindings(config, serving, serving.inputs, serving.outputs)
     _scheduling(pb, config, serving, kind.gpu)
@@ -245,7 +245,7 @@ def _engine_config(pb: Any, serving: Serving, kind: Variant, name: str) -> Any:
     return config
 
 
-def _step_config(pb: Any, serving: Serving, step: str) -> Any:
+def _step_config(pb: Any, serving: Serving, step: str) -> object:
     config = pb.ModelConfig(name=f"{serving.name}_{step}", backend="python")
     if step == "pre":
         _bindings(config, serving, serving.client_inputs, serving.inputs)
@@ -263,7 +263,7 @@ def _numbers(values: Sequence[float]) -> str:
     return " ".join(repr(float(value)) for value in values)
 
 
-def _ensemble_config(pb: Any, serving: Serving) -> Any:
+def _ensemble_config(pb: Any, serving: Serving) -> object:
     config = pb.ModelConfig(name=serving.name, platform="ensemble")
     _bindings(config, serving, serving.client_inputs, serving.client_outputs)
     config.version_policy.latest.num_versions = 1

@@ -38,7 +38,7 @@ _COLUMNS = (
 _REPEATED = {"bench": {"kind", "schema", "environment"}, "gate": {"sentence", "detail"}}
 
 
-def render(report: Mapping[str, Any], root: Path, *, linked: bool = True) -> str:
+def render(report: Mapping[str, object], root: Path, *, linked: bool = True) -> str:
     """The page of one report (see `vss.core.report`) as HTML; pictures are read below `root` and embedded.
 
     `linked`: the page lies in `root`, so that files beside it can be linked.
@@ -53,9 +53,9 @@ def write_page(report_path: Path | str, html_path: Path | str) -> Path:
     return write_text(html_path, render(read_report(report_path), report_path.parent, linked=linked))
 
 
-def context(report: Mapping[str, Any], root: Path, *, linked: bool = True) -> dict[str, Any]:
+def context(report: Mapping[str, Any], root: Path, *, linked: bool = True) -> dict[str, object]:
     """Everything the template shows: `sections` maps an anchor to (title, data), without those that have no data."""
-    builders: dict[str, tuple[str, Callable[[], Any]]] = {
+    builders: dict[str, tuple[str, Callable[[], object]]] = {
         "gates": ("Gates", lambda: gates(report)),
         "tradeoff": ("Trade-off", lambda: trade_off(report)),
         "results": ("Results", lambda: results(report, _COLUMNS)),
@@ -89,7 +89,7 @@ def context(report: Mapping[str, Any], root: Path, *, linked: bool = True) -> di
     }
 
 
-def judged(report: Mapping[str, Any]) -> Verdict:
+def judged(report: Mapping[str, object]) -> Verdict:
     """The head of the page, with what pruning is worth where unpruned networks were timed beside."""
     sentence = worth(points_of(report), score_of(report)[1])
     return verdict(report, "" if sentence == NOBODY else sentence)
@@ -99,12 +99,12 @@ def _devices(facts: Mapping[str, Any]) -> list[str]:
     return [device.get("name") for device in facts.get("devices") or []]
 
 
-def _pictures(report: Mapping[str, Any], root: Path) -> Any:
+def _pictures(report: Mapping[str, object], root: Path) -> object:
     found = panels(report, root)
     return found if found.rows else None
 
 
-def _widths(report: Mapping[str, Any]) -> dict[str, Any] | None:
+def _widths(report: Mapping[str, Any]) -> dict[str, object] | None:
     groups = report.get("groups", [])
     if not groups:
         return None
@@ -118,14 +118,14 @@ def _widths(report: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _latency(report: Mapping[str, Any]) -> dict[str, Any] | None:
+def _latency(report: Mapping[str, Any]) -> dict[str, object] | None:
     """Bars to the median with a line to p99, and where the time of the whole way goes."""
     bars, bench = _latency_bars(report), report.get("bench", {})
     stages = None if bench.get("noise") else _stages(bench)
     return {"bars": bars, "stages": stages} if bars or stages else None
 
 
-def _built(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _built(report: Mapping[str, Any]) -> list[dict[str, object]]:
     """Rows of engines that were built for GPUs elsewhere."""
     rows = []
     for row in report.get("built", []):
@@ -147,7 +147,7 @@ def _built(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _stages(bench: Mapping[str, Any]) -> dict[str, Any] | None:
+def _stages(bench: Mapping[str, object]) -> dict[str, object] | None:
     parts = [bench, *(value for value in bench.values() if isinstance(value, Mapping))]
     sessions = {name: row for part in parts for name, row in (part.get("sessions") or {}).items()}
     timed = {name: row["stages_ms_p50"] for name, row in sessions.items() if row.get("stages_ms_p50")}
@@ -166,7 +166,7 @@ def _stages(bench: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"names": list(enumerate(names)), "rows": rows}
 
 
-def _latency_bars(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _latency_bars(report: Mapping[str, Any]) -> list[dict[str, object]]:
     rows = [row for row in report.get("rows", []) if row.get("latency_ms_p50") is not None]
     top = max((row.get("latency_ms_p99") or row["latency_ms_p50"] for row in rows), default=0)
     return [
@@ -183,7 +183,7 @@ def _latency_bars(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _blocks(report: Mapping[str, Any], *keys: str) -> list[dict[str, Any]]:
+def _blocks(report: Mapping[str, Any], *keys: str) -> list[dict[str, object]]:
     titles = {"checks": "Pruning checks", "gate": "Accuracy gate"}
     judged = {"checks", "gate"}
     gate = report.get("gate", {})
@@ -197,7 +197,7 @@ def _blocks(report: Mapping[str, Any], *keys: str) -> list[dict[str, Any]]:
     return [block(part, titles.get(key, key.capitalize()), judge=key in judged) for key, part in parts.items()]
 
 
-def _without(data: Any, keys: set[str]) -> Any:
+def _without(data: object, keys: set[str]) -> Any:
     """The facts without what the page says elsewhere; report.json keeps all of it."""
     if isinstance(data, list):
         return [_without(item, keys) for item in data]
@@ -206,7 +206,7 @@ def _without(data: Any, keys: set[str]) -> Any:
     return {key: _without(value, keys) for key, value in data.items() if key not in keys}
 
 
-def _reproduce(report: Mapping[str, Any]) -> dict[str, Any] | None:
+def _reproduce(report: Mapping[str, object]) -> dict[str, object] | None:
     command = report.get("command")
     found = {
         "command": shlex.join(command) if isinstance(command, list) else command,

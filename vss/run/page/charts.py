@@ -283,7 +283,7 @@ def worth(points: Sequence[Point], score: str) -> str:
     )
 
 
-def trade_off(report: Mapping[str, Any]) -> TradeOff | None:
+def trade_off(report: Mapping[str, object]) -> TradeOff | None:
     """Against latency, or against MACs where fewer than two engines were timed."""
     points, (_, name) = points_of(report), score_of(report)
     if len(points) >= 2:

@@ -24,7 +24,7 @@ _COLOURS = {"baseline": SERIES[0], "control": SERIES[3]}
 Decided = Mapping[str, Any]
 
 
-def decisions(report: Mapping[str, Any]) -> dict[str, Any] | None:
+def decisions(report: Mapping[str, Any]) -> dict[str, object] | None:
     """Charts of the decisions on the reported split, and a sentence on the threshold that was chosen."""
     found: Mapping[str, Decided] = report.get("decisions", {})
     if LAST not in found:
@@ -141,7 +141,7 @@ def _counted(axes: Axes) -> None:
 # defective: image, mask and heat map.
 
 
-def defect_pictures(report: Mapping[str, Any], root: Path) -> dict[str, Any] | None:
+def defect_pictures(report: Mapping[str, Any], root: Path) -> dict[str, object] | None:
     """{"parts": [(heading, sentence, [(id, note, wrong, cells)])]} in the order of the report; None for others."""
     listed = report.get("defects")
     if listed is None:

@@ -27,7 +27,7 @@ def kind_of(name: str) -> str:
     return "engine" if "engine" in name else "other"
 
 
-def classes(report: Mapping[str, Any]) -> dict[str, Any] | None:
+def classes(report: Mapping[str, Any]) -> dict[str, object] | None:
     """IoU of every class, what lost most first; `spans` are 95 % intervals of the change from the first network."""
     scores = report.get("iou_pct", {})
     order = [FIRST, "control", "finetuned" if LAST not in scores else LAST]
@@ -83,7 +83,7 @@ def _lost(rows: Sequence[Mapping[str, Any]], first: str) -> str:
     return f"Lost beyond noise against the {first} network: {', '.join(lost)}."
 
 
-def confusion(report: Mapping[str, Any]) -> dict[str, Any] | None:
+def confusion(report: Mapping[str, Any]) -> dict[str, object] | None:
     """Matrices in percent of the true class, before and after; classes with the lowest IoU after come first."""
     matrices = {n: np.array(m, np.int64) for n, m in report.get("confusion", {}).items() if n in (FIRST, LAST)}
     names = report.get("classes", [])
@@ -117,7 +117,7 @@ def _merged(matrix: np.ndarray, kept: np.ndarray, rest: np.ndarray) -> np.ndarra
     return pick @ matrix @ pick.T
 
 
-def worst(report: Mapping[str, Any]) -> dict[str, Any] | None:
+def worst(report: Mapping[str, Any]) -> dict[str, object] | None:
     """The images listed by the report: mean IoU of each network, the change, and what is confused most."""
     listed, names = report.get("worst", []), report.get("classes", [])
     if not listed:
@@ -174,7 +174,7 @@ def missing(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 _OLD = "an earlier version wrote this report; the same vss run adds them without training anew"
 
 
-def layers(report: Mapping[str, Any], root: Path) -> dict[str, Any] | None:
+def layers(report: Mapping[str, object], root: Path) -> dict[str, object] | None:
     """What `vss explain` and `vss lut` have left beside the report: files to link, and what they say."""
     if report.get("status") != "ok":
         return None
@@ -203,13 +203,13 @@ def _explained(found: Mapping[str, Any]) -> str:
     return f"{text} Most is lost by: {'; '.join(causes)}." if causes else text
 
 
-def results(report: Mapping[str, Any], columns: Sequence[tuple[str, str, str]]) -> dict[str, Any] | None:
+def results(report: Mapping[str, Any], columns: Sequence[tuple[str, str, str]]) -> dict[str, object] | None:
     """The main table: `columns` are (key, head, unit), those that any row has; and every figure of every row."""
     rows = report.get("rows", [])
     if not rows:
         return None
     columns = [column for column in columns if any(row.get(column[0]) is not None for row in rows)]
-    base: Mapping[str, Any] = next((row for row in rows if row["name"] == FIRST), {})
+    base: Mapping[str, object] = next((row for row in rows if row["name"] == FIRST), {})
     body = [
         {
             "name": row["name"],
@@ -230,7 +230,7 @@ _SCORES = {"miou_pct", "ap_pct", "fnr_pct", "f1_pct"}
 _RELATIVE = {"params_m", "macs_g", "size_mib"}
 
 
-def cell(key: str, row: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+def cell(key: str, row: Mapping[str, Any], base: Mapping[str, object]) -> dict[str, object]:
     """One figure of the main table and, below it, its change from the baseline."""
     value, start = row.get(key), base.get(key)
     if value is None:

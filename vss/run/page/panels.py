@@ -152,7 +152,7 @@ def _paint(labels: np.ndarray, palette: list[list[int]]) -> Image.Image:
     return picture
 
 
-def data_uri(picture: Image.Image, kind: str = "png", **options: Any) -> str:
+def data_uri(picture: Image.Image, kind: str = "png", **options: object) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options or {"optimize": True})
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

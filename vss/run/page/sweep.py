@@ -53,7 +53,7 @@ def render(results: Mapping[str, Any], root: Path) -> str:
     )
 
 
-def _shown(results: Mapping[str, Any]) -> dict[str, Any]:
+def _shown(results: Mapping[str, Any]) -> dict[str, object]:
     metric = results["metric"]
     keys = (
         "name", "metric", "title", "columns", "axes", "rows", "groups", "baselines", "classes", "ranking", "protocol",
@@ -90,7 +90,7 @@ def _sections(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, title) for name, (title, there) in found.items() if there]
 
 
-def headline(results: Mapping[str, Any]) -> dict[str, Any]:
+def headline(results: Mapping[str, Any]) -> dict[str, object]:
     """What the sweep came to: one sentence, more of them, tiles."""
     rows, ranking = results["rows"], results["ranking"]
     failed = [row for row in rows if row["status"] == "failed"]
@@ -122,7 +122,7 @@ def headline(results: Mapping[str, Any]) -> dict[str, Any]:
     return {"headline": text, "sentences": sentences, "tiles": tiles, "tone": tone}
 
 
-def two_way(results: Mapping[str, Any]) -> dict[str, Any] | None:
+def two_way(results: Mapping[str, Any]) -> dict[str, object] | None:
     """Mean scores of every criterion (rows) under every variant (columns), with their intervals; None where the sweep
     does not vary these two alone, or in seeds. A star marks a mean that holds a run of other MACs."""
     cells = {(g["coords"].get("criterion"), g["coords"].get("variant")): g for g in results["groups"]}
@@ -239,7 +239,7 @@ MISSES = "fnr_pct"
 LETTERS = 15  # of a title, on an inch
 
 
-def write_chart(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], path: Path) -> Path | None:
+def write_chart(results: Mapping[str, Any], rows: Sequence[Mapping[str, object]], path: Path) -> Path | None:
     """The master table as PNG: bars of the score and the miss rate, and the trade-off against MACs.
 
     `rows` are its lines, those of pruned networks of kind "groups"; None where there are none.
@@ -299,5 +299,5 @@ def _trade_off(axes: Axes, rows: Sequence[Mapping[str, Any]], metric: str, title
     axes.legend(frameon=False, ncols=4, fontsize=7)
 
 
-def _method(row: Mapping[str, Any]) -> str:
+def _method(row: Mapping[str, object]) -> str:
     return str(row.get("criterion") or row.get("variant") or row["name"])

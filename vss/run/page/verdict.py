@@ -329,7 +329,7 @@ CHECKS = {
 """`what` of a check -> how its row is headed, and what the engine is compared with."""
 
 
-def gates(report: Mapping[str, Any]) -> dict[str, Any] | None:
+def gates(report: Mapping[str, Any]) -> dict[str, object] | None:
     """Rows of `report["gate"]["checks"]`; None for a report whose gate is one comparison without a name."""
     checks = [check for check in report.get("gate", {}).get("checks", []) if "drop" in check and "baseline" in check]
     rows = []

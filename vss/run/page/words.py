@@ -107,7 +107,7 @@ def show(value: object) -> str:
     return str(value)
 
 
-def block(data: Mapping[str, Any], title: str = "", *, judge: bool = False) -> dict[str, Any]:
+def block(data: Mapping[str, Any], title: str = "", *, judge: bool = False) -> dict[str, object]:
     """Nested facts as {title, pairs, table, blocks}: scalars are pairs, alike dictionaries one table, others blocks.
 
     A list of dictionaries is a table too. `pairs` is [(label, text, state)]; where `judge`, the state of
@@ -128,7 +128,7 @@ def block(data: Mapping[str, Any], title: str = "", *, judge: bool = False) -> d
     return {"title": title, "pairs": pairs, "table": table, "blocks": blocks}
 
 
-def _named(index: int, row: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+def _named(index: int, row: Mapping[str, Any]) -> tuple[str, Mapping[str, object]]:
     """A row of a list is headed by its `name` or `what`, else by its place from 1."""
     key = next((key for key in ("name", "what") if isinstance(row.get(key), str)), None)
     return (row[key], {k: v for k, v in row.items() if k != key}) if key else (str(index + 1), row)
@@ -144,14 +144,14 @@ def _nested(value: object) -> bool:
     return isinstance(value, Mapping) and bool(value)
 
 
-def _alike(rows: list[Mapping[str, Any]]) -> bool:
+def _alike(rows: list[Mapping[str, object]]) -> bool:
     """Dictionaries that share most of their scalar keys belong in one table."""
     keys = [{key for key, item in row.items() if not _nested(item)} for row in rows]
     shared = set.intersection(*keys)
     return bool(shared) and len(shared) * 2 >= len(set.union(*keys))
 
 
-def _table(rows: list[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
+def _table(rows: list[tuple[str, Mapping[str, object]]]) -> dict[str, object]:
     """Scalars only; what is nested in a row is shown below the table."""
     keys = list(dict.fromkeys(key for _, row in rows for key, item in row.items() if not _nested(item)))
     body = [(name.replace("_", " "), [show(row.get(key)) for key in keys]) for name, row in rows]
