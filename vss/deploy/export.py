@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vss.core import __version__
 from vss.core.errors import VssError, need, one_line, quiet
+from vss.core.example import Forward
 from vss.core.files import atomic, sha256_file, sha256_tensors
 from vss.core.networks import WRAPPED, settled
 from vss.deploy import onnx_file
 
 if TYPE_CHECKING:
-    from torch import nn
+    from onnx import ModelProto
+    from torch import Tensor, nn
 
     from vss.data.preprocess import Preprocess
     from vss.deploy.graph import Declared, SegGraph
@@ -36,7 +38,7 @@ def export(
     *,
     size: tuple[int, int] | None = None,
     example: Any = None,
-    forward: Callable[[nn.Module, Any], object] | None = None,
+    forward: Forward | None = None,
     batch: int | None = None,
     preprocess: Preprocess | None = None,
     expects: Preprocess | None = None,
@@ -146,7 +148,7 @@ def _batches(batch: int | None, asked: Sequence[int]) -> Sequence[int]:
     return asked if batch is None else (batch,) * len(asked)
 
 
-def _refuse_for_any(size: tuple[int, int] | None, **flags: Any) -> None:
+def _refuse_for_any(size: tuple[int, int] | None, **flags: object) -> None:
     """Options that mean nothing where inputs and outputs are the module's own."""
     given = [name for name, value in {"size": size, **flags}.items() if value]
     if given:
@@ -159,7 +161,7 @@ def _export_any(
     model: nn.Module,
     path: Path | str,
     example: Any,
-    forward: Callable[[nn.Module, Any], object] | None,
+    forward: Forward | None,
     batch: int | None,
     opset: int,
     parity_batches: Sequence[int],
@@ -244,7 +246,7 @@ def _check_request(
         raise VssError(f"the weights take {weights} bytes; one ONNX file holds less than {MAX_BYTES}.")
 
 
-def _check_opset(written: Any, opset: int) -> None:
+def _check_opset(written: ModelProto, opset: int) -> None:
     found = next((each.version for each in written.opset_import if each.domain in ("", "ai.onnx")), None)
     if found != opset:
         raise VssError(f"opset {opset} was asked for and this network is written in {found}; ask for that.")
@@ -315,7 +317,7 @@ def _trace(
 
 def _write(
     graph: nn.Module,
-    inputs: tuple[Any, ...],
+    inputs: tuple[Tensor, ...],
     path: Path,
     opset: int,
     input_names: list[str],

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -207,7 +208,7 @@ class View:
         targets: GPUs that an engine is for, such as "sm86"; fault: what ONNX's own inference refuses, "" for nothing.
     """
 
-    onnx: Any
+    onnx: ModuleType
     model: ModelProto
     plugins: frozenset[str]
     opset: int = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from vss.ops.onnx_nodes import DOMAIN
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, ValueInfoProto
+    from onnx_graphsurgeon import Graph
     from torch import nn
 
     from vss.deploy.graph import Declared
@@ -60,7 +62,7 @@ def weight_names(net: nn.Module, inside: str = "") -> dict[str, str]:
     return {PREFIX + name: PREFIX + first.get(name, name).removeprefix(inside) for name in state}
 
 
-def resize_by_scales(graph: Any) -> int:
+def resize_by_scales(graph: Graph) -> int:
     """Give every Resize constant scales instead of sizes computed from the batch, where float32 holds the ratio
     exactly, so that the sampled coordinates stay the same bit for bit. (The exporter writes Concat(Shape(x)[0:2], (H,
     W)).)
@@ -96,7 +98,7 @@ def _scales(source: Any, target: Any) -> tuple[float, float] | None:
     return (ratios[0], ratios[1]) if exact else None
 
 
-def uint8_through_float(graph: Any) -> int:
+def uint8_through_float(graph: Graph) -> int:
     """Put a float32 hop before every Cast to UINT8 from an integer: TensorRT has no other way to UINT8."""
     gs = need("onnx_graphsurgeon", "export")
     changed = 0
@@ -112,7 +114,7 @@ def uint8_through_float(graph: Any) -> int:
     return changed
 
 
-def shape_of_float(graph: Any) -> int:
+def shape_of_float(graph: Graph) -> int:
     """Read shapes of the float32 cast of a uint8 tensor in place of the tensor: TensorRT computes nothing on UINT8."""
     gs = need("onnx_graphsurgeon", "export")
     changed = 0
@@ -130,7 +132,7 @@ def shape_of_float(graph: Any) -> int:
     return changed
 
 
-def identity_as_strided(graph: Any) -> int:
+def identity_as_strided(graph: Graph) -> int:
     """Drop the gather by which the exporter writes a global average pool's result as a view of itself.
 
     `adaptive_avg_pool2d(x, 1)` becomes a mean (N, C, 1, 1), flattened, and read again by indices n * C + c computed
@@ -152,7 +154,7 @@ def identity_as_strided(graph: Any) -> int:
     return changed
 
 
-PASSES: dict[str, Callable[[Any], int]] = {
+PASSES: dict[str, Callable[[Graph], int]] = {
     "identity_as_strided": identity_as_strided,
     "resize_by_scales": resize_by_scales,
     "uint8_through_float": uint8_through_float,
@@ -195,7 +197,7 @@ def outputs_of(model: ModelProto) -> dict[str, Declared]:
     return {value.name: _declared(need("onnx", "export"), value) for value in model.graph.output}
 
 
-def _declared(onnx: Any, value: ValueInfoProto) -> Declared:
+def _declared(onnx: ModuleType, value: ValueInfoProto) -> Declared:
     tensor = value.type.tensor_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
     return dtype, tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)

@@ -10,15 +10,23 @@ import functools
 import hashlib
 import importlib
 import importlib.metadata
+import io
 import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+    from openvino import CompiledModel, Core, InferRequest, Model, Output
+
+
+T = TypeVar("T")
 LOG = logging.getLogger(__name__)
 RUNTIME = "vss.runtime"
 """Metadata of a file that was built for another runtime than onnxruntime: JSON, `backend` and its settings."""
@@ -35,7 +43,7 @@ class EngineError(ValueError):
     """Bad input: one sentence that says what came, what was expected and what to do."""
 
 
-def module(name: str) -> Any:
+def module(name: str) -> ModuleType:
     """A runtime's module."""
     try:
         return importlib.import_module(name)
@@ -43,7 +51,7 @@ def module(name: str) -> Any:
         raise EngineError(f"the engine needs {name} ({error}); run: pip install {name}") from error
 
 
-def openvino_core() -> Any:
+def openvino_core() -> Core:
     """OpenVINO's Core, one for the whole process and never freed.
 
     A Core of 2026.4 gives its thread a stack for signal handlers and takes it back when it is freed. Of two that are
@@ -54,7 +62,7 @@ def openvino_core() -> Any:
 
 
 @functools.cache
-def _kept(make: Callable[[], Any]) -> Any:
+def _kept(make: Callable[[], T]) -> T:
     return make()
 
 
@@ -75,7 +83,7 @@ class OnnxRuntimeEngine:
         options.intra_op_num_threads = threads or 0
         if as_written:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self.session: Any = ort.InferenceSession(str(path), options, providers=[name])
+        self.session: InferenceSession = ort.InferenceSession(str(path), options, providers=[name])
 
     def __call__(self, feed: Mapping[str, np.ndarray], names: Sequence[str]) -> Arrays:
         """Outputs of a batch."""
@@ -128,11 +136,11 @@ class OpenVINOEngine:
             self._settings |= ON_CPU | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
         self._cache = cache and cache_folder(Path(cache), self._data)
         self.inputs = {port.any_name: binding(port) for port in model.inputs}
-        self._most, self._requests = most, dict[tuple[Any, ...], Any]()
+        self._most, self._requests = most, dict[tuple[tuple[int, ...], ...], InferRequest]()
         self._fixed = all(None not in shape[1:] for shape, _ in self.inputs.values())
         self.reserve(1)  # so that what cannot be compiled is refused now
 
-    def read(self) -> Any:
+    def read(self) -> Model:
         """The file as OpenVINO's own graph; the operators that it has not are named."""
         try:
             return flat_argmax(self.core.read_model(self._data))
@@ -145,7 +153,7 @@ class OpenVINOEngine:
                 ) from error
             raise EngineError(f"OpenVINO cannot read {self.path} ({reason(error)}); export it again.") from error
 
-    def compile(self, shapes: Shapes | None, *, model: Any = None, **more: Any) -> Any:
+    def compile(self, shapes: Shapes | None, *, model: Model | None = None, **more: object) -> CompiledModel:
         """The file (or `model`), compiled for these shapes of its inputs, as they are declared for None."""
         model = model or self.read()
         try:
@@ -164,7 +172,7 @@ class OpenVINOEngine:
         keep_hashes(self._cache)
         return compiled
 
-    def load(self, blob: Any, **more: Any) -> Any:
+    def load(self, blob: io.BytesIO, **more: object) -> CompiledModel:
         """A compiled model from what it was exported to."""
         return self.core.import_model(blob, self.device, self._settings | more)
 
@@ -173,7 +181,7 @@ class OpenVINOEngine:
         sides = {name: shape for name, (shape, _) in self.inputs.items()}
         self._request({name: (shape[0] or batch, *(side or 1 for side in shape[1:])) for name, shape in sides.items()})
 
-    def _request(self, shapes: Shapes) -> Any:
+    def _request(self, shapes: Shapes) -> InferRequest:
         """What runs feeds of these shapes: one for each of the first batch sizes, and one for all others."""
         key = tuple(shapes.values()) if self._fixed else ()
         if key not in self._requests and len(self._requests) >= self._most:
@@ -186,7 +194,7 @@ class OpenVINOEngine:
         """Outputs of a batch."""
         return self.infer(self._request({name: feed[name].shape for name in self.inputs}), feed, names)
 
-    def infer(self, request: Any, feed: Mapping[str, np.ndarray], names: Iterable[str]) -> Arrays:
+    def infer(self, request: InferRequest, feed: Mapping[str, np.ndarray], names: Iterable[str]) -> Arrays:
         """Outputs of a request."""
         try:
             found = request.infer(dict(feed), share_inputs=True)
@@ -199,14 +207,16 @@ class OpenVINOEngine:
         self._requests.clear()
 
 
-def open_engine(runtime: str, path: Path, *, as_written: bool = False, most: int = 8, **options: Any) -> Any:
+def open_engine(
+    runtime: str, path: Path, *, as_written: bool = False, most: int = 8, **options: Any
+) -> OnnxRuntimeEngine | OpenVINOEngine:
     """The engine of a file in "onnxruntime" or "openvino"; `options` are those of its class."""
     if runtime == "openvino":
         return OpenVINOEngine(path, most=most, **options)
     return OnnxRuntimeEngine(path, as_written=as_written, **options)
 
 
-def flat_argmax(model: Any) -> Any:
+def flat_argmax(model: Model) -> Model:
     """A graph of OpenVINO in which an argmax over the channels of maps (N, C, H, W) is one over (N, C, H W).
 
     The labels are the same to the bit. Convolutions leave maps with the channels last, and there OpenVINO's TopK takes
@@ -229,7 +239,7 @@ def flat_argmax(model: Any) -> Any:
     return model
 
 
-def said(model: Any, path: Path) -> dict[str, str]:
+def said(model: Model, path: Path) -> dict[str, str]:
     """Device and precision that a file was built for, by its metadata; the usual ones where it names none."""
     usual, place = {"device": "CPU", "precision": "f32"}, ["framework", RUNTIME]
     if not model.has_rt_info(place):
@@ -246,7 +256,7 @@ def said(model: Any, path: Path) -> dict[str, str]:
     return about
 
 
-def check_device(core: Any, device: str, key: str) -> None:
+def check_device(core: Core, device: str, key: str) -> None:
     """A device that OpenVINO sees here."""
     devices = list(core.available_devices)
     if device.partition(":")[0] not in (*devices, *(name.partition(".")[0] for name in devices), *VIRTUAL):
@@ -255,7 +265,7 @@ def check_device(core: Any, device: str, key: str) -> None:
         )
 
 
-def check_precision(core: Any, device: str, precision: str) -> None:
+def check_precision(core: Core, device: str, precision: str) -> None:
     """What a CPU cannot compute in is refused; OpenVINO itself would compute in float32 without a word."""
     if precision == "f32" or not device.startswith("CPU"):
         return
@@ -308,7 +318,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def binding(port: Any) -> tuple[tuple[int | None, ...], str]:
+def binding(port: Output) -> tuple[tuple[int | None, ...], str]:
     """Shape with None for a free dimension, and numpy dtype name."""
     shape = tuple(None if side.is_dynamic else side.get_length() for side in port.partial_shape)
     return shape, str(port.element_type.to_dtype().name)

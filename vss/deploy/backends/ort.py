@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from vss.deploy.onnx_file import RUNTIME, deciding, load, quantised_as, require_
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+    from onnxruntime import InferenceSession, NodeArg
 
 LOG = logging.getLogger(__name__)
 SLOW = (
@@ -115,7 +117,7 @@ class OnnxRuntimeSession(Session):
             raise VssError(f"{path} does not exist; expected an ONNX file.")
         self._path, self._errors = path, _ort_errors()
 
-        def start(level: str) -> Any:
+        def start(level: str) -> InferenceSession:
             options = ort.SessionOptions()
             options.log_severity_level = 3
             options.intra_op_num_threads = threads or 0
@@ -130,7 +132,7 @@ class OnnxRuntimeSession(Session):
                     "the file is damaged or foreign; export it again."
                 ) from error
 
-        self._session: Any = start(optimisation or "all")
+        self._session: InferenceSession = start(optimisation or "all")
         require_one_file(path)  # whose hash is that of all it computes with
         if _runs_as_written(self._session) and optimisation != "disabled":
             if optimisation is not None:
@@ -180,13 +182,13 @@ class OnnxRuntimeSession(Session):
         self._session = None
 
 
-def _runs_as_written(session: Any) -> bool:
+def _runs_as_written(session: InferenceSession) -> bool:
     """Whether a file says of itself that it has Q/DQ in float16."""
     about = session.get_modelmeta().custom_metadata_map
     return (about.get("vss.precision"), about.get("vss.elsewhere")) == ("int8", "fp16")
 
 
-def _check_options(ort: Any, threads: int | None, provider: str, optimisation: str) -> None:
+def _check_options(ort: ModuleType, threads: int | None, provider: str, optimisation: str) -> None:
     if threads is not None and threads < 1:
         raise VssError(f"threads is {threads}; expected 1 or more.")
     if optimisation not in OPTIMISATION:
@@ -211,14 +213,14 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:300].rstrip(".")
 
 
-def _ort_binding(value: Any) -> Binding:
+def _ort_binding(value: NodeArg) -> Binding:
     names = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
     dtype = names.get(value.type) or value.type.removeprefix("tensor(").removesuffix(")")
     return Binding(tuple(side if isinstance(side, int) else None for side in value.shape), dtype)
 
 
 @contextlib.contextmanager
-def tapped(model: ModelProto, tensors: Sequence[str], optimisation: str) -> Iterator[Any]:
+def tapped(model: ModelProto, tensors: Sequence[str], optimisation: str) -> Iterator[InferenceSession]:
     """An onnxruntime session, on the CPU, of a ModelProto that also gives these tensors."""
     ort = need("onnxruntime", "running ONNX files")
     options = ort.SessionOptions()

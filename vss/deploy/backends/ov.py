@@ -33,6 +33,7 @@ from vss.deploy.onnx_file import RUNTIME, quantised_as
 
 if TYPE_CHECKING:
     from onnx import GraphProto
+    from openvino import CompiledModel, Input, Node
 
 DEVICE = "build.openvino.device"
 LOG = logging.getLogger(__name__)
@@ -166,7 +167,7 @@ class OpenVINOSession(Session):
             model = self._engine.read()
             names = [each.name for each in self._model.graph.output]
             self.outputs = {name: Binding(*binding(model.output(name))) for name in names}
-        self._profiled: tuple[Shapes, Any] | None = None
+        self._profiled: tuple[Shapes, CompiledModel] | None = None
         self._about = {
             "backend": "openvino",
             "version": package_version("openvino"),
@@ -238,7 +239,7 @@ class OpenVINOSession(Session):
             })  # fmt: skip
         return {"Layers": rows}
 
-    def _counted(self, feed: Mapping[str, np.ndarray]) -> Any:
+    def _counted(self, feed: Mapping[str, np.ndarray]) -> CompiledModel:
         """The model compiled for the shapes of a feed with performance counters, which cost a little."""
         shapes = {name: feed[name].shape for name in self.inputs}
         if self._profiled is None or self._profiled[0] != shapes:
@@ -297,21 +298,21 @@ def _made(graph: GraphProto) -> dict[str, str]:
     return made
 
 
-def _nodes(op: Any, made: Mapping[str, str]) -> list[str]:
+def _nodes(op: Node, made: Mapping[str, str]) -> list[str]:
     """The ONNX nodes that a layer of the compiled model does the work of; one that a pass has split off or merged in is
     known by its own name alone."""
     found = [name for name in _facts(op).get(ORIGINAL, "").split(",") if name in made]
     return found or [name for name in [op.get_friendly_name().removesuffix("_original")] if name in made]
 
 
-def _source(port: Any, made: Mapping[str, str]) -> list[str]:
+def _source(port: Input, made: Mapping[str, str]) -> list[str]:
     """The last ONNX node before an input, past layers that only lay it out anew; none, or one."""
     op = port.get_source_output().get_node()
     found = _nodes(op, made)[-1:]
     return found or (_source(op.input(0), made) if _facts(op)["layerType"] in ("Reorder", "Reshape") else [])
 
 
-def _facts(op: Any) -> dict[str, str]:
+def _facts(op: Node) -> dict[str, str]:
     """What the compiled model says of one of its layers."""
     info = op.get_rt_info()
     return {key: str(info[key].value) for key in info}

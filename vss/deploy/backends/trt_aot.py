@@ -11,6 +11,7 @@ import importlib
 import re
 from collections.abc import Set
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from vss.core.errors import VssError
@@ -37,7 +38,7 @@ def read_ptx(path: Path) -> str:
     return text
 
 
-def register(trt: Any, ptx: Path) -> set[str]:
+def register(trt: ModuleType, ptx: Path) -> set[str]:
     """Put the plugin into TensorRT's registry, once a process; returns the op types it brings."""
     from vss.ops.onnx_nodes import DOMAIN
 

@@ -18,10 +18,15 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from vss.core.errors import VssError, need, unknown
 from vss.core.files import atomic, write_error, write_json
+
+if TYPE_CHECKING:
+    from tensorrt import IBuilder, IBuilderConfig, INetworkDefinition
+
 
 if __package__:
     from vss.deploy.backends.trt_flavour import FLAVOURS, VERSION, Flavour
@@ -58,7 +63,7 @@ class TimingCache:
         with self._lock():
             return self._read()
 
-    def apply(self, config: Any) -> None:
+    def apply(self, config: IBuilderConfig) -> None:
         """Give a builder config what was measured before."""
         data = self.read()
         cache = config.create_timing_cache(data)
@@ -69,7 +74,7 @@ class TimingCache:
                 f"the timing cache {self.path} is of another device or TensorRT version; give another --timing-cache."
             )
 
-    def merge(self, config: Any) -> int:
+    def merge(self, config: IBuilderConfig) -> int:
         """Add what a build has measured to what other builds have written meanwhile; returns the bytes written."""
         measured = config.get_timing_cache()
         with self._lock():
@@ -162,7 +167,7 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
     return about | _build(trt, flavour, request) if request.get("onnx") else about
 
 
-def _build(trt: Any, flavour: Flavour, request: Mapping[str, Any]) -> dict[str, Any]:
+def _build(trt: ModuleType, flavour: Flavour, request: Mapping[str, Any]) -> dict[str, Any]:
     """Parse, configure and build through polygraphy, with a logger that keeps what TensorRT says."""
     from polygraphy.backend import trt as loaders
     from polygraphy.exception import PolygraphyException
@@ -213,7 +218,7 @@ def _write(path: Path, engine: bytes) -> None:
         raise write_error(path.parent, error) from error
 
 
-def _listen(trt: Any, loaders: Any) -> list[tuple[str, str]]:
+def _listen(trt: Any, loaders: ModuleType) -> list[tuple[str, str]]:
     """Make the logger of every builder and parser to come one that keeps errors, warnings and the list of layers."""
     kept: list[tuple[str, str]] = []
 
@@ -232,7 +237,9 @@ def _listen(trt: Any, loaders: Any) -> list[tuple[str, str]]:
     return kept
 
 
-def _config(trt: Any, flavour: Flavour, plan: Mapping[str, Any], builder: Any, network: Any) -> Any:
+def _config(
+    trt: ModuleType, flavour: Flavour, plan: Mapping[str, Any], builder: IBuilder, network: INetworkDefinition
+) -> IBuilderConfig:
     arguments = config_arguments(trt, plan)
     if flavour.targets:
         from polygraphy.backend.tensorrt_rtx import create_config_rtx
@@ -252,7 +259,7 @@ def _config(trt: Any, flavour: Flavour, plan: Mapping[str, Any], builder: Any, n
     return config
 
 
-def config_arguments(trt: Any, plan: Mapping[str, Any]) -> dict[str, Any]:
+def config_arguments(trt: ModuleType, plan: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of polygraphy's CreateConfig: every name resolved in the enums of this TensorRT."""
     from polygraphy.backend.trt import Profile
 
@@ -283,7 +290,7 @@ def member(enum: Any, name: str) -> Any:
 
 
 def _layers(
-    trt: Any, flavour: Flavour, engine: bytes, plan: Mapping[str, Any], messages: list[tuple[str, str]]
+    trt: ModuleType, flavour: Flavour, engine: bytes, plan: Mapping[str, Any], messages: list[tuple[str, str]]
 ) -> dict[str, Any] | str | None:
     """What became of the network: the builder's own list where it logs one, else the inspector's of the engine."""
     if flavour.targets:
@@ -297,7 +304,7 @@ def _layers(
     return inspect_layers(trt, opened) if plan["verbosity"] != "NONE" else None
 
 
-def _merged(cache: TimingCache, config: Any) -> dict[str, Any]:
+def _merged(cache: TimingCache, config: IBuilderConfig) -> dict[str, Any]:
     try:
         return {"file": cache.path.name, "bytes": cache.merge(config)}
     except VssError as error:  # the engine is good; what was measured is lost, and the report says so

@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
@@ -56,7 +57,7 @@ class Driver:
             ) from error
         self._call("cuInit", 0)
 
-    def _call(self, function: str, *arguments: Any) -> None:
+    def _call(self, function: str, *arguments: object) -> None:
         code = getattr(self._cuda, function)(*arguments)
         if code:
             raise EngineError(f"the NVIDIA driver refuses {function} (CUDA error {code}); check nvidia-smi.")
@@ -116,7 +117,7 @@ class Memory(Protocol):
     def close(self) -> None: ...
 
 
-def need_module(name: str, package: str) -> Any:
+def need_module(name: str, package: str) -> ModuleType:
     """Import what brings device memory, or say what to install."""
     try:
         return importlib.import_module(name)

@@ -19,9 +19,14 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from tensorrt import ICudaEngine, IExecutionContext, IRuntimeCache, IRuntimeConfig
+
 
 if __package__:
     from .trt_device import Device, Driver, EngineError, Memory, own_memory, sm
@@ -45,7 +50,7 @@ NUMPY_NAMES = {"FLOAT": "float32", "HALF": "float16"}
 NUMPY_NAMES |= {name: name.lower() for name in ("INT8", "UINT8", "INT32", "INT64", "BOOL")}
 
 
-def load_tensorrt(flavour: Flavour = TENSORRT) -> Any:
+def load_tensorrt(flavour: Flavour = TENSORRT) -> ModuleType:
     """Import a TensorRT of a known version, or say what to install. A process holds one flavour."""
     for other in FLAVOURS.values():
         if other.module != flavour.module and other.module in sys.modules:
@@ -201,11 +206,11 @@ class Engine:
         self._with_graphs = cuda_graph
         self._context = self._new_context()
         self.inputs, self.outputs = self._tensors(trt, "INPUT"), self._tensors(trt, "OUTPUT")
-        self._graphs = dict[Any, int]()
+        self._graphs = dict[tuple[tuple[str, tuple[int, ...]], ...], int]()
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
 
-    def _configure(self) -> tuple[Any, Any]:
+    def _configure(self) -> tuple[IRuntimeConfig | None, IRuntimeCache | None]:
         """How contexts run, and the runtime cache, of a product that compiles on the GPU; None and None of others."""
         if not self.flavour.compiles:
             if self._cache_path:
@@ -234,7 +239,7 @@ class Engine:
                 f"the runtime cache {self._cache_path} cannot be written ({why}); name another."
             ) from error
 
-    def _new_context(self) -> Any:
+    def _new_context(self) -> IExecutionContext:
         if self._config is None:
             context = self._engine.create_execution_context()
         else:
@@ -248,7 +253,7 @@ class Engine:
             raise EngineError(f"{self._path} has no optimisation profile {self._profile}.")
         return context
 
-    def _tensors(self, trt: Any, mode: str) -> dict[str, tuple[tuple[int | None, ...], str]]:
+    def _tensors(self, trt: ModuleType, mode: str) -> dict[str, tuple[tuple[int | None, ...], str]]:
         found = {}
         for index in range(self._engine.num_io_tensors):
             name = self._engine.get_tensor_name(index)
@@ -345,13 +350,13 @@ class Engine:
         self.memory.close()
 
 
-def inspect_layers(trt: Any, engine: Any) -> dict[str, Any]:
+def inspect_layers(trt: ModuleType, engine: ICudaEngine) -> dict[str, Any]:
     """The engine inspector's JSON as data: {"Layers": [...], "Bindings": [...]}."""
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     return dict(json.loads(text))
 
 
-def load_plugins(trt: Any, libraries: Sequence[Path | str], flavour: Flavour = TENSORRT) -> None:
+def load_plugins(trt: ModuleType, libraries: Sequence[Path | str], flavour: Flavour = TENSORRT) -> None:
     """Load TensorRT's own plugins and further libraries; none is ever unloaded, since that crashes living objects."""
     if hasattr(trt, "init_libnvinfer_plugins"):
         trt.init_libnvinfer_plugins(trt.Logger(trt.Logger.WARNING), "")
@@ -365,7 +370,7 @@ def load_plugins(trt: Any, libraries: Sequence[Path | str], flavour: Flavour = T
             )
 
 
-def _check_major(trt: Any, library: Path, flavour: Flavour) -> None:
+def _check_major(trt: ModuleType, library: Path, flavour: Flavour) -> None:
     """Interfaces differ between 10 and 11; a library of ours says what it was built for."""
     try:
         built_for = ctypes.CDLL(str(library)).vssTensorRTMajor

@@ -25,7 +25,7 @@ class ProfiledEngine(Engine):
         """Engine layer -> milliseconds of every run, by TensorRT's profiler in a context of its own."""
         trt, times = self._trt, defaultdict[str, list[float]](list)
 
-        def report_layer_time(profiler: Any, layer_name: str, ms: float) -> None:
+        def report_layer_time(profiler: object, layer_name: str, ms: float) -> None:
             times[layer_name].append(float(ms))
 
         profiler = type("Profiler", (trt.IProfiler,), {"report_layer_time": report_layer_time})()

@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,6 +27,7 @@ from vss.deploy.profile.subject import Subject, channels
 from vss.deploy.profile.table import FITTED, LatencyTable, Role, Sample
 from vss.deploy.profile.units import Reading
 from vss.prune.latency import LatencyModel, widths_of
+from vss.prune.plan import Group
 
 log = logging.getLogger(__name__)
 STEPS = (1, 2, 4, 8, 16, 32)
@@ -304,7 +304,7 @@ def heaviest_groups(table: LatencyTable) -> list[int]:
     return [int(index) for index in np.argsort(-weight)]
 
 
-def _nearest(group: Any, share: float, step: int) -> int:
+def _nearest(group: Group, share: float, step: int) -> int:
     """The multiple of `step` (and of the group's unit) nearest to a share of the group, at least one, at most all."""
     step = int(np.lcm(step, group.unit))
     return int(min(group.channels, max(step, round(group.channels * share / step) * step)))

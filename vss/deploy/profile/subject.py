@@ -175,7 +175,7 @@ class TorchSubject:
         item = 2 if self._setting.precision == "fp16" else 4
 
         def hook(name: str) -> Callable[..., None]:
-            def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            def note(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
                 if isinstance(output, Tensor) and inputs and isinstance(inputs[0], Tensor):
                     found[name] = _shape(cost, name, module, inputs[0], output, item)
 
@@ -227,7 +227,7 @@ def read_modules(session: TorchSession, feed: Mapping[str, np.ndarray], *, secon
 
 
 def _one_run(
-    model: nn.Module, call: Callable[[], Any], device: torch.device, held: float
+    model: nn.Module, call: Callable[[], object], device: torch.device, held: float
 ) -> tuple[dict[str, float], float]:
     """Milliseconds of every leaf module, and the seconds that launching took; a GPU first waits for `held` seconds."""
     gpu = device.type == "cuda"

@@ -205,7 +205,7 @@ def _broken(path: Path | str, what: str) -> VssError:
     return VssError(f"{path} is no whole latency table ({what}); remove it and build it again: vss lut build.")
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = str(value)
     return text[:12] if len(text) == 64 else text
 

@@ -312,7 +312,7 @@ def read_engine(
     return Reading.of(found, total, alone=alone)
 
 
-def least_ms(call: Callable[[], Any], seconds: float, least: int, *, alone: bool) -> float:
+def least_ms(call: Callable[[], object], seconds: float, least: int, *, alone: bool) -> float:
     """Minimum milliseconds of a call, after a warm-up; CPU time of this thread when it does all the work `alone`."""
     clock = time.thread_time_ns if alone else time.perf_counter_ns
     for _ in range(WARM_RUNS):

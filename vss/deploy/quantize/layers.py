@@ -11,7 +11,8 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -162,7 +163,7 @@ def read_onnx(path: Path | str) -> ModelProto:
     return model
 
 
-def _unknown_ops(onnx: Any, model: ModelProto) -> Iterator[tuple[str, str]]:
+def _unknown_ops(onnx: ModuleType, model: ModelProto) -> Iterator[tuple[str, str]]:
     functions = {(each.domain, each.name) for each in model.functions}
     versions = {each.domain: each.version for each in model.opset_import}
     for node in model.graph.node:

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -172,7 +173,7 @@ def _metadata(precision: Precision, typed: _Typed) -> dict[str, str]:
     return {key: value for key, value in data.items() if value}
 
 
-def _check_legal(onnx: Any, model: ModelProto, source: Path, precision: Precision) -> None:
+def _check_legal(onnx: ModuleType, model: ModelProto, source: Path, precision: Precision) -> None:
     """Valid ONNX, and nothing in its Q/DQ that TensorRT refuses, unless the target wants what that does."""
     try:
         onnx.checker.check_model(model, full_check=True)

@@ -174,7 +174,7 @@ class Ranges(BaseModel):
             raise VssError(f"{path} holds no ranges: {fault(error)}; calibrate again.") from error
 
 
-def _usable(value: Any) -> bool:
+def _usable(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value) and value > 0
 
 
@@ -196,7 +196,7 @@ def ranges_of(
     histograms: Mapping[str, AbsHistogram],
     method: Method,
     *,
-    calibration: Mapping[str, Any] | None = None,
+    calibration: Mapping[str, object] | None = None,
     allow_dead: Iterable[str] = (),
 ) -> Ranges:
     """Turn what was measured into ranges. What feeds `allow_dead` layers alone, which will not be quantised, may have
