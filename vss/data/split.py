@@ -80,7 +80,8 @@ def _shared_out(data: SegData, wanted: Mapping[str, float | str]) -> SegData:
     ]
     pairs.sort(key=lambda pair: pair.id)
     if files:
-        return dataclasses.replace(data, splits={s: _listed(data.root, pairs, files[s]) for s in SPLITS if s in files})
+        lists = {split: found_file(files[split], data.root, "data.split") for split in SPLITS if split in files}
+        return dataclasses.replace(data, splits={split: listed_pairs(pairs, path) for split, path in lists.items()})
     shares = {name: float(part) for name, part in wanted.items()}
     present = count_classes(data, pairs).rows > 0  # a bad mask is refused: without it others would be shared out
     found = share_out(pairs, present, shares) | stays
@@ -150,11 +151,6 @@ def shared_images(splits: Mapping[str, Sequence[Pair]]) -> list[list[tuple[str, 
     for member, digest in zip(alike, sha256_files([pair.image for _, pair in alike]), strict=True):
         equal.setdefault(digest, []).append(member)
     return [group for group in equal.values() if len({split for split, _ in group}) > 1]
-
-
-def _listed(root: Path, pairs: Sequence[Pair], text: str) -> list[Pair]:
-    """The pairs that a file lists, see `listed_pairs`."""
-    return listed_pairs(pairs, found_file(text, root, "data.split"))
 
 
 def listed_pairs(pairs: Sequence[Pair], path: Path) -> list[Pair]:
