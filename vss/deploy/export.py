@@ -160,7 +160,7 @@ def _refuse_for_any(size: tuple[int, int] | None, **flags: object) -> None:
 def _export_any(
     model: nn.Module,
     path: Path | str,
-    example: Any,
+    example: object,
     forward: Forward | None,
     batch: int | None,
     opset: int,

@@ -197,7 +197,7 @@ class TensorRTBackend:
         device: Device | None,
         found: Mapping[str, Any],
         layers: Mapping[str, Any] | None,
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         version = found["version"]
         listed = [each if isinstance(each, dict) else {"Name": each} for each in (layers or {"Layers": ()})["Layers"]]
         typed = convolutions(model, listed) if layers else {}

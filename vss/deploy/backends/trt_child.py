@@ -140,7 +140,7 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def answer(request: Mapping[str, Any]) -> dict[str, Any]:
+def answer(request: Mapping[str, Any]) -> dict[str, object]:
     """Do what a request asks.
 
     Args:
@@ -167,7 +167,7 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
     return about | _build(trt, flavour, request) if request.get("onnx") else about
 
 
-def _build(trt: ModuleType, flavour: Flavour, request: Mapping[str, Any]) -> dict[str, Any]:
+def _build(trt: ModuleType, flavour: Flavour, request: Mapping[str, Any]) -> dict[str, object]:
     """Parse, configure and build through polygraphy, with a logger that keeps what TensorRT says."""
     from polygraphy.backend import trt as loaders
     from polygraphy.exception import PolygraphyException

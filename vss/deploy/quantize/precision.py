@@ -185,9 +185,9 @@ def _check_legal(onnx: ModuleType, model: ModelProto, source: Path, precision: P
             raise VssError(f"{source} in int8 would be refused by TensorRT: {faults[0]}")
 
 
-def _report(net: Net, precision: Precision, typed: _Typed) -> dict[str, Any]:
+def _report(net: Net, precision: Precision, typed: _Typed) -> dict[str, object]:
     ops = [node.op_type for node in typed.model.graph.node]
-    report: dict[str, Any] = {
+    report: dict[str, object] = {
         "kind": precision.kind,
         "layers": len(net.layers),
         "int8": typed.int8,
