@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vss.prune.apply import apply_plan, cut, masked
     from vss.prune.budget import CostModel, count
     from vss.prune.make import make_plan, recalibrate_bn
-    from vss.prune.proof import verify
+    from vss.prune.probe import verify
     from vss.prune.stats.run import COLLECTORS, Statistics, collect
     from vss.prune.trace import find_groups
 

@@ -33,7 +33,7 @@ from vss.prune import (
 from vss.prune.budget import borrowed, multiple_of
 from vss.prune.make import Choose, norm_of_single_values, refuse_single_images
 from vss.prune.phases import scale_facts
-from vss.prune.proof import two_sizes
+from vss.prune.probe import two_sizes
 from vss.run import inputs, runner
 from vss.run.latency import LatencyGoal
 from vss.run.project import Project, project_of
