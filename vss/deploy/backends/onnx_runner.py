@@ -136,7 +136,8 @@ class OpenVINOEngine:
             self._settings |= ON_CPU | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
         self._cache = cache and cache_folder(Path(cache), self._data)
         self.inputs = {port.any_name: binding(port) for port in model.inputs}
-        self._most, self._requests = most, dict[tuple[tuple[int, ...], ...], InferRequest]()
+        self._most = most
+        self._requests: dict[tuple[tuple[int, ...], ...], InferRequest] = {}
         self._fixed = all(None not in shape[1:] for shape, _ in self.inputs.values())
         self.reserve(1)  # so that what cannot be compiled is refused now
 
