@@ -103,7 +103,7 @@ def doubled_outputs(model: nn.Module, x: Example, outputs: Outputs) -> Sequence[
     casts = (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16)
 
     class Wide(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_function__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
             wide = {key: torch.float64 if value in narrow else value for key, value in (kwargs or {}).items()
                     if isinstance(value, torch.dtype)}  # fmt: skip
             args = tuple(torch.float64 if isinstance(arg, torch.dtype) and arg in narrow else arg for arg in args)

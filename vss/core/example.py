@@ -29,7 +29,7 @@ def call(model: Any, example: Example) -> Any:
     return model(*example) if isinstance(example, tuple | list) else model(example)
 
 
-def default_forward(model: Any, example: Example) -> Any:
+def default_forward(model: object, example: Example) -> Any:
     """Call `forward_train` where the network has one (auxiliary heads included), else the network."""
     return call(getattr(model, "forward_train", model), example)
 

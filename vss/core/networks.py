@@ -58,7 +58,7 @@ def eager(function: F) -> F:
     the time that compiling it takes."""
 
     @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(*args: object, **kwargs: object) -> Any:
         import torch
 
         networks = [each for each in (*args, *kwargs.values()) if isinstance(each, torch.nn.Module)]

@@ -131,7 +131,7 @@ def _tuples(value: object) -> object:
     return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def keyword_options(factory: Callable[..., Any]) -> dict[str, Any]:
+def keyword_options(factory: Callable[..., object]) -> dict[str, Any]:
     """Name -> annotation, resolved, of the keyword-only parameters of a function or class."""
     function: Any = inspect.unwrap(getattr(factory, "__init__") if isinstance(factory, type) else factory)  # noqa: B009
     parameters = inspect.signature(factory).parameters.values()

@@ -308,7 +308,7 @@ def _check(data: Mapping[str, object], what: str) -> dict[str, Any]:
     return head | report.model_dump(by_alias=True, exclude_unset=True)
 
 
-def _plain(value: Any, place: str, nulls: dict[str, str]) -> Any:
+def _plain(value: object, place: str, nulls: dict[str, str]) -> Any:
     """JSON types only; every non-finite number is recorded in `nulls` under its place."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item, f"{place}.{key}".lstrip("."), nulls) for key, item in value.items()}

@@ -184,7 +184,7 @@ def polygon_region(polygons: Sequence[np.ndarray], height: int, width: int) -> t
     return tools.decode(code).view(bool)[y : height - top, x : width - left], top + y, left + x
 
 
-def run_region(runs: Mapping[str, Any], height: int, width: int) -> np.ndarray:
+def run_region(runs: Mapping[str, object], height: int, width: int) -> np.ndarray:
     """(H, W) bool of run lengths as COCO has them, compressed or not, by pycocotools.
 
     They must add up to the image (`runs_of`): of pixels beyond their end pycocotools gives what the memory held.

@@ -329,7 +329,7 @@ def _labelme_content(path: Path) -> tuple[list[tuple[str, str, Any]], int, int]:
 
 
 def _labelme_shapes(
-    path: Path, shapes: list[dict[str, Any]], width: int, height: int
+    path: Path, shapes: list[dict[str, object]], width: int, height: int
 ) -> Iterator[tuple[str, str, Any]]:
     for shape in shapes:
         kind, label = str(shape.get("shape_type") or "polygon"), str(shape["label"])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -94,7 +93,7 @@ class Street:
         return place
 
     def _draw(
-        self, shape: str, points: Sequence[Any], colour: Colour | None, label: int | None, **options: Any
+        self, shape: str, points: Sequence[object], colour: Colour | None, label: int | None, **options: object
     ) -> None:
         getattr(self._paint, shape)(points, fill=colour, **options)
         if label is not None:
@@ -110,7 +109,7 @@ class Street:
         self._draw("rectangle", (x, y, x + max(0.0, width - 1), y + max(0.0, height - 1)), colour, label)
 
     def ellipse(
-        self, centre: Point, radii: Point, colour: Colour | None, label: int | None = None, **options: Any
+        self, centre: Point, radii: Point, colour: Colour | None, label: int | None = None, **options: object
     ) -> None:
         """Filled, or with no colour and `outline` and `width` a ring."""
         (x, y), (across, down) = centre, radii

@@ -266,7 +266,7 @@ def _end_to_end(predictor: StagedPredictor, paths: Sequence[Path], preprocess: P
 
 
 def _result(
-    mode: str, trace: Trace, timing: Timing, batches: Mapping[str, int], before: dict[str, Any]
+    mode: str, trace: Trace, timing: Timing, batches: Mapping[str, int], before: dict[str, object]
 ) -> dict[str, Any]:
     baseline = next(iter(trace.windows))
     after = environment()

@@ -68,7 +68,7 @@ class SegGraph(nn.Module):
         """Its own name alone: torch's exporter prints what it traces, and a layer of another library may fail at it."""
         return f"{type(self).__name__}({type(self.model).__name__})"
 
-    def outputs(self, sides: tuple[Any, Any]) -> dict[str, tuple[str, tuple[Any, ...]]]:
+    def outputs(self, sides: tuple[object, object]) -> dict[str, tuple[str, tuple[Any, ...]]]:
         """Name -> (dtype, shape without N) of every output, in order; `sides` are H and W of the image."""
         if self.defect:
             small = [side // self.model.stride for side in sides]

@@ -227,7 +227,7 @@ class View:
         standard = (node for node in self.nodes if node.domain in ("", "ai.onnx"))
         return (node for node in standard if not ops or node.op_type in ops)
 
-    def attribute(self, node: NodeProto, name: str, default: Any) -> Any:
+    def attribute(self, node: NodeProto, name: str, default: object) -> Any:
         """Value of an attribute; text as str."""
         for each in node.attribute:
             if each.name == name:

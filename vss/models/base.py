@@ -170,7 +170,7 @@ class AtMost(TorchDispatchMode):
         super().__init__()
         self.left = elements
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         first = func._schema.arguments[0].name if func._schema.arguments else ""
         if first == "size":
             self.left -= math.prod(args[0])

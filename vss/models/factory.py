@@ -41,7 +41,7 @@ COUNTS = ("num_classes", "classes", "n_classes", "num_labels")
 """Parameters that take the number of classes, as libraries call them."""
 
 
-def build(name: str, /, num_classes: int, **options: Any) -> SegModel:
+def build(name: str, /, num_classes: int, **options: object) -> SegModel:
     """Build a registered network.
 
     Args:
@@ -122,7 +122,7 @@ class Factory:
         net.name, net.options = self.target, dict(options)
         return net
 
-    def counts(self, options: dict[str, Any]) -> bool:
+    def counts(self, options: dict[str, object]) -> bool:
         """Whether the number of classes is passed on, since the function takes it and the options do not say it."""
         return not set(options) & set(COUNTS) and bool(set(COUNTS) & set(self._parameters()[0]))
 
@@ -135,7 +135,7 @@ class Factory:
         named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         return named, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
-    def _arguments(self, num_classes: int | None, options: dict[str, Any]) -> dict[str, Any]:
+    def _arguments(self, num_classes: int | None, options: dict[str, object]) -> dict[str, Any]:
         """What the function is called with; an option that it does not take is refused."""
         known, takes_any = self._parameters()
         own = set(COUNTS) & set(known)
@@ -148,7 +148,7 @@ class Factory:
         return arguments
 
 
-def use(target: str, options: dict[str, Any] | None = None) -> str:
+def use(target: str, options: dict[str, object] | None = None) -> str:
     """Make a factory that the user has named a network of `MODELS` by its "MODULE:NAME", which is returned.
 
     `options` are those that the user gave for it.

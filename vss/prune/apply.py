@@ -223,7 +223,7 @@ def _replace(model: nn.Module, name: str, value: Tensor) -> None:
         owner.register_buffer(leaf, value.contiguous(), persistent=leaf not in owner._non_persistent_buffers_set)
 
 
-def _sync_attributes(module: Any, before: tuple[int, ...]) -> None:
+def _sync_attributes(module: object, before: tuple[int, ...]) -> None:
     """Make a layer's size attributes say what its tensors now say."""
     weight: Any = getattr(module, "weight", None)
     if isinstance(module, Conv):

@@ -68,7 +68,7 @@ class Follower(TorchDispatchMode):
                     self.marks[name].append(book.span(name, dim, length).view(shape))
         self.shapes = {name: tuple(value.shape) for name, value in tensors}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
         if time.monotonic() > self.deadline:
             raise TimeUp
         given = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)}
@@ -178,7 +178,7 @@ def onto(mark: Tensor, ndim: int) -> Tensor:
     return mark.view(*(1,) * (ndim - mark.ndim), *mark.shape) if mark.ndim < ndim else mark
 
 
-def pointwise(follower: Follower, given: dict[str, Any], outputs: list[Tensor]) -> None:
+def pointwise(follower: Follower, given: dict[str, object], outputs: list[Tensor]) -> None:
     """Values at equal places: their labels live together, a dim of 1 is broadcast and meets nobody."""
     out = outputs[0]
     operands = [value for value in _tensors(v for k, v in given.items() if k != "op")]

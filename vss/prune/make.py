@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,13 +40,13 @@ def make_plan(
     example: Example,
     *,
     criterion: str | Criterion = "l1",
-    budget: Budget | dict[str, Any] | None = None,
+    budget: Budget | dict[str, object] | None = None,
     batches: Iterable[Batch] | None = None,
     loss: Loss | None = None,
     seed: int = 0,
     keep: Iterable[str] = (),
     groups: Groups | None = None,
-    calibration: dict[str, Any] | None = None,
+    calibration: dict[str, object] | None = None,
     forward: Forward | None = None,
     statistics: Statistics | None = None,
     choose: Choose | None = None,

@@ -71,7 +71,9 @@ class Client:
         with self._asking(f"the server at {self.address} gives no statistics of {model}"):
             return _counters(self.client.get_inference_statistics(model, **extra)["model_stats"][0])
 
-    def since(self, model: str, before: Mapping[str, Any], *, answered: int, seconds: float = 10.0) -> dict[str, Any]:
+    def since(
+        self, model: str, before: Mapping[str, object], *, answered: int, seconds: float = 10.0
+    ) -> dict[str, Any]:
         """What a model did since `before` (see `difference`), once the server has counted `answered` requests.
 
         A server counts a request a moment after its answer. Raises `VssError` when it does not within `seconds`.

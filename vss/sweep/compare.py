@@ -198,7 +198,7 @@ def summarise(rows: list[dict[str, Any]]) -> str:
     return f"{counts}, {len(left)} of {len(rows)} not judged: {'; '.join(reasons)}"
 
 
-def judge(a: dict[str, Any], b: dict[str, Any], lower: bool) -> dict[str, Any]:
+def judge(a: dict[str, object], b: dict[str, Any], lower: bool) -> dict[str, Any]:
     """One figure by Welch's t-interval of the difference of two means.
 
     Args:

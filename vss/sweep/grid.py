@@ -120,7 +120,7 @@ class Trial:
         return parse(Recipe, overridden(self.base, settings), source=f"trial {self.id}")
 
 
-def _trial(base: dict[str, Any], combination: tuple[tuple[str, Choice], ...]) -> Trial:
+def _trial(base: dict[str, object], combination: tuple[tuple[str, Choice], ...]) -> Trial:
     coords = {axis: choice.name for axis, choice in combination}
     overrides = {key: value for _, choice in combination for key, value in choice.set.items()}
     trial = Trial(
@@ -165,7 +165,7 @@ def grids() -> list[str]:
     return sorted(path.stem for path in GRIDS.glob("*.yaml"))
 
 
-def named_recipe(name: str, overrides: dict[str, Any] | None = None) -> Recipe | None:
+def named_recipe(name: str, overrides: dict[str, object] | None = None) -> Recipe | None:
     """The recipe of a row of a packaged grid, CRITERION_BUDGET such as `ours_c4_r40`, with the first seed, or None."""
     for grid in (load_grid(each, overrides) for each in grids()):
         for trial in grid.trials():
@@ -174,7 +174,7 @@ def named_recipe(name: str, overrides: dict[str, Any] | None = None) -> Recipe |
     return None
 
 
-def load_grid(path: Path | str, overrides: dict[str, Any] | None = None) -> Grid:
+def load_grid(path: Path | str, overrides: dict[str, object] | None = None) -> Grid:
     """Read a packaged grid by name or any YAML file.
 
     `overrides` are dotted keys of the recipe, for every trial; keys of the grid itself (`recipe`, `seeds`, ...) replace

@@ -136,7 +136,7 @@ def named(trials: Iterable[Trial], work: Experiment) -> list[Trial]:
     return [replace(trial, fault=trial.fault or _fault(work.check, trial.recipe())) for trial in trials]
 
 
-def _fault(check: Callable[..., None], recipe: Recipe, **options: Any) -> str:
+def _fault(check: Callable[..., None], recipe: Recipe, **options: object) -> str:
     try:
         check(recipe, **options)
     except VssError as error:

@@ -64,9 +64,9 @@ def save(
     model: nn.Module,
     path: Path | str,
     *,
-    preprocess: Preprocess | dict[str, Any] | None = None,
+    preprocess: Preprocess | dict[str, object] | None = None,
     classes: tuple[str, ...] | list[str] = (),
-    info: dict[str, Any] | None = None,
+    info: dict[str, object] | None = None,
 ) -> Path:
     """Write a checkpoint atomically, with the plans by which the network or parts of it were cut.
 

@@ -116,7 +116,7 @@ def torch_predictor(
     return predict
 
 
-def _finite(found: Any) -> Any:
+def _finite(found: object) -> Any:
     refuse_not_finite(found.values() if isinstance(found, Mapping) else (found,), "the network", NETWORK)
     return found
 

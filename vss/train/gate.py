@@ -110,7 +110,7 @@ def _value(name: str, result: Mapping[str, Any], metric: str) -> float:
     return float(value)
 
 
-def comparable(result: Mapping[str, Any], metric: str) -> float:
+def comparable(result: Mapping[str, object], metric: str) -> float:
     """The figure by which a network is compared with another one: mean IoU over the classes in the truth."""
     if metric == "miou_pct" and IMAGES in result:
         return float(miou_pct(torch.from_numpy(np.asarray(result[IMAGES]).sum(0)), truth=True))

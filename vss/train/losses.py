@@ -121,7 +121,7 @@ class Learner(nn.Module, ABC):
         """The scalar loss over all heads; `progress` is the finished share of the training, 0..1."""
 
     @abstractmethod
-    def teacher_outputs(self, teacher: Any, images: Tensor) -> Heads:
+    def teacher_outputs(self, teacher: object, images: Tensor) -> Heads:
         """The heads of a teacher that a student is compared with."""
 
     @abstractmethod
@@ -129,7 +129,7 @@ class Learner(nn.Module, ABC):
         """How far the student's heads are from the teacher's, summed over the heads that the teacher has."""
 
     @abstractmethod
-    def update(self, model: Any, images: Tensor, batch: Batch) -> None:
+    def update(self, model: object, images: Tensor, batch: Batch) -> None:
         """Add one validation batch; images: (N, 3, H, W) float."""
 
     @abstractmethod

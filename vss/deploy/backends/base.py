@@ -187,5 +187,5 @@ class Backend(Protocol):
     def build(self, onnx: Path, out: Path, spec: BuildSpec) -> Path:
         """Make the artefact `out` of an ONNX file; whole or absent."""
 
-    def open(self, artefact: Any, *, threads: int | None = None, **options: Any) -> Session:
+    def open(self, artefact: object, *, threads: int | None = None, **options: Any) -> Session:
         """Open an artefact; `threads` of None leaves the choice to the runtime."""

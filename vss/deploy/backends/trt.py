@@ -389,7 +389,7 @@ def _check_disk(target: Path, onnx: Path) -> None:
         )
 
 
-def _write_beside(target: Path, facts: Mapping[str, Any], layers: Mapping[str, Any] | None) -> None:
+def _write_beside(target: Path, facts: Mapping[str, Any], layers: Mapping[str, object] | None) -> None:
     """What belongs beside an engine; each gets its name once all are written."""
     with ExitStack() as stack:
         script = stack.enter_context(atomic(target.with_name(target.name + ".sh")))

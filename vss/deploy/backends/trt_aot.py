@@ -54,7 +54,7 @@ def register(trt: ModuleType, ptx: Path) -> set[str]:
     def describe(logits: Any, out_h: int, out_w: int, align_corners: int) -> Any:
         return plugin.from_shape_expr((logits.shape_expr[0], out_h, out_w), dtype=trt.int32)
 
-    def kernel(logits: Any, out_h: int, out_w: int, align_corners: int, outputs: Any, tactic: int) -> Any:
+    def kernel(logits: Any, out_h: int, out_w: int, align_corners: int, outputs: object, tactic: int) -> Any:
         count, classes, height, width = logits.shape_expr
         launch = plugin.KernelLaunchParams()
         launch.grid_x = count * (out_h * -(-out_w // SEGMENT))

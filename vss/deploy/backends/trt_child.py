@@ -290,7 +290,7 @@ def member(enum: Any, name: str) -> Any:
 
 
 def _layers(
-    trt: ModuleType, flavour: Flavour, engine: bytes, plan: Mapping[str, Any], messages: list[tuple[str, str]]
+    trt: ModuleType, flavour: Flavour, engine: bytes, plan: Mapping[str, object], messages: list[tuple[str, str]]
 ) -> dict[str, Any] | str | None:
     """What became of the network: the builder's own list where it logs one, else the inspector's of the engine."""
     if flavour.targets:

@@ -106,7 +106,7 @@ class Memory(Protocol):
     def reserve(self, name: str, size: int) -> int:
         """At least so many bytes for a tensor; returns the device address, which moves only when it grows."""
 
-    def upload(self, name: str, values: Any) -> None:
+    def upload(self, name: str, values: object) -> None:
         """Copy a contiguous array into its buffer, on the stream."""
 
     def download(self, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
@@ -193,7 +193,7 @@ class CudaPythonMemory:
         self._pinned: dict[str, int] = {}
         self._host: dict[str, np.ndarray] = {}
 
-    def _call(self, function: str, *arguments: Any) -> Any:
+    def _call(self, function: str, *arguments: object) -> Any:
         code, *found = getattr(self._cuda, function)(*arguments)
         if code != self._cuda.cudaError_t.cudaSuccess:
             raise EngineError(f"CUDA refuses {function} ({code.name}); check nvidia-smi.")

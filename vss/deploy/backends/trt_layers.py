@@ -88,7 +88,7 @@ class Check:
     sentence: str
 
 
-def check_ends(model: ModelProto, engine: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Check:
+def check_ends(model: ModelProto, engine: Mapping[str, Mapping[str, Mapping[str, object]]]) -> Check:
     """Names, types and shapes of inputs and outputs, {"inputs", "outputs"} of the parsed network, are the file's."""
     constants = {each.name for each in model.graph.initializer}
     wrong: list[str] = []
@@ -113,7 +113,7 @@ def _differs(value: ValueInfoProto, made: Mapping[str, Any]) -> str:
     return ""
 
 
-def convolutions(model: ModelProto, layers: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+def convolutions(model: ModelProto, layers: Iterable[Mapping[str, object]]) -> dict[str, dict[str, str]]:
     """Convolution of the file -> {"op", "asked", "runs"}, types of `WORDS`.
 
     "asked" is "" where nothing certain is asked: in branches, loops and functions, where another op stands between
@@ -179,7 +179,7 @@ def check_types(found: Mapping[str, Mapping[str, str]], float_ops: Iterable[str]
     return Check("types of convolutions", shown and not wrong, ", ".join(parts) or nothing)
 
 
-def summary(layers: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+def summary(layers: Iterable[Mapping[str, object]]) -> dict[str, int]:
     """Count of engine layers by type, `total` too; layers that read none of `WORDS` are "other"."""
     kinds = [type_of(layer) or "other" for layer in layers]
     return {"total": len(kinds), **dict(sorted(Counter(kinds).items()))}

@@ -21,7 +21,7 @@ from vss.deploy.backends.trt_runner import Engine
 class ProfiledEngine(Engine):
     """An engine that can also say how long each of its layers takes."""
 
-    def profile(self, feed: Mapping[str, Any], runs: int) -> dict[str, list[float]]:
+    def profile(self, feed: Mapping[str, object], runs: int) -> dict[str, list[float]]:
         """Engine layer -> milliseconds of every run, by TensorRT's profiler in a context of its own."""
         trt, times = self._trt, defaultdict[str, list[float]](list)
 
@@ -69,7 +69,7 @@ class TorchMemory:
         kind = torch.from_numpy(np.empty(0, dtype)).dtype
         return self._buffers[name][: math.prod(shape) * kind.itemsize].view(kind).view(shape)
 
-    def upload(self, name: str, values: Any) -> None:
+    def upload(self, name: str, values: object) -> None:
         """Takes a torch tensor too."""
         source = values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))
         dtype = str(source.dtype).removeprefix("torch.")

@@ -60,7 +60,13 @@ class OnnxSubject:
     """
 
     def __init__(
-        self, variants: Variants, key: dict[str, Any], setting: Setting, *, size: tuple[int, int], seconds: float = 0.4
+        self,
+        variants: Variants,
+        key: dict[str, object],
+        setting: Setting,
+        *,
+        size: tuple[int, int],
+        seconds: float = 0.4,
     ) -> None:
         self.variants, self.groups, self.key = variants, variants.groups, key
         self._setting, self._seconds = setting, seconds
@@ -148,7 +154,7 @@ class TorchSubject:
         self,
         model: nn.Module,
         groups: Sequence[Group],
-        key: dict[str, Any],
+        key: dict[str, object],
         setting: Setting,
         *,
         preprocess: Preprocess,

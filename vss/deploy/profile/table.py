@@ -124,7 +124,7 @@ class LatencyTable:
             raise _broken(path, "the uncut network is not in it")
         return table
 
-    def check(self, key: dict[str, Any], *, path: Path | str, command: str) -> None:
+    def check(self, key: dict[str, object], *, path: Path | str, command: str) -> None:
         """Refuse a table that holds for something else; `command` builds the right one."""
         for name, wanted in key.items():
             if self.key.get(name) != wanted:

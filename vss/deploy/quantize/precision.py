@@ -342,7 +342,7 @@ def decide(rows: Sequence[Mapping[str, Any]], *, stable: bool = True) -> dict[st
     return {"chosen": chosen, "why": why, "sentence": f"{chosen} is kept ({times}){'; ' + others if others else ''}."}
 
 
-def _refusal(row: Mapping[str, Any], plain: Mapping[str, Any], best: Mapping[str, Any]) -> str:
+def _refusal(row: Mapping[str, Any], plain: Mapping[str, object], best: Mapping[str, object]) -> str:
     """Why a row is not taken over the best one so far; empty when it is."""
     if not row["passed"]:
         return str(row["sentence"]).rstrip(".")

@@ -117,7 +117,7 @@ class Criterion:
 CRITERIA: Registry[type[Criterion]] = Registry("criterion")
 
 
-def make_criterion(name: str, /, *, preset: str | None = None, **options: Any) -> Criterion:
+def make_criterion(name: str, /, *, preset: str | None = None, **options: object) -> Criterion:
     """Build a criterion by name or alias, from a named set of options (`preset`) and options, which win.
 
     An unknown option is refused with the closest one.

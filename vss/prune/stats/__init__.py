@@ -30,7 +30,7 @@ class Need:
     options: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
-    def of(cls, name: str, **options: Any) -> Need:
+    def of(cls, name: str, **options: object) -> Need:
         return cls(name, tuple(sorted(options.items())))
 
     def __str__(self) -> str:

@@ -58,7 +58,7 @@ def trainer(config: FitConfig, **settings: Any) -> L.Trainer:
         raise VssError(f"{values} cannot be used here: {one_line(str(error)).rstrip('.')}.") from error
 
 
-def _refuses(**one: Any) -> bool:
+def _refuses(**one: object) -> bool:
     """Whether one setting is refused with all others at their defaults."""
     try:
         L.Trainer(**DEFAULTS | one, logger=False, enable_checkpointing=False)
@@ -135,7 +135,7 @@ class WholeFiles(TorchCheckpointIO):
     Its own way writes into TMPDIR and moves, which is a copy where that is another file system.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, object], path: str | Path, storage_options: object = None) -> None:
         with atomic(path) as temporary, temporary.open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()
@@ -158,7 +158,7 @@ def fit_folder(path: Path, inputs: Mapping[str, Any]) -> Iterator[tuple[str, Pat
         yield key, _resume_file(path, key)
 
 
-def _make_ready(path: Path, key: str, inputs: Mapping[str, Any]) -> None:
+def _make_ready(path: Path, key: str, inputs: Mapping[str, object]) -> None:
     old = _record(path)
     if old.get("key") != key:
         _set_aside(path, old, inputs)
@@ -182,7 +182,7 @@ def _set_aside(path: Path, old: Mapping[str, Any], inputs: Mapping[str, Any]) ->
     log.warning("%s held another training (%s); it is kept in %s", path, changed, aside)
 
 
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def _flat(data: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for key, value in data.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}

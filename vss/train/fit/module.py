@@ -92,7 +92,7 @@ class Phase:
         """Tensors, numbers and dictionaries of them."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, object]) -> None:
         """What `state_dict` gave."""
 
 
@@ -224,7 +224,7 @@ class FitModule(L.LightningModule):
             if not bool(torch.isfinite(value.detach()).all()):
                 raise Diverged(f"{name} is no longer finite")
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         checkpoint["vss"] = self.key
         if self.phase is not None:
             checkpoint["phase"] = self.phase.state_dict()
