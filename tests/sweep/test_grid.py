@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from vss.cli.main import main
 from vss.core.config import parse
 from vss.core.errors import VssError
 from vss.prune import make_criterion
@@ -36,6 +38,19 @@ def test_a_cell_that_cannot_be_is_named_and_the_rest_stay() -> None:
     assert [bool(cell.fault) for cell in found] == [False, True]
     assert "prune.budget.keep" in found[1].fault and "macs_1.5--v" in found[1].fault
     assert found[0].recipe().data.size == (32, 64)
+
+
+def test_a_dry_run_of_trials_that_cannot_be_ends_as_the_sweep_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for keeps, code in (("[0.5, 1.5]", 0), ("[1.5, 1.6]", 2)):
+        (tmp_path / "g.yaml").write_text(f"name: g\nrecipe: camvid_unet\nbudgets: {keeps}\n")
+        monkeypatch.setattr(sys, "argv", ["vss", "sweep", str(tmp_path / "g.yaml"), "--dry-run"])
+        with pytest.raises(SystemExit) as end:
+            main()
+        shown = capsys.readouterr()
+        assert (end.value.code or 0) == code and "macs_1.5" in shown.out, shown
+        assert ("no trial of the sweep can be run: " in shown.err) == bool(code)
 
 
 def test_bad_grids_are_sentences(tmp_path: Path) -> None:

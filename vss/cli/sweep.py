@@ -182,7 +182,7 @@ def _run_trials(
     from vss.sweep import sweep as run_sweep
     from vss.sweep.experiment import experiment
     from vss.sweep.grid import AXES
-    from vss.sweep.run import Summary, named
+    from vss.sweep.run import Summary, named, require_some
 
     if dry_run:
         trials = named(grid.trials(), experiment(grid.study, grid.plugins))
@@ -191,6 +191,7 @@ def _run_trials(
             [{"name": trial.id, **trial.coords, "fault": trial.fault or None} for trial in trials], heads, grid.name
         )
         out.print(f"{len(trials)} trials")
+        require_some(trials)
         return
     summary, settings = Summary(), Settings(**executor)
     bar = _Bar(summary)

@@ -282,7 +282,8 @@ def require_lender(plan: Plan, source: str, groups: Iterable[Group]) -> None:
     if other is not None:
         raise VssError(
             f"prune.widths is {source}, a plan of another network: {other} has {theirs.get(other, 'no')} channels "
-            f"there and {ours.get(other, 'none')} to choose from here; name a plan of this network and prune.keep."
+            f"there and {ours.get(other, 'none')} to choose from here; name a plan of this network, made with the same "
+            "prune.keep."
         )
 
 

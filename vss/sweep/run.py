@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
@@ -125,10 +125,16 @@ def checked(trials: list[Trial], work: Experiment, *, here: bool) -> list[Trial]
                 known[key] = _fault(work.preflight, recipe, here=here)
             fault = known[key]
         found.append(replace(trial, fault=fault))
-    if all(trial.fault for trial in found):
-        more = "" if len({trial.fault for trial in found}) == 1 else f" ({found[0].id}; the others have faults as well)"
-        raise VssError(f"no trial of the sweep can be run: {found[0].fault}{more}")
+    require_some(found)
     return found
+
+
+def require_some(trials: Sequence[Trial]) -> None:
+    """Refuse trials that all have a fault."""
+    if all(trial.fault for trial in trials):
+        alike = len({trial.fault for trial in trials}) == 1
+        more = "" if alike else f" ({trials[0].id}; the others have faults as well)"
+        raise VssError(f"no trial of the sweep can be run: {trials[0].fault}{more}")
 
 
 def named(trials: Iterable[Trial], work: Experiment) -> list[Trial]:
