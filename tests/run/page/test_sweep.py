@@ -166,6 +166,18 @@ def test_budgets_at_other_macs_are_named_and_a_gain_is_no_loss(page: tuple[Path,
     assert ("+3.22", "points, best mean change: l1") in found["tiles"]
 
 
+def test_times_of_another_load_are_named(page: tuple[Path, dict[str, Any]]) -> None:
+    def said(*times: float) -> list[str]:
+        row = {**page[1]["rows"][0], "status": "ok", "coords": {"criterion": "l1"}}
+        rows = [row | {"values": {"baseline_latency_ms_p50": time}} for time in times]
+        return [text for text in headline(page[1] | {"rows": rows})["sentences"] if "milliseconds" in text]
+
+    assert said(12.9, 31.0, 13.5) == [
+        "The uncut network took 12.90 to 31.00 ms beside its trials: compare speedups, not milliseconds."
+    ]
+    assert said(12.9, 13.5) == []
+
+
 def test_missing_latencies_are_named(page: tuple[Path, dict[str, Any]]) -> None:
     rows = [{**row, "values": dict(row["values"])} for row in page[1]["rows"]]
     del rows[0]["values"]["latency_ms_p50"], rows[1]["values"]["latency_ms_p50"]

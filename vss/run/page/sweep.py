@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 KIND, SCHEMA = "vss.sweep_results", 1
+UNLIKE = 1.2  # times of one network that differ by more were taken at another load of the machine
 OTHER_MACS = "not at equal MACs"  # how the labels of such runs begin
 COSTS = ("macs_g", "params_m", "latency_ms_p50")
 MAIN = ("macs_g", "params_m", "latency_ms_p50", "speedup")
@@ -118,8 +119,23 @@ def headline(results: Mapping[str, Any]) -> dict[str, object]:
     if best:
         tiles.append((signed(best[1], 2), f"points, best mean change: {best[0]}"))
     sentences += [f"{figure} is missing." for figure, _ in missing(results) if figure.startswith("Latency")]
+    sentences += _loads(done)
     tone = "bad" if failed else "warn" if any(missed.values()) else "good"
     return {"headline": text, "sentences": sentences, "tiles": tiles, "tone": tone}
+
+
+def _loads(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each network whose own time, measured beside every trial, says that the machine was not alike."""
+    times: dict[str, list[float]] = {}
+    for row in rows:
+        if (value := row["values"].get("baseline_latency_ms_p50")) is not None:
+            times.setdefault(row["coords"].get("network", "network"), []).append(value)
+    return [
+        f"The uncut {name} took {number(min(own), 2)} to {number(max(own), 2)} ms beside its trials: compare speedups, "
+        "not milliseconds."
+        for name, own in times.items()
+        if max(own) > UNLIKE * min(own)
+    ]
 
 
 def two_way(results: Mapping[str, Any]) -> dict[str, object] | None:
