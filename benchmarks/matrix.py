@@ -71,7 +71,7 @@ MACS_TOLERANCE = 0.02
 KIND, SCHEMA, CHECKS = "vss.matrix", 1, 2  # CHECKS goes up when a cell proves something else
 SOURCES = (
     "core/*.py", "models/*.py", "prune/*.py", "prune/criteria/*.py", "prune/stats/*.py", "deploy/export.py",
-    "deploy/graph.py", "deploy/parity.py", "deploy/surgeon.py", "train/checkpoint.py", "train/names.py",
+    "deploy/graph.py", "deploy/parity.py", "deploy/surgeon.py", "train/checkpoint.py",
 )  # fmt: skip
 SEARCH_STEPS = 4
 

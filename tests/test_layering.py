@@ -74,7 +74,7 @@ def imports(source: str, module: str, is_package: bool) -> Iterator[str]:
             if base.split(".")[0] == "vss":
                 yield from (resolve(base, alias.name) for alias in node.names)
         elif isinstance(node, ast.Call):
-            yield from (each for each in dynamic(node) if each.split(".")[0] == "vss")
+            yield from (each for each in dynamic(node, module) if each.split(".")[0] == "vss")
 
 
 @functools.cache
@@ -82,14 +82,16 @@ def imported(source: str, module: str, is_package: bool) -> list[str]:
     return sorted(set(imports(source, module, is_package)))
 
 
-def dynamic(node: ast.Call) -> Iterator[str]:
+def dynamic(node: ast.Call, module: str) -> Iterator[str]:
     """What a call imports, now or when it is asked for: `importlib.import_module("vss.x")`, `__import__("vss.x")`,
-    and `MODELS.later("x", "vss.x:X")`, whose arguments are literals."""
+    `MODELS.later("x", "vss.x:X")` and `lazy_names(__name__, {"x": ["X"]})`, whose arguments are literals."""
     name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
     if name in {"import_module", "__import__"} and node.args and isinstance(node.args[0], ast.Constant):
         yield str(node.args[0].value)
     elif name == "later":
         yield ast.literal_eval(node.args[1]).partition(":")[0]
+    elif name == "lazy_names":
+        yield from (f"{module}.{part}" for part in ast.literal_eval(node.args[1]))
 
 
 def refusal(module: str, target: str) -> str:
@@ -148,7 +150,7 @@ def test_rooms_import_lower_floors_alone_and_nothing_goes_in_circles() -> None:
         ("vss.sweep.grid", "from vss.ship import bundle\n", "sweep (floor 5) imports ship"),
         ("vss.ops.reference", "import vss\n", "the package itself"),
         ("vss.models.factory", 'MODELS.later("x", "vss.run.job:run")\n', "models (floor 2) imports run"),
-        ("vss.ops", "if TYPE_CHECKING:\n    from vss.ops.later import X\n", "vss.ops -> vss.ops.later -> vss.ops"),
+        ("vss.ops", 'lazy_names(__name__, {"later": ["X"]})\n', "vss.ops -> vss.ops.later -> vss.ops"),
     ],
 )
 def test_a_planted_import_is_found(module: str, planted: str, said: str) -> None:
@@ -167,6 +169,11 @@ def test_a_planted_import_is_found(module: str, planted: str, said: str) -> None
         ("def f():\n    from vss.cli import main", "vss.ops", {"vss.cli.main"}),
         ("import importlib\nimportlib.import_module('vss.run.job')", "vss.ops", {"vss.run.job"}),
         ("MODELS.later('x', 'vss.models.unet:UNet', aliases=['y'])", "vss.models.factory", {"vss.models.unet"}),
+        (
+            "find = lazy_names(__name__, {'base': ['SegModel'], 'weights': ['load_weights']})",
+            "vss.models",
+            {"vss.models.base", "vss.models.weights"},
+        ),
         ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import vss.cli", "vss.ops", {"vss.cli"}),
     ],
 )

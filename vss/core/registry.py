@@ -7,7 +7,6 @@ registers things) or by `--plugin MODULE` on the command line, which calls `load
 
 from __future__ import annotations
 
-import ast
 import importlib
 import importlib.metadata
 import inspect
@@ -168,14 +167,13 @@ def load_entry_points() -> None:
         point.load()
 
 
-def lazy_names(package: str) -> Callable[[str], object]:
-    """The `__getattr__` of `package` (PEP 562): what it imports under TYPE_CHECKING comes when somebody asks for it.
+def lazy_names(package: str, modules: Mapping[str, Iterable[str]]) -> Callable[[str], object]:
+    """The `__getattr__` of `package` (PEP 562), whose `modules` (relative) define those names: one is imported when
+    somebody asks for such a name.
 
     No name may be that of a module of the package: once that is imported, it is what the package has by that name.
     """
-    blocks = [node for node in ast.parse(inspect.getsource(sys.modules[package])).body if isinstance(node, ast.If)]
-    found = [node for block in blocks for node in block.body if isinstance(node, ast.ImportFrom)]
-    homes = {alias.name: str(node.module) for node in found for alias in node.names}
+    homes = {name: f"{package}.{module}" for module, names in modules.items() for name in names}
 
     def find(name: str) -> object:
         if name not in homes:

@@ -18,7 +18,21 @@ if TYPE_CHECKING:
     from vss.data.synthetic import write_defects, write_street
     from vss.data.transforms import Augment, BalancedSampler, EpochSampler, SegSplit, make_loader
 
-__getattr__ = lazy_names(__name__)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "base": ["IGNORE", "LabelTable", "Pair", "SegData", "UnknownLabelsError", "require_classes"],
+        "counts": ["class_weights", "count_classes"],
+        "defects": ["DefectSplit", "Targets", "choose_annotated", "labels_of", "read_split_file"],
+        "doubts": ["check_labels"],
+        "images": ["BadSampleError"],
+        "layouts": ["guess_layout"],
+        "preprocess": ["Preprocess"],
+        "readers": ["DATASETS", "open_data"],
+        "synthetic": ["write_defects", "write_street"],
+        "transforms": ["Augment", "BalancedSampler", "EpochSampler", "SegSplit", "make_loader"],
+    },
+)
 
 __all__ = [
     "DATASETS",

@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from vss.models.base import AtMost, DefectModel, SegModel, check_multiple
     from vss.models.weights import load_backbone, load_weights, read_state_dict
 
-__getattr__ = lazy_names(__name__)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "adapter": ["Wrapped", "wrap"],
+        "base": ["AtMost", "DefectModel", "SegModel", "check_multiple"],
+        "weights": ["load_backbone", "load_weights", "read_state_dict"],
+    },
+)
 
 __all__ = [
     "MODELS",

@@ -19,7 +19,17 @@ if TYPE_CHECKING:
     from vss.prune.stats.run import COLLECTORS, Statistics, collect
     from vss.prune.trace import find_groups
 
-__getattr__ = lazy_names(__name__)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "apply": ["apply_plan", "cut", "masked"],
+        "budget": ["CostModel", "count"],
+        "make": ["make_plan", "recalibrate_bn"],
+        "stats.run": ["COLLECTORS", "Statistics", "collect"],
+        "trace": ["find_groups"],
+        "probe": ["verify"],
+    },
+)
 
 __all__ = [
     "COLLECTORS",

@@ -70,14 +70,14 @@ def group_classes(table: Table, of: Tensor, locked: set[int], summed: set[int]) 
         table, of: all slices of the network, and the class of each.
         locked, summed: classes that stay, and those that something sums over beside the layers that read them.
     """
-    alike: dict[tuple[object, ...], list[tuple[int, Runs]]] = defaultdict(list)
+    alike: dict[tuple[tuple[Key, tuple[int, ...]], ...], list[tuple[int, Runs]]] = defaultdict(list)
     for number, runs in table.classes(of).items():
         if number not in locked and any(table.roles.get(key) == "producer" for key, _ in runs):
             alike[tuple((key, tuple(length for _, length in parts)) for key, parts in runs)].append((number, runs))
     found = Found()
     parts: list[tuple[str, list[tuple[int, Runs]]]] = []
     for signature, members in alike.items():
-        keys: list[Key] = [entry[0] for entry in signature]  # type: ignore[index]
+        keys = [key for key, _ in signature]
         if all(table.roles.get(key) in ("producer", "norm") for key in keys):
             found.refused |= dict.fromkeys((number for number, _ in members if number not in summed), UNREAD)
             members = [member for member in members if member[0] in summed]

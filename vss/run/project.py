@@ -381,7 +381,7 @@ def try_size(model: Any, size: tuple[int, int]) -> None:
         found = model.eval()(image)
     except VssError:
         raise
-    except Exception as error:
+    except Exception as error:  # a network of somebody else may raise anything
         raise VssError(
             f"the network of {model.name} does not take images of {size[0]}x{size[1]} in RGB ({type(error).__name__}: "
             f"{one_line(str(error)).rstrip('.')}); give another --input-size (data.size), or change the network."

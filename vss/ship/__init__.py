@@ -9,6 +9,6 @@ if TYPE_CHECKING:
     from vss.ship.bundle import ship
     from vss.ship.check import rebuild, verify
 
-__getattr__ = lazy_names(__name__)
+__getattr__ = lazy_names(__name__, {"bundle": ["ship"], "check": ["rebuild", "verify"]})
 
 __all__ = ["Manifest", "read", "rebuild", "ship", "verify"]

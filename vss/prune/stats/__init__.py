@@ -38,7 +38,7 @@ class Need:
 
 
 class Reads(NamedTuple):
-    """What a collector takes from the calibration pass, as the attributes of `vss.prune.stats.Collector` say."""
+    """What a collector takes from the calibration pass, as the attributes of `vss.prune.stats.base.Collector` say."""
 
     gradients: bool = False
     labels: bool = False
